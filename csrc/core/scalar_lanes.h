@@ -1,0 +1,120 @@
+// One lane: the vocabulary in which core/ is written, in plain C++. The portable CPU build and CUDA threads use it
+// as it is; csrc/cpu/lanes_*.h say the same words for vector registers. Every operation is exactly rounded or
+// integer, so all kinds of lanes give the same bits.
+#pragma once
+
+#include <cstring>
+
+#include "platform.h"
+
+namespace fastinit {
+inline namespace FASTINIT_ISA {
+
+template <class To, class From>
+FASTINIT_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// a * b + c, rounded once to nearest even.
+FASTINIT_HD float exact_fma(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  // Without the instruction: the product is exact in double, and the sum is rounded there first. Rounding it again to
+  // float gives the same as rounding once, unless the sum fell on a tie between two floats, or is subnormal.
+  const double product = static_cast<double>(a) * static_cast<double>(b);
+  const double addend = c;
+  const double sum = product + addend;
+  uint64_t bits = bit_cast<uint64_t>(sum);
+  const bool on_tie = (bits & 0x1FFFFFFF) == 0x10000000;
+  const bool subnormal = (bits << 1) < (uint64_t{1023 - 126} << 53);
+  if (__builtin_expect(!on_tie && !subnormal, 1)) return static_cast<float>(sum);
+  // Then round the sum to odd, and the second rounding sees on which side of the tie the true sum lies (Boldo,
+  // Melquiond: "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", IEEE TC 2008).
+  // The error of the sum is exact by Knuth's two-sum.
+  const double virtual_addend = sum - product;
+  const double error = (product - (sum - virtual_addend)) + (addend - virtual_addend);
+  if (error != 0.0 && (bits & 1) == 0) {
+    // Even and inexact: the neighbour towards the true sum is odd.
+    const bool away_from_zero = (error > 0.0) == (sum > 0.0);
+    bits += away_from_zero ? 1 : ~uint64_t{0};
+  }
+  return static_cast<float>(bit_cast<double>(bits));
+#endif
+}
+
+struct ScalarLanes {
+  static constexpr int kWidth = 1;
+
+  using Word = uint32_t;  // a Philox word
+  using Wide = uint64_t;  // the product of two
+  using U32 = uint32_t;
+  using F32 = float;
+  using Mask = bool;
+
+  static FASTINIT_HD Wide mul_wide(Word a, uint32_t b) { return static_cast<uint64_t>(a) * b; }
+  static FASTINIT_HD Word high(Wide a) { return static_cast<uint32_t>(a >> 32); }
+  static FASTINIT_HD Word low(Wide a) { return static_cast<uint32_t>(a); }
+  static FASTINIT_HD Word xor3(Word a, Word b, uint32_t c) { return a ^ b ^ c; }
+  static FASTINIT_HD Word splat_word(uint32_t a) { return a; }
+
+  static constexpr int kBlocksPerWord = 1;     // Philox blocks that one Word holds a word of
+  static constexpr int kRegistersPerWord = 4;  // U32 registers that its four words fill
+  static constexpr int kCounters = 4;          // Words that advance together
+  // The two low counter words of kBlocksPerWord blocks from `block` on.
+  static FASTINIT_HD void count_blocks(uint64_t block, Word& low, Word& high) {
+    low = static_cast<uint32_t>(block);
+    high = static_cast<uint32_t>(block >> 32);
+  }
+  // Words of blocks, brought into stream order.
+  static FASTINIT_HD void interleave(const Word (&word)[4], U32* in_order) {
+    for (int i = 0; i < 4; ++i) in_order[i] = word[i];
+  }
+
+  static FASTINIT_HD U32 splat(uint32_t a) { return a; }
+  static FASTINIT_HD F32 splat(float a) { return a; }
+  static FASTINIT_HD U32 bits(F32 a) { return bit_cast<uint32_t>(a); }
+  static FASTINIT_HD F32 from_bits(U32 a) { return bit_cast<float>(a); }
+
+  static FASTINIT_HD U32 bit_and(U32 a, U32 b) { return a & b; }
+  static FASTINIT_HD U32 bit_or(U32 a, U32 b) { return a | b; }
+  static FASTINIT_HD U32 add(U32 a, U32 b) { return a + b; }
+  template <int kBits>
+  static FASTINIT_HD U32 shift_right(U32 a) {
+    return a >> kBits;
+  }
+  static FASTINIT_HD Mask less(U32 a, U32 b) { return a < b; }
+  static FASTINIT_HD U32 invert_unless(Mask keep, U32 a) { return keep ? a : ~a; }
+
+  static FASTINIT_HD F32 from_signed(U32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
+  static FASTINIT_HD F32 from_unsigned(U32 a) { return static_cast<float>(a); }
+  static FASTINIT_HD F32 sub(F32 a, F32 b) { return a - b; }
+  static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return exact_fma(a, b, c); }
+  static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) {
+    const float raised = a > lower ? a : lower;
+    return raised < upper ? raised : upper;
+  }
+  static FASTINIT_HD Mask less(F32 a, F32 b) { return a < b; }
+  static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return mask ? a : b; }
+  static FASTINIT_HD F32 negate_if(Mask mask, F32 a) { return mask ? -a : a; }
+  static FASTINIT_HD bool any(Mask mask) { return mask; }
+
+  static FASTINIT_HD bool test(Mask mask, int /*lane*/) { return mask; }
+  static FASTINIT_HD uint32_t get(U32 a, int /*lane*/) { return a; }
+  static FASTINIT_HD void set(F32& a, int /*lane*/, float value) { a = value; }
+
+  // 32 floats, indexed by the low five bits of a lane.
+  struct Table32 {
+    const float* entries;  // [32]
+    FASTINIT_HD explicit Table32(const float* entries) : entries(entries) {}
+    FASTINIT_HD F32 operator[](U32 index) const { return entries[index & 31]; }
+  };
+};
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

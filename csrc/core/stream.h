@@ -1,0 +1,53 @@
+// A stream: the words that belong to one name under one seed (stream version 1, docs/STREAM.md). Any word can be
+// computed alone, from its index.
+#pragma once
+
+#include "philox.h"
+
+namespace fastinit {
+
+constexpr int kStreamVersion = 1;
+
+// Word w of the stream is word w % 4 of the Philox block at counter (low half: w / 4, high half: counter_high).
+struct Stream {
+  uint64_t key;
+  uint64_t counter_high;
+};
+
+inline namespace FASTINIT_ISA {
+
+// The name's 128-bit digest as the counter, the seed as the key: for one seed a bijection, so two names share a
+// stream only if their digests are equal.
+FASTINIT_HD Stream derive_stream(const uint64_t (&name_id)[2], uint64_t seed) {
+  uint32_t block[1][4] = {{static_cast<uint32_t>(name_id[0]), static_cast<uint32_t>(name_id[0] >> 32),
+                           static_cast<uint32_t>(name_id[1]), static_cast<uint32_t>(name_id[1] >> 32)}};
+  philox4x32<ScalarLanes>(block, seed);
+  return {block[0][0] | static_cast<uint64_t>(block[0][1]) << 32, block[0][2] | static_cast<uint64_t>(block[0][3]) << 32};
+}
+
+// A second word for value `index`, asked for by values in the far tail only. It comes from the same key with the
+// complement of the counter's high half, which no other value reads.
+FASTINIT_HD uint32_t tail_word(const Stream& stream, uint64_t index) {
+  const uint64_t low = index / 4;
+  const uint64_t high = ~stream.counter_high;
+  uint32_t block[1][4] = {{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high),
+                           static_cast<uint32_t>(high >> 32)}};
+  philox4x32<ScalarLanes>(block, stream.key);
+  return block[0][index % 4];
+}
+
+// L::kCounters * L::kRegistersPerWord registers of consecutive words, from block `block` on.
+template <class L>
+FASTINIT_HD void draw(const Stream& stream, uint64_t block, typename L::U32* words) {
+  typename L::Word counter[L::kCounters][4];
+  for (int i = 0; i < L::kCounters; ++i) {
+    L::count_blocks(block + static_cast<uint64_t>(i) * L::kBlocksPerWord, counter[i][0], counter[i][1]);
+    counter[i][2] = L::splat_word(static_cast<uint32_t>(stream.counter_high));
+    counter[i][3] = L::splat_word(static_cast<uint32_t>(stream.counter_high >> 32));
+  }
+  philox4x32<L>(counter, stream.key);
+  for (int i = 0; i < L::kCounters; ++i) L::interleave(counter[i], words + i * L::kRegistersPerWord);
+}
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

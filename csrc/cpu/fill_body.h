@@ -1,0 +1,218 @@
+// The loop that fills a range of one task, written once on lanes and compiled once per instruction set. Knows nothing
+// of threads or of other tasks (dispatch.cpp).
+#pragma once
+
+#include "core/distributions.h"
+#include "core/rounding.h"
+
+namespace fastinit {
+inline namespace FASTINIT_ISA {
+
+// Registers of words, and how many values they make.
+template <class L>
+constexpr int kDrawRegisters = L::kCounters * L::kRegistersPerWord;
+template <class L>
+constexpr int kDrawWords = kDrawRegisters<L> * L::kWidth;
+
+// float values from a distribution, a draw of kDrawValues at a time.
+template <class L, class DistributionF32>
+struct SourceF32 {
+  static constexpr int kBlockValues = 4;  // of one Philox block
+  static constexpr int kDrawValues = kDrawWords<L>;
+
+  const Stream stream;
+  const DistributionF32 distribution;
+
+  template <bool kStreaming, class Element>
+  FASTINIT_HD void draw_values(uint64_t block, Element* out) const {
+    typename L::U32 words[kDrawRegisters<L>];
+    draw<L>(stream, block, words);
+    const uint64_t index = block * kBlockValues;
+    for (int i = 0; i < kDrawRegisters<L>; i += 2) {
+      const int first = i * L::kWidth;
+      const int second = first + L::kWidth;
+      L::template store_pair<kStreaming>(distribution(words[i], index + first), distribution(words[i + 1], index + second),
+                                         out + first);
+    }
+  }
+};
+
+// double values: vectors of words, then a value at a time.
+template <class L, class DistributionF64>
+struct SourceF64 {
+  static constexpr int kBlockValues = 2;
+  static constexpr int kDrawValues = kDrawWords<L> / 2;
+
+  const Stream stream;
+  const DistributionF64 distribution;
+
+  template <bool kStreaming>
+  FASTINIT_HD void draw_values(uint64_t block, double* out) const {
+    typename L::U32 registers[kDrawRegisters<L>];
+    draw<L>(stream, block, registers);
+    alignas(64) uint32_t words[kDrawWords<L>];
+    for (int i = 0; i < kDrawRegisters<L>; ++i) L::template store<false>(registers[i], words + i * L::kWidth);
+    for (int i = 0; i < kDrawValues; ++i) {
+      out[i] = distribution(words[2 * i] | static_cast<uint64_t>(words[2 * i + 1]) << 32);
+    }
+  }
+};
+
+// Values [index, index + count) of a source to consecutive memory.
+template <bool kStreaming, class Source, class Element>
+FASTINIT_HD void fill_consecutive(const Source& source, uint64_t index, int64_t count, Element* out) {
+  constexpr int64_t kDrawValues = Source::kDrawValues;
+  uint64_t block = index / Source::kBlockValues;
+  const int64_t skipped = static_cast<int64_t>(index % Source::kBlockValues);
+  alignas(64) Element draw_buffer[kDrawValues];
+  const auto draw_part = [&](int64_t from, int64_t part) {
+    source.template draw_values<false>(block, draw_buffer);
+    memcpy(static_cast<void*>(out), draw_buffer + from, static_cast<size_t>(part) * sizeof(Element));
+    block += kDrawValues / Source::kBlockValues;
+    out += part;
+    count -= part;
+  };
+  if (skipped != 0) draw_part(skipped, count < kDrawValues - skipped ? count : kDrawValues - skipped);
+  for (; count >= kDrawValues; count -= kDrawValues) {
+    source.template draw_values<kStreaming>(block, out);
+    block += kDrawValues / Source::kBlockValues;
+    out += kDrawValues;
+  }
+  if (count > 0) draw_part(0, count);
+}
+
+// A position among a task's local elements, counted in row-major order.
+struct Cursor {
+  int64_t slab, row, column;
+
+  FASTINIT_HD Cursor(const IndexMap& map, int64_t local_index) {
+    const int64_t rows = local_index / map.row_length;
+    column = local_index % map.row_length;
+    slab = rows / map.rows_per_slab;
+    row = rows % map.rows_per_slab;
+  }
+  FASTINIT_HD int64_t global_index(const IndexMap& map) const {
+    return map.global_offset + slab * map.slab_index_step + row * map.row_index_step + column;
+  }
+  FASTINIT_HD int64_t memory_offset(const IndexMap& map) const {
+    return slab * map.slab_memory_step + row * map.row_memory_step + column * map.element_memory_step;
+  }
+  // Elements left in the row, `limit` at the most.
+  FASTINIT_HD int64_t left_in_row(const IndexMap& map, int64_t limit) const {
+    const int64_t left = map.row_length - column;
+    return left < limit ? left : limit;
+  }
+  // `count` stays within the row.
+  FASTINIT_HD void advance(const IndexMap& map, int64_t count) {
+    column += count;
+    if (column < map.row_length) return;
+    column = 0;
+    if (++row < map.rows_per_slab) return;
+    row = 0;
+    ++slab;
+  }
+};
+
+template <class Element>
+FASTINIT_HD void scatter(const Element* values, int64_t count, const IndexMap& map, Cursor& cursor, Element* data) {
+  while (count > 0) {
+    const int64_t piece = cursor.left_in_row(map, count);
+    Element* out = data + cursor.memory_offset(map);
+    for (int64_t k = 0; k < piece; ++k) out[k * map.element_memory_step] = values[k];
+    cursor.advance(map, piece);
+    values += piece;
+    count -= piece;
+  }
+}
+
+// Local elements [begin, end) of a task.
+template <class L, class Source, class Element>
+void fill_elements(const Task& task, const Source& source, int64_t begin, int64_t end, bool streaming) {
+  const IndexMap& map = task.map;
+  Element* const data = reinterpret_cast<Element*>(task.data);
+  Cursor cursor(map, begin);
+  const bool one_index_run = map.row_index_step == map.row_length &&
+                             map.slab_index_step == map.rows_per_slab * map.row_length;
+  if (map.element_memory_step == 1 && (!one_index_run || map.row_length >= Source::kDrawValues)) {
+    while (begin < end) {
+      const int64_t piece = cursor.left_in_row(map, end - begin);
+      const uint64_t index = static_cast<uint64_t>(cursor.global_index(map));
+      Element* out = data + cursor.memory_offset(map);
+      const bool aligned = reinterpret_cast<uintptr_t>(out) % L::kStreamAlignment == 0 && index % Source::kBlockValues == 0;
+      if (streaming && aligned) {
+        fill_consecutive<true>(source, index, piece, out);
+      } else {
+        fill_consecutive<false>(source, index, piece, out);
+      }
+      cursor.advance(map, piece);
+      begin += piece;
+    }
+    return;
+  }
+  // Scattered in memory: in index order through a small buffer.
+  constexpr int64_t kBufferValues = 1024;
+  alignas(64) Element buffer[kBufferValues];
+  while (begin < end) {
+    const int64_t left = end - begin < kBufferValues ? end - begin : kBufferValues;
+    const int64_t piece = one_index_run ? left : cursor.left_in_row(map, left);
+    fill_consecutive<false>(source, static_cast<uint64_t>(cursor.global_index(map)), piece, buffer);
+    scatter(buffer, piece, map, cursor, data);
+    begin += piece;
+  }
+}
+
+template <class Element>
+void fill_constant(const Task& task, int64_t begin, int64_t end) {
+  Element value;
+  round_to(task.sampler.center, value);
+  Cursor cursor(task.map, begin);
+  while (begin < end) {
+    const int64_t piece = cursor.left_in_row(task.map, end - begin);
+    Element* out = reinterpret_cast<Element*>(task.data) + cursor.memory_offset(task.map);
+    const int64_t step = task.map.element_memory_step;
+    if (step == 1) {
+      for (int64_t k = 0; k < piece; ++k) out[k] = value;
+    } else {
+      for (int64_t k = 0; k < piece; ++k) out[k * step] = value;
+    }
+    cursor.advance(task.map, piece);
+    begin += piece;
+  }
+}
+
+template <class L, class Element>
+void fill_typed(const Task& task, int64_t begin, int64_t end, bool streaming) {
+  alignas(64) static constexpr QuantileHotRows kHot = quantile_hot_rows();
+  const Sampler& sampler = task.sampler;
+  const Stream& stream = task.stream;
+  if (sampler.kind == Distribution::kConstant) {
+    fill_constant<Element>(task, begin, end);
+  } else if constexpr (sizeof(Element) == sizeof(double)) {
+    if (sampler.kind == Distribution::kUniform) {
+      const SourceF64<L, UniformF64> source{stream, UniformF64(sampler, stream)};
+      fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
+    } else {
+      const SourceF64<L, NormalF64> source{stream, NormalF64(sampler, stream)};
+      fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
+    }
+  } else if (sampler.kind == Distribution::kUniform) {
+    const SourceF32<L, UniformF32<L>> source{stream, UniformF32<L>(sampler, stream)};
+    fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
+  } else {
+    const SourceF32<L, NormalF32<L>> source{stream, NormalF32<L>(sampler, stream, kHot)};
+    fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
+  }
+}
+
+template <class L>
+void fill_range(const Task& task, int64_t begin, int64_t end, bool streaming) {
+  switch (task.dtype) {
+    case Dtype::kFloat32: return fill_typed<L, float>(task, begin, end, streaming);
+    case Dtype::kFloat64: return fill_typed<L, double>(task, begin, end, false);
+    case Dtype::kFloat16: return fill_typed<L, Float16>(task, begin, end, streaming);
+    case Dtype::kBfloat16: return fill_typed<L, Bfloat16>(task, begin, end, streaming);
+  }
+}
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

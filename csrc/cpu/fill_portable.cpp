@@ -1,0 +1,12 @@
+// The fill loop for any processor: one lane, no intrinsics.
+#include "fill_body.h"
+#include "instruction_sets.h"
+#include "lanes_portable.h"
+
+namespace fastinit {
+
+void fill_range_portable(const Task& task, int64_t begin, int64_t end, bool streaming) {
+  fill_range<PortableLanes>(task, begin, end, streaming);
+}
+
+}  // namespace fastinit

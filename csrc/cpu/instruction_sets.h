@@ -1,0 +1,17 @@
+// The instruction sets that fill_body.h is compiled for, one file each; dispatch.cpp chooses among them at run time.
+#pragma once
+
+#include "core/task.h"
+
+namespace fastinit {
+
+// Fills local elements [begin, end) of one task; `streaming` writes past the caches where alignment allows.
+using FillRange = void (*)(const Task& task, int64_t begin, int64_t end, bool streaming);
+
+void fill_range_portable(const Task& task, int64_t begin, int64_t end, bool streaming);
+#if defined(__x86_64__)
+void fill_range_avx2(const Task& task, int64_t begin, int64_t end, bool streaming);
+void fill_range_avx512(const Task& task, int64_t begin, int64_t end, bool streaming);
+#endif
+
+}  // namespace fastinit

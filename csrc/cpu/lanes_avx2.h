@@ -1,0 +1,141 @@
+// Eight lanes in AVX2 registers, with FMA and F16C: the words of core/scalar_lanes.h. Included inside the target region
+// of fill_avx2.cpp only.
+#pragma once
+
+#include "core/rounding.h"
+
+namespace fastinit {
+inline namespace FASTINIT_ISA {
+
+struct Avx2Lanes {
+  static constexpr int kWidth = 8;
+
+  // Four Philox words, each in the low half of a 64-bit lane; the high half holds anything (see Avx512Lanes).
+  using Word = __m256i;
+  using Wide = __m256i;
+  using U32 = __m256i;
+  using F32 = __m256;
+  using Mask = __m256;  // all bits of a lane, or none
+
+  static FASTINIT_HD Wide mul_wide(Word a, uint32_t b) { return _mm256_mul_epu32(a, splat_word(b)); }
+  static FASTINIT_HD Word high(Wide a) { return _mm256_srli_epi64(a, 32); }
+  static FASTINIT_HD Word low(Wide a) { return a; }
+  static FASTINIT_HD Word xor3(Word a, Word b, uint32_t c) {
+    return _mm256_xor_si256(_mm256_xor_si256(a, b), splat_word(c));
+  }
+  static FASTINIT_HD Word splat_word(uint32_t a) { return _mm256_set1_epi64x(a); }
+
+  static constexpr int kBlocksPerWord = 4;
+  static constexpr int kRegistersPerWord = 2;
+  static constexpr int kCounters = 2;
+  static FASTINIT_HD void count_blocks(uint64_t block, Word& low, Word& high) {
+    low = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<long long>(block)), _mm256_setr_epi64x(0, 2, 1, 3));
+    high = _mm256_srli_epi64(low, 32);
+  }
+  static FASTINIT_HD void interleave(const Word (&word)[4], U32* in_order) {
+    const __m256i pair01 = _mm256_blend_epi32(word[0], _mm256_slli_epi64(word[1], 32), 0xAA);
+    const __m256i pair23 = _mm256_blend_epi32(word[2], _mm256_slli_epi64(word[3], 32), 0xAA);
+    in_order[0] = _mm256_unpacklo_epi64(pair01, pair23);
+    in_order[1] = _mm256_unpackhi_epi64(pair01, pair23);
+  }
+
+  static FASTINIT_HD U32 splat(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
+  static FASTINIT_HD F32 splat(float a) { return _mm256_set1_ps(a); }
+  static FASTINIT_HD U32 bits(F32 a) { return _mm256_castps_si256(a); }
+  static FASTINIT_HD F32 from_bits(U32 a) { return _mm256_castsi256_ps(a); }
+
+  static FASTINIT_HD U32 bit_and(U32 a, U32 b) { return _mm256_and_si256(a, b); }
+  static FASTINIT_HD U32 bit_or(U32 a, U32 b) { return _mm256_or_si256(a, b); }
+  static FASTINIT_HD U32 add(U32 a, U32 b) { return _mm256_add_epi32(a, b); }
+  template <int kBits>
+  static FASTINIT_HD U32 shift_right(U32 a) {
+    return _mm256_srli_epi32(a, kBits);
+  }
+  // Only a signed comparison exists: flipping the top bits carries the order over.
+  static FASTINIT_HD Mask less(U32 a, U32 b) {
+    const __m256i top = splat(uint32_t{0x80000000});
+    return from_bits(_mm256_cmpgt_epi32(_mm256_xor_si256(b, top), _mm256_xor_si256(a, top)));
+  }
+  static FASTINIT_HD U32 invert_unless(Mask keep, U32 a) {
+    return _mm256_xor_si256(a, _mm256_xor_si256(bits(keep), splat(~uint32_t{0})));
+  }
+
+  static FASTINIT_HD F32 from_signed(U32 a) { return _mm256_cvtepi32_ps(a); }
+  // Both halves convert exactly, and the fma rounds their sum once.
+  static FASTINIT_HD F32 from_unsigned(U32 a) {
+    const F32 high = _mm256_cvtepi32_ps(_mm256_srli_epi32(a, 16));
+    const F32 low = _mm256_cvtepi32_ps(bit_and(a, splat(uint32_t{0xFFFF})));
+    return _mm256_fmadd_ps(high, splat(65536.0f), low);
+  }
+  static FASTINIT_HD F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
+  static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+  static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm256_min_ps(_mm256_max_ps(a, lower), upper); }
+  static FASTINIT_HD Mask less(F32 a, F32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+  static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return _mm256_blendv_ps(b, a, mask); }
+  static FASTINIT_HD F32 negate_if(Mask mask, F32 a) {
+    return _mm256_xor_ps(a, _mm256_and_ps(mask, from_bits(splat(uint32_t{0x80000000}))));
+  }
+  static FASTINIT_HD bool any(Mask mask) { return _mm256_movemask_ps(mask) != 0; }
+
+  static FASTINIT_HD bool test(Mask mask, int lane) { return _mm256_movemask_ps(mask) >> lane & 1; }
+  static FASTINIT_HD uint32_t get(U32 a, int lane) {
+    alignas(32) uint32_t lanes[kWidth];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), a);
+    return lanes[lane];
+  }
+  static FASTINIT_HD void set(F32& a, int lane, float value) {
+    alignas(32) float lanes[kWidth];
+    _mm256_store_ps(lanes, a);
+    lanes[lane] = value;
+    a = _mm256_load_ps(lanes);
+  }
+
+  // Eight entries a permute, and the index's upper two bits choose among four of them: a third of a gather's time.
+  struct Table32 {
+    const float* entries;  // [32]
+    FASTINIT_HD explicit Table32(const float* entries) : entries(entries) {}
+    FASTINIT_HD F32 eight(int which, U32 index) const {
+      return _mm256_permutevar8x32_ps(_mm256_loadu_ps(entries + 8 * which), index);
+    }
+    FASTINIT_HD F32 operator[](U32 index) const {
+      const Mask bit3 = from_bits(_mm256_slli_epi32(index, 28));  // to the sign, which is what a blend reads
+      const Mask bit4 = from_bits(_mm256_slli_epi32(index, 27));
+      const F32 low = select(bit3, eight(1, index), eight(0, index));
+      const F32 high = select(bit3, eight(3, index), eight(2, index));
+      return select(bit4, high, low);
+    }
+  };
+
+  // A pair of registers to memory, rounded to its type. `out` is aligned to 32 bytes if kStreaming, which writes past the
+  // caches.
+  static constexpr int kStreamAlignment = 32;
+  template <bool kStreaming>
+  static FASTINIT_HD void store(__m256i values, void* out) {
+    if (kStreaming) {
+      _mm256_stream_si256(static_cast<__m256i*>(out), values);
+    } else {
+      _mm256_storeu_si256(static_cast<__m256i*>(out), values);
+    }
+  }
+  template <bool kStreaming>
+  static FASTINIT_HD void store_pair(F32 first, F32 second, float* out) {
+    store<kStreaming>(bits(first), out);
+    store<kStreaming>(bits(second), out + kWidth);
+  }
+  template <bool kStreaming>
+  static FASTINIT_HD void store_pair(F32 first, F32 second, Bfloat16* out) {
+    const __m256i low = _mm256_srli_epi32(bfloat16_in_upper_half<Avx2Lanes>(first), 16);
+    const __m256i high = _mm256_srli_epi32(bfloat16_in_upper_half<Avx2Lanes>(second), 16);
+    // The pack works within 128 bits: put the quarters back in order.
+    store<kStreaming>(_mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xD8), out);
+  }
+  template <bool kStreaming>
+  static FASTINIT_HD void store_pair(F32 first, F32 second, Float16* out) {
+    const __m128i low = _mm256_cvtps_ph(first, _MM_FROUND_TO_NEAREST_INT);
+    const __m128i high = _mm256_cvtps_ph(second, _MM_FROUND_TO_NEAREST_INT);
+    store<kStreaming>(_mm256_set_m128i(high, low), out);
+  }
+};
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

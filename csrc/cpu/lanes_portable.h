@@ -1,0 +1,23 @@
+// One lane and plain stores: ScalarLanes as the portable build uses it, on any processor.
+#pragma once
+
+#include "core/rounding.h"
+
+namespace fastinit {
+inline namespace FASTINIT_ISA {
+
+struct PortableLanes : ScalarLanes {
+  static constexpr int kStreamAlignment = 1;
+  template <bool kStreaming>
+  static FASTINIT_HD void store(U32 values, void* out) {
+    memcpy(out, &values, sizeof(values));
+  }
+  template <bool kStreaming, class Element>
+  static FASTINIT_HD void store_pair(F32 first, F32 second, Element* out) {
+    round_to(first, out[0]);
+    round_to(second, out[1]);
+  }
+};
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

@@ -1,0 +1,52 @@
+"""The only importer of the compiled module, and the judge of whether it can be trusted.
+
+`module` is the compiled module, or None with the cause in `reason`. Everything else asks here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# Published with Random123 (Salmon et al., SC'11): counter, key, block of Philox4x32-10.
+_KNOWN_ANSWER = (
+    (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+    (0xA4093822, 0x299F31D0),
+    (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+)
+
+STREAM_VERSION = 1
+
+
+def build_info() -> dict[str, Any]:
+    """What setup.py recorded: which backends were compiled, with what, and why not if not."""
+    path = Path(__file__).with_name("_build_info.json")
+    if not path.exists():
+        return {"build": "none", "reason": "the package was not built (no fastinit/_build_info.json)"}
+    info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return info
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    info = build_info()
+    if info["build"] == "none":
+        return None, str(info.get("reason") or "built without the extension")
+    try:
+        from fastinit import _C
+    except ImportError as error:
+        return None, f"the compiled module cannot be imported: {error}"
+    counter, key, block = _KNOWN_ANSWER
+    answer = tuple(_C.philox4x32(counter, key))
+    if answer != block:
+        return None, f"the compiled module gives a wrong Philox4x32-10 block: {answer}, expected {block}"
+    if _C.STREAM_VERSION != STREAM_VERSION:
+        return (
+            None,
+            f"the compiled module has stream version {_C.STREAM_VERSION}, expected {STREAM_VERSION}: rebuild it",
+        )
+    return _C, None
+
+
+module, reason = _load()

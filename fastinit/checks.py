@@ -1,0 +1,112 @@
+"""What a tensor must be before anything is written into it. Every error names the parameter; nothing is written here."""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from fastinit.layout import extent, overlaps_itself
+
+
+class Span(NamedTuple):
+    """The memory of a tensor: addresses [begin, end)."""
+
+    begin: int
+    end: int
+    contiguous: bool
+    foreign: bool  # not allocated by torch: it may be mapped read-only
+
+
+@lru_cache(maxsize=1024)
+def _is_plain(tensor_type: type[torch.Tensor]) -> bool:
+    """Whether tensors of this type are their own memory, rather than wrappers around others."""
+    return tensor_type.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+
+
+def check_tensor(tensor: torch.Tensor, name: str) -> None:
+    """Raise unless `tensor` is a dense, floating-point or complex tensor with memory to write to.
+
+    Raises:
+        TypeError: not a tensor, a wrapper around others, or of a layout or dtype without random values.
+        ValueError: no memory (meta, lazy), or elements that share memory.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if torch.nn.parameter.is_lazy(tensor):
+        raise ValueError(f"{name}: is not initialised yet (a lazy parameter has no shape); run a forward pass first")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {tensor.layout}")
+    if tensor.is_quantized:
+        raise TypeError(f"{name}: expected a floating-point tensor, got a quantized one ({tensor.dtype})")
+    if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
+        raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
+    if not _is_plain(type(tensor)) or tensor.is_nested:
+        raise TypeError(f"{name}: expected a plain tensor, got {type(tensor).__name__}, a wrapper around others")
+    if tensor.is_meta:
+        raise ValueError(
+            f"{name}: is on the meta device and has no memory; allocate the model first (model.to_empty(device=...))"
+        )
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(f"{name}: is an inference tensor; write to it inside torch.inference_mode()")
+    if tensor.is_neg() or tensor.is_conj():
+        raise ValueError(f"{name}: is a lazily negated or conjugated view; resolve it first")
+
+
+def memory_span(tensor: torch.Tensor, name: str) -> Span:
+    """The memory of a non-empty tensor.
+
+    Raises:
+        ValueError: elements share memory, or the storage is smaller than the tensor (freed, or resized to nothing).
+    """
+    contiguous = tensor.is_contiguous()
+    if not contiguous and overlaps_itself(tensor):
+        raise ValueError(
+            f"{name}: several elements share memory (shape {tuple(tensor.shape)}, strides {tensor.stride()}), "
+            "as after expand(); pass the tensor that owns it, or clone()"
+        )
+    begin = tensor.data_ptr()
+    storage = tensor.untyped_storage()
+    length = extent(tensor)
+    if begin == 0 or tensor.storage_offset() * tensor.element_size() + length > storage.nbytes():
+        raise ValueError(f"{name}: its storage of {storage.nbytes()} bytes is smaller than the tensor; was it freed?")
+    return Span(begin, begin + length, contiguous, not storage.resizable())
+
+
+def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:
+    """Raise ValueError if two tensors share memory: which of them would win depends on the order.
+
+    Tensors whose address ranges cross without both being contiguous (columns of one matrix, say) are let pass.
+    """
+    ordered = sorted(spans)
+    for (span, name), (following, following_name) in zip(ordered, ordered[1:], strict=False):
+        if following.begin < span.end and span.contiguous and following.contiguous:
+            raise ValueError(
+                f"{following_name}: shares memory with {name}; make them one Parameter (tie them), or clone() one"
+            )
+
+
+def check_writable(spans: Sequence[tuple[Span, str]]) -> None:
+    """Raise ValueError if memory that torch did not allocate is mapped read-only. Linux only; elsewhere no one can say."""
+    foreign = [(span, name) for span, name in spans if span.foreign]
+    if not foreign or not sys.platform.startswith("linux"):
+        return
+    begins, mappings = [], []
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        for line in maps:
+            addresses, permissions = line.split(maxsplit=2)[:2]
+            begin, end = (int(address, 16) for address in addresses.split("-"))
+            begins.append(begin)
+            mappings.append((end, "w" in permissions))
+    for span, name in foreign:
+        # A tensor may reach over several mappings: look at each.
+        at = bisect_right(begins, span.begin) - 1
+        while 0 <= at < len(begins) and begins[at] < span.end:
+            end, writable = mappings[at]
+            if span.begin < end and not writable:
+                raise ValueError(f"{name}: its memory is read-only (mapped without write permission); clone() it first")
+            at += 1

@@ -1,0 +1,96 @@
+"""The distributions of values that a plan's rows hold and the engine samples: plain numbers, no shapes, no fans."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+
+class Constant(NamedTuple):
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.value:g}"
+
+    def std(self) -> float:
+        return 0.0
+
+
+class Uniform(NamedTuple):
+    """Uniform on [low, high], both ends included."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"U[{self.low:.6g}, {self.high:.6g}]"
+
+    def std(self) -> float:
+        return (self.high - self.low) / math.sqrt(12.0)
+
+
+class Normal(NamedTuple):
+    mean: float
+    sigma: float
+
+    def __str__(self) -> str:
+        return f"N({self.mean:.6g}, {self.sigma:.6g}^2)"
+
+    def std(self) -> float:
+        return self.sigma
+
+
+class TruncNormal(NamedTuple):
+    """N(mean, sigma^2) conditioned on [low, high], absolute bounds, both ends included."""
+
+    mean: float
+    sigma: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"N({self.mean:.6g}, {self.sigma:.6g}^2) in [{self.low:.6g}, {self.high:.6g}]"
+
+    def std(self) -> float:
+        """sigma * sqrt(1 + (a f(a) - b f(b)) / Z - ((f(a) - f(b)) / Z)^2), a and b the bounds in sigma, f the density."""
+        if self.sigma == 0.0 or self.low == self.high:
+            return 0.0
+        return self.sigma * math.sqrt(max(0.0, _truncated_variance(*self._bounds_in_sigma())))
+
+    def _bounds_in_sigma(self) -> tuple[float, float]:
+        return (self.low - self.mean) / self.sigma, (self.high - self.mean) / self.sigma
+
+
+Distribution = Constant | Uniform | Normal | TruncNormal
+
+
+def _density(x: float) -> float:
+    return 0.0 if math.isinf(x) else math.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+
+
+def _truncated_variance(a: float, b: float) -> float:
+    """Variance of a standard normal conditioned on [a, b]."""
+    if a > 0.0:  # the upper tail has the digits
+        a, b = -b, -a
+    mass = 0.5 * (math.erfc(-b / math.sqrt(2.0)) - math.erfc(-a / math.sqrt(2.0)))
+    if mass <= 0.0 or b - a < 1e-3:  # level density; the formula below would cancel
+        return (b - a) ** 2 / 12.0
+    edge_a = 0.0 if math.isinf(a) else a * _density(a)
+    edge_b = 0.0 if math.isinf(b) else b * _density(b)
+    return 1.0 + (edge_a - edge_b) / mass - ((_density(a) - _density(b)) / mass) ** 2
+
+
+def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
+    """Raise ValueError unless the numbers of `distribution` are finite in `dtype`."""
+    if isinstance(distribution, Constant):
+        return
+    largest = torch.finfo(dtype).max
+    if isinstance(distribution, Uniform):
+        if max(abs(distribution.low), abs(distribution.high)) > largest:
+            raise ValueError(f"bounds {distribution} lie outside {dtype} (largest {largest:g})")
+        if distribution.high - distribution.low > largest:
+            raise ValueError(f"the range of {distribution} overflows {dtype} (largest {largest:g})")
+    elif max(abs(distribution.mean), distribution.sigma) > largest:
+        raise ValueError(f"{distribution} lies outside {dtype} (largest {largest:g})")
