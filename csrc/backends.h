@@ -16,8 +16,9 @@ constexpr int kInstructionSets = 3;
 const InstructionSet* instruction_sets();  // [kInstructionSets]
 
 // Fills all tasks in one pass on `threads` threads, the calling one among them. `isa` names an instruction set of
-// instruction_sets() that is supported, or is null for the best. `should_stop` is asked by the calling thread, every 50 ms
-// or so; once it says yes, the fill stops. Returns whether everything was filled.
-bool fill_cpu(const Task* tasks, int64_t num_tasks, int threads, const char* isa, const std::function<bool()>& should_stop);
+// instruction_sets() that is supported, or is null for the best. `should_stop` is asked by the calling thread, every 50
+// ms or so; once it says yes, the fill stops. Returns whether everything was filled.
+bool fill_cpu(const Task* tasks, int64_t num_tasks, int threads, const char* isa,
+              const std::function<bool()>& should_stop);
 
 }  // namespace fastinit

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "backends.h"
+#include "core/fp_environment.h"
 #include "core/prepare.h"
 
 namespace py = pybind11;
@@ -55,6 +56,7 @@ void check_task(const Task& task, int64_t row) {
 std::optional<std::pair<int64_t, int32_t>> prepare_table(const py::buffer& buffer) {
   const Table table(buffer);
   for (int64_t row = 0; row < table.num_tasks; ++row) check_task(table.tasks[row], row);
+  const DefaultFpEnvironment environment;
   for (int64_t row = 0; row < table.num_tasks; ++row) {
     const PrepareError error = prepare(table.tasks[row]);
     if (error != PrepareError::kNone) return std::make_pair(row, static_cast<int32_t>(error));
@@ -79,7 +81,8 @@ const char* forced_isa() {
     if (set.supported && std::strcmp(forced, set.name) == 0) return set.name;
     if (set.supported) names += std::string(names.empty() ? "" : ", ") + set.name;
   }
-  throw py::value_error("FASTINIT_FORCE_ISA: expected one that this processor has (" + names + "), got '" + forced + "'");
+  throw py::value_error("FASTINIT_FORCE_ISA: expected one that this processor has (" + names + "), got '" + forced +
+                        "'");
 }
 
 void fill_table(const py::buffer& buffer, int threads) {

@@ -1,4 +1,4 @@
-"""What a tensor must be before anything is written into it. Every error names the parameter; nothing is written here."""
+"""What a tensor must be before anything is written into it. Errors name the parameter; nothing is written here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,9 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected a floating-point tensor, got a quantized one ({tensor.dtype})")
     if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
         raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
-    if not _is_plain(type(tensor)) or tensor.is_nested:
+    if tensor.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got a nested one")
+    if not _is_plain(type(tensor)):
         raise TypeError(f"{name}: expected a plain tensor, got {type(tensor).__name__}, a wrapper around others")
     if tensor.is_meta:
         raise ValueError(
@@ -71,7 +74,7 @@ def memory_span(tensor: torch.Tensor, name: str) -> Span:
         )
     begin = tensor.data_ptr()
     storage = tensor.untyped_storage()
-    length = extent(tensor)
+    length = tensor.numel() * tensor.element_size() if contiguous else extent(tensor)
     if begin == 0 or tensor.storage_offset() * tensor.element_size() + length > storage.nbytes():
         raise ValueError(f"{name}: its storage of {storage.nbytes()} bytes is smaller than the tensor; was it freed?")
     return Span(begin, begin + length, contiguous, not storage.resizable())
@@ -83,7 +86,7 @@ def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:
     Tensors whose address ranges cross without both being contiguous (columns of one matrix, say) are let pass.
     """
     ordered = sorted(spans)
-    for (span, name), (following, following_name) in zip(ordered, ordered[1:], strict=False):
+    for (span, name), (following, following_name) in pairwise(ordered):
         if following.begin < span.end and span.contiguous and following.contiguous:
             raise ValueError(
                 f"{following_name}: shares memory with {name}; make them one Parameter (tie them), or clone() one"
@@ -91,7 +94,10 @@ def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:
 
 
 def check_writable(spans: Sequence[tuple[Span, str]]) -> None:
-    """Raise ValueError if memory that torch did not allocate is mapped read-only. Linux only; elsewhere no one can say."""
+    """Raise ValueError if memory that torch did not allocate is mapped read-only.
+
+    Read from /proc/self/maps; systems without it offer no way to know.
+    """
     foreign = [(span, name) for span, name in spans if span.foreign]
     if not foreign or not sys.platform.startswith("linux"):
         return

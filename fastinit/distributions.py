@@ -54,7 +54,7 @@ class TruncNormal(NamedTuple):
         return f"N({self.mean:.6g}, {self.sigma:.6g}^2) in [{self.low:.6g}, {self.high:.6g}]"
 
     def std(self) -> float:
-        """sigma * sqrt(1 + (a f(a) - b f(b)) / Z - ((f(a) - f(b)) / Z)^2), a and b the bounds in sigma, f the density."""
+        """sigma sqrt(1 + (a f(a) - b f(b)) / Z - ((f(a) - f(b)) / Z)^2): bounds a, b in sigma, density f, mass Z."""
         if self.sigma == 0.0 or self.low == self.high:
             return 0.0
         return self.sigma * math.sqrt(max(0.0, _truncated_variance(*self._bounds_in_sigma())))

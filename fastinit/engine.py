@@ -25,6 +25,7 @@ BACKENDS = ("auto", "native", "torch")
 # csrc/core/task.h
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _DISTRIBUTIONS: dict[type[Distribution], int] = {Constant: 0, Uniform: 1, Normal: 2, TruncNormal: 3}
+_PADDING = tuple((0.0,) * (4 - length) for length in range(5))
 _ZERO = Constant(0.0)
 _PREPARE_ERRORS = {
     1: "no value of {dtype} lies within {distribution}",
@@ -117,37 +118,40 @@ class _Table:
     """The native table (csrc/core/task.h): a structured array with a row a tensor, or several where it needs them."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
-        native = _native.module
-        assert native is not None
-        self._module: Any = native
-        maps: list[IndexMap] = []
-        addresses: list[int] = []
-        owners: list[Target] = []
-        distributions: list[Distribution] = []
         self._data_pointers = [target.tensor.data_ptr() for target in targets]
+        whole: list[tuple[Target, int]] = []  # with its address: one row of consecutive elements
+        parts: list[tuple[Target, int, IndexMap, Distribution]] = []
         for target, address in zip(targets, self._data_pointers, strict=True):
+            if target.zero_row is None and target.tensor.is_contiguous():
+                whole.append((target, address))
+                continue
+            itemsize = target.tensor.element_size()
             for index_map, distribution in _parts(target):
-                maps.append(index_map)
-                addresses.append(address + index_map.data_offset * target.tensor.element_size())
-                owners.append(target)
-                distributions.append(distribution)
-        table = np.zeros(len(maps), dtype=np.dtype(native.task_dtype()))
-        table["data"] = addresses
-        columns = list(zip(*maps, strict=True))
-        for position, field in enumerate(IndexMap._fields):
-            if field != "data_offset":
-                table[field] = columns[position]
-        table["name_id"] = np.frombuffer(b"".join(name_id(owner.name) for owner in owners), dtype="V16")
+                parts.append((target, address + index_map.data_offset * itemsize, index_map, distribution))
+
+        table = np.zeros(len(whole) + len(parts), dtype=_task_dtype())
+        table["data"] = [address for _, address in whole] + [address for _, address, _, _ in parts]
+        if whole:
+            rows = table[: len(whole)]
+            rows["numel"] = rows["row_length"] = [target.tensor.numel() for target, _ in whole]
+            rows["rows_per_slab"] = rows["element_memory_step"] = 1
+        if parts:
+            rows = table[len(whole) :]
+            columns = zip(*(index_map for _, _, index_map, _ in parts), strict=True)
+            for field, column in zip(IndexMap._fields, columns, strict=True):
+                if field != "data_offset":
+                    rows[field] = column
+        owners = [target for target, _ in whole] + [target for target, _, _, _ in parts]
+        distributions = [target.distribution for target, _ in whole] + [each for _, _, _, each in parts]
+        table["name_id"] = np.frombuffer(b"".join([name_id(owner.name) for owner in owners]), dtype="V16")
         table["dtype"] = [_DTYPES[owner.tensor.dtype] for owner in owners]
         table["distribution"] = [_DISTRIBUTIONS[type(distribution)] for distribution in distributions]
-        table["parameter"] = [tuple(each) + (0.0,) * (4 - len(each)) for each in distributions]
-        error = native.prepare(table)
+        table["parameter"] = [distribution + _PADDING[len(distribution)] for distribution in distributions]
+        error = _module().prepare(table)
         if error is not None:
             row, code = error
-            raise ValueError(
-                f"{owners[row].name}: "
-                + _PREPARE_ERRORS[code].format(dtype=owners[row].tensor.dtype, distribution=distributions[row])
-            )
+            reason = _PREPARE_ERRORS[code].format(dtype=owners[row].tensor.dtype, distribution=distributions[row])
+            raise ValueError(f"{owners[row].name}: {reason}")
         self._table = table
 
     def matches(self, tensors: Sequence[torch.Tensor]) -> bool:
@@ -155,8 +159,19 @@ class _Table:
         return self._data_pointers == [tensor.data_ptr() for tensor in tensors]
 
     def fill(self, seed: int) -> None:
-        self._module.reseed(self._table, seed)
-        self._module.fill_cpu(self._table, torch.get_num_threads())
+        _module().reseed(self._table, seed)
+        _module().fill_cpu(self._table, torch.get_num_threads())
+
+
+def _module() -> Any:
+    assert _native.module is not None, "a table is made only where the native code is there"
+    return _native.module
+
+
+@cache
+def _task_dtype() -> np.dtype[np.void]:
+    dtype: np.dtype[np.void] = np.dtype(_module().task_dtype())
+    return dtype
 
 
 def _parts(target: Target) -> list[tuple[IndexMap, Distribution]]:

@@ -1,7 +1,7 @@
 """torch.nn.init's functions under its names and signatures, for one tensor or a list of them.
 
-A call draws one seed, from `generator` or from torch's default CPU generator. A single tensor has the empty name, so that
-equal seeds give equal values; the tensors of a list have their positions as names, and so values of their own.
+A call draws one seed, from `generator` or from torch's default CPU generator. A single tensor has the empty name, so
+that equal seeds give equal values; the tensors of a list have their positions as names, and so values of their own.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from fastinit import engine
 from fastinit.checks import check_tensor
 from fastinit.distributions import Constant, Distribution, check_range
 from fastinit.fans import Fans, torch_fans
-from fastinit.rules import KEEP, Rule, Selector, Treatment, as_rules, default_treatment, describe, ruled_treatment
-from fastinit.schemes import Scheme, as_scheme
+from fastinit.rules import KEEP, Rule, Selector, Treatment, as_rules, default_treatment, ruled_treatment
+from fastinit.schemes import Scheme, as_scheme, describe
 from fastinit.streams import canonical_name, check_seed
 
 Action = Literal["init", "keep", "tied", "buffer"]

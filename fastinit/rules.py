@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from torch import nn
 
-from fastinit.schemes import Constant, Scheme, as_scheme, describe
+from fastinit.schemes import Constant, Scheme, as_scheme
 
 
 class _Keep(Enum):
@@ -94,7 +94,7 @@ def as_rules(given: Sequence[Rule | tuple[Selector, Any]] | None) -> tuple[Rule,
 
 
 class Treatment(NamedTuple):
-    """What happens to a parameter. `scheme` None: it keeps its values; `covered` tells whether anything decided that."""
+    """What happens to a parameter. `scheme` None: it keeps its values; `covered`: whether anything decided so."""
 
     scheme: Scheme | None
     reason: str
@@ -115,7 +115,7 @@ _ONES = Constant(1.0)
 
 
 @lru_cache(maxsize=4096)
-def _is_norm(module_type: type[nn.Module]) -> bool:
+def _is_norm(module_type: type) -> bool:
     return issubclass(module_type, _TORCH_NORMS) or _NORM_NAME.search(module_type.__name__) is not None
 
 
@@ -136,7 +136,8 @@ def default_treatment(module: nn.Module, parameter_name: str, dimensions: int, s
     """
     if _is_bias(parameter_name):
         return Treatment(_ZEROS, "bias")
-    if _is_norm(type(module)) and (dimensions < 2 or isinstance(module, _TORCH_NORMS)):
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    if _is_norm(module_type) and (dimensions < 2 or isinstance(module, _TORCH_NORMS)):
         if _is_zero_centered(module):
             return Treatment(_ZEROS, f"{type(module).__name__} computes 1 + weight")
         return Treatment(_ONES, "normalisation weight")
@@ -153,6 +154,3 @@ def ruled_treatment(rule: Rule, module: nn.Module, scheme: Scheme | None) -> Tre
         return Treatment(None, f"{rule}: kept")
     padding = module.padding_idx if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else None
     return Treatment(scheme, str(rule), zero_row=padding)
-
-
-__all__ = ["KEEP", "Rule", "Selector", "Treatment", "as_rules", "default_treatment", "describe", "ruled_treatment"]

@@ -59,7 +59,7 @@ def fit(row: int, degree: int) -> list[mp.mpf]:
     if zero_at_end:
         shifted = [mp.mpf(0), *coefficients]
         scaled = [c / 4 for c in coefficients] + [mp.mpf(0)]
-        coefficients = [a - b for a, b in zip(scaled, shifted)]
+        coefficients = [a - b for a, b in zip(scaled, shifted, strict=True)]
     return coefficients
 
 
@@ -98,9 +98,11 @@ def main() -> None:
     print(f"constexpr int kQuantileLastRow = {LAST_ROW};   // p = 1/2, where the quantile is 0")
     print("constexpr int kQuantileRows = kQuantileLastRow - kQuantileFirstRow + 1;")
     print()
+    print("// clang-format off")
     emit("kQuantileF32", "float", DEGREE_F32)
     print()
     emit("kQuantileF64", "double", DEGREE_F64)
+    print("// clang-format on")
     print()
     print("}  // namespace fastinit")
 

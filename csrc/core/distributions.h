@@ -11,19 +11,19 @@ namespace fastinit {
 inline namespace FASTINIT_ISA {
 
 // Uniform on [low, high], both ends included. The word with its lowest bit set, read as a signed integer, is an odd
-// t in (-2^31, 2^31), t and -t equally likely: center + t * 2^-31 * (high - low) / 2 is symmetric, in 2^31 steps.
+// t in (-2^31, 2^31), t and -t equally likely: center + (t * 2^-31) * (high - low) / 2 is symmetric, in 2^31 steps.
 template <class L>
 class UniformF32 {
  public:
   FASTINIT_HD UniformF32(const Sampler& sampler, const Stream&)
-      : scale_(L::splat(static_cast<float>(sampler.scale * 0x1p-31))),
+      : scale_(L::splat(static_cast<float>(sampler.scale))),
         center_(L::splat(static_cast<float>(sampler.center))),
         lower_(L::splat(static_cast<float>(sampler.lower))),
         upper_(L::splat(static_cast<float>(sampler.upper))) {}
 
   FASTINIT_HD typename L::F32 operator()(typename L::U32 word, uint64_t /*index*/) const {
     const typename L::F32 t = L::from_signed(L::bit_or(word, L::splat(uint32_t{1})));
-    return L::clamp(L::fma(t, scale_, center_), lower_, upper_);
+    return L::clamp(L::fma(L::mul(t, L::splat(0x1p-31f)), scale_, center_), lower_, upper_);
   }
 
  private:
@@ -100,11 +100,11 @@ FASTINIT_HD double clamp(double x, double lower, double upper) {
 class UniformF64 {
  public:
   FASTINIT_HD UniformF64(const Sampler& sampler, const Stream&)
-      : scale_(sampler.scale * 0x1p-63), center_(sampler.center), lower_(sampler.lower), upper_(sampler.upper) {}
+      : scale_(sampler.scale), center_(sampler.center), lower_(sampler.lower), upper_(sampler.upper) {}
 
   FASTINIT_HD double operator()(uint64_t word) const {
     const double t = static_cast<double>(static_cast<int64_t>(word | 1));
-    return clamp(t * scale_ + center_, lower_, upper_);
+    return clamp(t * 0x1p-63 * scale_ + center_, lower_, upper_);
   }
 
  private:

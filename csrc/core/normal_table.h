@@ -11,6 +11,7 @@ constexpr int kQuantileFirstRow = 122;  // p in [2^-66, 1.5 * 2^-66)
 constexpr int kQuantileLastRow = 252;   // p = 1/2, where the quantile is 0
 constexpr int kQuantileRows = kQuantileLastRow - kQuantileFirstRow + 1;
 
+// clang-format off
 FASTINIT_TABLE(float, kQuantileF32, 6, kQuantileRows) = {
     {  // z^0
       0x1.2696cp+3f, 0x1.256e2ep+3f, 0x1.24328cp+3f, 0x1.230798p+3f, 0x1.21c96ap+3f, 0x1.209c06p+3f, 0x1.1f5b38p+3f,
@@ -642,5 +643,6 @@ FASTINIT_TABLE(double, kQuantileF64, 15, kQuantileRows) = {
       0x1.496945789b5b4p-17, 0x0p+0,
     },
 };
+// clang-format on
 
 }  // namespace fastinit

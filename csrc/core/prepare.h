@@ -97,10 +97,14 @@ double round_toward(double x, Toward toward) {
 
 inline double round_toward(Dtype dtype, double x, Toward toward) {
   switch (dtype) {
-    case Dtype::kFloat32: return round_toward<float>(x, toward);
-    case Dtype::kFloat16: return round_toward<Float16>(x, toward);
-    case Dtype::kBfloat16: return round_toward<Bfloat16>(x, toward);
-    case Dtype::kFloat64: break;
+    case Dtype::kFloat32:
+      return round_toward<float>(x, toward);
+    case Dtype::kFloat16:
+      return round_toward<Float16>(x, toward);
+    case Dtype::kBfloat16:
+      return round_toward<Bfloat16>(x, toward);
+    case Dtype::kFloat64:
+      break;
   }
   return x;
 }
@@ -157,7 +161,7 @@ inline PrepareError prepare(Task& task) {
   sampler = Sampler{};
   sampler.kind = task.distribution;
   const double infinity = std::numeric_limits<double>::infinity();
-  const double(&parameter)[4] = task.parameter;
+  const double (&parameter)[4] = task.parameter;
   switch (task.distribution) {
     case Distribution::kConstant:
       sampler.center = parameter[0];

@@ -94,6 +94,7 @@ struct ScalarLanes {
   static FASTINIT_HD F32 from_signed(U32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
   static FASTINIT_HD F32 from_unsigned(U32 a) { return static_cast<float>(a); }
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return a - b; }
+  static FASTINIT_HD F32 mul(F32 a, F32 b) { return a * b; }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return exact_fma(a, b, c); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) {
     const float raised = a > lower ? a : lower;

@@ -22,7 +22,8 @@ FASTINIT_HD Stream derive_stream(const uint64_t (&name_id)[2], uint64_t seed) {
   uint32_t block[1][4] = {{static_cast<uint32_t>(name_id[0]), static_cast<uint32_t>(name_id[0] >> 32),
                            static_cast<uint32_t>(name_id[1]), static_cast<uint32_t>(name_id[1] >> 32)}};
   philox4x32<ScalarLanes>(block, seed);
-  return {block[0][0] | static_cast<uint64_t>(block[0][1]) << 32, block[0][2] | static_cast<uint64_t>(block[0][3]) << 32};
+  return {block[0][0] | static_cast<uint64_t>(block[0][1]) << 32, block[0][2] | static_cast<uint64_t>(block[0][3])
+                                                                                    << 32};
 }
 
 // A second word for value `index`, asked for by values in the far tail only. It comes from the same key with the

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "backends.h"
-#include "fp_environment.h"
+#include "core/fp_environment.h"
 #include "huge_pages.h"
 #include "instruction_sets.h"
 
@@ -95,7 +95,8 @@ class ChunkQueue {
 
 const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  static const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else

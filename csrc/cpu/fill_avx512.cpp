@@ -9,9 +9,11 @@
 
 #define FASTINIT_ISA avx512
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
-// GCC 12 takes the undefined pass-through operand of unmasked intrinsics for a variable that nobody set (GCC bug 105593).
+// GCC 12 takes the undefined pass-through operand of unmasked intrinsics for a variable that nobody set (GCC bug
+// 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options

@@ -31,8 +31,8 @@ struct SourceF32 {
     for (int i = 0; i < kDrawRegisters<L>; i += 2) {
       const int first = i * L::kWidth;
       const int second = first + L::kWidth;
-      L::template store_pair<kStreaming>(distribution(words[i], index + first), distribution(words[i + 1], index + second),
-                                         out + first);
+      L::template store_pair<kStreaming>(distribution(words[i], index + first),
+                                         distribution(words[i + 1], index + second), out + first);
     }
   }
 };
@@ -131,14 +131,15 @@ void fill_elements(const Task& task, const Source& source, int64_t begin, int64_
   const IndexMap& map = task.map;
   Element* const data = reinterpret_cast<Element*>(task.data);
   Cursor cursor(map, begin);
-  const bool one_index_run = map.row_index_step == map.row_length &&
-                             map.slab_index_step == map.rows_per_slab * map.row_length;
+  const bool one_index_run =
+      map.row_index_step == map.row_length && map.slab_index_step == map.rows_per_slab * map.row_length;
   if (map.element_memory_step == 1 && (!one_index_run || map.row_length >= Source::kDrawValues)) {
     while (begin < end) {
       const int64_t piece = cursor.left_in_row(map, end - begin);
       const uint64_t index = static_cast<uint64_t>(cursor.global_index(map));
       Element* out = data + cursor.memory_offset(map);
-      const bool aligned = reinterpret_cast<uintptr_t>(out) % L::kStreamAlignment == 0 && index % Source::kBlockValues == 0;
+      const bool aligned =
+          reinterpret_cast<uintptr_t>(out) % L::kStreamAlignment == 0 && index % Source::kBlockValues == 0;
       if (streaming && aligned) {
         fill_consecutive<true>(source, index, piece, out);
       } else {
@@ -207,10 +208,14 @@ void fill_typed(const Task& task, int64_t begin, int64_t end, bool streaming) {
 template <class L>
 void fill_range(const Task& task, int64_t begin, int64_t end, bool streaming) {
   switch (task.dtype) {
-    case Dtype::kFloat32: return fill_typed<L, float>(task, begin, end, streaming);
-    case Dtype::kFloat64: return fill_typed<L, double>(task, begin, end, false);
-    case Dtype::kFloat16: return fill_typed<L, Float16>(task, begin, end, streaming);
-    case Dtype::kBfloat16: return fill_typed<L, Bfloat16>(task, begin, end, streaming);
+    case Dtype::kFloat32:
+      return fill_typed<L, float>(task, begin, end, streaming);
+    case Dtype::kFloat64:
+      return fill_typed<L, double>(task, begin, end, false);
+    case Dtype::kFloat16:
+      return fill_typed<L, Float16>(task, begin, end, streaming);
+    case Dtype::kBfloat16:
+      return fill_typed<L, Bfloat16>(task, begin, end, streaming);
   }
 }
 

@@ -68,6 +68,7 @@ struct Avx2Lanes {
     return _mm256_fmadd_ps(high, splat(65536.0f), low);
   }
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
+  static FASTINIT_HD F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm256_min_ps(_mm256_max_ps(a, lower), upper); }
   static FASTINIT_HD Mask less(F32 a, F32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
@@ -106,8 +107,8 @@ struct Avx2Lanes {
     }
   };
 
-  // A pair of registers to memory, rounded to its type. `out` is aligned to 32 bytes if kStreaming, which writes past the
-  // caches.
+  // A pair of registers to memory, rounded to its type. `out` is aligned to 32 bytes if kStreaming, which writes past
+  // the caches.
   static constexpr int kStreamAlignment = 32;
   template <bool kStreaming>
   static FASTINIT_HD void store(__m256i values, void* out) {

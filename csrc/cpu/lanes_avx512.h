@@ -64,6 +64,7 @@ struct Avx512Lanes {
   static FASTINIT_HD F32 from_signed(U32 a) { return _mm512_cvtepi32_ps(a); }
   static FASTINIT_HD F32 from_unsigned(U32 a) { return _mm512_cvtepu32_ps(a); }
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+  static FASTINIT_HD F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm512_min_ps(_mm512_max_ps(a, lower), upper); }
   static FASTINIT_HD Mask less(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -76,8 +77,8 @@ struct Avx512Lanes {
 
   static FASTINIT_HD bool test(Mask mask, int lane) { return mask >> lane & 1; }
   static FASTINIT_HD uint32_t get(U32 a, int lane) {
-    return static_cast<uint32_t>(_mm_cvtsi128_si32(
-        _mm512_castsi512_si128(_mm512_maskz_compress_epi32(static_cast<Mask>(1 << lane), a))));
+    return static_cast<uint32_t>(
+        _mm_cvtsi128_si32(_mm512_castsi512_si128(_mm512_maskz_compress_epi32(static_cast<Mask>(1 << lane), a))));
   }
   static FASTINIT_HD void set(F32& a, int lane, float value) {
     a = _mm512_mask_broadcastss_ps(a, static_cast<Mask>(1 << lane), _mm_set_ss(value));
@@ -90,8 +91,8 @@ struct Avx512Lanes {
     FASTINIT_HD F32 operator[](U32 index) const { return _mm512_permutex2var_ps(low, index, high); }
   };
 
-  // A pair of registers to memory, rounded to its type. `out` is aligned to 64 bytes if kStreaming, which writes past the
-  // caches.
+  // A pair of registers to memory, rounded to its type. `out` is aligned to 64 bytes if kStreaming, which writes past
+  // the caches.
   static constexpr int kStreamAlignment = 64;
   template <bool kStreaming>
   static FASTINIT_HD void store(__m512i values, void* out) {

@@ -1,5 +1,5 @@
 // The floating-point environment that the contract is written for: round to nearest, subnormals kept. A caller may have
-// changed it (torch.set_flush_denormal), and threads inherit it.
+// changed it (torch.set_flush_denormal), and threads inherit it. Host only.
 #pragma once
 
 #include <cfenv>

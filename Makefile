@@ -1,0 +1,83 @@
+# On a fresh machine (Debian: apt install make g++ python3-dev python3-venv): `make demo`, `make test`.
+# Each target makes what it needs first: a virtual environment in .venv, torch, the build. `make` lists the targets.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+# A tool that the environment of $(PYTHON) has already is not installed again, so its folder counts too, but last.
+export PATH := $(CURDIR)/$(BIN):$(PATH):$(dir $(shell command -v $(PYTHON)))
+
+# FASTINIT_BUILD is part of a stamp's name, so that another choice of what to compile builds again.
+BUILD := $(VENV)/stamps/build-$(or $(FASTINIT_BUILD),auto)
+SOURCES := setup.py pyproject.toml $(wildcard _build_backend/*.py csrc/* csrc/*/*)
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
+
+demo: $(BUILD)  ## initialise a 1.5-billion-parameter model, beside torch.nn.init
+	$(BIN)/python -m fastinit demo
+
+test: $(BUILD)  ## the Python test suite
+	$(BIN)/python -m pytest
+
+bench: $(BUILD)  ## benchmarks, as one table of ratios and as JSON
+	$(BIN)/python benchmarks/run.py
+
+lint: $(VENV)/stamps/lint $(BUILD)  ## ruff, mypy and clang-format; changes nothing
+	ruff check
+	ruff format --check
+	$(BIN)/python -m mypy
+	clang-format --dry-run -Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+format: $(VENV)/stamps/lint  ## what lint would change
+	ruff check --fix
+	ruff format
+	clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+cpp:  ## the C++ tests, with CMake, in build/cpp
+	cmake -S . -B build/cpp
+	cmake --build build/cpp --parallel $(shell nproc)
+	ctest --test-dir build/cpp --output-on-failure
+
+clean:  ## remove everything that was built, and .venv
+	rm -rf $(VENV) build dist *.egg-info fastinit/_C.*.so fastinit/_build_info.json
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The virtual environment sees the packages of $(PYTHON), and thereby its torch if there is one that will do. A venv made
+# from an active venv sees only the base installation, hence the .pth file that names the folder of the torch.
+$(VENV)/stamps/torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastinit needs Python 3.10 or newer")'
+	@set -e; \
+	if site=$$($(PYTHON) -c "$$FIND_TORCH" 2>/dev/null); then \
+	  echo "making $(VENV), with the torch in $$site"; \
+	  $(PYTHON) -m venv --clear --system-site-packages $(VENV); \
+	  echo "$$site" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/found_torch.pth"; \
+	else \
+	  echo "making $(VENV), installing $(TORCH)"; \
+	  $(PYTHON) -m venv --clear $(VENV); \
+	  $(BIN)/python -m pip install --quiet $(TORCH); \
+	fi
+	@mkdir -p $(@D) && touch $@
+
+define FIND_TORCH
+import pathlib, torch
+assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+print(pathlib.Path(torch.__file__).parents[1])
+endef
+export FIND_TORCH
+
+# --no-build-isolation: against the very torch that the tests import, and with objects of the last build used again.
+$(BUILD): $(VENV)/stamps/torch $(SOURCES)
+	@rm -f $(VENV)/stamps/build-*
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=3' ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	@$(BIN)/python -c 'import json; i = json.load(open("fastinit/_build_info.json")); \
+	  print("compiled:", i["build"], "" if i["reason"] is None else "\nWARNING: not compiled, because: " + i["reason"])'
+	@touch $@
+
+$(VENV)/stamps/lint: $(VENV)/stamps/torch pyproject.toml | $(BUILD)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,dev]'
+	@touch $@
+
+.PHONY: help demo test bench lint format cpp clean

@@ -1,0 +1,122 @@
+"""Whole models: GPT-2 XL and Llama 3.2 1B, on warm and on freshly allocated memory; and ten thousand small tensors."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import pytest
+import torch
+from models import Allocated, Shapes, allocate, gpt2_xl, llama_3_2_1b
+
+import fastinit
+from fastinit.plan import plan_tensors
+
+MODELS: dict[str, Callable[[], Shapes]] = {"GPT-2 XL": gpt2_xl, "Llama 3.2 1B": llama_3_2_1b}
+CONTESTANTS = ["torch", "fastinit", "fill"]
+
+
+def usual_loop(parameters: list[torch.nn.Parameter]) -> None:
+    """xavier_uniform_ for matrices, zeros and ones for vectors, as training scripts do it."""
+    for parameter in parameters:
+        if parameter.dim() >= 2:
+            torch.nn.init.xavier_uniform_(parameter)
+        else:
+            torch.nn.init.zeros_(parameter)
+
+
+def fill_all(parameters: list[torch.nn.Parameter]) -> None:
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.fill_(0.5)
+
+
+def _work(contestant: str) -> Callable[[Allocated], object]:
+    return {
+        "torch": lambda allocated: usual_loop(allocated.parameters),
+        "fastinit": lambda allocated: fastinit.init_model_(allocated.model, "xavier_uniform"),
+        "fill": lambda allocated: fill_all(allocated.parameters),
+    }[contestant]
+
+
+@pytest.fixture(scope="module")
+def warm_models() -> dict[tuple[str, torch.dtype], Allocated]:
+    return {}
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_warm(
+    race: Callable[..., None],
+    warm_models: dict[tuple[str, torch.dtype], Allocated],
+    name: str,
+    dtype: torch.dtype,
+    contestant: str,
+) -> None:
+    key = (name, dtype)
+    if key not in warm_models:
+        warm_models.clear()  # one at a time: they are large
+        warm_models[key] = allocate(MODELS[name](), dtype)
+        fill_all(warm_models[key].parameters)
+    allocated = warm_models[key]
+    numel = sum(parameter.numel() for parameter in allocated.parameters)
+    work = _work(contestant)
+    group = f"{name}, {str(dtype).removeprefix('torch.')}, xavier_uniform, warm memory"
+    race(group, contestant, numel, lambda: work(allocated), rounds=2 if contestant == "torch" else 5)
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_fresh(
+    race: Callable[..., None],
+    warm_models: dict[tuple[str, torch.dtype], Allocated],
+    name: str,
+    contestant: str,
+) -> None:
+    warm_models.clear()
+    held: list[Allocated] = []
+
+    def renew() -> None:
+        held.clear()
+        gc.collect()
+        # Touched once and given back, so that the machine below (a virtual one, say) has the memory at hand; then new.
+        fill_all(allocate(MODELS[name](), torch.float32).parameters)
+        gc.collect()
+        held.append(allocate(MODELS[name](), torch.float32))
+
+    work = _work(contestant)
+    numel = sum(torch.Size(shape).numel() for _, shape in MODELS[name]())
+    group = f"{name}, float32, xavier_uniform, freshly allocated memory"
+    race(group, contestant, numel, lambda: work(held[0]), rounds=3, setup=renew)
+
+
+@pytest.mark.parametrize("contestant", ["torch", "fastinit", "fastinit, same plan again"])
+def test_small(race: Callable[..., None], contestant: str) -> None:
+    tensors = [torch.zeros(10, 100) for _ in range(10_000)]
+    plan = plan_tensors(tensors, "xavier_uniform")
+
+    def loop() -> None:
+        for tensor in tensors:
+            torch.nn.init.xavier_uniform_(tensor)
+
+    work = {
+        "torch": loop,
+        "fastinit": lambda: fastinit.init_(tensors, "xavier_uniform"),
+        "fastinit, same plan again": plan.run_,
+    }[contestant]
+    race("10 000 tensors of 1 000 values, xavier_uniform", contestant, 10_000_000, work, rounds=9)
+
+
+@pytest.mark.parametrize("contestant", ["half", "whole"])
+def test_scaling(race: Callable[..., None], contestant: str) -> None:
+    """Doubling the parameters doubles the time."""
+    numel = 2**27 if contestant == "half" else 2**28
+    tensor = torch.empty(numel).fill_(0.5)
+    race(
+        "scaling: 2^27 and 2^28 values, uniform, float32",
+        contestant,
+        numel,
+        lambda: fastinit.uniform_(tensor),
+        rounds=9,
+    )

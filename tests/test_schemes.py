@@ -1,0 +1,147 @@
+"""Schemes against torch's formulas, and values against the schemes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import DTYPES
+from torch import nn
+
+import fastinit
+from fastinit import distributions
+from fastinit.fans import torch_fans
+from fastinit.schemes import STD_WITHIN_TWO_SIGMA, Scheme, as_scheme
+
+SHARED = [
+    "uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_",
+    "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_",
+]  # fmt: skip
+
+FAN_CASES: list[tuple[str, dict[str, Any]]] = [
+    ("xavier_uniform_", {}),
+    ("xavier_uniform_", {"gain": 5 / 3}),
+    ("xavier_normal_", {"gain": 0.3}),
+    ("kaiming_uniform_", {}),
+    ("kaiming_uniform_", {"a": math.sqrt(5)}),
+    ("kaiming_normal_", {"mode": "fan_out", "nonlinearity": "relu"}),
+    ("kaiming_normal_", {"nonlinearity": "tanh"}),
+    ("kaiming_normal_", {"a": 0.2, "nonlinearity": "leaky_relu"}),
+    ("kaiming_uniform_", {"nonlinearity": "selu", "mode": "fan_out"}),
+]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_functions_have_torchs_signature(name: str) -> None:
+    ours = inspect.signature(getattr(fastinit, name)).parameters
+    theirs = inspect.signature(getattr(nn.init, name)).parameters
+    assert list(ours) == list(theirs)
+    assert {key: value.default for key, value in ours.items()} == {key: value.default for key, value in theirs.items()}
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (8, 3, 5, 5), (7, 11, 3)], ids=str)
+@pytest.mark.parametrize(("name", "arguments"), FAN_CASES, ids=str)
+def test_fan_schemes_have_torchs_numbers_to_the_last_bit(
+    name: str, arguments: dict[str, Any], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[float, float]] = []
+
+    def record(tensor: torch.Tensor, first: float, second: float, generator: object = None) -> torch.Tensor:
+        used.append((first, second))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "uniform_", record)
+    monkeypatch.setattr(torch.Tensor, "normal_", record)
+    getattr(nn.init, name)(torch.empty(shape), **arguments)
+    scheme = fastinit.scheme(name.removesuffix("_"), **arguments)
+    assert used == [tuple(scheme.distribution(torch_fans(shape)))]
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (8, 3, 5, 5), (1, 1), (2, 3, 0)], ids=str)
+def test_fans_are_torchs(shape: tuple[int, ...]) -> None:
+    assert torch_fans(shape) == nn.init._calculate_fan_in_and_fan_out(torch.empty(shape))
+
+
+ALL: dict[str, str | Scheme] = {
+    "uniform": fastinit.Uniform(-0.3, 0.9),
+    "normal": fastinit.Normal(0.2, 0.7),
+    "trunc_normal": fastinit.TruncNormal(0.1, 0.5, (-0.4, 1.3)),
+    "trunc_normal in sigma": fastinit.TruncNormal(0.0, 0.02, (-2.0, 2.0), unit="sigma"),
+    "constant": fastinit.Constant(-1.5),
+    **{name: name for name in fastinit.scheme_names() if name not in ("uniform", "normal", "trunc_normal", "constant")},
+    "fan_out": fastinit.VarianceScaling(2.0, "fan_out", "uniform"),
+    "fan_geo_avg": fastinit.VarianceScaling(1.0, "fan_geo_avg", "truncated_normal"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scheme", ALL.values(), ids=ALL.keys())
+def test_samples_have_the_moments_of_their_scheme(scheme: str | Scheme, dtype: torch.dtype) -> None:
+    shape = (1500, 2000)
+    tensor = torch.empty(shape, dtype=dtype)
+    fastinit.init_([tensor], scheme, seed=1)
+    distribution = as_scheme(scheme).distribution(torch_fans(shape))
+    values = tensor.double()
+    n, std = values.numel(), distribution.std()
+    epsilon = torch.finfo(dtype).eps
+    if isinstance(distribution, distributions.Constant):
+        assert (values == torch.tensor(distribution.value, dtype=dtype)).all()
+        return
+    assert values.std().item() == pytest.approx(std, rel=4.0 / math.sqrt(n) + epsilon**2)
+    mean = MEANS[type(distribution)](distribution)
+    # Rounding to a coarse dtype moves the mean by far less than a standard error: errors are as often up as down.
+    assert abs(values.mean().item() - mean) < 4.0 * std / math.sqrt(n) + epsilon * 1e-3
+
+
+def _truncated_mean(of: Any) -> float:
+    from scipy.stats import truncnorm
+
+    a, b = (of.low - of.mean) / of.sigma, (of.high - of.mean) / of.sigma
+    return float(truncnorm.mean(a, b, loc=of.mean, scale=of.sigma))
+
+
+MEANS: dict[type, Callable[[Any], float]] = {
+    distributions.Uniform: lambda of: 0.5 * (of.low + of.high),
+    distributions.Normal: lambda of: of.mean,
+    distributions.TruncNormal: _truncated_mean,
+}
+
+
+@pytest.mark.parametrize(("a", "b"), [(-2, 2), (-1, 3), (0, math.inf), (-math.inf, 1), (1, 2), (-3, -1), (4, 6)])
+def test_truncated_std_is_the_analytic_one(a: float, b: float) -> None:
+    from scipy.stats import truncnorm
+
+    expected = float(truncnorm.std(a, b))
+    assert distributions.TruncNormal(0.0, 1.0, a, b).std() == pytest.approx(expected, rel=2e-4)
+
+
+def test_narrowly_truncated_std_is_that_of_the_uniform() -> None:
+    assert distributions.TruncNormal(0.0, 1.0, -1e-5, 1e-5).std() == pytest.approx(1e-5 / math.sqrt(3.0), rel=1e-6)
+
+
+def test_constant_of_two_sigma_is_right() -> None:
+    assert distributions.TruncNormal(0.0, 1.0, -2.0, 2.0).std() == pytest.approx(STD_WITHIN_TWO_SIGMA, rel=1e-14)
+    lecun = fastinit.scheme("lecun_normal").distribution(torch_fans((10, 16)))
+    assert lecun.std() == pytest.approx(0.25, rel=1e-12)
+
+
+def test_functions_take_lists_and_return_their_argument() -> None:
+    tensors = [torch.empty(5, 5), torch.empty(5, 5)]
+    assert fastinit.normal_(tensors) is tensors
+    assert not torch.equal(tensors[0], tensors[1])
+    assert fastinit.zeros_(tensors[0]) is tensors[0] and (tensors[0] == 0).all()
+
+
+def test_functions_draw_a_seed_a_call() -> None:
+    tensor = torch.empty(100)
+    torch.manual_seed(0)
+    first, second = fastinit.normal_(tensor).clone(), fastinit.normal_(tensor).clone()
+    torch.manual_seed(0)
+    assert torch.equal(fastinit.normal_(tensor), first) and not torch.equal(first, second)
+    generator = torch.Generator().manual_seed(3)
+    third = fastinit.normal_(tensor, generator=generator).clone()
+    assert torch.equal(fastinit.normal_(tensor, generator=torch.Generator().manual_seed(3)), third)
