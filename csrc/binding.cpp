@@ -117,7 +117,7 @@ std::vector<std::string> supported_isas() {
 
 std::array<uint32_t, 4> philox_block(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
   uint32_t block[1][4] = {{counter[0], counter[1], counter[2], counter[3]}};
-  philox4x32<ScalarLanes>(block, key[0] | static_cast<uint64_t>(key[1]) << 32);
+  philox4x32(block, PhiloxKeys<ScalarLanes>(key[0] | static_cast<uint64_t>(key[1]) << 32));
   return {block[0][0], block[0][1], block[0][2], block[0][3]};
 }
 

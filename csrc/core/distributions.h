@@ -21,9 +21,14 @@ class UniformF32 {
         lower_(L::splat(static_cast<float>(sampler.lower))),
         upper_(L::splat(static_cast<float>(sampler.upper))) {}
 
-  FASTINIT_HD typename L::F32 operator()(typename L::U32 word, uint64_t /*index*/) const {
-    const typename L::F32 t = L::from_signed(L::bit_or(word, L::splat(uint32_t{1})));
-    return L::clamp(L::fma(L::mul(t, L::splat(0x1p-31f)), scale_, center_), lower_, upper_);
+  template <int kGroup>
+  FASTINIT_HD void operator()(const typename L::U32 (&words)[kGroup], uint64_t /*index*/,
+                              typename L::F32 (&x)[kGroup]) const {
+    FASTINIT_UNROLL
+    for (int i = 0; i < kGroup; ++i) {
+      const typename L::F32 t = L::from_signed(L::bit_or(words[i], L::splat(uint32_t{1})));
+      x[i] = L::clamp(L::fma(L::mul(t, L::splat(0x1p-31f)), scale_, center_), lower_, upper_);
+    }
   }
 
  private:
@@ -50,15 +55,33 @@ class NormalF32 {
         tail_{stream, static_cast<float>(sampler.mass * 0x1p-64), static_cast<float>(sampler.below_lower),
               static_cast<float>(sampler.above_upper)} {}
 
-  FASTINIT_HD typename L::F32 operator()(typename L::U32 word, uint64_t index) const {
-    const typename L::Mask negative = L::less(word, negative_below_);
-    const typename L::U32 distance = L::invert_unless(negative, word);
-    const typename L::F32 p =
-        L::fma(L::from_unsigned(distance), slope_, L::select(negative, offset_negative_, offset_positive_));
-    typename L::F32 x = quantile_(p);
-    const typename L::Mask in_tail = L::less(p, L::splat(kQuantileHot));
-    if (__builtin_expect(L::any(in_tail), 0)) x = tail_.resample(x, in_tail, negative, distance, index);
-    return L::clamp(L::fma(L::negate_if(negative, x), scale_, center_), lower_, upper_);
+  // A group of registers of words, the first being that of value `index`, to values.
+  template <int kGroup>
+  FASTINIT_HD void operator()(const typename L::U32 (&words)[kGroup], uint64_t index,
+                              typename L::F32 (&x)[kGroup]) const {
+    typename L::Mask negative[kGroup];
+    typename L::U32 distance[kGroup];
+    typename L::F32 p[kGroup];
+    FASTINIT_UNROLL
+    for (int i = 0; i < kGroup; ++i) {
+      negative[i] = L::less(words[i], negative_below_);
+      distance[i] = L::invert_unless(negative[i], words[i]);
+      p[i] = L::fma(L::from_unsigned(distance[i]), slope_, L::select(negative[i], offset_negative_, offset_positive_));
+    }
+    quantile_(p, x);
+    typename L::F32 least = p[0];
+    FASTINIT_UNROLL
+    for (int i = 1; i < kGroup; ++i) least = L::min(least, p[i]);
+    if (__builtin_expect(L::any(L::less(least, L::splat(kQuantileHot))), 0)) {
+      for (int i = 0; i < kGroup; ++i) {
+        const typename L::Mask in_tail = L::less(p[i], L::splat(kQuantileHot));
+        if (L::any(in_tail)) x[i] = tail_.resample(x[i], in_tail, negative[i], distance[i], index + i * L::kWidth);
+      }
+    }
+    FASTINIT_UNROLL
+    for (int i = 0; i < kGroup; ++i) {
+      x[i] = L::clamp(L::fma(L::negate_if(negative[i], x[i]), scale_, center_), lower_, upper_);
+    }
   }
 
  private:

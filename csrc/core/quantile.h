@@ -61,15 +61,32 @@ struct HotQuantile {
         power4(hot.power[4]),
         power5(hot.power[5]) {}
 
-  // p in [kQuantileHot, 0.75); anything else gives some number.
-  FASTINIT_HD typename L::F32 operator()(typename L::F32 p) const {
-    const QuantileArgument<L> at(p);
-    typename L::F32 x = power5[at.row];
-    x = L::fma(x, at.z, power4[at.row]);
-    x = L::fma(x, at.z, power3[at.row]);
-    x = L::fma(x, at.z, power2[at.row]);
-    x = L::fma(x, at.z, power1[at.row]);
-    return L::fma(x, at.z, power0[at.row]);
+  // x[i] from p[i] in [kQuantileHot, 0.75); anything else gives some number. Power by power through the whole group,
+  // for each step of one polynomial waits for the step before.
+  template <int kGroup>
+  FASTINIT_HD void operator()(const typename L::F32 (&p)[kGroup], typename L::F32 (&x)[kGroup]) const {
+    typename L::U32 row[kGroup];
+    typename L::F32 z[kGroup];
+    FASTINIT_UNROLL
+    for (int i = 0; i < kGroup; ++i) {
+      const QuantileArgument<L> at(p[i]);
+      row[i] = at.row;
+      z[i] = at.z;
+      x[i] = power5[row[i]];
+    }
+    step(power4, row, z, x);
+    step(power3, row, z, x);
+    step(power2, row, z, x);
+    step(power1, row, z, x);
+    step(power0, row, z, x);
+  }
+
+ private:
+  template <int kGroup>
+  static FASTINIT_HD void step(const typename L::Table32& power, const typename L::U32 (&row)[kGroup],
+                               const typename L::F32 (&z)[kGroup], typename L::F32 (&x)[kGroup]) {
+    FASTINIT_UNROLL
+    for (int i = 0; i < kGroup; ++i) x[i] = L::fma(x[i], z[i], power[row[i]]);
   }
 };
 

@@ -60,12 +60,12 @@ struct ScalarLanes {
   static FASTINIT_HD Wide mul_wide(Word a, uint32_t b) { return static_cast<uint64_t>(a) * b; }
   static FASTINIT_HD Word high(Wide a) { return static_cast<uint32_t>(a >> 32); }
   static FASTINIT_HD Word low(Wide a) { return static_cast<uint32_t>(a); }
-  static FASTINIT_HD Word xor3(Word a, Word b, uint32_t c) { return a ^ b ^ c; }
+  static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return a ^ b ^ c; }
   static FASTINIT_HD Word splat_word(uint32_t a) { return a; }
 
   static constexpr int kBlocksPerWord = 1;     // Philox blocks that one Word holds a word of
   static constexpr int kRegistersPerWord = 4;  // U32 registers that its four words fill
-  static constexpr int kCounters = 4;          // Words that advance together
+  static constexpr int kCounters = 2;          // Words that advance together
   // The two low counter words of kBlocksPerWord blocks from `block` on.
   static FASTINIT_HD void count_blocks(uint64_t block, Word& low, Word& high) {
     low = static_cast<uint32_t>(block);
@@ -96,6 +96,7 @@ struct ScalarLanes {
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return a - b; }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return a * b; }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return exact_fma(a, b, c); }
+  static FASTINIT_HD F32 min(F32 a, F32 b) { return a < b ? a : b; }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) {
     const float raised = a > lower ? a : lower;
     return raised < upper ? raised : upper;

@@ -21,7 +21,7 @@ inline namespace FASTINIT_ISA {
 FASTINIT_HD Stream derive_stream(const uint64_t (&name_id)[2], uint64_t seed) {
   uint32_t block[1][4] = {{static_cast<uint32_t>(name_id[0]), static_cast<uint32_t>(name_id[0] >> 32),
                            static_cast<uint32_t>(name_id[1]), static_cast<uint32_t>(name_id[1] >> 32)}};
-  philox4x32<ScalarLanes>(block, seed);
+  philox4x32(block, PhiloxKeys<ScalarLanes>(seed));
   return {block[0][0] | static_cast<uint64_t>(block[0][1]) << 32, block[0][2] | static_cast<uint64_t>(block[0][3])
                                                                                     << 32};
 }
@@ -33,22 +33,40 @@ FASTINIT_HD uint32_t tail_word(const Stream& stream, uint64_t index) {
   const uint64_t high = ~stream.counter_high;
   uint32_t block[1][4] = {{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high),
                            static_cast<uint32_t>(high >> 32)}};
-  philox4x32<ScalarLanes>(block, stream.key);
+  philox4x32(block, PhiloxKeys<ScalarLanes>(stream.key));
   return block[0][index % 4];
 }
 
-// L::kCounters * L::kRegistersPerWord registers of consecutive words, from block `block` on.
+// A stream ready to be drawn from: kRegisters registers of consecutive words at a time.
 template <class L>
-FASTINIT_HD void draw(const Stream& stream, uint64_t block, typename L::U32* words) {
-  typename L::Word counter[L::kCounters][4];
-  for (int i = 0; i < L::kCounters; ++i) {
-    L::count_blocks(block + static_cast<uint64_t>(i) * L::kBlocksPerWord, counter[i][0], counter[i][1]);
-    counter[i][2] = L::splat_word(static_cast<uint32_t>(stream.counter_high));
-    counter[i][3] = L::splat_word(static_cast<uint32_t>(stream.counter_high >> 32));
+class WordSource {
+ public:
+  static constexpr int kRegisters = L::kCounters * L::kRegistersPerWord;
+  static constexpr int kWords = kRegisters * L::kWidth;
+
+  FASTINIT_HD explicit WordSource(const Stream& stream)
+      : keys_(stream.key),
+        counter2_(L::splat_word(static_cast<uint32_t>(stream.counter_high))),
+        counter3_(L::splat_word(static_cast<uint32_t>(stream.counter_high >> 32))) {}
+
+  // The words from Philox block `block` on.
+  FASTINIT_HD void draw(uint64_t block, typename L::U32 (&words)[kRegisters]) const {
+    typename L::Word counter[L::kCounters][4];
+    FASTINIT_UNROLL
+    for (int i = 0; i < L::kCounters; ++i) {
+      L::count_blocks(block + static_cast<uint64_t>(i) * L::kBlocksPerWord, counter[i][0], counter[i][1]);
+      counter[i][2] = counter2_;
+      counter[i][3] = counter3_;
+    }
+    philox4x32(counter, keys_);
+    FASTINIT_UNROLL
+    for (int i = 0; i < L::kCounters; ++i) L::interleave(counter[i], words + i * L::kRegistersPerWord);
   }
-  philox4x32<L>(counter, stream.key);
-  for (int i = 0; i < L::kCounters; ++i) L::interleave(counter[i], words + i * L::kRegistersPerWord);
-}
+
+ private:
+  PhiloxKeys<L> keys_;
+  typename L::Word counter2_, counter3_;
+};
 
 }  // namespace FASTINIT_ISA
 }  // namespace fastinit

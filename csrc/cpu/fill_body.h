@@ -8,31 +8,25 @@
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
-// Registers of words, and how many values they make.
-template <class L>
-constexpr int kDrawRegisters = L::kCounters * L::kRegistersPerWord;
-template <class L>
-constexpr int kDrawWords = kDrawRegisters<L> * L::kWidth;
-
 // float values from a distribution, a draw of kDrawValues at a time.
 template <class L, class DistributionF32>
 struct SourceF32 {
   static constexpr int kBlockValues = 4;  // of one Philox block
-  static constexpr int kDrawValues = kDrawWords<L>;
+  static constexpr int kDrawValues = WordSource<L>::kWords;
 
-  const Stream stream;
+  const WordSource<L> source;
   const DistributionF32 distribution;
 
   template <bool kStreaming, class Element>
   FASTINIT_HD void draw_values(uint64_t block, Element* out) const {
-    typename L::U32 words[kDrawRegisters<L>];
-    draw<L>(stream, block, words);
-    const uint64_t index = block * kBlockValues;
-    for (int i = 0; i < kDrawRegisters<L>; i += 2) {
-      const int first = i * L::kWidth;
-      const int second = first + L::kWidth;
-      L::template store_pair<kStreaming>(distribution(words[i], index + first),
-                                         distribution(words[i + 1], index + second), out + first);
+    constexpr int kRegisters = WordSource<L>::kRegisters;
+    typename L::U32 words[kRegisters];
+    typename L::F32 values[kRegisters];
+    source.draw(block, words);
+    distribution(words, block * kBlockValues, values);
+    FASTINIT_UNROLL
+    for (int i = 0; i < kRegisters; i += 2) {
+      L::template store_pair<kStreaming>(values[i], values[i + 1], out + i * L::kWidth);
     }
   }
 };
@@ -41,17 +35,18 @@ struct SourceF32 {
 template <class L, class DistributionF64>
 struct SourceF64 {
   static constexpr int kBlockValues = 2;
-  static constexpr int kDrawValues = kDrawWords<L> / 2;
+  static constexpr int kDrawValues = WordSource<L>::kWords / 2;
 
-  const Stream stream;
+  const WordSource<L> source;
   const DistributionF64 distribution;
 
   template <bool kStreaming>
   FASTINIT_HD void draw_values(uint64_t block, double* out) const {
-    typename L::U32 registers[kDrawRegisters<L>];
-    draw<L>(stream, block, registers);
-    alignas(64) uint32_t words[kDrawWords<L>];
-    for (int i = 0; i < kDrawRegisters<L>; ++i) L::template store<false>(registers[i], words + i * L::kWidth);
+    constexpr int kRegisters = WordSource<L>::kRegisters;
+    typename L::U32 registers[kRegisters];
+    source.draw(block, registers);
+    alignas(64) uint32_t words[WordSource<L>::kWords];
+    for (int i = 0; i < kRegisters; ++i) L::template store<false>(registers[i], words + i * L::kWidth);
     for (int i = 0; i < kDrawValues; ++i) {
       out[i] = distribution(words[2 * i] | static_cast<uint64_t>(words[2 * i + 1]) << 32);
     }
@@ -190,17 +185,17 @@ void fill_typed(const Task& task, int64_t begin, int64_t end, bool streaming) {
     fill_constant<Element>(task, begin, end);
   } else if constexpr (sizeof(Element) == sizeof(double)) {
     if (sampler.kind == Distribution::kUniform) {
-      const SourceF64<L, UniformF64> source{stream, UniformF64(sampler, stream)};
+      const SourceF64<L, UniformF64> source{WordSource<L>(stream), UniformF64(sampler, stream)};
       fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
     } else {
-      const SourceF64<L, NormalF64> source{stream, NormalF64(sampler, stream)};
+      const SourceF64<L, NormalF64> source{WordSource<L>(stream), NormalF64(sampler, stream)};
       fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
     }
   } else if (sampler.kind == Distribution::kUniform) {
-    const SourceF32<L, UniformF32<L>> source{stream, UniformF32<L>(sampler, stream)};
+    const SourceF32<L, UniformF32<L>> source{WordSource<L>(stream), UniformF32<L>(sampler, stream)};
     fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
   } else {
-    const SourceF32<L, NormalF32<L>> source{stream, NormalF32<L>(sampler, stream, kHot)};
+    const SourceF32<L, NormalF32<L>> source{WordSource<L>(stream), NormalF32<L>(sampler, stream, kHot)};
     fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
   }
 }

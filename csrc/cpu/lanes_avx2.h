@@ -20,14 +20,13 @@ struct Avx2Lanes {
   static FASTINIT_HD Wide mul_wide(Word a, uint32_t b) { return _mm256_mul_epu32(a, splat_word(b)); }
   static FASTINIT_HD Word high(Wide a) { return _mm256_srli_epi64(a, 32); }
   static FASTINIT_HD Word low(Wide a) { return a; }
-  static FASTINIT_HD Word xor3(Word a, Word b, uint32_t c) {
-    return _mm256_xor_si256(_mm256_xor_si256(a, b), splat_word(c));
-  }
+  // The high word comes last in a round: whatever else there is to do is done before it is there.
+  static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
   static FASTINIT_HD Word splat_word(uint32_t a) { return _mm256_set1_epi64x(a); }
 
   static constexpr int kBlocksPerWord = 4;
   static constexpr int kRegistersPerWord = 2;
-  static constexpr int kCounters = 2;
+  static constexpr int kCounters = 3;
   static FASTINIT_HD void count_blocks(uint64_t block, Word& low, Word& high) {
     low = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<long long>(block)), _mm256_setr_epi64x(0, 2, 1, 3));
     high = _mm256_srli_epi64(low, 32);
@@ -70,6 +69,7 @@ struct Avx2Lanes {
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+  static FASTINIT_HD F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm256_min_ps(_mm256_max_ps(a, lower), upper); }
   static FASTINIT_HD Mask less(F32 a, F32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
   static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return _mm256_blendv_ps(b, a, mask); }

@@ -21,9 +21,7 @@ struct Avx512Lanes {
   static FASTINIT_HD Wide mul_wide(Word a, uint32_t b) { return _mm512_mul_epu32(a, _mm512_set1_epi64(b)); }
   static FASTINIT_HD Word high(Wide a) { return _mm512_srli_epi64(a, 32); }
   static FASTINIT_HD Word low(Wide a) { return a; }
-  static FASTINIT_HD Word xor3(Word a, Word b, uint32_t c) {
-    return _mm512_ternarylogic_epi64(a, b, _mm512_set1_epi64(c), 0x96);
-  }
+  static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
 
   static FASTINIT_HD Word splat_word(uint32_t a) { return _mm512_set1_epi64(a); }
 
@@ -66,6 +64,7 @@ struct Avx512Lanes {
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+  static FASTINIT_HD F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm512_min_ps(_mm512_max_ps(a, lower), upper); }
   static FASTINIT_HD Mask less(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
   static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return _mm512_mask_blend_ps(mask, b, a); }

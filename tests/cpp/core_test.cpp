@@ -34,7 +34,7 @@ class Bits {
   uint32_t next() {
     if (used_ == 4) {
       uint32_t block[1][4] = {{counter_++, 0, 0, 0}};
-      philox4x32<ScalarLanes>(block, 2026);
+      philox4x32(block, PhiloxKeys<ScalarLanes>(2026));
       for (int i = 0; i < 4; ++i) block_[i] = block[0][i];
       used_ = 0;
     }
@@ -61,7 +61,7 @@ void test_philox() {
   for (const Answer& answer : answers) {
     uint32_t block[1][4];
     for (int i = 0; i < 4; ++i) block[0][i] = answer.counter[i];
-    philox4x32<ScalarLanes>(block, answer.key[0] | static_cast<uint64_t>(answer.key[1]) << 32);
+    philox4x32(block, PhiloxKeys<ScalarLanes>(answer.key[0] | static_cast<uint64_t>(answer.key[1]) << 32));
     for (int i = 0; i < 4; ++i) CHECK(block[0][i] == answer.block[i], "word %d is %08x", i, block[0][i]);
   }
 }
@@ -179,7 +179,10 @@ void test_quantile() {
   const HotQuantile<ScalarLanes> hot(kHot);
   for (uint32_t bits = bit_cast<uint32_t>(kQuantileHot); bits <= bit_cast<uint32_t>(0.5f); bits += 97) {
     const float p = bit_cast<float>(bits);
-    CHECK(hot(p) == normal_quantile(p), "at %a", p);
+    const float group[1] = {p};
+    float x[1];
+    hot(group, x);
+    CHECK(x[0] == normal_quantile(p), "at %a", p);
   }
 }
 
