@@ -21,7 +21,7 @@ import numpy as np
 
 FIRST_ROW = 122  # p in [2^-66, 1.5 * 2^-66)
 LAST_ROW = 252  # p = 1/2 exactly: rounding can reach it, nothing beyond it
-DEGREE_F32 = 5
+DEGREE_F32 = 6
 DEGREE_F64 = 14
 
 mp.mp.dps = 60

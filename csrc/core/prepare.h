@@ -41,9 +41,9 @@ inline double exp_of_negative(double x) {
 // Q(x) = erfc(x / sqrt 2) / 2, the mass of the normal beyond x >= 0; relative error below 1e-13.
 inline double upper_tail(double x) {
   constexpr double kInverseSqrt2Pi = 0x1.9884533d43651p-2;
-  if (x > 38.0) return 0.0;  // below 3e-316
+  if (x > 37.5) return 0.0;  // below 1e-307
   const double density = kInverseSqrt2Pi * exp_of_negative(-0.5 * x * x);
-  if (x < 3.0) {
+  if (x < 2.25) {
     // 1/2 - density * (x + x^3/3 + x^5/(3 5) + ...) (Abramowitz, Stegun 26.2.11)
     double term = x;
     double sum = x;
@@ -55,7 +55,7 @@ inline double upper_tail(double x) {
   }
   // density / (x + 1/(x + 2/(x + 3/(x + ...)))) (Abramowitz, Stegun 26.2.14)
   double fraction = x;
-  for (int n = 60; n >= 1; --n) fraction = x + n / fraction;
+  for (int n = 80; n >= 1; --n) fraction = x + n / fraction;
   return density / fraction;
 }
 

@@ -1,4 +1,4 @@
-// From float to the storage types, once, to nearest even. Inputs are finite or infinite, never NaN.
+// From float to the storage types, once, to nearest even. Samples are never NaN; a constant may be the quiet NaN.
 #pragma once
 
 #include "scalar_lanes.h"
@@ -35,8 +35,8 @@ FASTINIT_HD void round_to(float x, Float16& rounded) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const uint32_t sign = bits >> 16 & 0x8000;
   uint32_t magnitude = bits & 0x7FFFFFFF;
-  if (magnitude >= 0x47800000) {  // 65536 and beyond, infinity included
-    magnitude = 0x7C00;
+  if (magnitude >= 0x47800000) {  // 65536 and beyond, infinity and NaN included
+    magnitude = magnitude > 0x7F800000 ? 0x7E00 : 0x7C00;
   } else if (magnitude < 0x38800000) {
     // Subnormal below 2^-14: adding 0.5 puts a float16 ulp, 2^-24, at the end of the mantissa, and rounds there.
     magnitude = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3F000000;

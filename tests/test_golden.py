@@ -1,0 +1,470 @@
+"""Native, reference and golden values are the same, to the bit, on every instruction set of the machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import make_golden
+import numpy as np
+import pytest
+import reference
+import torch
+from conftest import INSTRUCTION_SETS, needs_native
+from reference import DType, Kind, Values
+
+import fastinit
+from fastinit import _native, distributions, engine
+from fastinit.streams import derive_stream, name_id
+
+VECTORS = Path(__file__).parent / "vectors"
+GOLDEN: dict[str, Any] = json.loads((VECTORS / "stream_v1.json").read_text(encoding="utf-8"))
+DTYPES: tuple[DType, ...] = get_args(DType)
+
+
+def scheme(kind: Kind, parameters: tuple[float, ...]) -> fastinit.Scheme:
+    if kind == "constant":
+        return fastinit.Constant(*parameters)
+    if kind == "uniform":
+        return fastinit.Uniform(*parameters)
+    if kind == "normal":
+        return fastinit.Normal(*parameters)
+    mean, std, low, high = parameters
+    return fastinit.TruncNormal(mean, std, (low, high))
+
+
+def as_values(tensor: torch.Tensor) -> Values:
+    """A tensor as the reference has its values."""
+    if tensor.dtype == torch.bfloat16:
+        bits: Values = tensor.view(torch.int16).numpy().view(np.uint16)
+        return bits
+    values: Values = tensor.numpy()
+    return values
+
+
+def native(kind: Kind, parameters: tuple[float, ...], dtype: DType, seed: int, name: str, count: int) -> Values:
+    """Values through the public interface."""
+    tensor = torch.empty(count, dtype=getattr(torch, dtype))
+    fastinit.init_([tensor], scheme(kind, parameters), names=[name], seed=seed, backend="native")
+    return as_values(tensor)
+
+
+def native_from(
+    first_index: int, kind: Kind, parameters: tuple[float, ...], dtype: DType, seed: int, name: str, count: int
+) -> Values:
+    """Values from a global index on, as for a shard of a large tensor: through the engine's table."""
+    tensor = torch.empty(count, dtype=getattr(torch, dtype))
+    distribution = scheme(kind, parameters).distribution(None)
+    table = engine._Table([engine.Target(name, tensor, distribution, None)])
+    table._table["global_offset"] = first_index
+    table.fill(seed)
+    return as_values(tensor)
+
+
+def bits(values: Values) -> Values:
+    """So that -0 differs from 0 and a NaN equals itself."""
+    patterns: Values = values.view(f"u{values.itemsize}")
+    return patterns
+
+
+def assert_same(actual: Values, expected: Values) -> None:
+    different = np.flatnonzero(bits(actual) != bits(expected))
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    assert different.size == 0, (
+        f"{different.size} of {actual.size} differ, the first at {different[0]}: "
+        f"{actual[different[0]]!r}, expected {expected[different[0]]!r}"
+    )
+
+
+def golden_cases() -> list[Any]:
+    return [
+        pytest.param(case, dtype, id=f"{case['kind']}({', '.join(case['parameters'])})-{dtype}")
+        for case in GOLDEN["distributions"]
+        for dtype in DTYPES
+    ]
+
+
+# ---- Golden values ----
+
+
+def test_golden_file_is_what_the_reference_makes() -> None:
+    assert make_golden.golden() == GOLDEN
+
+
+def test_golden_file_covers_tails_mirrors_and_refusals() -> None:
+    """The cases would lose their point if a change of parameters moved them to another branch of the format."""
+    branches: set[str] = set()
+    tails = 0
+    for given, parameters in make_golden.CASES:
+        kind, numbers = reference.simplified(given, parameters)
+        branches.add(kind)
+        if kind == "trunc_normal":
+            mean, std, low, high = numbers
+            of = reference.trunc_normal_constants(mean, std, low, high, "float32")
+            branches.add("mirrored" if of.scale < 0 else "upright")
+            branches.add("one side" if of.threshold == 0 else "two sides")
+            word = reference.words(reference.stream(0, "w"), np.arange(1000))
+            tails += int(reference.in_tail(reference.float_probability(of, word)).sum())
+        elif kind != given:
+            branches.add("level")
+    assert branches == {
+        *("constant", "uniform", "normal", "trunc_normal"),
+        *("mirrored", "upright", "one side", "two sides", "level"),
+    }
+    assert tails >= 1000
+    assert any(None in case["values"].values() for case in GOLDEN["distributions"])
+
+
+@needs_native
+@pytest.mark.parametrize(("case", "dtype"), golden_cases())
+def test_native_equals_golden(isa: str, case: dict[str, Any], dtype: DType) -> None:
+    parameters = tuple(float(parameter) for parameter in case["parameters"])
+    arguments = (case["kind"], parameters, dtype, case["seed"], case["name"])
+    expected = case["values"][dtype]
+    if expected is None:
+        with pytest.raises(ValueError, match="no value of"):
+            native(*arguments, 1)
+        return
+    values = native(*arguments, GOLDEN["hashed"])
+    assert make_golden.bit_patterns(values[: make_golden.COUNT]) == expected["first"]
+    assert make_golden.digest(values) == expected["sha256"]
+    later = native_from(GOLDEN["later_index"], *arguments, make_golden.COUNT)
+    assert make_golden.bit_patterns(later) == expected["later"]
+
+
+@pytest.mark.parametrize("entry", GOLDEN["names"], ids=lambda entry: ascii(entry["name"])[:20])
+def test_streams_equal_golden(entry: dict[str, Any]) -> None:
+    name = entry["name"]
+    assert name_id(name).hex() == entry["id"]
+    for expected in entry["streams"]:
+        stream = derive_stream(expected["seed"], name)
+        assert f"{stream.key:016x} {stream.counter_high:016x}" == f"{expected['key']} {expected['counter_high']}"
+
+
+@needs_native
+@pytest.mark.parametrize("entry", GOLDEN["names"], ids=lambda entry: ascii(entry["name"])[:20])
+def test_native_words_equal_golden(entry: dict[str, Any]) -> None:
+    """U[-2^31, 2^31] in float64 shows a word's bits, which no rounding has touched: here those of the upper words."""
+    for expected in entry["streams"]:
+        values = native("uniform", (-(2.0**31), 2.0**31), "float64", expected["seed"], entry["name"], 2)
+        upper = np.floor(values).astype(np.int64).astype(np.uint64).astype(np.uint32)
+        words = expected["words"].split()
+        assert [f"{int(word):08x}" for word in upper] == [words[1], words[3]]
+
+
+# ---- Philox ----
+
+
+def philox_vectors() -> list[Any]:
+    lines = (VECTORS / "philox4x32_10.txt").read_text(encoding="utf-8").splitlines()
+    rows = [[int(word, 16) for word in line.split()] for line in lines if not line.startswith("#")]
+    return [pytest.param(row[:4], row[4:6], row[6:], id=f"{row[0]:08x}") for row in rows]
+
+
+@pytest.mark.parametrize(("counter", "key", "block"), philox_vectors())
+def test_philox_of_the_reference_has_the_published_answers(
+    counter: list[int], key: list[int], block: list[int]
+) -> None:
+    words = reference.philox4x32([np.array([word], np.uint64) for word in counter], (key[0], key[1]))
+    assert [int(word[0]) for word in words] == block
+
+
+@needs_native
+@pytest.mark.parametrize(("counter", "key", "block"), philox_vectors())
+def test_native_philox_has_the_published_answers(counter: list[int], key: list[int], block: list[int]) -> None:
+    assert _native.module is not None
+    assert list(_native.module.philox4x32(counter, key)) == block
+
+
+# ---- The reference's own arithmetic, against exact arithmetic ----
+
+
+def test_reference_fma_rounds_once() -> None:
+    """Against rationals: random operands, and sums that lie next to a tie, where two roundings would go wrong."""
+    from fractions import Fraction
+
+    random = np.random.default_rng(0)
+    count = 20_000
+    a = random.standard_normal(count).astype(np.float32)
+    b = np.float32(1.0 + 2.0**-12)
+    c = (random.standard_normal(count) * 2.0 ** random.integers(-40, 40, count)).astype(np.float32)
+    c[::2] = (-a[::2] * b * (1 + 2.0 ** random.integers(-30, 0, c[::2].size))).astype(np.float32)
+    twice_rounded = 0
+    for x, y, z, result in zip(a, [b] * count, c, reference.fma(a, b, c), strict=True):
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        assert abs(Fraction(float(result)) - exact) <= Fraction(float(np.spacing(np.abs(result)))) / 2
+        twice_rounded += np.float32(np.float32(x * y) + z) != result
+    assert twice_rounded > count // 100, "the operands do not tell one rounding from two"
+
+
+def test_reference_fma_breaks_ties_that_double_arithmetic_misses() -> None:
+    """1 + 2^-24 + 2^-70 lies above a tie of float32; a sum in double rounds onto the tie, and from there to even."""
+    a = np.array([2.0**-35, -(2.0**-35)], np.float32)
+    c = np.array([1.0 + 2.0**-23, 1.0 + 2.0**-23], np.float32)
+    tie = reference._fma(a.astype(np.float64), np.float64(2.0**-35), c.astype(np.float64) - 2.0**-24)
+    assert tie.tolist() == [1.0 + 2.0**-23, 1.0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_reference_rounding_equals_torch(dtype: DType) -> None:
+    """Over floats of all exponents, and all that lie at or next to a tie."""
+    random = np.random.default_rng(0)
+    patterns = random.integers(0, 2**32, 1_000_000, dtype=np.uint32)
+    for step in (0x8000, 0x1000):  # half a unit in the last place of bfloat16, of float16
+        near = random.integers(0, 2**32, 300_000, dtype=np.uint32) // step * step
+        patterns = np.concatenate([patterns, near - 1, near, near + 1])
+    floats = patterns.view(np.float32)
+    floats = floats[~np.isnan(floats)]
+    expected = as_values(torch.from_numpy(floats).to(getattr(torch, dtype)))
+    assert_same(reference.round_to_dtype(floats, dtype), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_reference_bounds_are_the_nearest_numbers_inside(dtype: DType) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        x = float(random.standard_normal() * 10.0 ** random.uniform(-48, 4))
+        lower, upper = reference.bounds(x, math.inf, dtype).lower, reference.bounds(-math.inf, x, dtype).upper
+        assert lower >= x > reference.next_number(lower, dtype, -math.inf)
+        assert upper <= x < reference.next_number(upper, dtype, math.inf)
+        assert reference.nearest(lower, dtype) == lower and reference.nearest(upper, dtype) == upper
+        if lower == upper:
+            assert reference.bounds(x, x, dtype) == (x, x)
+        else:
+            with pytest.raises(reference.Refused):
+                reference.bounds(x, math.nextafter(x, math.inf), dtype)
+
+
+# ---- Native equals the reference ----
+
+PLAIN: tuple[tuple[Kind, tuple[float, ...]], ...] = (
+    ("constant", (0.1,)),
+    ("uniform", (-0.25, 1.0)),
+    ("normal", (0.1, 0.7)),
+    ("trunc_normal", (0.0, 1.0, -2.0, 1.5)),
+    ("trunc_normal", (0.0, 1.0, 4.4, math.inf)),  # every value takes its second word
+)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_native_equals_reference_at_all_small_sizes(isa: str, dtype: DType) -> None:
+    for kind, parameters in PLAIN:
+        expected = reference.sample(kind, parameters, dtype, 3, "w", np.arange(300))
+        for size in range(301):
+            assert_same(native(kind, parameters, dtype, 3, "w", size), expected[:size])
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_native_writes_its_elements_only_at_any_alignment(isa: str, dtype: DType) -> None:
+    """Into the middle of a tensor full of a marker, from every offset of a cache line."""
+    for kind, parameters in PLAIN:
+        expected = reference.sample(kind, parameters, dtype, 3, "w", np.arange(157))
+        for begin in range(65):
+            whole = torch.full((begin + 157 + 70,), 77.0, dtype=getattr(torch, dtype))
+            tensor = whole[begin : begin + 157]
+            fastinit.init_([tensor], scheme(kind, parameters), names=["w"], seed=3, backend="native")
+            assert_same(as_values(tensor), expected)
+            assert (whole[:begin] == 77.0).all() and (whole[begin + 157 :] == 77.0).all()
+
+
+INDICES = (1, 2, 3, 4, 63, 2**31 - 7, 2**32 - 9, 2**34 - 5, 2**40 + 1, 2**62 + 3)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_native_equals_reference_from_any_global_index(isa: str, dtype: DType) -> None:
+    """Around the places where an index, its word or its block outgrows 32 bits, unaligned."""
+    for kind, parameters in PLAIN:
+        for first_index in INDICES:
+            expected = reference.sample(kind, parameters, dtype, 3, "w", first_index + np.arange(100, dtype=np.uint64))
+            assert_same(native_from(first_index, kind, parameters, dtype, 3, "w", 100), expected)
+
+
+@cache
+def many_normals(dtype: DType) -> Values:
+    return reference.sample("normal", (0.0, 1.0), dtype, 11, "many", np.arange(4_000_000))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_native_equals_reference_on_millions_of_normals(isa: str, dtype: DType) -> None:
+    """Enough values that about ninety take their second word."""
+    values = native("normal", (0.0, 1.0), dtype, 11, "many", 4_000_000)
+    assert_same(values, many_normals(dtype))
+    in_tails = int((np.abs(reference.widen(values, dtype)) > 4.24).sum())
+    assert 40 < in_tails < 160
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "sigmas",
+    [
+        (4.5, math.inf),
+        (-math.inf, -4.5),
+        (4.2, 4.3),
+        (-4.3, -4.2),
+        (6.0, math.inf),
+        (-6.0, 6.0),
+        (-5.0, 0.1),
+        (5.5, 5.6),
+    ],
+    ids=str,
+)
+def test_native_equals_reference_in_the_tails(isa: str, dtype: DType, sigmas: tuple[float, float]) -> None:
+    parameters = (0.0, 1.0, *sigmas)
+    expected = reference.sample("trunc_normal", parameters, dtype, 5, "tail", np.arange(100_003))
+    assert_same(native("trunc_normal", parameters, dtype, 5, "tail", 100_003), expected)
+
+
+# ---- Any numbers at all ----
+
+_EXTREMES = (
+    0.0,
+    -0.0,
+    5e-324,  # least of float64, float32, bfloat16 and float16, and numbers between them
+    1e-310,
+    1e-45,
+    9.2e-41,
+    1e-40,
+    2e-38,
+    6e-8,
+    1e-8,
+    2.0**-8,
+    1.0 / 3.0,
+    0.5,
+    1.0,
+    2.0,
+    6.0,
+    65504.0,
+    65519.0,
+    65520.0,
+    3e38,
+    3.4028234663852886e38,
+    1e300,
+    math.inf,
+)
+
+
+def any_number(random: np.random.Generator) -> float:
+    way = random.integers(5)
+    if way == 0:
+        return float(random.choice(_EXTREMES)) * float(random.choice([-1.0, 1.0]))
+    if way == 1:
+        return float(random.standard_normal() * 10.0 ** random.uniform(-50, 45))
+    if way == 2:
+        return float(np.float16(random.standard_normal()))
+    return float(random.standard_normal()) * (1.0 if way == 3 else 10.0)
+
+
+def any_distribution(random: np.random.Generator) -> tuple[Kind, tuple[float, ...]]:
+    kind: Kind = random.choice(["constant", "uniform", "normal", "trunc_normal", "trunc_normal", "trunc_normal"])
+    if kind == "constant":
+        return kind, (any_number(random),)
+    if kind == "uniform":
+        return kind, tuple(sorted((any_number(random), any_number(random))))
+    mean, std = any_number(random), abs(any_number(random))
+    if kind == "normal":
+        return kind, (mean, std)
+    bounds = sorted((any_number(random), any_number(random)))
+    if random.integers(2) and math.isfinite(mean) and math.isfinite(std):
+        bounds = sorted(mean + std * float(sigma) for sigma in 3.0 * random.standard_normal(2))
+    return kind, (mean, std, *bounds)
+
+
+# What fastinit refuses of itself, before the native code sees it: numbers that are not finite or not of the dtype.
+_REFUSED_BEFORE = ("expected a finite number", "outside torch.", "overflows torch.", "NaN")
+
+
+@needs_native
+def test_native_equals_reference_on_any_numbers(isa: str) -> None:
+    """Random distributions, down to the least and up to the largest numbers: the same values, and the same refusals."""
+    random = np.random.default_rng(INSTRUCTION_SETS.index(isa))
+    compared = refused = 0
+    for _ in range(8000):
+        kind, parameters = any_distribution(random)
+        dtype: DType = random.choice(DTYPES)
+        count = 1000 if random.integers(2) else int(random.integers(1, 70))
+        arguments = (kind, parameters, dtype, 7, "w")
+        try:
+            values = native(*arguments, count)
+        except ValueError as error:
+            if not any(text in str(error) for text in _REFUSED_BEFORE):
+                refused += 1
+                with pytest.raises(reference.Refused):
+                    reference.sample(*arguments, np.arange(count))
+            continue
+        compared += 1
+        try:
+            assert_same(values, reference.sample(*arguments, np.arange(count)))
+        except (AssertionError, reference.Refused) as error:
+            raise AssertionError(f"{kind}{parameters} in {dtype}: {error}") from error
+    assert compared > 4000 and refused > 200
+
+
+@needs_native
+def test_native_equals_reference_on_zeros_of_either_sign(isa: str) -> None:
+    """Where values, bounds and means are zeros: which of the two a value is, is part of the format as well."""
+    zeros = (0.0, -0.0, 1e-45, -1e-45)
+    for dtype in DTYPES:
+        for low in zeros:
+            for high in zeros:
+                if low > high:
+                    continue
+                cases: list[tuple[Kind, tuple[float, ...]]] = [("uniform", (low, high))]
+                for mean in zeros:
+                    for std in (0.0, 1e-45, 1e-30):
+                        cases += [("normal", (mean, std)), ("trunc_normal", (mean, std, low, high))]
+                for kind, parameters in cases:
+                    arguments = (kind, parameters, dtype, 7, "w")
+                    try:
+                        expected = reference.sample(*arguments, np.arange(40))
+                    except reference.Refused:
+                        with pytest.raises(ValueError, match=r"no value of|6 sigma"):
+                            native(*arguments, 40)
+                        continue
+                    assert_same(native(*arguments, 40), expected)
+
+
+def _available_bytes() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+@needs_native
+@pytest.mark.slow
+@pytest.mark.skipif(_available_bytes() < 14 * 2**30, reason="needs 9 GB of memory, and a margin")
+def test_native_equals_reference_in_a_tensor_beyond_32_bits() -> None:
+    count = 2**32 + 1000
+    values = native("normal", (0.0, 1.0), "bfloat16", 1, "large", count)
+    random = np.random.default_rng(0)
+    around = [np.arange(each - 500, each + 500) for each in (2**30, 2**31, 2**32, count - 500)]
+    index = np.concatenate([np.arange(1000), *around, random.integers(0, count, 200_000)])
+    assert_same(values[index], reference.sample("normal", (0.0, 1.0), "bfloat16", 1, "large", index))
+
+
+@needs_native
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.0, 65520.0, 65519.99, 1e38, 2.0**-150, 1e-46])
+def test_native_constant_converts_as_torch_does(value: float) -> None:
+    for dtype in DTYPES:
+        values = native("constant", (value,), dtype, 0, "w", 33)
+        assert_same(values, reference.sample("constant", (value,), dtype, 0, "w", np.arange(33)))
+        by_way_of = torch.float64 if dtype == "float64" else torch.float32
+        assert_same(values, as_values(torch.full((33,), value, dtype=by_way_of).to(getattr(torch, dtype))))
+
+
+def test_distributions_of_the_engine_are_those_of_the_format() -> None:
+    """The reference's kinds, and the order of their parameters, which the native table holds by position."""
+    assert distributions.Constant._fields == ("value",)
+    assert distributions.Uniform._fields == ("low", "high")
+    assert distributions.Normal._fields == ("mean", "sigma")
+    assert distributions.TruncNormal._fields == ("mean", "sigma", "low", "high")
+    assert set(get_args(Kind)) == {"constant", "uniform", "normal", "trunc_normal"}
