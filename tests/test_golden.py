@@ -457,6 +457,9 @@ def test_native_constant_converts_as_torch_does(value: float) -> None:
     for dtype in DTYPES:
         values = native("constant", (value,), dtype, 0, "w", 33)
         assert_same(values, reference.sample("constant", (value,), dtype, 0, "w", np.arange(33)))
+        if math.isnan(value) and dtype == "bfloat16":
+            assert (values == 0x7FC0).all()  # torch's vector code writes another quiet NaN than its scalar code
+            continue
         by_way_of = torch.float64 if dtype == "float64" else torch.float32
         assert_same(values, as_values(torch.full((33,), value, dtype=by_way_of).to(getattr(torch, dtype))))
 
