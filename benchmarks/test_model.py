@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +32,16 @@ def fill_all(parameters: list[torch.nn.Parameter]) -> None:
     with torch.no_grad():
         for parameter in parameters:
             parameter.fill_(0.5)
+
+
+def give_memory_back() -> None:
+    """To the system, from Python's and from the C library's heap."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _work(contestant: str) -> Callable[[Allocated], object]:
@@ -76,17 +89,19 @@ def test_fresh(
 ) -> None:
     warm_models.clear()
     held: list[Allocated] = []
+    numel = sum(torch.Size(shape).numel() for _, shape in MODELS[name]())
 
     def renew() -> None:
         held.clear()
-        gc.collect()
+        give_memory_back()
         # Touched once and given back, so that the machine below (a virtual one, say) has the memory at hand; then new.
         fill_all(allocate(MODELS[name](), torch.float32).parameters)
-        gc.collect()
+        give_memory_back()
+        before = resident_bytes()
         held.append(allocate(MODELS[name](), torch.float32))
+        assert resident_bytes() - before < numel * 4 // 20, "the allocator handed out memory that was touched before"
 
     work = _work(contestant)
-    numel = sum(torch.Size(shape).numel() for _, shape in MODELS[name]())
     group = f"{name}, float32, xavier_uniform, freshly allocated memory"
     race(group, contestant, numel, lambda: work(held[0]), rounds=3, setup=renew)
 

@@ -40,6 +40,13 @@ CASES: tuple[tuple[Kind, tuple[float, ...]], ...] = (
     ("trunc_normal", (0.0, 1.0, -3.5, -1.25)),
     ("trunc_normal", (0.0, 0.02, -2.0, 2.0)),  # absolute bounds that truncate nothing
     ("trunc_normal", (0.0, 1.0, -0.003, 0.002)),  # level
+    ("trunc_normal", (0.0, 1.0, -(2.0**-8), 2.0**-8)),  # just level
+    ("trunc_normal", (0.0, 1.0, -(2.0**-8), 0.00391)),  # just not level
+    ("trunc_normal", (0.0, 1.0, -1.0, 1e-17)),  # all words are negative
+    ("trunc_normal", (0.0, 1.0, -1.0, 0.0)),
+    ("trunc_normal", (0.0, 1.0, 2.2, 2.3)),  # both formulas of Q
+    ("trunc_normal", (0.0, 1.0, -6.0, 37.0)),
+    ("trunc_normal", (0.0, 1.0, 6.0, 6.5)),
     ("trunc_normal", (0.0, 1.0, -0.5, INFINITY)),
     ("trunc_normal", (0.0, 1.0, 4.5, INFINITY)),
     ("trunc_normal", (1.0, 0.5, -INFINITY, -1.5)),

@@ -456,11 +456,15 @@ def sample(kind: Kind, parameters: Sequence[float], dtype: DType, seed: int, nam
     Raises:
         Refused: no number of the dtype lies within the bounds, or they lie too far from the mean.
     """
+    return sample_stream(kind, parameters, dtype, stream(seed, name), indices)
+
+
+def sample_stream(kind: Kind, parameters: Sequence[float], dtype: DType, of: Stream, indices: ArrayLike) -> Values:
+    """As `sample`, of a stream that is known."""
     index = np.asarray(indices, np.uint64)
     kind, parameters = simplified(kind, [float(number) for number in parameters])
     if kind == "constant":
         return constant(parameters[0], dtype, index.size)
-    of = stream(seed, name)
     pieces: list[Values] = []
     if kind == "uniform":
         uniform = uniform_constants(parameters[0], parameters[1], dtype)

@@ -54,12 +54,23 @@ def native(kind: Kind, parameters: tuple[float, ...], dtype: DType, seed: int, n
 
 
 def native_from(
-    first_index: int, kind: Kind, parameters: tuple[float, ...], dtype: DType, seed: int, name: str, count: int
+    first_index: int,
+    kind: Kind,
+    parameters: tuple[float, ...],
+    dtype: DType,
+    seed: int,
+    name: str | bytes,
+    count: int,
 ) -> Values:
-    """Values from a global index on, as for a shard of a large tensor: through the engine's table."""
+    """Values from a global index on, as for a shard of a large tensor: through the engine's table.
+
+    A name may be given by its digest.
+    """
     tensor = torch.empty(count, dtype=getattr(torch, dtype))
     distribution = scheme(kind, parameters).distribution(None)
-    table = engine._Table([engine.Target(name, tensor, distribution, None)])
+    table = engine._Table([engine.Target("w" if isinstance(name, bytes) else name, tensor, distribution, None)])
+    if isinstance(name, bytes):
+        table._table["name_id"] = np.frombuffer(name, "V16")
     table._table["global_offset"] = first_index
     table.fill(seed)
     return as_values(tensor)
@@ -323,7 +334,157 @@ def test_native_equals_reference_in_the_tails(isa: str, dtype: DType, sigmas: tu
     assert_same(native("trunc_normal", parameters, dtype, 5, "tail", 100_003), expected)
 
 
+# ---- Chosen words ----
+
+_ROUND_KEYS = [(round_ * 0x9E3779B9 & 0xFFFFFFFF, round_ * 0xBB67AE85 & 0xFFFFFFFF) for round_ in range(10)]
+
+
+def philox_counter(block: tuple[int, ...], key: int) -> tuple[int, ...]:
+    """The counter whose block is given: the rounds of Philox4x32-10 backwards."""
+    o0, o1, o2, o3 = block
+    for bump0, bump1 in reversed(_ROUND_KEYS):
+        c0 = o3 * pow(0xD2511F53, -1, 2**32) & 0xFFFFFFFF
+        c2 = o1 * pow(0xCD9E8D57, -1, 2**32) & 0xFFFFFFFF
+        c1 = o0 ^ (c2 * 0xCD9E8D57 >> 32) ^ (key + bump0 & 0xFFFFFFFF)
+        c3 = o2 ^ (c0 * 0xD2511F53 >> 32) ^ ((key >> 32) + bump1 & 0xFFFFFFFF)
+        o0, o1, o2, o3 = c0, c1, c2, c3
+    return o0, o1, o2, o3
+
+
+def place_of(block: tuple[int, ...], seed: int) -> tuple[bytes, reference.Stream, int]:
+    """Digest of a name, its stream under a seed, and a word's index, where that stream has a given block of words.
+
+    Of eight blocks one has an index below 2^63, so keys are tried until one does.
+    """
+    for key in range(1000):
+        counter = philox_counter(block, key)
+        number, counter_high = counter[0] | counter[1] << 32, counter[2] | counter[3] << 32
+        if number < 2**60:
+            break
+    digest = philox_counter((key & 0xFFFFFFFF, key >> 32, counter[2], counter[3]), seed)
+    name_digest = b"".join(word.to_bytes(4, "little") for word in digest)
+    return name_digest, reference.Stream(key, counter_high), 4 * number
+
+
+EDGES: tuple[tuple[Kind, tuple[float, ...]], ...] = (
+    ("uniform", (-1.0, 1.0)),
+    ("uniform", (0.0, 1.0)),
+    ("uniform", (-0.3, 7.1)),
+    ("normal", (0.0, 1.0)),
+    ("normal", (0.5, 0.02)),
+    ("trunc_normal", (0.0, 1.0, -2.0, 2.0)),
+    ("trunc_normal", (0.0, 1.0, -8.0, 8.0)),
+    ("trunc_normal", (0.0, 1.0, -1.0, 3.0)),
+    ("trunc_normal", (0.0, 1.0, -1.0, 0.1)),
+    ("trunc_normal", (0.0, 1.0, 6.0, math.inf)),
+    ("trunc_normal", (0.0, 1.0, -math.inf, -5.0)),
+    ("trunc_normal", (0.1, 0.02, 0.06, math.inf)),
+)
+
+
+def edge_words(kind: Kind, parameters: tuple[float, ...]) -> list[int]:
+    """32-bit words where something changes: the ends, the middle, the threshold, the beginnings of the tails."""
+    centers = {0, 2**31}
+    if kind != "uniform":
+        if kind == "normal":
+            of = reference.normal_constants(*parameters[:2])
+        else:
+            mean, std, low, high = parameters
+            of = reference.trunc_normal_constants(mean, std, low, high, "float32")
+        centers.add(of.threshold >> 32)
+        for beyond, sign in ((of.below_lower, 1), (of.above_upper, -1)):
+            distance = round((1.5 * 2.0**-17 - beyond) / of.mass * 2.0**32)
+            if 0 <= distance < 2**32:
+                centers.add(distance if sign > 0 else 2**32 - 1 - distance)
+    return sorted({(center + step) % 2**32 for center in centers for step in range(-4, 5)})
+
+
+@needs_native
+@pytest.mark.parametrize(("kind", "parameters"), EDGES, ids=str)
+def test_native_equals_reference_at_words_on_the_edge(isa: str, kind: Kind, parameters: tuple[float, ...]) -> None:
+    """Words that 2^32 draws would hardly meet: the stream is made for them, Philox being a bijection."""
+    words = edge_words(kind, parameters)
+    words += [0] * (-len(words) % 4)
+    for begin in range(0, len(words), 4):
+        block = tuple(words[begin : begin + 4])
+        digest, stream, index = place_of(block, seed=9)
+        assert reference.words(stream, index + np.arange(4)).tolist() == list(block)
+        for dtype in DTYPES[:1] + DTYPES[2:]:
+            expected = reference.sample_stream(kind, parameters, dtype, stream, index + np.arange(4))
+            assert_same(native_from(index, kind, parameters, dtype, 9, digest, 4), expected)
+
+
+@needs_native
+@pytest.mark.parametrize(("kind", "parameters"), EDGES, ids=str)
+def test_native_equals_reference_at_long_words_on_the_edge(isa: str, kind: Kind, parameters: tuple[float, ...]) -> None:
+    long_words = [word << 32 | low for word in edge_words(kind, parameters) for low in (0, 2**32 - 1)]
+    if kind == "normal":
+        long_words += [0, 1, 2, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 1, 2**64 - 2]
+    elif kind == "trunc_normal":
+        mean, std, low, high = parameters
+        threshold = reference.trunc_normal_constants(mean, std, low, high, "float64").threshold
+        long_words += [(threshold + step) % 2**64 for step in (-2, -1, 0, 1)]
+    for first, second in zip(long_words[::2], long_words[1::2], strict=True):
+        block = (first & 0xFFFFFFFF, first >> 32, second & 0xFFFFFFFF, second >> 32)
+        digest, stream, word_index = place_of(block, seed=9)
+        index = word_index // 2 + np.arange(2)
+        assert reference.double_words(stream, index).tolist() == [first, second]
+        expected = reference.sample_stream(kind, parameters, "float64", stream, index)
+        assert_same(native_from(int(index[0]), kind, parameters, "float64", 9, digest, 2), expected)
+
+
 # ---- Any numbers at all ----
+
+# Where one formula takes over from another, and where a careless order of operations would overflow or lose a bit.
+CORNERS: tuple[tuple[Kind, tuple[float, ...]], ...] = (
+    ("uniform", (1e308, 1.7e308)),
+    ("uniform", (-1.7e308, -1e308)),
+    ("uniform", (5e-324, 1.5e-323)),
+    ("uniform", (65503.0, 65504.0)),
+    ("trunc_normal", (0.0, 1.0, -(2.0**-8), 2.0**-8)),
+    ("trunc_normal", (0.0, 1.0, -(2.0**-8), math.nextafter(2.0**-8, 1.0))),
+    ("trunc_normal", (0.0, 1.0, -math.nextafter(2.0**-8, 1.0), 2.0**-8)),
+    ("trunc_normal", (0.0, 1.0, 6.0, 7.0)),
+    ("trunc_normal", (0.0, 1.0, math.nextafter(6.0, 7.0), 7.0)),
+    ("trunc_normal", (0.0, 1.0, -7.0, -6.0)),
+    ("trunc_normal", (0.0, 1.0, -7.0, -math.nextafter(6.0, 7.0))),
+    ("trunc_normal", (0.0, 1.0, -1.0, 0.0)),
+    ("trunc_normal", (0.0, 1.0, -1.0, -0.0)),
+    ("trunc_normal", (0.0, 1.0, 0.0, 1.0)),
+    ("trunc_normal", (0.0, 1.0, -0.0, 1.0)),
+    ("trunc_normal", (0.0, 1.0, -1.0, 1e-17)),
+    ("trunc_normal", (0.0, 1.0, -1.0, 5e-324)),
+    ("trunc_normal", (0.0, 1.0, -5e-324, 1.0)),
+    ("trunc_normal", (0.0, 1.0, 2.25, 2.26)),
+    ("trunc_normal", (0.0, 1.0, 5.0, math.nextafter(5.0, 6.0))),  # a mass of nothing
+    ("trunc_normal", (0.0, 1.0, -37.5, 37.5)),
+    ("trunc_normal", (0.0, 1.0, 1.0, math.nextafter(37.5, 38.0))),
+    ("trunc_normal", (0.0, 1.0, -1e300, 1e300)),
+    ("trunc_normal", (0.0, 1e-300, -1e300, 1e300)),
+    ("trunc_normal", (0.0, 1.0, -math.inf, math.inf)),
+    ("trunc_normal", (3.0, 0.0, -1.0, 1.0)),
+    ("trunc_normal", (3.0, 0.0, 1.0, math.inf)),
+    ("trunc_normal", (0.0, 1.0, 0.25, 0.25)),
+)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kind", "parameters"), CORNERS, ids=str)
+def test_native_equals_reference_in_corners(isa: str, kind: Kind, parameters: tuple[float, ...], dtype: DType) -> None:
+    arguments = (kind, parameters, dtype, 7, "w")
+    if kind == "uniform" and max(map(abs, parameters)) > torch.finfo(getattr(torch, dtype)).max:
+        with pytest.raises(ValueError, match=r"outside torch\."):
+            native(*arguments, 1000)
+        return
+    try:
+        expected = reference.sample(*arguments, np.arange(1000))
+    except reference.Refused:
+        with pytest.raises(ValueError, match=r"no value of|6 sigma"):
+            native(*arguments, 1000)
+        return
+    assert_same(native(*arguments, 1000), expected)
+
 
 _EXTREMES = (
     0.0,
