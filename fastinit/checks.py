@@ -6,7 +6,6 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -83,14 +82,15 @@ def memory_span(tensor: torch.Tensor, name: str) -> Span:
 def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:
     """Raise ValueError if two tensors share memory: which of them would win depends on the order.
 
-    Tensors whose address ranges cross without both being contiguous (columns of one matrix, say) are let pass.
+    A tensor that begins among the elements of a contiguous one does. Tensors whose address ranges cross otherwise
+    (columns of one matrix, say) are let pass.
     """
-    ordered = sorted(spans)
-    for (span, name), (following, following_name) in pairwise(ordered):
-        if following.begin < span.end and span.contiguous and following.contiguous:
-            raise ValueError(
-                f"{following_name}: shares memory with {name}; make them one Parameter (tie them), or clone() one"
-            )
+    reached, owner = 0, ""  # how far the contiguous tensors so far reach, and the one that reaches farthest
+    for span, name in sorted(spans):
+        if span.begin < reached:
+            raise ValueError(f"{name}: shares memory with {owner}; make them one Parameter (tie them), or clone() one")
+        if span.contiguous:
+            reached, owner = span.end, name
 
 
 def check_writable(spans: Sequence[tuple[Span, str]]) -> None:

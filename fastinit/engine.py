@@ -42,6 +42,8 @@ class Target(NamedTuple):
 
     name: str
     tensor: torch.Tensor
+    shape: torch.Size
+    dtype: torch.dtype
     distribution: Distribution
     zero_row: int | None
 
@@ -97,19 +99,30 @@ class Program:
         check_overlaps(spans)
         check_writable(spans)
 
+    def _check_unchanged(self) -> None:
+        for name, tensor, shape, dtype, _, _ in self._native:
+            if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+                raise ValueError(
+                    f"{name}: planned as {tuple(shape)} {dtype} on cpu, is now {tuple(tensor.shape)} {tensor.dtype} on "
+                    f"{tensor.device}; make a new plan"
+                )
+
     def run_(self, seed: int | None, generator: torch.Generator | None) -> None:
         """Write all targets. See Plan.run_."""
         for obstacle in self._obstacles:
             _warn_once(obstacle)
         if self._table is not None and not self._table.matches(self._tensors):
+            self._check_unchanged()
             self._check_memory()
             self._table = _Table(self._native)
         if seed is None and self._table is not None:
             seed = draw_seed(generator)
         if self._table is not None:
             assert seed is not None
-            self._table.fill(seed)
-            torch.autograd.graph.increment_version(self._tensors)
+            try:
+                self._table.fill(seed)
+            finally:  # interrupted, a fill has written something all the same
+                torch.autograd.graph.increment_version(self._tensors)
         for target in self._fallback:
             fallback.fill(target.name, target.tensor, target.distribution, target.zero_row, seed, generator)
 
@@ -119,6 +132,7 @@ class _Table:
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self._data_pointers = [target.tensor.data_ptr() for target in targets]
+        self._numels = [target.tensor.numel() for target in targets]
         whole: list[tuple[Target, int]] = []  # with its address: one row of consecutive elements
         parts: list[tuple[Target, int, IndexMap, Distribution]] = []
         for target, address in zip(targets, self._data_pointers, strict=True):
@@ -155,8 +169,9 @@ class _Table:
         self._table = table
 
     def matches(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether the tensors still lie where they lay when the table was made."""
-        return self._data_pointers == [tensor.data_ptr() for tensor in tensors]
+        """Whether the tensors still lie where they lay when the table was made, with as many elements."""
+        where = [tensor.data_ptr() for tensor in tensors]
+        return where == self._data_pointers and [tensor.numel() for tensor in tensors] == self._numels
 
     def fill(self, seed: int) -> None:
         _module().reseed(self._table, seed)

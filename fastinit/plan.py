@@ -57,7 +57,7 @@ class Plan:
         self._generator = generator
         self._program = engine.Program(
             [
-                engine.Target(row.name, row.tensor, row.distribution, row.zero_row)
+                engine.Target(row.name, row.tensor, row.tensor.shape, row.tensor.dtype, row.distribution, row.zero_row)
                 for row in self.rows
                 if row.action == "init" and row.distribution is not None
             ],

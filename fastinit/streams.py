@@ -49,7 +49,7 @@ def canonical_name(name: str) -> str:
     return name
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def name_id(name: str) -> bytes:
     """The 128-bit digest of a canonical name: BLAKE2b, personalised by the stream version."""
     return blake2b(name.encode(), digest_size=16, person=_PERSON).digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,10 @@ def test_tensors_that_share_memory_with_each_other_are_refused() -> None:
         fastinit.init_([base[:12], base[8:]], "normal", names=["first", "second"])
     assert (base == 7.0).all()
     fastinit.init_([base[:10], base[10:]], "normal")
+    with pytest.raises(ValueError, match=r"every: shares memory with all"):
+        fastinit.init_([base, base[2:10:2], base[15:]], "normal", names=["all", "every", "last"])
+    with pytest.raises(ValueError, match=r"last: shares memory with all"):
+        fastinit.init_([base, torch.empty(3), base[15:]], "normal", names=["all", "other", "last"])
     columns = torch.empty(6, 8)
     fastinit.init_([columns[:, :4], columns[:, 4:]], "normal")
 
@@ -150,6 +155,18 @@ def test_storage_freed_after_planning_is_refused() -> None:
     with pytest.raises(ValueError, match="weight: its storage of 0 bytes"):
         plan.run_()
     assert (model["first"] == 7.0).all()
+
+
+@pytest.mark.parametrize("change", [lambda t: t[:4], lambda t: t.double(), lambda t: t.t().contiguous()])
+def test_tensors_changed_after_planning_are_refused(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    weight = nn.Parameter(torch.full((8, 6), 7.0))
+    plan = fastinit.plan(nn.ParameterDict({"weight": weight}), "normal", seed=0)
+    weight.data = change(weight.data)
+    with pytest.raises(
+        ValueError, match=r"weight: planned as \(8, 6\) torch.float32 on cpu, is now .*; make a new plan"
+    ):
+        plan.run_()
+    assert (weight == 7.0).all()
 
 
 def test_tensors_moved_after_planning_are_followed() -> None:
