@@ -18,7 +18,7 @@ from conftest import INSTRUCTION_SETS, needs_native
 from reference import DType, Kind, Values
 
 import fastinit
-from fastinit import _native, distributions, engine
+from fastinit import _native, distributions
 from fastinit.streams import derive_stream, name_id
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -62,17 +62,24 @@ def native_from(
     name: str | bytes,
     count: int,
 ) -> Values:
-    """Values from a global index on, as for a shard of a large tensor: through the engine's table.
+    """Values from a global index on, as for a shard of a large tensor: by a row of the native table (csrc/core/task.h).
 
     A name may be given by its digest.
     """
+    module = _native.module
+    assert module is not None
     tensor = torch.empty(count, dtype=getattr(torch, dtype))
-    distribution = scheme(kind, parameters).distribution(None)
-    table = engine._Table([engine.Target("w" if isinstance(name, bytes) else name, tensor, distribution, None)])
-    if isinstance(name, bytes):
-        table._table["name_id"] = np.frombuffer(name, "V16")
-    table._table["global_offset"] = first_index
-    table.fill(seed)
+    table = np.zeros(1, np.dtype(module.task_dtype()))
+    table["data"], table["global_offset"] = tensor.data_ptr(), first_index
+    table["numel"] = table["row_length"] = count
+    table["rows_per_slab"] = table["element_memory_step"] = 1
+    table["name_id"] = np.frombuffer(name if isinstance(name, bytes) else name_id(name), "V16")
+    table["dtype"] = ("float32", "float64", "float16", "bfloat16").index(dtype)
+    table["distribution"] = get_args(Kind).index(kind)
+    table["parameter"] = parameters + (0.0,) * (4 - len(parameters))
+    assert module.prepare(table) is None
+    module.reseed(table, seed)
+    module.fill_cpu(table, torch.get_num_threads())
     return as_values(tensor)
 
 
