@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
 from fastinit import _native, engine
+from fastinit.distributions import Distribution
 
 needs_native = pytest.mark.skipif(_native.module is None, reason=f"needs the native code: {_native.reason}")
 
@@ -19,6 +21,26 @@ def pytest_configure(config: pytest.Config) -> None:
     if _native.module is None:
         # Installed without the extension, everything falls back, and says so at first use.
         config.addinivalue_line("filterwarnings", "ignore::fastinit.FallbackWarning")
+
+
+def fill_native_row(
+    tensor: torch.Tensor, distribution: Distribution, *, seed: int, name_id: bytes, **fields: int
+) -> None:
+    """Fill a tensor by a row of the native table (csrc/core/task.h): the index map is `fields`, or one whole row."""
+    native = _native.module
+    assert native is not None
+    table = np.zeros(1, np.dtype(native.task_dtype()))
+    table["data"], table["numel"] = tensor.data_ptr(), tensor.numel()
+    table["row_length"], table["rows_per_slab"], table["element_memory_step"] = tensor.numel(), 1, 1
+    for field, value in fields.items():
+        table[field] = value
+    table["name_id"] = np.frombuffer(name_id, "V16")
+    table["dtype"] = engine._DTYPES[tensor.dtype]
+    table["distribution"] = engine._DISTRIBUTIONS[type(distribution)]
+    table["parameter"] = distribution + (0.0,) * (4 - len(distribution))
+    assert native.prepare(table) is None
+    native.reseed(table, seed)
+    native.fill_cpu(table, torch.get_num_threads())
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
-from conftest import DTYPES, INSTRUCTION_SETS, needs_native
+from conftest import DTYPES, INSTRUCTION_SETS, fill_native_row, needs_native
 from torch import nn
 
 import fastinit
+from fastinit import distributions
 from fastinit.schemes import Scheme
+from fastinit.streams import name_id
 
 pytestmark = needs_native
 
@@ -218,49 +221,39 @@ def test_bits_do_not_depend_on_denormal_flushing() -> None:
     assert_same_bits(expected, flushed)
 
 
-def test_index_beyond_four_billion_equals_the_reference() -> None:
-    """Without the memory: a table row whose tensor starts at a large global index."""
-    import numpy as np
-    import reference
-
-    from fastinit import _native, streams
-
-    native = _native.module
-    assert native is not None
-    tensor = torch.empty(1000)
-    for offset in (2**32 - 500, 2**40 + 3):
-        table = np.zeros(1, dtype=np.dtype(native.task_dtype()))
-        table["data"], table["numel"] = tensor.data_ptr(), 1000
-        table["row_length"], table["rows_per_slab"], table["element_memory_step"] = 1000, 1, 1
-        table["global_offset"] = offset
-        table["name_id"] = np.frombuffer(streams.name_id("weight"), dtype="V16")
-        table["distribution"], table["parameter"] = 2, (0.0, 1.0, 0.0, 0.0)
-        assert native.prepare(table) is None
-        native.reseed(table, 11)
-        native.fill_cpu(table, 1)
-        indices = np.arange(offset, offset + 1000, dtype=np.uint64)
-        expected = reference.sample("normal", (0.0, 1.0), "float32", 11, "weight", indices)
-        assert np.array_equal(tensor.numpy().view(np.uint32), np.asarray(expected).view(np.uint32))
+SHARDS = {
+    "columns": ((50, 1000), (slice(None), slice(100, 400))),
+    "few columns": ((3000, 7), (slice(None), slice(2, 5))),
+    "rows": ((500, 64), (slice(123, 321),)),
+    "a middle dimension": ((20, 30, 40), (slice(None), slice(7, 19))),
+    "a channel of a convolution": ((64, 32, 3, 3), (slice(None), slice(5, 6))),
+}
 
 
-def test_sharded_rows_equal_the_slice_of_the_whole() -> None:
-    """Columns 100 to 400 of a 50 x 1000 matrix, as a rank that holds them would fill them."""
-    import numpy as np
-
-    from fastinit import _native, streams
-
-    native = _native.module
-    assert native is not None
-    whole = sample((50, 1000), SCHEMES["normal"])
-    shard = torch.empty(50, 300)
-    table = np.zeros(1, dtype=np.dtype(native.task_dtype()))
-    table["data"], table["numel"] = shard.data_ptr(), 50 * 300
-    table["row_length"], table["rows_per_slab"] = 300, 50
-    table["row_index_step"], table["row_memory_step"], table["element_memory_step"] = 1000, 300, 1
-    table["global_offset"] = 100
-    table["name_id"] = np.frombuffer(streams.name_id("weight"), dtype="V16")
-    table["distribution"], table["parameter"] = 2, (0.1, 0.8, 0.0, 0.0)
-    assert native.prepare(table) is None
-    native.reseed(table, 11)
-    native.fill_cpu(table, 2)
-    assert_same_bits(shard, whole[:, 100:400])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "part"), SHARDS.values(), ids=SHARDS.keys())
+def test_shards_equal_the_slice_of_the_whole(
+    shape: tuple[int, ...], part: tuple[slice, ...], dtype: torch.dtype, layout: str, isa: str
+) -> None:
+    """What a rank that holds a slice of one dimension writes, in memory of its own."""
+    expected = sample(shape, SCHEMES["normal"], dtype)[part]
+    indices = torch.arange(math.prod(shape)).view(shape)[part]
+    rows = math.prod(shape[: len(part) - 1])
+    length = expected.numel() // rows
+    shard = torch.empty(rows, length, dtype=dtype)
+    if layout == "transposed":
+        shard = torch.empty(length, rows, dtype=dtype).t()
+    fill_native_row(
+        shard,
+        distributions.Normal(0.1, 0.8),
+        seed=11,
+        name_id=name_id("weight"),
+        global_offset=int(indices.flatten()[0]),
+        row_length=length,
+        rows_per_slab=rows,
+        row_index_step=math.prod(shape[len(part) - 1 :]),
+        row_memory_step=shard.stride(0),
+        element_memory_step=shard.stride(1),
+    )
+    assert_same_bits(shard.reshape(expected.shape), expected)

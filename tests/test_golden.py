@@ -358,12 +358,12 @@ def philox_counter(block: tuple[int, ...], key: int) -> tuple[int, ...]:
     return o0, o1, o2, o3
 
 
-def place_of(block: tuple[int, ...], seed: int) -> tuple[bytes, reference.Stream, int]:
+def place_of(block: tuple[int, ...], seed: int, first_key: int = 0) -> tuple[bytes, reference.Stream, int]:
     """Digest of a name, its stream under a seed, and a word's index, where that stream has a given block of words.
 
-    Of eight blocks one has an index below 2^63, so keys are tried until one does.
+    Of sixteen streams one has the block at an index below 2^62, so keys are tried until one does.
     """
-    for key in range(1000):
+    for key in range(first_key, first_key + 1000):
         counter = philox_counter(block, key)
         number, counter_high = counter[0] | counter[1] << 32, counter[2] | counter[3] << 32
         if number < 2**60:
@@ -383,9 +383,13 @@ EDGES: tuple[tuple[Kind, tuple[float, ...]], ...] = (
     ("trunc_normal", (0.0, 1.0, -8.0, 8.0)),
     ("trunc_normal", (0.0, 1.0, -1.0, 3.0)),
     ("trunc_normal", (0.0, 1.0, -1.0, 0.1)),
+    ("trunc_normal", (0.0, 1.0, 3.7, math.inf)),  # words whose p is the very one where tails begin
+    ("trunc_normal", (0.0, 1.0, -math.inf, -3.7)),
     ("trunc_normal", (0.0, 1.0, 6.0, math.inf)),
     ("trunc_normal", (0.0, 1.0, -math.inf, -5.0)),
     ("trunc_normal", (0.1, 0.02, 0.06, math.inf)),
+    ("trunc_normal", (0.0, 1.0, -0.0, 3.0)),  # a zero of one sign meets a bound of the other
+    ("trunc_normal", (0.0, 1.0, -3.0, -0.0)),
 )
 
 
@@ -419,6 +423,23 @@ def test_native_equals_reference_at_words_on_the_edge(isa: str, kind: Kind, para
         for dtype in DTYPES[:1] + DTYPES[2:]:
             expected = reference.sample_stream(kind, parameters, dtype, stream, index + np.arange(4))
             assert_same(native_from(index, kind, parameters, dtype, 9, digest, 4), expected)
+
+
+@needs_native
+@pytest.mark.parametrize(("word", "key", "which"), [(0, 16305327, 1), (2**32 - 1, 14887120, 3)])
+def test_native_equals_reference_where_both_words_are_extreme(isa: str, word: int, key: int, which: int) -> None:
+    """The farthest word, with a second word below 2^14: with these keys, found by trying 2^24 of them."""
+    digest, stream, index = place_of((word,) * 4, seed=9, first_key=key)
+    assert stream.key == key
+    second = int(reference.tail_words(stream, [index + which])[0])
+    assert second < 2**14 and second % 2 == 0
+    for kind, parameters in EDGES:
+        if kind == "uniform":
+            continue
+        expected = reference.sample_stream(kind, parameters, "float32", stream, index + np.arange(4))
+        assert_same(native_from(index, kind, parameters, "float32", 9, digest, 4), expected)
+    farthest = native_from(index, "normal", (0.0, 1.0), "float32", 9, digest, 4)[which]
+    assert 7.9 < abs(farthest) < 8.2
 
 
 @needs_native
