@@ -18,6 +18,7 @@ from fastinit.fans import Fans, torch_fans
 from fastinit.rules import KEEP, Rule, Selector, Treatment, as_rules, default_treatment, ruled_treatment
 from fastinit.schemes import Scheme, as_scheme, describe
 from fastinit.streams import canonical_name, check_seed
+from fastinit.table import Target
 
 Action = Literal["init", "keep", "tied", "buffer"]
 
@@ -57,7 +58,7 @@ class Plan:
         self._generator = generator
         self._program = engine.Program(
             [
-                engine.Target(row.name, row.tensor, row.tensor.shape, row.tensor.dtype, row.distribution, row.zero_row)
+                Target(row.name, row.tensor, row.tensor.shape, row.tensor.dtype, row.distribution, row.zero_row)
                 for row in self.rows
                 if row.action == "init" and row.distribution is not None
             ],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastinit.table
 from fastinit import _native, engine
 from fastinit.distributions import Distribution
 
@@ -35,8 +36,8 @@ def fill_native_row(
     for field, value in fields.items():
         table[field] = value
     table["name_id"] = np.frombuffer(name_id, "V16")
-    table["dtype"] = engine._DTYPES[tensor.dtype]
-    table["distribution"] = engine._DISTRIBUTIONS[type(distribution)]
+    table["dtype"] = fastinit.table.DTYPES[tensor.dtype]
+    table["distribution"] = fastinit.table.DISTRIBUTIONS[type(distribution)]
     table["parameter"] = distribution + (0.0,) * (4 - len(distribution))
     assert native.prepare(table) is None
     native.reseed(table, seed)
