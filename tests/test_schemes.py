@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DTYPES
+from conftest import DTYPES, needs_native
 from torch import nn
 
 import fastinit
@@ -78,6 +78,7 @@ ALL: dict[str, str | Scheme] = {
 }
 
 
+@needs_native  # the mean of torch's uniform bfloat16 is off
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scheme", ALL.values(), ids=ALL.keys())
 def test_samples_have_the_moments_of_their_scheme(scheme: str | Scheme, dtype: torch.dtype) -> None:
