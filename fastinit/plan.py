@@ -148,7 +148,8 @@ class _Resolver:
                 distribution = scheme.distribution(fans)
                 check_range(distribution, dtype)
             except ValueError as error:
-                hint = "; give it a rule with a scheme without fans, such as 'normal'" if len(shape) < 2 else ""
+                lacks_fans = scheme.needs_fans and len(shape) < 2
+                hint = "; give it a rule with a scheme without fans, such as 'normal'" if lacks_fans else ""
                 raise ValueError(f"{name}: {describe(scheme)}: {error}{hint}") from error
             known = self._known[key] = (fans, distribution)
         return known

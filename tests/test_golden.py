@@ -396,6 +396,7 @@ EDGES: tuple[tuple[Kind, tuple[float, ...]], ...] = (
 def edge_words(kind: Kind, parameters: tuple[float, ...]) -> list[int]:
     """32-bit words where something changes: the ends, the middle, the threshold, the beginnings of the tails."""
     centers = {0, 2**31}
+    tails: set[int] = set()  # less sharp: where p is rounded, several words are the first of a tail
     if kind != "uniform":
         if kind == "normal":
             of = reference.normal_constants(*parameters[:2])
@@ -406,8 +407,10 @@ def edge_words(kind: Kind, parameters: tuple[float, ...]) -> list[int]:
         for beyond, sign in ((of.below_lower, 1), (of.above_upper, -1)):
             distance = round((1.5 * 2.0**-17 - beyond) / of.mass * 2.0**32)
             if 0 <= distance < 2**32:
-                centers.add(distance if sign > 0 else 2**32 - 1 - distance)
-    return sorted({(center + step) % 2**32 for center in centers for step in range(-4, 5)})
+                tails.add(distance if sign > 0 else 2**32 - 1 - distance)
+    edges = {center + step for center in centers for step in range(-4, 5)}
+    edges |= {tail + step for tail in tails for step in (*range(-4, 5), *range(-64, 65, 8))}
+    return sorted(edge % 2**32 for edge in edges)
 
 
 @needs_native
