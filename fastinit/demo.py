@@ -120,7 +120,7 @@ def run(size: Size = GPT2_XL) -> None:
     print(f"{'':44}{'seconds':>9}{'GB/s':>8}")
     print(f"{'torch.nn.init, the usual loop':44}{loop:9.2f}{gigabytes / loop:8.1f}")
     print(f"{'fastinit.init_model_(model, xavier_uniform)':44}{fast:9.2f}{gigabytes / fast:8.1f}")
-    print(f"{'the same, memory touched for the first time':44}{fresh:9.2f}{gigabytes / fresh:8.1f}")
+    print(f"{'the first time, with the page faults':44}{fresh:9.2f}{gigabytes / fresh:8.1f}")
     print(f"{'tensor.fill_, the memory limit':44}{limit:9.2f}{gigabytes / limit:8.1f}")
     print(f"\nfastinit is {loop / fast:.1f} times as fast as the loop (best of 3 against 1, warm memory).\n")
 
