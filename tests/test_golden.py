@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import INSTRUCTION_SETS, needs_native
+from conftest import INSTRUCTION_SETS, fill_native_row, needs_native
 from reference import DType, Kind, Values
 
 import fastinit
@@ -66,20 +66,10 @@ def native_from(
 
     A name may be given by its digest.
     """
-    module = _native.module
-    assert module is not None
     tensor = torch.empty(count, dtype=getattr(torch, dtype))
-    table = np.zeros(1, np.dtype(module.task_dtype()))
-    table["data"], table["global_offset"] = tensor.data_ptr(), first_index
-    table["numel"] = table["row_length"] = count
-    table["rows_per_slab"] = table["element_memory_step"] = 1
-    table["name_id"] = np.frombuffer(name if isinstance(name, bytes) else name_id(name), "V16")
-    table["dtype"] = ("float32", "float64", "float16", "bfloat16").index(dtype)
-    table["distribution"] = get_args(Kind).index(kind)
-    table["parameter"] = parameters + (0.0,) * (4 - len(parameters))
-    assert module.prepare(table) is None
-    module.reseed(table, seed)
-    module.fill_cpu(table, torch.get_num_threads())
+    digest_of_name = name if isinstance(name, bytes) else name_id(name)
+    distribution = scheme(kind, parameters).distribution(None)
+    fill_native_row(tensor, distribution, seed=seed, name_id=digest_of_name, global_offset=first_index)
     return as_values(tensor)
 
 
