@@ -21,4 +21,24 @@ const InstructionSet* instruction_sets();  // [kInstructionSets]
 bool fill_cpu(const Task* tasks, int64_t num_tasks, int threads, const char* isa,
               const std::function<bool()>& should_stop);
 
+// A table in the memory of a CUDA device. It holds no seed: one upload serves any number of fills.
+struct CudaTable {
+  uint64_t address;
+  int64_t num_tasks;
+  int64_t num_chunks;
+};
+
+// The bytes of a table of `num_tasks` tasks, and its image in host memory (8-byte aligned), to be copied to the device
+// by whoever owns the memory there. Returns the number of chunks, for CudaTable.
+int64_t cuda_table_bytes(int64_t num_tasks);
+int64_t write_cuda_table(const Task* tasks, int64_t num_tasks, void* image);
+
+// Enqueues one kernel on a stream (a cudaStream_t) of `device`, and does not wait for it. Needs neither task.stream nor
+// reseed(): streams are derived on the device. Throws std::runtime_error if the CUDA run-time refuses; nothing was
+// enqueued then.
+void fill_cuda(const CudaTable& table, uint64_t seed, int device, uint64_t stream);
+
+// Kernels launched by this process so far.
+int64_t cuda_launches();
+
 }  // namespace fastinit

@@ -1,5 +1,6 @@
 // The only pybind11 file: checks what comes from Python, hands the table to a backend, turns failures into exceptions.
 // No torch header: a table is bytes, a tensor in it an address, so one binary serves every torch.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -50,6 +51,10 @@ void check_task(const Task& task, int64_t row) {
   if (task.numel > 0 && task.data == 0) fail("elements without memory");
   if (task.map.row_length < 1 || task.map.rows_per_slab < 1) fail("empty rows in the index map");
   if (task.map.global_offset < 0) fail("negative global offset");
+  if (task.distribution == Distribution::kDiagonal) {
+    const double (&parameter)[kParameters] = task.parameter;
+    if (!(parameter[1] >= 0 && parameter[2] >= 1 && parameter[3] >= 1 && parameter[4] >= 1)) fail("no such diagonal");
+  }
 }
 
 // Derives every row's sampler. Returns (row, error) of the first row that cannot be sampled, or None.
@@ -99,6 +104,21 @@ void fill_table(const py::buffer& buffer, int threads) {
   if (!finished) throw py::error_already_set();
 }
 
+#if defined(FASTINIT_CUDA)
+// The table's image for a device, as bytes to be copied there, and the number of its chunks.
+std::pair<py::array_t<uint8_t>, int64_t> cuda_table(const py::buffer& buffer) {
+  const Table table(buffer);
+  py::array_t<uint8_t> image(cuda_table_bytes(table.num_tasks));
+  const int64_t num_chunks = write_cuda_table(table.tasks, table.num_tasks, image.mutable_data());
+  return {image, num_chunks};
+}
+
+void fill_cuda_table(uint64_t address, int64_t num_tasks, int64_t num_chunks, uint64_t seed, int device,
+                     uint64_t stream) {
+  fill_cuda({address, num_tasks, num_chunks}, seed, device, stream);
+}
+#endif
+
 std::string active_isa() {
   if (const char* forced = forced_isa()) return forced;
   for (int i = 0; i < kInstructionSets; ++i) {
@@ -116,9 +136,9 @@ std::vector<std::string> supported_isas() {
 }
 
 std::array<uint32_t, 4> philox_block(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
-  uint32_t block[1][4] = {{counter[0], counter[1], counter[2], counter[3]}};
-  philox4x32(block, PhiloxKeys<ScalarLanes>(key[0] | static_cast<uint64_t>(key[1]) << 32));
-  return {block[0][0], block[0][1], block[0][2], block[0][3]};
+  uint32_t block[4] = {counter[0], counter[1], counter[2], counter[3]};
+  philox4x32(block, key[0] | static_cast<uint64_t>(key[1]) << 32);
+  return {block[0], block[1], block[2], block[3]};
 }
 
 // The caller's part of a Task, as numpy.dtype takes it: names, formats, offsets and itemsize.
@@ -141,7 +161,7 @@ py::dict task_dtype() {
   field("row_memory_step", "i8", kMap + offsetof(IndexMap, row_memory_step));
   field("slab_memory_step", "i8", kMap + offsetof(IndexMap, slab_memory_step));
   field("name_id", "V16", offsetof(Task, name_id));
-  field("parameter", "4f8", offsetof(Task, parameter));
+  field("parameter", "5f8", offsetof(Task, parameter));
   field("dtype", "i4", offsetof(Task, dtype));
   field("distribution", "i4", offsetof(Task, distribution));
   py::dict dtype;
@@ -163,6 +183,15 @@ PYBIND11_MODULE(_C, module) {
   module.def("prepare", &prepare_table, py::arg("table"));
   module.def("reseed", &reseed_table, py::arg("table"), py::arg("seed"));
   module.def("fill_cpu", &fill_table, py::arg("table"), py::arg("threads"));
+#if defined(FASTINIT_CUDA)
+  module.attr("HAS_CUDA") = true;
+  module.def("cuda_table", &cuda_table, py::arg("table"));
+  module.def("fill_cuda", &fill_cuda_table, py::arg("address"), py::arg("num_tasks"), py::arg("num_chunks"),
+             py::arg("seed"), py::arg("device"), py::arg("stream"));
+  module.def("cuda_launches", &cuda_launches);
+#else
+  module.attr("HAS_CUDA") = false;
+#endif
   module.def("active_isa", &active_isa);
   module.def("supported_isas", &supported_isas);
   module.def("philox4x32", &philox_block, py::arg("counter"), py::arg("key"));

@@ -63,7 +63,32 @@ class TruncNormal(NamedTuple):
         return (self.low - self.mean) / self.sigma, (self.high - self.mean) / self.sigma
 
 
-Distribution = Constant | Uniform | Normal | TruncNormal
+class Diagonal(NamedTuple):
+    """`value` on a diagonal, zero elsewhere: the identity, or the Dirac delta of a convolution.
+
+    In every `period` of row-major indices, `count` of them: `first`, `first + step`, `first + 2 step`, ...
+    """
+
+    value: float
+    first: int
+    step: int
+    count: int
+    period: int
+
+    def __str__(self) -> str:
+        return f"{self.value:g} on a diagonal"
+
+    def std(self) -> float:
+        share = self.count / self.period
+        return abs(self.value) * math.sqrt(share * (1.0 - share))
+
+    def indices(self, numel: int) -> list[int]:
+        """The row-major indices below `numel` that hold `value`."""
+        diagonal = range(self.first, self.first + self.count * self.step, self.step)
+        return [start + index for start in range(0, numel, self.period) for index in diagonal if start + index < numel]
+
+
+Distribution = Constant | Uniform | Normal | TruncNormal | Diagonal
 
 
 def _density(x: float) -> float:
@@ -84,7 +109,7 @@ def _truncated_variance(a: float, b: float) -> float:
 
 def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
     """Raise ValueError unless the numbers of `distribution` are finite in `dtype`."""
-    if isinstance(distribution, Constant):
+    if isinstance(distribution, (Constant, Diagonal)):
         return
     largest = torch.finfo(dtype).max
     if isinstance(distribution, Uniform):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastinit.distributions import Constant, Distribution, Normal, Uniform
+from fastinit.distributions import Constant, Diagonal, Distribution, Normal, Uniform
 from fastinit.streams import derive_stream
 
 
@@ -22,11 +22,13 @@ def fill(
     Without a seed they come from `generator` or from torch's default generator of the device, just as a loop of
     torch.nn.init calls would draw them. With one, every name has a generator of its own, seeded by its stream.
     """
-    if seed is not None and not isinstance(distribution, Constant):
+    if seed is not None and not isinstance(distribution, (Constant, Diagonal)):
         generator = torch.Generator(tensor.device)
         generator.manual_seed(derive_stream(seed, name).key)
     if isinstance(distribution, Constant):
         nn.init.constant_(tensor, distribution.value)
+    elif isinstance(distribution, Diagonal):
+        _fill_diagonal(tensor, distribution)
     elif isinstance(distribution, Uniform):
         nn.init.uniform_(tensor, distribution.low, distribution.high, generator=generator)
     elif isinstance(distribution, Normal):
@@ -37,3 +39,10 @@ def fill(
     if zero_row is not None:
         with torch.no_grad():
             tensor[zero_row].zero_()
+
+
+@torch.no_grad()
+def _fill_diagonal(tensor: torch.Tensor, diagonal: Diagonal) -> None:
+    tensor.zero_()
+    indices = torch.tensor(diagonal.indices(tensor.numel()), dtype=torch.int64, device=tensor.device)
+    tensor[torch.unravel_index(indices, tensor.shape)] = diagonal.value

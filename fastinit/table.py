@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from fastinit import _native
-from fastinit.distributions import Constant, Distribution, Normal, TruncNormal, Uniform
+from fastinit.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
 from fastinit.layout import IndexMap, contiguous_map, index_maps
 from fastinit.streams import name_id
 
 # csrc/core/task.h
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-DISTRIBUTIONS: dict[type[Distribution], int] = {Constant: 0, Uniform: 1, Normal: 2, TruncNormal: 3}
-_PADDING = tuple((0.0,) * (4 - length) for length in range(5))
+DISTRIBUTIONS: dict[type[Distribution], int] = {Constant: 0, Uniform: 1, Normal: 2, TruncNormal: 3, Diagonal: 4}
+_PADDING = tuple((0.0,) * (5 - length) for length in range(6))
 _ZERO = Constant(0.0)
 # csrc/core/prepare.h
 _PREPARE_ERRORS = {

@@ -38,7 +38,7 @@ def fill_native_row(
     table["name_id"] = np.frombuffer(name_id, "V16")
     table["dtype"] = fastinit.table.DTYPES[tensor.dtype]
     table["distribution"] = fastinit.table.DISTRIBUTIONS[type(distribution)]
-    table["parameter"] = distribution + (0.0,) * (4 - len(distribution))
+    table["parameter"] = distribution + (0.0,) * (5 - len(distribution))
     assert native.prepare(table) is None
     native.reseed(table, seed)
     native.fill_cpu(table, torch.get_num_threads())

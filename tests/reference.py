@@ -208,13 +208,15 @@ def bounds(low: float, high: float, dtype: DType) -> Bounds:
         lower = next_number(lower, dtype, math.inf)
     if upper > high:
         upper = next_number(upper, dtype, -math.inf)
+    lower = 0.0 if lower == 0.0 else lower
+    upper = -0.0 if upper == 0.0 else upper
     if lower > upper:
         raise Refused(f"no {dtype} lies in [{low!r}, {high!r}]")
     return Bounds(lower, upper)
 
 
 def clamp(x: Values, limits: Bounds) -> Values:
-    """x raised to lower and lowered to upper; an x equal to one of them stays, whatever the sign of its zero."""
+    """x raised to lower and lowered to upper; on a tie of zeros, the bound's own."""
     lower, upper = x.dtype.type(limits.lower), x.dtype.type(limits.upper)
     x = np.where(x > lower, x, lower)
     return np.where(x < upper, x, upper)
@@ -402,7 +404,7 @@ def quantile_table() -> QuantileTable:
     first_row = int(_found(r"kQuantileFirstRow = (\d+);", text))
     rows = int(_found(r"kQuantileLastRow = (\d+);", text)) - first_row + 1
     tables = []
-    for name, powers in (("kQuantileF32", 7), ("kQuantileF64", 15)):
+    for name, powers in (("kQuantileF32", 6), ("kQuantileF64", 15)):
         body = _found(rf"FASTINIT_TABLE\(\w+, {name}, {powers}, kQuantileRows\) = \{{(.*?)\}};", text)
         numbers = [float.fromhex(number) for number in re.findall(r"-?0x[0-9a-f.]+p[+-]\d+", body)]
         tables.append(np.array(numbers, np.float64).reshape(powers, rows))
@@ -424,8 +426,8 @@ def float_quantile(p: F32) -> F32:
     m = (bits & np.uint32(0x003FFFFF) | np.uint32(0x3F800000)).view(np.float32)
     z = (m - np.float32(1.25)).astype(np.float64)
     coefficients = table.float_coefficients[:, row]
-    q: F32 = coefficients[6]
-    for power in range(5, -1, -1):
+    q: F32 = coefficients[5] * _fma(z, np.float64(-15 / 32), np.ones_like(z))
+    for power in range(4, -1, -1):
         q = _fma(q.astype(np.float64), z, coefficients[power].astype(np.float64))
     return q
 

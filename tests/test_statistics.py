@@ -337,6 +337,14 @@ def test_quantile_in_float_is_accurate() -> None:
         assert (error <= np.where(exact < 0.1, 1.6e-8, 1.4e-7 * exact)).all(), row
 
 
+def test_quantile_in_float_steps_back_by_one_ulp_at_most_where_rows_meet() -> None:
+    """And falls everywhere else (tests/cpp/core_test.cpp), as docs/STREAM.md says."""
+    first = (np.array(TABLE_ROWS)[1:] << 22).astype(np.uint32)
+    before = reference.float_quantile((first - np.uint32(1)).view(np.float32))
+    at = reference.float_quantile(first.view(np.float32))
+    assert (at <= np.nextafter(before, np.float32(np.inf))).all()
+
+
 def test_quantile_in_double_is_accurate() -> None:
     random = np.random.default_rng(0)
     with mpmath.workdps(30):

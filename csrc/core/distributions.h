@@ -4,6 +4,8 @@
 // within the bounds; rounding to the storage type comes after.
 #pragma once
 
+#include <type_traits>
+
 #include "quantile.h"
 #include "task.h"
 
@@ -21,8 +23,8 @@ class UniformF32 {
         lower_(L::splat(static_cast<float>(sampler.lower))),
         upper_(L::splat(static_cast<float>(sampler.upper))) {}
 
-  template <int kGroup>
-  FASTINIT_HD void operator()(const typename L::U32 (&words)[kGroup], uint64_t /*index*/,
+  template <int kGroup, class IndexOf>
+  FASTINIT_HD void operator()(const typename L::U32 (&words)[kGroup], const IndexOf&,
                               typename L::F32 (&x)[kGroup]) const {
     FASTINIT_UNROLL
     for (int i = 0; i < kGroup; ++i) {
@@ -39,78 +41,131 @@ class UniformF32 {
 // its end of the range (0, or 2^32 - 1) says how far out the value lies: the tail probability is
 // p = (mass beyond the bound) + (d + 1/2) * 2^-32 * (mass between the bounds), and the value is scale * Q^-1(p).
 // Where p < kQuantileHot a 32-bit d would be coarse: a second word of the stream continues it to 64 bits.
-template <class L>
+//
+// HotQuantile gives Q^-1 of a group where p >= kQuantileHot, from the hot rows in whatever memory is the fastest.
+template <class L, class HotQuantile, bool kTruncated>
 class NormalF32 {
  public:
-  FASTINIT_HD NormalF32(const Sampler& sampler, const Stream& stream, const QuantileHotRows& hot)
-      : quantile_(hot),
-        negative_below_(L::splat(static_cast<uint32_t>(sampler.negative_below >> 32))),
-        slope_(L::splat(static_cast<float>(sampler.mass * 0x1p-32))),
-        offset_negative_(L::splat(static_cast<float>(sampler.below_lower + sampler.mass * 0x1p-33))),
-        offset_positive_(L::splat(static_cast<float>(sampler.above_upper + sampler.mass * 0x1p-33))),
+  FASTINIT_HD NormalF32(const Sampler& sampler, const Stream& stream, const HotQuantile& hot_quantile)
+      : hot_quantile_(hot_quantile),
+        mass_(sampler),
         scale_(L::splat(static_cast<float>(sampler.scale))),
         center_(L::splat(static_cast<float>(sampler.center))),
-        lower_(L::splat(static_cast<float>(sampler.lower))),
-        upper_(L::splat(static_cast<float>(sampler.upper))),
-        tail_{stream, static_cast<float>(sampler.mass * 0x1p-64), static_cast<float>(sampler.below_lower),
-              static_cast<float>(sampler.above_upper)} {}
+        stream_(stream) {}
 
-  // A group of registers of words, the first being that of value `index`, to values.
-  template <int kGroup>
-  FASTINIT_HD void operator()(const typename L::U32 (&words)[kGroup], uint64_t index,
-                              typename L::F32 (&x)[kGroup]) const {
+  // A group of registers of words to values; index_of(i) is the index of the first value of register i.
+  template <int kGroup, class IndexOf>
+  FASTINIT_DEVICE void operator()(const typename L::U32 (&words)[kGroup], const IndexOf& index_of,
+                                  typename L::F32 (&x)[kGroup]) const {
     typename L::Mask negative[kGroup];
     typename L::U32 distance[kGroup];
     typename L::F32 p[kGroup];
     FASTINIT_UNROLL
     for (int i = 0; i < kGroup; ++i) {
-      negative[i] = L::less(words[i], negative_below_);
+      negative[i] = mass_.negative(words[i]);
       distance[i] = L::invert_unless(negative[i], words[i]);
-      p[i] = L::fma(L::from_unsigned(distance[i]), slope_, L::select(negative[i], offset_negative_, offset_positive_));
+      p[i] = L::fma(L::from_unsigned(distance[i]), mass_.slope(), mass_.offset(negative[i]));
     }
-    quantile_(p, x);
+    hot_quantile_(p, x);
     typename L::F32 least = p[0];
     FASTINIT_UNROLL
-    for (int i = 1; i < kGroup; ++i) least = L::min(least, p[i]);
-    if (__builtin_expect(L::any(L::less(least, L::splat(kQuantileHot))), 0)) {
-      for (int i = 0; i < kGroup; ++i) {
-        const typename L::Mask in_tail = L::less(p[i], L::splat(kQuantileHot));
-        if (L::any(in_tail)) x[i] = tail_.resample(x[i], in_tail, negative[i], distance[i], index + i * L::kWidth);
-      }
-    }
-    FASTINIT_UNROLL
     for (int i = 0; i < kGroup; ++i) {
-      x[i] = L::clamp(L::fma(L::negate_if(negative[i], x[i]), scale_, center_), lower_, upper_);
+      x[i] = L::negate_if(negative[i], x[i]);
+      least = L::min(least, p[i]);
     }
+    if (__builtin_expect(L::any(L::less(least, L::splat(kQuantileHot))), 0)) resample_tail(p, words, index_of, x);
+    FASTINIT_UNROLL
+    for (int i = 0; i < kGroup; ++i) x[i] = mass_.clamp(L::fma(x[i], scale_, center_));
   }
 
  private:
-  struct Tail {
-    Stream stream;
-    float slope, below_lower, above_upper;
-
-    FASTINIT_HD float quantile(bool negative, uint32_t distance, uint64_t index) const {
-      const uint64_t distance64 = static_cast<uint64_t>(distance) << 32 | tail_word(stream, index) | 1;
-      const float p = exact_fma(static_cast<float>(distance64), slope, negative ? below_lower : above_upper);
-      return normal_quantile(p > kQuantileLeast ? p : kQuantileLeast);
-    }
-
-    // Lane by lane: about one register in 700 of a 16-lane kind comes here.
-    FASTINIT_COLD typename L::F32 resample(typename L::F32 x, typename L::Mask in_tail, typename L::Mask negative,
-                                           typename L::U32 distance, uint64_t index) const {
-      for (int lane = 0; lane < L::kWidth; ++lane) {
-        if (!L::test(in_tail, lane)) continue;
-        const float value = quantile(L::test(negative, lane), L::get(distance, lane), index + lane);
-        L::set(x, lane, value);
-      }
-      return x;
-    }
+  // Without bounds: the numbers are the same for all normals, and both sides are alike.
+  struct WholeMass {
+    FASTINIT_HD explicit WholeMass(const Sampler&) {}
+    FASTINIT_HD typename L::Mask negative(typename L::U32 words) const { return L::top_bit_clear(words); }
+    FASTINIT_HD bool is_negative(uint32_t word) const { return word >> 31 == 0; }
+    FASTINIT_HD typename L::F32 slope() const { return L::splat(0x1p-32f); }
+    FASTINIT_HD typename L::F32 offset(typename L::Mask) const { return L::splat(0x1p-33f); }
+    FASTINIT_HD typename L::F32 clamp(typename L::F32 x) const { return x; }
+    FASTINIT_HD float tail_slope() const { return 0x1p-64f; }
+    FASTINIT_HD float beyond(bool /*negative*/) const { return 0.0f; }
   };
 
-  HotQuantile<L> quantile_;
-  typename L::U32 negative_below_;
-  typename L::F32 slope_, offset_negative_, offset_positive_, scale_, center_, lower_, upper_;
-  Tail tail_;
+  struct BoundedMass {
+    FASTINIT_HD explicit BoundedMass(const Sampler& sampler)
+        : negative_below_(L::splat(static_cast<uint32_t>(sampler.negative_below >> 32))),
+          slope_(L::splat(static_cast<float>(sampler.mass * 0x1p-32))),
+          offset_negative_(L::splat(static_cast<float>(sampler.below_lower + sampler.mass * 0x1p-33))),
+          offset_positive_(L::splat(static_cast<float>(sampler.above_upper + sampler.mass * 0x1p-33))),
+          lower_(L::splat(static_cast<float>(sampler.lower))),
+          upper_(L::splat(static_cast<float>(sampler.upper))),
+          sampler_(sampler) {}
+    FASTINIT_HD typename L::Mask negative(typename L::U32 words) const { return L::less(words, negative_below_); }
+    FASTINIT_HD bool is_negative(uint32_t word) const { return word < L::get(negative_below_, 0); }
+    FASTINIT_HD typename L::F32 slope() const { return slope_; }
+    FASTINIT_HD typename L::F32 offset(typename L::Mask negative) const {
+      return L::select(negative, offset_negative_, offset_positive_);
+    }
+    FASTINIT_HD typename L::F32 clamp(typename L::F32 x) const { return L::clamp(x, lower_, upper_); }
+    FASTINIT_HD float tail_slope() const { return static_cast<float>(sampler_.mass * 0x1p-64); }
+    FASTINIT_HD float beyond(bool negative) const {
+      return static_cast<float>(negative ? sampler_.below_lower : sampler_.above_upper);
+    }
+
+   private:
+    typename L::U32 negative_below_;
+    typename L::F32 slope_, offset_negative_, offset_positive_, lower_, upper_;
+    const Sampler& sampler_;  // outlives this; read again where it is rare, which spares registers
+  };
+
+  // The value of word `word`, of index `index`, in units of sigma: where the word lies in the tail.
+  FASTINIT_DEVICE float tail_value(uint32_t word, uint64_t index) const {
+    const bool negative = mass_.is_negative(word);
+    const uint32_t distance = negative ? word : ~word;
+    const uint64_t distance64 = static_cast<uint64_t>(distance) << 32 | tail_word(stream_, index) | 1;
+    const float p = exact_fma(static_cast<float>(distance64), mass_.tail_slope(), mass_.beyond(negative));
+    const float x = normal_quantile(p > kQuantileLeast ? p : kQuantileLeast);
+    return negative ? -x : x;
+  }
+
+  // The values of a group that lie in the tail, one after the other: one in 43 691 comes here.
+  template <int kGroup, class IndexOf>
+  FASTINIT_DEVICE void resample_tail(const typename L::F32 (&p)[kGroup], const typename L::U32 (&words)[kGroup],
+                                     const IndexOf& index_of, typename L::F32 (&x)[kGroup]) const {
+    if constexpr (L::kWidth == 1) {
+      // A GPU's thread keeps all of this in registers: no array may be indexed by a variable, and the word is drawn
+      // again rather than kept.
+      uint32_t in_tail = 0;
+      FASTINIT_UNROLL
+      for (int i = 0; i < kGroup; ++i) in_tail |= static_cast<uint32_t>(p[i] < kQuantileHot) << i;
+      FASTINIT_ROLL
+      for (int found = 0; in_tail >> found != 0; ++found) {
+        if ((in_tail >> found & 1) == 0) continue;
+        const uint64_t index = index_of(found);
+        const float value = tail_value(word_at(stream_, index), index);
+        FASTINIT_UNROLL
+        for (int i = 0; i < kGroup; ++i) x[i] = i == found ? value : x[i];
+      }
+    } else {
+      for (int i = 0; i < kGroup; ++i) {
+        const typename L::Mask in_tail = L::less(p[i], L::splat(kQuantileHot));
+        if (L::any(in_tail)) x[i] = resample_lanes(x[i], in_tail, words[i], index_of(i));
+      }
+    }
+  }
+
+  FASTINIT_COLD typename L::F32 resample_lanes(typename L::F32 x, typename L::Mask in_tail, typename L::U32 words,
+                                               uint64_t index) const {
+    for (int lane = 0; lane < L::kWidth; ++lane) {
+      if (L::test(in_tail, lane)) L::set(x, lane, tail_value(L::get(words, lane), index + lane));
+    }
+    return x;
+  }
+
+  HotQuantile hot_quantile_;
+  std::conditional_t<kTruncated, BoundedMass, WholeMass> mass_;
+  typename L::F32 scale_, center_;
+  Stream stream_;
 };
 
 // The same two in double, a value at a time, with separate products and sums.
@@ -146,7 +201,7 @@ class NormalF64 {
         lower_(sampler.lower),
         upper_(sampler.upper) {}
 
-  FASTINIT_HD double operator()(uint64_t word) const {
+  FASTINIT_DEVICE double operator()(uint64_t word) const {
     const bool negative = word < negative_below_;
     const uint64_t distance = negative ? word : ~word;
     const double p = static_cast<double>(distance) * slope_ + (negative ? offset_negative_ : offset_positive_);

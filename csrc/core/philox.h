@@ -21,6 +21,7 @@ struct PhiloxKeys {
   FASTINIT_HD explicit PhiloxKeys(uint64_t key) {
     uint32_t key0 = static_cast<uint32_t>(key);
     uint32_t key1 = static_cast<uint32_t>(key >> 32);
+    FASTINIT_UNROLL
     for (int i = 0; i < kPhiloxRounds; ++i) {
       round[i][0] = L::splat_word(key0);
       round[i][1] = L::splat_word(key1);
@@ -46,6 +47,23 @@ FASTINIT_HD void philox4x32(typename L::Word (&counter)[kCounters][4], const Phi
       counter[i][2] = L::xor3(L::high(product0), counter[i][3], keys.round[round][1]);
       counter[i][3] = L::low(product0);
     }
+  }
+}
+
+// One block, its keys made on the way: small code, for whatever is not done for every value.
+FASTINIT_HD void philox4x32(uint32_t (&counter)[4], uint64_t key) {
+  uint32_t key0 = static_cast<uint32_t>(key);
+  uint32_t key1 = static_cast<uint32_t>(key >> 32);
+  FASTINIT_ROLL
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint64_t product0 = static_cast<uint64_t>(counter[0]) * kPhiloxMultiplier0;
+    const uint64_t product1 = static_cast<uint64_t>(counter[2]) * kPhiloxMultiplier1;
+    counter[0] = static_cast<uint32_t>(product1 >> 32) ^ counter[1] ^ key0;
+    counter[1] = static_cast<uint32_t>(product1);
+    counter[2] = static_cast<uint32_t>(product0 >> 32) ^ counter[3] ^ key1;
+    counter[3] = static_cast<uint32_t>(product0);
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
   }
 }
 

@@ -10,19 +10,33 @@
 #define FASTINIT_ISA portable
 #endif
 
+// FASTINIT_HD is for the host and the device. FASTINIT_DEVICE is for code that reads the tables of core/, which nvcc
+// puts into the memory of the device: there it is for kernels alone.
 #if defined(__CUDACC__)
 #define FASTINIT_HD __host__ __device__ __forceinline__
-#define FASTINIT_COLD __host__ __device__ __noinline__
+#define FASTINIT_DEVICE __device__ __forceinline__
 #define FASTINIT_TABLE(type, name, powers, rows) __device__ const type name[powers][rows]
 #else
 #define FASTINIT_HD inline __attribute__((always_inline))
-#define FASTINIT_COLD __attribute__((noinline, cold))
+#define FASTINIT_DEVICE inline __attribute__((always_inline))
 #define FASTINIT_TABLE(type, name, powers, rows) constexpr type name[powers][rows]
 #endif
 
-// Ahead of a loop whose count is known when compiling: all of it.
-#if defined(__CUDACC__) || defined(__clang__)
+// Kept out of the way of hot code; for the host alone.
+#define FASTINIT_COLD __attribute__((noinline, cold))
+
+// Ahead of a loop whose count is known when compiling: all of it. (nvcc compiles a file once for the host as well.)
+#if defined(__CUDA_ARCH__) || defined(__clang__)
 #define FASTINIT_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define FASTINIT_UNROLL
 #else
 #define FASTINIT_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+// Ahead of a loop of rare work: keep it a loop.
+#if defined(__CUDA_ARCH__)
+#define FASTINIT_ROLL _Pragma("unroll 1")
+#else
+#define FASTINIT_ROLL
 #endif

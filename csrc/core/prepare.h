@@ -112,6 +112,10 @@ inline double round_toward(Dtype dtype, double x, Toward toward) {
 inline PrepareError set_bounds(Sampler& sampler, Dtype dtype, double low, double high) {
   sampler.lower = round_toward(dtype, low, Toward::kUp);
   sampler.upper = round_toward(dtype, high, Toward::kDown);
+  // Some lanes take a tie of zeros for their second operand, some order -0 before +0. With these signs both clamp
+  // alike.
+  if (sampler.lower == 0.0) sampler.lower = 0.0;
+  if (sampler.upper == 0.0) sampler.upper = -0.0;
   if (low == high) sampler.lower = sampler.upper = round_toward(dtype, low, Toward::kNearest);
   return sampler.lower <= sampler.upper ? PrepareError::kNone : PrepareError::kNotRepresentable;
 }
@@ -161,9 +165,10 @@ inline PrepareError prepare(Task& task) {
   sampler = Sampler{};
   sampler.kind = task.distribution;
   const double infinity = std::numeric_limits<double>::infinity();
-  const double (&parameter)[4] = task.parameter;
+  const double (&parameter)[kParameters] = task.parameter;
   switch (task.distribution) {
     case Distribution::kConstant:
+    case Distribution::kDiagonal:
       sampler.center = parameter[0];
       return PrepareError::kNone;
     case Distribution::kUniform:

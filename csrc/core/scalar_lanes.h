@@ -55,7 +55,7 @@ struct ScalarLanes {
   using Wide = uint64_t;  // the product of two
   using U32 = uint32_t;
   using F32 = float;
-  using Mask = bool;
+  using Mask = uint32_t;  // all bits, or none
 
   static FASTINIT_HD Wide mul_wide(Word a, uint32_t b) { return static_cast<uint64_t>(a) * b; }
   static FASTINIT_HD Word high(Wide a) { return static_cast<uint32_t>(a >> 32); }
@@ -88,25 +88,30 @@ struct ScalarLanes {
   static FASTINIT_HD U32 shift_right(U32 a) {
     return a >> kBits;
   }
-  static FASTINIT_HD Mask less(U32 a, U32 b) { return a < b; }
-  static FASTINIT_HD U32 invert_unless(Mask keep, U32 a) { return keep ? a : ~a; }
+  static FASTINIT_HD Mask less(U32 a, U32 b) { return a < b ? ~uint32_t{0} : 0; }
+  static FASTINIT_HD Mask top_bit_clear(U32 a) { return ~static_cast<uint32_t>(static_cast<int32_t>(a) >> 31); }
+  static FASTINIT_HD U32 invert_unless(Mask keep, U32 a) { return a ^ ~keep; }
 
   static FASTINIT_HD F32 from_signed(U32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
   static FASTINIT_HD F32 from_unsigned(U32 a) { return static_cast<float>(a); }
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return a - b; }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return a * b; }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return exact_fma(a, b, c); }
+#if defined(__CUDA_ARCH__)
+  // One instruction each, which orders -0 before +0: see set_bounds in prepare.h.
+  static FASTINIT_HD F32 min(F32 a, F32 b) { return fminf(a, b); }
+  static FASTINIT_HD F32 max(F32 a, F32 b) { return fmaxf(a, b); }
+#else
   static FASTINIT_HD F32 min(F32 a, F32 b) { return a < b ? a : b; }
-  static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) {
-    const float raised = a > lower ? a : lower;
-    return raised < upper ? raised : upper;
-  }
-  static FASTINIT_HD Mask less(F32 a, F32 b) { return a < b; }
-  static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return mask ? a : b; }
-  static FASTINIT_HD F32 negate_if(Mask mask, F32 a) { return mask ? -a : a; }
-  static FASTINIT_HD bool any(Mask mask) { return mask; }
+  static FASTINIT_HD F32 max(F32 a, F32 b) { return a > b ? a : b; }
+#endif
+  static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return min(max(a, lower), upper); }
+  static FASTINIT_HD Mask less(F32 a, F32 b) { return a < b ? ~uint32_t{0} : 0; }
+  static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return mask != 0 ? a : b; }
+  static FASTINIT_HD F32 negate_if(Mask mask, F32 a) { return from_bits(bits(a) ^ (mask & 0x80000000)); }
+  static FASTINIT_HD bool any(Mask mask) { return mask != 0; }
 
-  static FASTINIT_HD bool test(Mask mask, int /*lane*/) { return mask; }
+  static FASTINIT_HD bool test(Mask mask, int /*lane*/) { return mask != 0; }
   static FASTINIT_HD uint32_t get(U32 a, int /*lane*/) { return a; }
   static FASTINIT_HD void set(F32& a, int /*lane*/, float value) { a = value; }
 

@@ -19,22 +19,27 @@ inline namespace FASTINIT_ISA {
 // The name's 128-bit digest as the counter, the seed as the key: for one seed a bijection, so two names share a
 // stream only if their digests are equal.
 FASTINIT_HD Stream derive_stream(const uint64_t (&name_id)[2], uint64_t seed) {
-  uint32_t block[1][4] = {{static_cast<uint32_t>(name_id[0]), static_cast<uint32_t>(name_id[0] >> 32),
-                           static_cast<uint32_t>(name_id[1]), static_cast<uint32_t>(name_id[1] >> 32)}};
-  philox4x32(block, PhiloxKeys<ScalarLanes>(seed));
-  return {block[0][0] | static_cast<uint64_t>(block[0][1]) << 32, block[0][2] | static_cast<uint64_t>(block[0][3])
-                                                                                    << 32};
+  uint32_t block[4] = {static_cast<uint32_t>(name_id[0]), static_cast<uint32_t>(name_id[0] >> 32),
+                       static_cast<uint32_t>(name_id[1]), static_cast<uint32_t>(name_id[1] >> 32)};
+  philox4x32(block, seed);
+  return {block[0] | static_cast<uint64_t>(block[1]) << 32, block[2] | static_cast<uint64_t>(block[3]) << 32};
+}
+
+// Word `index` of the stream, alone.
+FASTINIT_HD uint32_t word_at(const Stream& stream, uint64_t index) {
+  uint32_t block[4];
+  ScalarLanes::count_blocks(index / 4, block[0], block[1]);
+  ScalarLanes::count_blocks(stream.counter_high, block[2], block[3]);
+  philox4x32(block, stream.key);
+  const uint32_t even = index & 2 ? block[2] : block[0];
+  const uint32_t odd = index & 2 ? block[3] : block[1];
+  return index & 1 ? odd : even;
 }
 
 // A second word for value `index`, asked for by values in the far tail only. It comes from the same key with the
 // complement of the counter's high half, which no other value reads.
 FASTINIT_HD uint32_t tail_word(const Stream& stream, uint64_t index) {
-  const uint64_t low = index / 4;
-  const uint64_t high = ~stream.counter_high;
-  uint32_t block[1][4] = {{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high),
-                           static_cast<uint32_t>(high >> 32)}};
-  philox4x32(block, PhiloxKeys<ScalarLanes>(stream.key));
-  return block[0][index % 4];
+  return word_at({stream.key, ~stream.counter_high}, index);
 }
 
 // A stream ready to be drawn from: kRegisters registers of consecutive words at a time.

@@ -20,8 +20,10 @@ enum class Distribution : int32_t {
   kUniform = 1,      // low, high
   kNormal = 2,       // mean, std
   kTruncNormal = 3,  // mean, std, low, high
+  kDiagonal = 4,     // value, first, step, count, period: value on the indices of diagonal.h, zero elsewhere
 };
-constexpr int kDistributions = 4;
+constexpr int kDistributions = 5;
+constexpr int kParameters = 5;
 
 // Which global elements a tensor holds, and where in memory. The local elements, counted in row-major order, form
 // slabs of rows_per_slab rows of row_length elements. Steps are in elements; a step along a row always moves the
@@ -58,8 +60,8 @@ struct Task {
   uint64_t data;  // address of local element 0
   int64_t numel;  // local elements
   IndexMap map;
-  uint64_t name_id[2];  // 128-bit digest of the canonical name
-  double parameter[4];  // of the distribution, in the order given there
+  uint64_t name_id[2];            // 128-bit digest of the canonical name
+  double parameter[kParameters];  // of the distribution, in the order given there
   Dtype dtype;
   Distribution distribution;
   // Written by prepare() and reseed().

@@ -2,8 +2,11 @@
 // of threads or of other tasks (dispatch.cpp).
 #pragma once
 
+#include "core/cursor.h"
+#include "core/diagonal.h"
 #include "core/distributions.h"
 #include "core/rounding.h"
+#include "hot_quantile.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
@@ -23,7 +26,8 @@ struct SourceF32 {
     typename L::U32 words[kRegisters];
     typename L::F32 values[kRegisters];
     source.draw(block, words);
-    distribution(words, block * kBlockValues, values);
+    const uint64_t index = block * kBlockValues;
+    distribution(words, [index](int i) { return index + static_cast<uint64_t>(i) * L::kWidth; }, values);
     FASTINIT_UNROLL
     for (int i = 0; i < kRegisters; i += 2) {
       L::template store_pair<kStreaming>(values[i], values[i + 1], out + i * L::kWidth);
@@ -76,38 +80,6 @@ FASTINIT_HD void fill_consecutive(const Source& source, uint64_t index, int64_t 
   if (count > 0) draw_part(0, count);
 }
 
-// A position among a task's local elements, counted in row-major order.
-struct Cursor {
-  int64_t slab, row, column;
-
-  FASTINIT_HD Cursor(const IndexMap& map, int64_t local_index) {
-    const int64_t rows = local_index / map.row_length;
-    column = local_index % map.row_length;
-    slab = rows / map.rows_per_slab;
-    row = rows % map.rows_per_slab;
-  }
-  FASTINIT_HD int64_t global_index(const IndexMap& map) const {
-    return map.global_offset + slab * map.slab_index_step + row * map.row_index_step + column;
-  }
-  FASTINIT_HD int64_t memory_offset(const IndexMap& map) const {
-    return slab * map.slab_memory_step + row * map.row_memory_step + column * map.element_memory_step;
-  }
-  // Elements left in the row, `limit` at the most.
-  FASTINIT_HD int64_t left_in_row(const IndexMap& map, int64_t limit) const {
-    const int64_t left = map.row_length - column;
-    return left < limit ? left : limit;
-  }
-  // `count` stays within the row.
-  FASTINIT_HD void advance(const IndexMap& map, int64_t count) {
-    column += count;
-    if (column < map.row_length) return;
-    column = 0;
-    if (++row < map.rows_per_slab) return;
-    row = 0;
-    ++slab;
-  }
-};
-
 template <class Element>
 FASTINIT_HD void scatter(const Element* values, int64_t count, const IndexMap& map, Cursor& cursor, Element* data) {
   while (count > 0) {
@@ -126,8 +98,7 @@ void fill_elements(const Task& task, const Source& source, int64_t begin, int64_
   const IndexMap& map = task.map;
   Element* const data = reinterpret_cast<Element*>(task.data);
   Cursor cursor(map, begin);
-  const bool one_index_run =
-      map.row_index_step == map.row_length && map.slab_index_step == map.rows_per_slab * map.row_length;
+  const bool one_index_run = is_one_index_run(map);
   if (map.element_memory_step == 1 && (!one_index_run || map.row_length >= Source::kDrawValues)) {
     while (begin < end) {
       const int64_t piece = cursor.left_in_row(map, end - begin);
@@ -158,18 +129,33 @@ void fill_elements(const Task& task, const Source& source, int64_t begin, int64_
 }
 
 template <class Element>
+void write_steps(Element* out, int64_t count, int64_t step, Element value) {
+  if (step == 1) {
+    for (int64_t k = 0; k < count; ++k) out[k] = value;
+  } else {
+    for (int64_t k = 0; k < count; ++k) out[k * step] = value;
+  }
+}
+
+// The same value everywhere, or on a diagonal and zero elsewhere.
+template <class Element>
 void fill_constant(const Task& task, int64_t begin, int64_t end) {
-  Element value;
+  Element value, zero;
   round_to(task.sampler.center, value);
+  round_to(0.0, zero);
+  const bool everywhere = task.sampler.kind == Distribution::kConstant;
+  const Diagonal diagonal(task.parameter);
   Cursor cursor(task.map, begin);
   while (begin < end) {
     const int64_t piece = cursor.left_in_row(task.map, end - begin);
     Element* out = reinterpret_cast<Element*>(task.data) + cursor.memory_offset(task.map);
     const int64_t step = task.map.element_memory_step;
-    if (step == 1) {
-      for (int64_t k = 0; k < piece; ++k) out[k] = value;
-    } else {
-      for (int64_t k = 0; k < piece; ++k) out[k * step] = value;
+    write_steps(out, piece, step, everywhere ? value : zero);
+    if (!everywhere) {
+      const int64_t index = cursor.global_index(task.map);
+      for (int64_t at = diagonal.next(index); at < index + piece; at = diagonal.next(at + 1)) {
+        out[(at - index) * step] = value;
+      }
     }
     cursor.advance(task.map, piece);
     begin += piece;
@@ -181,7 +167,7 @@ void fill_typed(const Task& task, int64_t begin, int64_t end, bool streaming) {
   alignas(64) static constexpr QuantileHotRows kHot = quantile_hot_rows();
   const Sampler& sampler = task.sampler;
   const Stream& stream = task.stream;
-  if (sampler.kind == Distribution::kConstant) {
+  if (sampler.kind == Distribution::kConstant || sampler.kind == Distribution::kDiagonal) {
     fill_constant<Element>(task, begin, end);
   } else if constexpr (sizeof(Element) == sizeof(double)) {
     if (sampler.kind == Distribution::kUniform) {
@@ -194,8 +180,13 @@ void fill_typed(const Task& task, int64_t begin, int64_t end, bool streaming) {
   } else if (sampler.kind == Distribution::kUniform) {
     const SourceF32<L, UniformF32<L>> source{WordSource<L>(stream), UniformF32<L>(sampler, stream)};
     fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
+  } else if (sampler.kind == Distribution::kNormal) {
+    using Normal = NormalF32<L, HotQuantile<L>, /*kTruncated=*/false>;
+    const SourceF32<L, Normal> source{WordSource<L>(stream), Normal(sampler, stream, HotQuantile<L>(kHot))};
+    fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
   } else {
-    const SourceF32<L, NormalF32<L>> source{WordSource<L>(stream), NormalF32<L>(sampler, stream, kHot)};
+    using TruncNormal = NormalF32<L, HotQuantile<L>, /*kTruncated=*/true>;
+    const SourceF32<L, TruncNormal> source{WordSource<L>(stream), TruncNormal(sampler, stream, HotQuantile<L>(kHot))};
     fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
   }
 }

@@ -55,6 +55,7 @@ struct Avx2Lanes {
     const __m256i top = splat(uint32_t{0x80000000});
     return from_bits(_mm256_cmpgt_epi32(_mm256_xor_si256(b, top), _mm256_xor_si256(a, top)));
   }
+  static FASTINIT_HD Mask top_bit_clear(U32 a) { return from_bits(_mm256_cmpgt_epi32(a, splat(~uint32_t{0}))); }
   static FASTINIT_HD U32 invert_unless(Mask keep, U32 a) {
     return _mm256_xor_si256(a, _mm256_xor_si256(bits(keep), splat(~uint32_t{0})));
   }

@@ -55,6 +55,7 @@ struct Avx512Lanes {
     return _mm512_srli_epi32(a, kBits);
   }
   static FASTINIT_HD Mask less(U32 a, U32 b) { return _mm512_cmplt_epu32_mask(a, b); }
+  static FASTINIT_HD Mask top_bit_clear(U32 a) { return _mm512_testn_epi32_mask(a, splat(uint32_t{0x80000000})); }
   static FASTINIT_HD U32 invert_unless(Mask keep, U32 a) {
     return _mm512_mask_xor_epi32(a, static_cast<Mask>(~keep), a, _mm512_set1_epi32(-1));
   }
