@@ -2,10 +2,9 @@
 // short polynomial a half octave of p (normal_table.h). Neither log nor sqrt, and the relative error is level
 // from p = 1/2 to p = 2^-66, since the half octaves shrink with p.
 //
-// float: c0 + z (c1 + z (c2 + z (c3 + z (c4 + z c5 (1 - 15/32 z))))): of degree 6 with six coefficients a row, since the
-// ratio of the last two is nearly the same in all rows. Error at most 1.4e-7 x, or 1.6e-8 where x < 0.1: little more
-// than the rounding of the last step.
-// double: degree 14, at most 3e-16 x, or 5e-17 where x < 0.1.
+// float: c0 + z (c1 + z (c2 + z (c3 + z (c4 + z c5 (1 - 15/32 z))))): of degree 6 with six coefficients a row, since
+// the ratio of the last two is nearly the same in all rows. Error at most 1.4e-7 x, or 1.6e-8 where x < 0.1: little
+// more than the rounding of the last step. double: degree 14, at most 3e-16 x, or 5e-17 where x < 0.1.
 #pragma once
 
 #include "normal_table.h"
