@@ -66,25 +66,25 @@ class TruncNormal(NamedTuple):
 class Diagonal(NamedTuple):
     """`value` on a diagonal, zero elsewhere: the identity, or the Dirac delta of a convolution.
 
-    In every `period` of row-major indices, `count` of them: `first`, `first + step`, `first + 2 step`, ...
+    In every `period` of row-major indices, `length` of them: `first`, `first + step`, `first + 2 step`, ...
     """
 
     value: float
     first: int
     step: int
-    count: int
+    length: int
     period: int
 
     def __str__(self) -> str:
         return f"{self.value:g} on a diagonal"
 
     def std(self) -> float:
-        share = self.count / self.period
+        share = self.length / self.period
         return abs(self.value) * math.sqrt(share * (1.0 - share))
 
     def indices(self, numel: int) -> list[int]:
         """The row-major indices below `numel` that hold `value`."""
-        diagonal = range(self.first, self.first + self.count * self.step, self.step)
+        diagonal = range(self.first, self.first + self.length * self.step, self.step)
         return [start + index for start in range(0, numel, self.period) for index in diagonal if start + index < numel]
 
 

@@ -1,4 +1,4 @@
-"""Runs what a plan decided: checks all memory, chooses a backend for every tensor, and writes, in one pass.
+"""Runs what a plan decided: checks all memory, chooses a backend for every tensor, and writes, in one pass a device.
 
 Natively, through a table with a row a tensor; or through torch.nn.init, where the native code is missing or does not
 apply. Nothing is written before everything was checked.
@@ -12,12 +12,13 @@ from functools import cache
 
 import torch
 
-from fastinit import _native, fallback
+from fastinit import _native, cuda, fallback
 from fastinit.checks import check_overlaps, check_writable, memory_span
 from fastinit.streams import draw_seed
 from fastinit.table import DTYPES, Table, Target
 
 BACKENDS = ("auto", "native", "torch")
+NATIVE_DEVICES = ("cpu", "cuda")
 
 
 class FallbackWarning(UserWarning):
@@ -28,11 +29,13 @@ def _obstacle(target: Target) -> str | None:
     """Why the native code cannot fill a tensor, or None."""
     if _native.module is None:
         return f"the native code is not available ({_native.reason})"
-    device = target.tensor.device.type
-    if device != "cpu":
+    device = target.device.type
+    if device not in NATIVE_DEVICES:
         return f"the native code is built without a backend for {device}"
-    if target.tensor.dtype not in DTYPES:
-        return f"the native code does not sample {target.tensor.dtype}"
+    if device == "cuda" and (obstacle := cuda.obstacle()) is not None:
+        return obstacle
+    if target.dtype not in DTYPES:
+        return f"the native code does not sample {target.dtype}"
     return None
 
 
@@ -63,30 +66,38 @@ class Program:
             obstacle, name = next(iter(obstacles.items()))
             raise ValueError(f"{name}: backend='native' cannot fill it: {obstacle}")
         self._obstacles = tuple(obstacles)
-        self._on_cpu = [target for target in targets if target.tensor.device.type == "cpu"]
-        self._tensors_on_cpu = [target.tensor for target in self._on_cpu]
+        # Memory can be looked at on these devices, whatever fills it.
+        self._checked = [target for target in targets if target.device.type in NATIVE_DEVICES]
+        self._checked_tensors = [target.tensor for target in self._checked]
         self._native_tensors = [target.tensor for target in self._native]
+        self._on_cpu = [target for target in self._native if target.device.type == "cpu"]
+        self._on_cuda: dict[torch.device, list[Target]] = {}
+        for target in self._native:
+            if target.device.type == "cuda":
+                self._on_cuda.setdefault(target.device, []).append(target)
         self._settle()
 
     def _settle(self) -> None:
-        """Check the memory of all tensors as they lie now, and make the table for it."""
-        spans = [(memory_span(target.tensor, target.name), target.name) for target in self._on_cpu]
+        """Check the memory of all tensors as they lie now, and make the tables for it."""
+        spans = [(memory_span(target.tensor, target.name), target.name) for target in self._checked]
         check_overlaps(spans)
-        check_writable(spans)
-        self._table = Table(self._native) if self._native else None
+        check_writable([span for span, target in zip(spans, self._checked, strict=True) if target.device.type == "cpu"])
+        self._cpu_table = Table(self._on_cpu) if self._on_cpu else None
+        self._cuda_tables = [cuda.CudaTable(Table(targets), device) for device, targets in self._on_cuda.items()]
         self._placement = self._place()
 
     def _place(self) -> tuple[list[int], list[int]]:
         """Where the tensors lie, and how long they are."""
-        tensors = self._tensors_on_cpu
+        tensors = self._checked_tensors
         return list(map(torch.Tensor.data_ptr, tensors)), list(map(torch.Tensor.numel, tensors))
 
     def _check_unchanged(self) -> None:
-        for name, tensor, shape, dtype, _, _ in self._on_cpu:
-            if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+        for target in self._checked:
+            tensor = target.tensor
+            if (tensor.shape, tensor.dtype, tensor.device) != (target.shape, target.dtype, target.device):
                 raise ValueError(
-                    f"{name}: planned as {tuple(shape)} {dtype} on cpu, is now {tuple(tensor.shape)} {tensor.dtype} on "
-                    f"{tensor.device}; make a new plan"
+                    f"{target.name}: planned as {tuple(target.shape)} {target.dtype} on {target.device}, is now "
+                    f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; make a new plan"
                 )
 
     def run_(self, seed: int | None, generator: torch.Generator | None) -> None:
@@ -96,12 +107,19 @@ class Program:
         if self._place() != self._placement:
             self._check_unchanged()
             self._settle()
-        if seed is None and self._table is not None:
+        if seed is None and self._native:
+            if any(map(cuda.is_capturing, self._on_cuda)):
+                raise ValueError(
+                    "seed: expected an int while a CUDA graph is captured; every replay would repeat a seed drawn now"
+                )
             seed = draw_seed(generator)
-        if self._table is not None:
+        if self._native:
             assert seed is not None
             try:
-                self._table.fill(seed, torch.get_num_threads())
+                for table in self._cuda_tables:  # first, for the devices work while the CPU does
+                    table.fill(seed)
+                if self._cpu_table is not None:
+                    self._cpu_table.fill_cpu(seed, torch.get_num_threads())
             finally:  # interrupted, a fill has written something all the same
                 torch.autograd.graph.increment_version(self._native_tensors)
         for target in self._fallback:

@@ -41,6 +41,11 @@ class Row(NamedTuple):
     zero_row: int | None = None
 
 
+def _target(row: Row, distribution: Distribution) -> Target:
+    tensor = row.tensor
+    return Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, distribution, row.zero_row)
+
+
 class Plan:
     """Rows for every parameter and buffer of a model (or tensors of a list), and how to run them.
 
@@ -58,7 +63,7 @@ class Plan:
         self._generator = generator
         self._program = engine.Program(
             [
-                Target(row.name, row.tensor, row.tensor.shape, row.tensor.dtype, row.distribution, row.zero_row)
+                _target(row, row.distribution)
                 for row in self.rows
                 if row.action == "init" and row.distribution is not None
             ],
@@ -69,7 +74,9 @@ class Plan:
         """Write all values, in one pass. With a seed, running again gives the same bits.
 
         Raises:
-            ValueError: a tensor lost its memory since the plan was made. Nothing is written then.
+            ValueError: a tensor lost its memory, or changed its shape, dtype or device, since the plan was made.
+                Nothing is written then.
+            RuntimeError: CUDA's error if the kernel cannot be launched.
         """
         self._program.run_(self.seed, self._generator)
 

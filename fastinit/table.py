@@ -33,6 +33,7 @@ class Target(NamedTuple):
     tensor: torch.Tensor
     shape: torch.Size
     dtype: torch.dtype
+    device: torch.device
     distribution: Distribution
     zero_row: int | None
 
@@ -79,12 +80,12 @@ class Table:
             row, code = error
             reason = _PREPARE_ERRORS[code].format(dtype=owners[row].tensor.dtype, distribution=distributions[row])
             raise ValueError(f"{owners[row].name}: {reason}")
-        self._table = table
+        self.rows = table
 
-    def fill(self, seed: int, threads: int) -> None:
-        """Write all values. The interpreter's lock is released meanwhile."""
-        _module().reseed(self._table, seed)
-        _module().fill_cpu(self._table, threads)
+    def fill_cpu(self, seed: int, threads: int) -> None:
+        """Write all values, to tensors in the memory of the CPU. The interpreter's lock is released meanwhile."""
+        _module().reseed(self.rows, seed)
+        _module().fill_cpu(self.rows, threads)
 
 
 def _module() -> Any:

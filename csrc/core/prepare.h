@@ -109,6 +109,27 @@ inline double round_toward(Dtype dtype, double x, Toward toward) {
   return x;
 }
 
+// By the host alone: devices have NaNs of their own.
+inline uint64_t element_bits(Dtype dtype, double value) {
+  float as_float;
+  Float16 as_float16;
+  Bfloat16 as_bfloat16;
+  round_to(value, as_float);
+  round_to(value, as_float16);
+  round_to(value, as_bfloat16);
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return bit_cast<uint32_t>(as_float);
+    case Dtype::kFloat64:
+      return bit_cast<uint64_t>(value);
+    case Dtype::kFloat16:
+      return as_float16.bits;
+    case Dtype::kBfloat16:
+      return as_bfloat16.bits;
+  }
+  return 0;
+}
+
 inline PrepareError set_bounds(Sampler& sampler, Dtype dtype, double low, double high) {
   sampler.lower = round_toward(dtype, low, Toward::kUp);
   sampler.upper = round_toward(dtype, high, Toward::kDown);
@@ -170,6 +191,7 @@ inline PrepareError prepare(Task& task) {
     case Distribution::kConstant:
     case Distribution::kDiagonal:
       sampler.center = parameter[0];
+      sampler.constant_bits = element_bits(task.dtype, parameter[0]);
       return PrepareError::kNone;
     case Distribution::kUniform:
       return prepare_uniform(sampler, task.dtype, parameter[0], parameter[1]);

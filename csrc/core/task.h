@@ -52,6 +52,7 @@ struct Sampler {
   double mass;         // of the normal between its bounds
   double below_lower;  // of the normal below its lower bound, above its upper bound
   double above_upper;
+  uint64_t constant_bits;   // of a constant or a diagonal: the value as an element, in the lowest bytes
   uint64_t negative_below;  // words below this, as a fraction of 2^64, give values below the untruncated mean
 };
 

@@ -1,0 +1,99 @@
+// fill_cuda: all tasks of a table in one launch. Here are the table as it lies in device memory, the kernel, which
+// finds the tasks of a block's chunks, and its launch.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+#include "backends.h"
+#include "fill_chunk.h"
+#include "launch.h"
+
+namespace fastinit {
+namespace {
+
+// Resident blocks a multiprocessor for which ptxas fits the kernel into registers, without spilling any: 64 registers a
+// thread, or 80 and 128 where it takes more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kBlocksPerMultiprocessor = 2;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocksPerMultiprocessor = 3;
+#else
+constexpr int kBlocksPerMultiprocessor = 4;
+#endif
+
+// Leaves room for a grid beyond the last chunk in an int.
+constexpr int64_t kMostChunks = std::numeric_limits<int>::max() - (1 << 24);
+
+// The last task whose first chunk is not beyond `chunk`: tasks without elements have no chunk.
+FASTINIT_DEVICE int find_task(const int* first_chunk, int num_tasks, int chunk) {
+  int found = 0;
+  int beyond = num_tasks;
+  while (beyond - found > 1) {
+    const int middle = (found + beyond) / 2;
+    if (first_chunk[middle] <= chunk) {
+      found = middle;
+    } else {
+      beyond = middle;
+    }
+  }
+  return found;
+}
+
+// tasks: [num_tasks]; first_chunk: [num_tasks + 1], prefix sums of num_chunks(task), the
+// last of which is num_chunks. Blocks take the chunks of all
+// tasks in turn: which block fills a chunk, and when, changes no value.
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    fill_kernel(const Task* tasks, const int* __restrict__ first_chunk, int num_tasks, int num_chunks, uint64_t seed) {
+  __shared__ SharedQuantile::Pair hot_pairs[SharedQuantile::kEntries];
+  for (int i = static_cast<int>(threadIdx.x); i < SharedQuantile::kEntries; i += kThreads) {
+    hot_pairs[i] = SharedQuantile::entry(i);
+  }
+  __syncthreads();
+  const SharedQuantile hot(hot_pairs);
+
+  const int step = static_cast<int>(gridDim.x);
+  for (int chunk = static_cast<int>(blockIdx.x); chunk < num_chunks;) {
+    const int index = uniform(find_task(first_chunk, num_tasks, chunk));
+    const int begin = first_chunk[index];
+    const ChunkRange chunks{chunk - begin, first_chunk[index + 1] - begin, step};
+    fill_chunks(tasks[index], seed, hot, chunks);
+    chunk += (chunks.count - chunks.first + step - 1) / step * step;  // this block's first chunk beyond the task
+  }
+}
+
+}  // namespace
+
+int64_t cuda_table_bytes(int64_t num_tasks) {
+  return num_tasks * static_cast<int64_t>(sizeof(Task)) + (num_tasks + 1) * static_cast<int64_t>(sizeof(int));
+}
+
+int64_t write_cuda_table(const Task* tasks, int64_t num_tasks, void* image) {
+  std::copy_n(tasks, num_tasks, static_cast<Task*>(image));
+  int* first_chunk = reinterpret_cast<int*>(static_cast<Task*>(image) + num_tasks);
+  int64_t chunks = 0;
+  for (int64_t i = 0; i < num_tasks; ++i) {
+    first_chunk[i] = static_cast<int>(chunks);
+    chunks += num_chunks(tasks[i]);
+    // 10^13 values and more: no device holds them.
+    if (chunks > kMostChunks) throw std::length_error("too many elements for one table");
+  }
+  first_chunk[num_tasks] = static_cast<int>(chunks);
+  return chunks;
+}
+
+void fill_cuda(const CudaTable& table, uint64_t seed, int device, uint64_t stream) {
+  if (table.num_chunks == 0) return;
+  const DeviceScope scope(device);
+  const int64_t resident_blocks = int64_t{multiprocessors(device)} * blocks_per_multiprocessor(fill_kernel, kThreads);
+  const auto blocks = static_cast<unsigned>(std::min(table.num_chunks, resident_blocks));
+  const auto* tasks = reinterpret_cast<const Task*>(table.address);
+  const auto* first_chunk = reinterpret_cast<const int*>(tasks + table.num_tasks);
+  launch(fill_kernel, blocks, kThreads, reinterpret_cast<cudaStream_t>(stream), tasks, first_chunk,
+         static_cast<int>(table.num_tasks), static_cast<int>(table.num_chunks), seed);
+}
+
+int64_t cuda_launches() { return launches.load(std::memory_order_relaxed); }
+
+}  // namespace fastinit

@@ -1,0 +1,120 @@
+// From values to memory: rounding to the dtype, and stores of 16 or 8 bytes where places are aligned.
+#pragma once
+
+#include <type_traits>
+
+#include "core/rounding.h"
+#include "sources.h"
+
+namespace fastinit {
+inline namespace FASTINIT_ISA {
+
+// Up to 16 bytes of consecutive elements, as they lie in memory.
+struct Packed {
+  uint32_t word[4];
+
+  // The first element's bits are the lowest of the result. Takes it off: the others move up by `bytes`.
+  FASTINIT_DEVICE uint64_t pop(int bytes) {
+    const uint64_t first = word[0] | static_cast<uint64_t>(word[1]) << 32;
+    if (bytes == 2) {
+      word[0] = word[0] >> 16 | word[1] << 16;
+      word[1] = word[1] >> 16 | word[2] << 16;
+      word[2] = word[2] >> 16 | word[3] << 16;
+      word[3] = word[3] >> 16;
+    } else {
+      word[0] = bytes == 4 ? word[1] : word[2];
+      word[1] = bytes == 4 ? word[2] : word[3];
+      word[2] = word[3];
+    }
+    return first;
+  }
+};
+
+// Two values, rounded to a 16-bit dtype.
+template <class Element>
+FASTINIT_HD uint32_t round_pair(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  // One instruction for both, to nearest even like round_to. It has another NaN, but no sample is NaN.
+  uint32_t pair;
+  if constexpr (std::is_same_v<Element, Bfloat16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  }
+  return pair;
+#else
+  Element low, high;
+  round_to(first, low);
+  round_to(second, high);
+  return low.bits | static_cast<uint32_t>(high.bits) << 16;
+#endif
+}
+
+// `kCount` values of a source as elements.
+template <class Element, int kCount>
+FASTINIT_HD Packed pack(const float* values) {
+  Packed packed{};
+  FASTINIT_UNROLL
+  for (int k = 0; k < kCount; ++k) {
+    if constexpr (sizeof(Element) == 4) {
+      packed.word[k] = bit_cast<uint32_t>(values[k]);
+    } else {
+      if (k % 2 == 1) packed.word[k / 2] = round_pair<Element>(values[k - 1], values[k]);
+    }
+  }
+  return packed;
+}
+
+template <class Element, int kCount>
+FASTINIT_HD Packed pack(const double* values) {
+  Packed packed{};
+  FASTINIT_UNROLL
+  for (int k = 0; k < kCount; ++k) {
+    const uint64_t bits = bit_cast<uint64_t>(values[k]);
+    packed.word[2 * k] = static_cast<uint32_t>(bits);
+    packed.word[2 * k + 1] = static_cast<uint32_t>(bits >> 32);
+  }
+  return packed;
+}
+
+template <class Element, int kCount>
+FASTINIT_HD Packed pack(const uint64_t* bits) {
+  Packed packed{};
+  FASTINIT_UNROLL
+  for (int k = 0; k < kCount; ++k) {
+    const uint32_t low = static_cast<uint32_t>(bits[k]);
+    if constexpr (sizeof(Element) == 8) {
+      packed.word[2 * k] = low;
+      packed.word[2 * k + 1] = static_cast<uint32_t>(bits[k] >> 32);
+    } else if constexpr (sizeof(Element) == 4) {
+      packed.word[k] = low;
+    } else {
+      packed.word[k / 2] |= low << (16 * (k % 2));
+    }
+  }
+  return packed;
+}
+
+// 16 or 8 bytes at once, to a place that is aligned to them.
+FASTINIT_DEVICE void store_together(uint64_t address, const Packed& packed, int bytes) {
+  if (bytes == 16) {
+    __stwb(reinterpret_cast<uint4*>(address),
+           make_uint4(packed.word[0], packed.word[1], packed.word[2], packed.word[3]));
+  } else {
+    __stwb(reinterpret_cast<uint2*>(address), make_uint2(packed.word[0], packed.word[1]));
+  }
+}
+
+// One element, given by its bits.
+FASTINIT_DEVICE void store_element(uint64_t address, uint64_t bits, int bytes) {
+  if (bytes == 2) {
+    __stwb(reinterpret_cast<unsigned short*>(address), static_cast<unsigned short>(bits));
+  } else if (bytes == 4) {
+    __stwb(reinterpret_cast<unsigned int*>(address), static_cast<unsigned int>(bits));
+  } else {
+    __stwb(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(bits));
+  }
+}
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

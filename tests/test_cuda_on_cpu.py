@@ -1,0 +1,419 @@
+"""The CUDA backend without a GPU: csrc/cuda/fill.cu, run on the CPU, against the CPU backend, to the bit.
+
+Twice: "source" is the very file, compiled by g++ against tests/cuda_on_cpu; "ptx" is what nvcc makes of its kernel,
+turned into C++ by ptx_to_cpp.py. Neither knows ptxas, the last step to machine code: that needs a GPU (test_cuda.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ptx_lint
+import pytest
+import reference
+import torch
+from conftest import DTYPES, needs_native
+
+import fastinit.table
+from fastinit import _native
+from fastinit.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
+from fastinit.layout import index_maps
+from fastinit.streams import name_id
+
+ROOT = Path(__file__).resolve().parents[1]
+NVCC = shutil.which("nvcc")
+CXX = os.environ.get("CXX", "c++")
+# The flags of setup.py that decide about results.
+NVCC_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+]
+CXX_FLAGS += ["-Wall", "-Wextra", "-Werror"]
+
+CHUNK = 8192  # values, four a unit
+DISTRIBUTIONS: dict[str, Distribution] = {
+    "uniform": Uniform(-0.5, 1.5),
+    "uniform_to_zero": Uniform(-1.0, 0.0),
+    "normal": Normal(0.25, 2.0),
+    "trunc_normal": TruncNormal(0.0, 0.02, -0.04, 0.04),
+    "trunc_normal_uneven": TruncNormal(0.5, 1.0, -0.3, 4.0),
+    "trunc_normal_one_sided": TruncNormal(0.0, 1.0, 1.5, 3.0),
+    "trunc_normal_mirrored": TruncNormal(0.0, 1.0, -5.0, -2.0),
+    "constant": Constant(1.0 / 3.0),
+    "nan": Constant(float("nan")),
+    "diagonal": Diagonal(0.7, 3, 65, 9, 64 * 10),
+}
+SIZES = [1, 3, 4, 5, 15, 16, 17, 255, 1024, 1025, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 7]
+SENTINEL = 0xA5
+
+pytestmark = [
+    needs_native,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fibers are for Linux"),
+]
+
+
+def compile_ptx(folder: Path, *flags: str, source: Path = ROOT / "csrc/cuda/fill.cu") -> str:
+    """What nvcc makes of the kernel. Skips without nvcc, unless FASTINIT_REQUIRE_NVCC is set."""
+    if NVCC is None:
+        if os.environ.get("FASTINIT_REQUIRE_NVCC"):
+            pytest.fail("FASTINIT_REQUIRE_NVCC is set, and there is no nvcc")
+        pytest.skip("needs nvcc")
+    out = folder / "fill.ptx"
+    command = [
+        NVCC,
+        *(flags or NVCC_FLAGS),
+        f"-I{ROOT / 'csrc'}",
+        "-arch=compute_90",
+        "-ptx",
+        str(source),
+        "-o",
+        str(out),
+    ]
+    subprocess.run(command, check=True, cwd=folder)
+    return out.read_text(encoding="utf-8")
+
+
+def compile_driver(folder: Path, *flags: str) -> ctypes.CDLL:
+    out = folder / "driver.so"
+    command = [CXX, "-x", "c++", *CXX_FLAGS, *flags, f"-I{ROOT / 'tests/cuda_on_cpu'}", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([*command, str(ROOT / "tests/cuda_on_cpu/driver.cpp"), "-o", str(out)], check=True, cwd=folder)
+    return ctypes.CDLL(str(out))
+
+
+def ptx_driver(folder: Path, ptx: str) -> ctypes.CDLL:
+    (folder / "kernel.ptx").write_text(ptx, encoding="utf-8")
+    translate = [sys.executable, str(ROOT / "tests/ptx_to_cpp.py"), "kernel.ptx", "--entry-name", "fill_kernel"]
+    subprocess.run([*translate, "-o", "kernel.h"], check=True, cwd=folder)
+    return compile_driver(folder, f'-DPTX_KERNEL="{folder / "kernel.h"}"')
+
+
+class Emulated:
+    """A driver library: tables from the source's host code, the kernel from either."""
+
+    def __init__(self, host: ctypes.CDLL, kernel: ctypes.CDLL) -> None:
+        self._host = host
+        self._kernel = kernel
+        host.table_bytes.restype = host.write_table.restype = ctypes.c_longlong
+        kernel.device_launches.restype = ctypes.c_longlong
+        self.configure()
+
+    def configure(self, multiprocessors: int = 3, blocks: int = 2, order_seed: int = 0) -> None:
+        """How large the emulated device is, and in what order it runs blocks and threads."""
+        self._kernel.configure(multiprocessors, blocks, ctypes.c_ulonglong(order_seed))
+
+    def launches(self) -> int:
+        return int(self._kernel.device_launches())
+
+    def fill(self, table: np.ndarray[Any, Any], seed: int) -> None:
+        num_tasks = ctypes.c_longlong(len(table))
+        image = np.zeros(self._host.table_bytes(num_tasks), np.uint8)
+        num_chunks = self._host.write_table(_pointer(table), num_tasks, _pointer(image))
+        message = ctypes.create_string_buffer(500)
+        error = self._kernel.fill(
+            _pointer(image), num_tasks, ctypes.c_longlong(num_chunks), ctypes.c_ulonglong(seed), message, 500
+        )
+        if error:
+            raise RuntimeError(message.value.decode() or f"CUDA error {error}")
+
+    def fail_next_launch(self) -> None:
+        self._kernel.fail_next_launch()
+
+
+def _pointer(array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return compile_driver(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return compile_ptx(tmp_path_factory.mktemp("ptx"))
+
+
+@pytest.fixture(scope="module", params=["source", "ptx"])
+def any_emulated(
+    request: pytest.FixtureRequest, host: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory
+) -> Emulated:
+    if request.param == "source":
+        return Emulated(host, host)
+    return Emulated(host, ptx_driver(tmp_path_factory.mktemp("ptx_driver"), request.getfixturevalue("ptx")))
+
+
+@pytest.fixture
+def emulated(any_emulated: Emulated) -> Emulated:
+    any_emulated.configure()
+    return any_emulated
+
+
+def make_table(num_rows: int) -> np.ndarray[Any, Any]:
+    assert _native.module is not None
+    return np.zeros(num_rows, np.dtype(_native.module.task_dtype()))
+
+
+def describe(row: Any, name: str, distribution: Distribution, dtype: torch.dtype) -> None:
+    row["name_id"] = np.frombuffer(name_id(name), "V16")
+    row["dtype"] = fastinit.table.DTYPES[dtype]
+    row["distribution"] = fastinit.table.DISTRIBUTIONS[type(distribution)]
+    row["parameter"] = distribution + (0.0,) * (5 - len(distribution))
+    row["row_length"] = row["rows_per_slab"] = row["element_memory_step"] = 1
+
+
+def rows_of(name: str, tensor: torch.Tensor, distribution: Distribution) -> np.ndarray[Any, Any]:
+    """The rows of any tensor, empty ones included."""
+    maps = index_maps(tensor)
+    table = make_table(len(maps))
+    for row, index_map in zip(table, maps, strict=True):
+        describe(row, name, distribution, tensor.dtype)
+        row["data"] = tensor.data_ptr() + index_map.data_offset * tensor.element_size()
+        for field, value in index_map._asdict().items():
+            if field != "data_offset":
+                row[field] = value
+    return table
+
+
+def with_sentinels(numel: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.full((numel * dtype.itemsize,), SENTINEL, dtype=torch.uint8).view(dtype)
+
+
+def both(emulated: Emulated, cases: Sequence[tuple[str, torch.Tensor, Distribution]], seed: int = 77) -> None:
+    """Fill tensors by the CPU backend, clear them, fill them by the emulated GPU, and compare all of their storage."""
+    assert _native.module is not None
+    parts = [rows_of(*case) for case in cases]
+    table = make_table(sum(map(len, parts)))  # np.concatenate would leave the table's padding out
+    at = 0
+    for part in parts:
+        table[at : at + len(part)] = part
+        at += len(part)
+    assert _native.module.prepare(table) is None
+    storages = [tensor.untyped_storage() for _, tensor, _ in cases]
+    _native.module.reseed(table, seed)
+    _native.module.fill_cpu(table, 1)
+    wanted = [torch.tensor([], dtype=torch.uint8).set_(storage).clone() for storage in storages]
+    for storage in storages:
+        storage.fill_(SENTINEL)
+    emulated.fill(table, seed)
+    for (name, tensor, distribution), storage, want in zip(cases, storages, wanted, strict=True):
+        given = torch.tensor([], dtype=torch.uint8).set_(storage)
+        if not torch.equal(given, want):
+            different = torch.nonzero(given != want).flatten() // tensor.element_size()
+            pytest.fail(f"{name} {tuple(tensor.shape)} {tensor.dtype} {distribution}: differs at {different[:10]}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+def test_every_size_and_alignment(emulated: Emulated, distribution: Distribution, dtype: torch.dtype) -> None:
+    cases = [(f"of {size}", with_sentinels(size + 8, dtype)[4 : 4 + size], distribution) for size in [0, *SIZES]]
+    for offset in range(1, 8):
+        cases.append((f"from {offset}", with_sentinels(CHUNK + 40, dtype)[offset:-13], distribution))
+    both(emulated, cases)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+def test_every_layout(emulated: Emulated, distribution: Distribution, dtype: torch.dtype) -> None:
+    matrix = with_sentinels(130 * 70, dtype).view(130, 70)
+    images = with_sentinels(20 * 9 * 5 * 3, dtype).view(20, 9, 5, 3)
+    both(
+        emulated,
+        [
+            ("transposed", matrix.clone().t(), distribution),
+            ("padded", matrix.clone()[:, 3:64], distribution),
+            ("aligned rows", with_sentinels(64 * 96, dtype).view(64, 96)[:, :64], distribution),
+            ("every second", matrix.clone()[::2, ::3], distribution),
+            ("channels_last", images.clone().permute(0, 3, 1, 2), distribution),
+            (
+                "five dimensions",
+                with_sentinels(3 * 4 * 5 * 6 * 7, dtype).view(3, 4, 5, 6, 7).permute(4, 1, 3, 0, 2),
+                distribution,
+            ),
+        ],
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+def test_shards_and_large_indices(emulated: Emulated, distribution: Distribution, dtype: torch.dtype) -> None:
+    """Rows and columns of a huge tensor, by offset: only the shard has memory."""
+    assert _native.module is not None
+    if isinstance(distribution, Diagonal):
+        distribution = Diagonal(0.7, 3, 2**20 + 1, 2**40, 2**61)
+    offsets = [1, 2, 3, 2**31 - 2, 2**32 - 3, 2**34 - 5, 2**34 + 4 * 2047, 2**40 + 1, 2**62]
+    table = make_table(2 * len(offsets))
+    outputs = []
+    for case, (row, offset) in enumerate(zip(table, [*offsets, *offsets], strict=True)):
+        describe(row, "shard", distribution, dtype)
+        row["global_offset"] = offset
+        length, rows = (CHUNK + 3, 1) if case < len(offsets) else (37, 23)
+        step = 0 if case < len(offsets) else [1000, 2**33 + 1, 37, 38][case % 4]
+        row["row_length"], row["rows_per_slab"], row["row_index_step"] = length, max(rows - 3, 1), step
+        row["slab_index_step"] = step * max(rows - 3, 1) + (5 if rows > 1 else 0)
+        row["row_memory_step"], row["slab_memory_step"] = length + 3, (length + 3) * max(rows - 3, 1)
+        row["numel"] = length * rows
+        outputs.append(with_sentinels((length + 3) * rows + 8, dtype))
+        row["data"] = outputs[-1].data_ptr() + (offset % 5) * dtype.itemsize
+    assert _native.module.prepare(table) is None
+    _native.module.reseed(table, 5)
+    _native.module.fill_cpu(table, 1)
+    wanted = [output.clone() for output in outputs]
+    for output in outputs:
+        output.view(torch.uint8).fill_(SENTINEL)
+    emulated.fill(table, 5)
+    for row, output, want in zip(table, outputs, wanted, strict=True):
+        assert torch.equal(output.view(torch.uint8), want.view(torch.uint8)), row
+
+
+def many_tensors() -> list[tuple[str, torch.Tensor, Distribution]]:
+    """2000 of all kinds, most of them tiny."""
+    chosen = [distribution for name, distribution in DISTRIBUTIONS.items() if name != "nan"]
+    generator = torch.Generator().manual_seed(3)
+    cases = []
+    for i in range(2000):
+        size = int(torch.randint(0, 40, (), generator=generator)) if i % 50 else 3000 + 37 * i
+        tensor = with_sentinels(size, DTYPES[i % 4])
+        cases.append((f"layers.{i}.weight", tensor, chosen[i % len(chosen)]))
+    return cases
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 132])
+def test_thousands_of_tensors_in_one_launch(emulated: Emulated, multiprocessors: int) -> None:
+    emulated.configure(multiprocessors, 2)
+    before = emulated.launches()
+    both(emulated, many_tensors())
+    assert emulated.launches() == before + 1
+
+
+@pytest.mark.parametrize("order_seed", [1, 2])
+def test_order_of_blocks_and_threads_changes_nothing(emulated: Emulated, order_seed: int) -> None:
+    emulated.configure(5, 3, order_seed)
+    both(emulated, many_tensors()[:300])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equal_to_the_reference(emulated: Emulated, dtype: torch.dtype) -> None:
+    """To the twin in NumPy: an error that both backends share is found here. Enough values for the tails."""
+    assert _native.module is not None
+    offset, numel = 2**33 + 2, 100_001
+    for kind, distribution in [
+        ("uniform", Uniform(-2, 1)),
+        ("normal", Normal(1, 3)),
+        ("trunc_normal", TruncNormal(0, 1, -5, 6)),
+    ]:
+        output = with_sentinels(numel, dtype)
+        table = rows_of("a.weight", output, distribution)
+        table["global_offset"] = offset
+        assert _native.module.prepare(table) is None
+        emulated.fill(table, 2**63 + 9)
+        dtype_name: Any = str(dtype).removeprefix("torch.")
+        wanted = reference.sample(kind, distribution, dtype_name, 2**63 + 9, "a.weight", offset + np.arange(numel))  # type: ignore[arg-type]
+        assert output.view(torch.uint8).numpy().tobytes() == wanted.tobytes(), distribution
+
+
+@pytest.mark.parametrize(("number", "numel"), [(580, 2000), (10_000, 1000)])
+def test_a_launch_a_plan(host: ctypes.CDLL, number: int, numel: int) -> None:
+    """As many tensors as GPT-2 XL, and ten thousand; counted by the code's own launch function."""
+    host.counted_launches.restype = ctypes.c_longlong
+    emulated = Emulated(host, host)
+    emulated.configure(132, 4)
+    memory = torch.empty(number, numel, dtype=torch.bfloat16)
+    before = int(host.counted_launches())
+    both(emulated, [(f"{i}", memory[i].clone(), Normal(0.0, 0.02)) for i in range(number)])
+    assert int(host.counted_launches()) == before + 1
+
+
+def test_a_failed_launch_is_an_exception_and_the_next_one_works(host: ctypes.CDLL) -> None:
+    emulated = Emulated(host, host)
+    output = with_sentinels(100, torch.float32)
+    table = rows_of("weight", output, Normal(0.0, 1.0))
+    assert _native.module is not None
+    assert _native.module.prepare(table) is None
+    emulated.fail_next_launch()
+    with pytest.raises(RuntimeError, match="CUDA error while launching a kernel: cudaErrorLaunchOutOfResources"):
+        emulated.fill(table, 1)
+    assert (output.view(torch.uint8) == SENTINEL).all()
+    emulated.fill(table, 1)
+    assert torch.isfinite(output).all()
+
+
+def test_more_chunks_than_fit_are_refused(host: ctypes.CDLL) -> None:
+    table = make_table(1)
+    describe(table[0], "weight", Normal(0.0, 1.0), torch.float32)
+    table["data"], table["numel"], table["row_length"] = 1, 2**45, 2**45
+    image = np.zeros(1000, np.uint8)
+    host.write_table.restype = ctypes.c_longlong
+    assert host.write_table(_pointer(table), ctypes.c_longlong(1), _pointer(image)) == -1
+
+
+def test_nothing_inexact_in_the_ptx(ptx: str) -> None:
+    assert ptx_lint.violations(ptx) == []
+
+
+CONTRACTED = """
+__global__ void fill_kernel(const float* a, float* out, int n) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = a[i] * 0.1f + 0.3f;
+}
+"""
+
+
+def test_contraction_would_be_noticed(tmp_path: Path) -> None:
+    """Plain nvcc makes one fma of a * b + c; with the flags of setup.py it makes two roundings."""
+    source = tmp_path / "contracted.cu"
+    source.write_text(CONTRACTED, encoding="utf-8")
+    fma = {
+        flags: sum(ptx_lint.fma_counts(compile_ptx(tmp_path, *flags, source=source)).values())
+        for flags in [("-O3",), tuple(NVCC_FLAGS)]
+    }
+    assert fma[("-O3",)] == 1
+    assert fma[tuple(NVCC_FLAGS)] == 0
+
+
+def test_use_fast_math_would_be_noticed(tmp_path: Path) -> None:
+    flags = [flag for flag in NVCC_FLAGS if not flag.startswith(("-ftz", "-prec", "--fmad"))]
+    assert ptx_lint.violations(compile_ptx(tmp_path, *flags, "-use_fast_math")) != []
+
+
+# Each of these must be seen, by the sizes and a layout from above.
+BREAKS = {
+    "a wrong chunk bound": (": kChunkUnits * kBlockValues;", ": kChunkUnits * kBlockValues - 1;"),
+    "a missing tail": ("if (at + k < begin || at + k >= end) continue;", "continue;"),
+    "no guard at the end": ("at + k >= end", "false"),
+    "a wrong stride": ("unit += kBlocks * kThreads", "unit += kBlocks * kThreads + 1"),
+    "rows that never wrap": ("if (place.left_in_row == 0) place", "if (place.left_in_row == -9) place"),
+}
+
+
+@pytest.mark.parametrize(("given", "broken"), BREAKS.values(), ids=BREAKS)
+def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: str, broken: str) -> None:
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    file = tmp_path / "csrc/cuda/fill_chunk.h"
+    text = file.read_text(encoding="utf-8")
+    assert text.count(given) == 1
+    file.write_text(text.replace(given, broken), encoding="utf-8")
+    kernel = compile_driver(tmp_path, f"-I{tmp_path / 'csrc'}")
+    emulated = Emulated(host, kernel)
+
+    # Far from the ends of their memory, for a broken kernel writes outside of its tensor.
+    def within(size: int) -> torch.Tensor:
+        return with_sentinels(size + 4 * CHUNK, torch.float32)[2 * CHUNK : 2 * CHUNK + size]
+
+    cases = [("w", within(size), Normal(0.0, 1.0)) for size in SIZES]
+    images = within(20 * 9 * 5 * 3).view(20, 9, 5, 3).permute(0, 3, 1, 2)
+    with pytest.raises(pytest.fail.Exception, match="differs at"):
+        both(emulated, [*cases, ("channels_last", images, Normal(0.0, 1.0))])
