@@ -5,6 +5,8 @@ from fastinit._version import __version__
 from fastinit.engine import FallbackWarning
 from fastinit.functional import (
     constant_,
+    dirac_,
+    eye_,
     kaiming_normal_,
     kaiming_uniform_,
     lecun_normal_,
@@ -22,6 +24,8 @@ from fastinit.plan import Plan, Row, plan
 from fastinit.rules import KEEP, Rule
 from fastinit.schemes import (
     Constant,
+    Dirac,
+    Eye,
     Normal,
     Scheme,
     TruncNormal,
@@ -36,6 +40,8 @@ __all__ = [
     "KEEP",
     "STREAM_VERSION",
     "Constant",
+    "Dirac",
+    "Eye",
     "FallbackWarning",
     "Normal",
     "Plan",
@@ -47,6 +53,8 @@ __all__ = [
     "VarianceScaling",
     "__version__",
     "constant_",
+    "dirac_",
+    "eye_",
     "init_",
     "init_model_",
     "kaiming_normal_",

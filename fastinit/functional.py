@@ -212,3 +212,21 @@ def lecun_normal_(
 ) -> torch.Tensor | SequenceT:
     """Variance 1 / fan_in, truncated at two sigma as in JAX and Keras (LeCun et al. 1998)."""
     return _run(tensor, schemes.lecun_normal(), generator)
+
+
+@overload
+def eye_(tensor: torch.Tensor) -> torch.Tensor: ...
+@overload
+def eye_(tensor: SequenceT) -> SequenceT: ...
+def eye_(tensor: torch.Tensor | SequenceT) -> torch.Tensor | SequenceT:
+    """The identity matrix; as much of it as a matrix that is not square holds."""
+    return _run(tensor, schemes.Eye())
+
+
+@overload
+def dirac_(tensor: torch.Tensor, groups: int = ...) -> torch.Tensor: ...
+@overload
+def dirac_(tensor: SequenceT, groups: int = ...) -> SequenceT: ...
+def dirac_(tensor: torch.Tensor | SequenceT, groups: int = 1) -> torch.Tensor | SequenceT:
+    """The Dirac delta of a convolution's weight: it hands on as many input channels as it can, in every group."""
+    return _run(tensor, schemes.Dirac(groups))

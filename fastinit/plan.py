@@ -152,7 +152,8 @@ class _Resolver:
         if known is None:
             try:
                 fans = torch_fans(shape) if scheme.needs_fans else None
-                distribution = scheme.distribution(fans)
+                by_shape = getattr(scheme, "distribution_of", None)
+                distribution = scheme.distribution(fans) if by_shape is None else by_shape(shape)
                 check_range(distribution, dtype)
             except ValueError as error:
                 lacks_fans = scheme.needs_fans and len(shape) < 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,7 +24,10 @@ STD_WITHIN_TWO_SIGMA = 0.87962566103423978
 
 @runtime_checkable
 class Scheme(Protocol):
-    """What a scheme must offer. `needs_fans` false lets it serve parameters of any number of dimensions."""
+    """What a scheme must offer. `needs_fans` false lets it serve parameters of any number of dimensions.
+
+    A scheme of the shape alone offers `distribution_of(shape)`, too, which is asked instead of `distribution`.
+    """
 
     @property
     def needs_fans(self) -> bool: ...
@@ -186,6 +189,53 @@ class VarianceScaling:
         return distributions.TruncNormal(0.0, sigma, -2.0 * sigma, 2.0 * sigma)
 
 
+@dataclass(frozen=True)
+class Eye:
+    """The identity: ones on the main diagonal of a matrix, square or not, zeros elsewhere (torch.nn.init.eye_)."""
+
+    needs_fans = False
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        raise TypeError("Eye depends on the shape: distribution_of(shape)")
+
+    def distribution_of(self, shape: Sequence[int]) -> Distribution:
+        if len(shape) != 2:
+            raise ValueError(f"expected 2 dimensions, got shape {tuple(shape)}")
+        rows, columns = shape
+        return distributions.Diagonal(1.0, 0, columns + 1, min(rows, columns), rows * columns)
+
+
+@dataclass(frozen=True)
+class Dirac:
+    """The convolution that hands its input on: ones at the middle of the kernels (i, i), zeros elsewhere.
+
+    With groups, in every group of dim 0 by itself (torch.nn.init.dirac_). Shape (out, in / groups, kernel ...).
+    """
+
+    groups: int = 1
+    needs_fans = False
+
+    def __post_init__(self) -> None:
+        if self.groups < 1:
+            raise ValueError(f"groups: expected groups >= 1, got {self.groups}")
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        raise TypeError("Dirac depends on the shape: distribution_of(shape)")
+
+    def distribution_of(self, shape: Sequence[int]) -> Distribution:
+        if len(shape) not in (3, 4, 5):
+            raise ValueError(f"expected 3, 4 or 5 dimensions, got shape {tuple(shape)}")
+        if shape[0] % self.groups != 0:
+            raise ValueError(f"expected dim 0 to be divisible by groups, got {shape[0]} and {self.groups}")
+        group_out, channels = shape[0] // self.groups, shape[1]
+        middle = 0
+        for size in shape[2:]:
+            middle = middle * size + size // 2
+        kernel = math.prod(shape[2:])
+        period = group_out * channels * kernel
+        return distributions.Diagonal(1.0, middle, (channels + 1) * kernel, min(group_out, channels), period)
+
+
 def _check_choice(name: str, given: object, choices: tuple[str, ...]) -> None:
     if given not in choices:
         nearest = difflib.get_close_matches(str(given), choices, n=1)
@@ -262,6 +312,8 @@ _REGISTRY: dict[str, Callable[..., Scheme]] = {
     "lecun_uniform": lecun_uniform,
     "lecun_normal": lecun_normal,
     "variance_scaling": VarianceScaling,
+    "eye": Eye,
+    "dirac": Dirac,
 }
 
 

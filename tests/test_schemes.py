@@ -66,13 +66,15 @@ def test_fans_are_torchs(shape: tuple[int, ...]) -> None:
     assert torch_fans(shape) == nn.init._calculate_fan_in_and_fan_out(torch.empty(shape))
 
 
+# With bounds of their own here, or without random values.
+NOT_BY_NAME = ("uniform", "normal", "trunc_normal", "constant", "eye", "dirac")
 ALL: dict[str, str | Scheme] = {
     "uniform": fastinit.Uniform(-0.3, 0.9),
     "normal": fastinit.Normal(0.2, 0.7),
     "trunc_normal": fastinit.TruncNormal(0.1, 0.5, (-0.4, 1.3)),
     "trunc_normal in sigma": fastinit.TruncNormal(0.0, 0.02, (-2.0, 2.0), unit="sigma"),
     "constant": fastinit.Constant(-1.5),
-    **{name: name for name in fastinit.scheme_names() if name not in ("uniform", "normal", "trunc_normal", "constant")},
+    **{name: name for name in fastinit.scheme_names() if name not in NOT_BY_NAME},
     "fan_out": fastinit.VarianceScaling(2.0, "fan_out", "uniform"),
     "fan_geo_avg": fastinit.VarianceScaling(1.0, "fan_geo_avg", "truncated_normal"),
 }
@@ -146,3 +148,47 @@ def test_functions_draw_a_seed_a_call() -> None:
     generator = torch.Generator().manual_seed(3)
     third = fastinit.normal_(tensor, generator=generator).clone()
     assert torch.equal(fastinit.normal_(tensor, generator=torch.Generator().manual_seed(3)), third)
+
+
+STRUCTURED = {
+    "square": ((5, 5), "eye", torch.nn.init.eye_, {}),
+    "tall": ((70, 33), "eye", torch.nn.init.eye_, {}),
+    "wide": ((3, 300), "eye", torch.nn.init.eye_, {}),
+    "one column": ((9, 1), "eye", torch.nn.init.eye_, {}),
+    "one row": ((1, 9), "eye", torch.nn.init.eye_, {}),
+    "conv1d": ((8, 6, 5), "dirac", torch.nn.init.dirac_, {}),
+    "conv2d": ((6, 8, 3, 4), "dirac", torch.nn.init.dirac_, {}),
+    "conv3d": ((4, 4, 3, 2, 5), "dirac", torch.nn.init.dirac_, {}),
+    "groups": ((12, 3, 3, 3), "dirac", torch.nn.init.dirac_, {"groups": 4}),
+    "depthwise": ((16, 1, 3, 3), "dirac", torch.nn.init.dirac_, {"groups": 16}),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "name", "torch_function", "arguments"), STRUCTURED.values(), ids=STRUCTURED)
+def test_structured_schemes_give_what_torch_gives(
+    shape: tuple[int, ...], name: str, torch_function: Any, arguments: dict[str, int], dtype: torch.dtype, backend: str
+) -> None:
+    scheme = fastinit.scheme(name, **arguments)
+    wanted = torch_function(torch.empty(shape), **arguments).to(dtype)
+    given = torch.full(shape, torch.nan, dtype=dtype)
+    strided = torch.full((*shape, 2), torch.nan, dtype=dtype)[..., 1]
+    backwards = torch.full(shape[::-1], torch.nan, dtype=dtype).permute(*range(len(shape))[::-1])
+    fastinit.init_([given, strided, backwards], scheme, seed=0, backend=backend)
+    for tensor in (given, strided, backwards):
+        assert torch.equal(tensor, wanted)
+
+
+def test_structured_functions_and_their_errors() -> None:
+    assert torch.equal(fastinit.eye_(torch.empty(3, 4)), torch.eye(3, 4))
+    weight = torch.empty(4, 2, 3)
+    assert torch.equal(fastinit.dirac_(weight, groups=2), torch.nn.init.dirac_(torch.empty(4, 2, 3), groups=2))
+    with pytest.raises(ValueError, match="eye: expected 2 dimensions"):
+        fastinit.eye_(torch.empty(3))
+    with pytest.raises(ValueError, match="expected 3, 4 or 5 dimensions"):
+        fastinit.dirac_(torch.empty(3, 3))
+    with pytest.raises(ValueError, match="divisible by groups, got 4 and 3"):
+        fastinit.dirac_(weight, groups=3)
+    with pytest.raises(ValueError, match="groups >= 1"):
+        fastinit.Dirac(0)

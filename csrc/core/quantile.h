@@ -32,8 +32,7 @@ struct QuantileArgument {
   FASTINIT_HD explicit QuantileArgument(typename L::F32 p) {
     const typename L::U32 bits = L::bits(p);
     row = L::template shift_right<22>(bits);
-    const typename L::U32 fraction = L::bit_and(bits, L::splat(uint32_t{0x003FFFFF}));
-    z = L::sub(L::from_bits(L::bit_or(fraction, L::splat(uint32_t{0x3F800000}))), L::splat(1.25f));
+    z = L::sub(L::from_bits(L::template and_or<0x003FFFFF, 0x3F800000>(bits)), L::splat(1.25f));
   }
 };
 

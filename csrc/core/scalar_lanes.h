@@ -84,6 +84,17 @@ struct ScalarLanes {
   static FASTINIT_HD U32 bit_and(U32 a, U32 b) { return a & b; }
   static FASTINIT_HD U32 bit_or(U32 a, U32 b) { return a | b; }
   static FASTINIT_HD U32 add(U32 a, U32 b) { return a + b; }
+  template <uint32_t kMask, uint32_t kBits>
+  static FASTINIT_HD U32 and_or(U32 a) {
+#if defined(__CUDA_ARCH__)
+    // One instruction; of two constants in plain C++, nvcc makes two.
+    uint32_t result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "n"(kMask), "r"(kBits));
+    return result;
+#else
+    return (a & kMask) | kBits;
+#endif
+  }
   template <int kBits>
   static FASTINIT_HD U32 shift_right(U32 a) {
     return a >> kBits;

@@ -46,6 +46,10 @@ struct Avx2Lanes {
   static FASTINIT_HD U32 bit_and(U32 a, U32 b) { return _mm256_and_si256(a, b); }
   static FASTINIT_HD U32 bit_or(U32 a, U32 b) { return _mm256_or_si256(a, b); }
   static FASTINIT_HD U32 add(U32 a, U32 b) { return _mm256_add_epi32(a, b); }
+  template <uint32_t kMask, uint32_t kBits>
+  static FASTINIT_HD U32 and_or(U32 a) {
+    return bit_or(bit_and(a, splat(kMask)), splat(kBits));
+  }
   template <int kBits>
   static FASTINIT_HD U32 shift_right(U32 a) {
     return _mm256_srli_epi32(a, kBits);

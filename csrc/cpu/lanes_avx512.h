@@ -50,6 +50,10 @@ struct Avx512Lanes {
   static FASTINIT_HD U32 bit_and(U32 a, U32 b) { return _mm512_and_si512(a, b); }
   static FASTINIT_HD U32 bit_or(U32 a, U32 b) { return _mm512_or_si512(a, b); }
   static FASTINIT_HD U32 add(U32 a, U32 b) { return _mm512_add_epi32(a, b); }
+  template <uint32_t kMask, uint32_t kBits>
+  static FASTINIT_HD U32 and_or(U32 a) {
+    return _mm512_ternarylogic_epi32(a, splat(kMask), splat(kBits), 0xEA);
+  }
   template <int kBits>
   static FASTINIT_HD U32 shift_right(U32 a) {
     return _mm512_srli_epi32(a, kBits);
