@@ -1,0 +1,231 @@
+"""The Python side of CUDA, on a device that is emulated: the engine takes tensors in CPU memory for tensors on cuda:0,
+and the kernel is the one of test_cuda_on_cpu.py. What a real device does is in test_cuda.py."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import needs_native
+from test_cuda_on_cpu import compile_driver
+from torch import nn
+
+import fastinit
+from fastinit import _native, cuda
+
+pytestmark = needs_native
+
+CUDA = torch.device("cuda", 0)
+plan_module = importlib.import_module("fastinit.plan")  # whose name in the package is that of the function
+
+
+class EmulatedModule:
+    """The compiled module, with a CUDA backend that runs on the CPU, and a log of what it was asked."""
+
+    HAS_CUDA = True
+
+    def __init__(self, driver: ctypes.CDLL) -> None:
+        self._driver = driver
+        self.fills: list[dict[str, int]] = []
+        driver.table_bytes.restype = driver.write_table.restype = ctypes.c_longlong
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_REAL, name)
+
+    def cuda_table(self, table: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:
+        num_tasks = ctypes.c_longlong(len(table))
+        image = np.zeros(self._driver.table_bytes(num_tasks), np.uint8)
+        rows, out = ctypes.c_void_p(table.ctypes.data), ctypes.c_void_p(image.ctypes.data)
+        return image, int(self._driver.write_table(rows, num_tasks, out))
+
+    def fill_cuda(self, address: int, num_tasks: int, num_chunks: int, seed: int, device: int, stream: int) -> None:
+        self.fills.append({"address": address, "device": device, "stream": stream, "seed": seed})
+        message = ctypes.create_string_buffer(500)
+        sizes = ctypes.c_longlong(num_tasks), ctypes.c_longlong(num_chunks), ctypes.c_ulonglong(seed)
+        if self._driver.fill(ctypes.c_void_p(address), *sizes, message, 500):
+            raise RuntimeError(message.value.decode())
+
+    def fail_next_launch(self) -> None:
+        self._driver.fail_next_launch()
+
+
+_REAL = _native.module
+
+
+class Device:
+    """What torch.cuda would say."""
+
+    stream = 0
+    capturing = False
+    uploads = 0
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return compile_driver(tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture
+def native(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> EmulatedModule:
+    module = EmulatedModule(driver)
+    monkeypatch.setattr(_native, "module", module)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    return module
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, native: EmulatedModule) -> Device:
+    state = Device()
+    target = plan_module._target
+    monkeypatch.setattr(plan_module, "_target", lambda *row: target(*row)._replace(device=CUDA))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: types.SimpleNamespace(cuda_stream=state.stream))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.capturing)
+
+    def upload(pinned: torch.Tensor, to: torch.device, non_blocking: bool) -> torch.Tensor:
+        assert to == CUDA
+        assert non_blocking
+        state.uploads += 1
+        return pinned.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
+    monkeypatch.setattr(torch.Tensor, "to", upload)
+    monkeypatch.setattr(cuda, "_kept_for_graphs", [])
+    return state
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(30, 20), nn.Conv2d(4, 6, 3), nn.Embedding(12, 8, padding_idx=3))
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.fixture
+def wanted() -> nn.Module:
+    return fastinit.init_model_(model(), "kaiming_normal", seed=4)
+
+
+def test_a_plan_is_one_launch_and_its_table_is_uploaded_once(
+    wanted: nn.Module, device: Device, native: EmulatedModule
+) -> None:
+    given = model()
+    plan = fastinit.plan(given, "kaiming_normal", seed=4, backend="native")
+    assert device.uploads == 0
+    for _ in range(3):
+        plan.run_()
+        assert same(given, wanted)
+    assert len(native.fills) == 3
+    assert device.uploads == 1
+    assert len({fill["address"] for fill in native.fills}) == 1
+
+
+def test_every_stream_has_a_table_of_its_own(device: Device, native: EmulatedModule) -> None:
+    plan = fastinit.plan(model(), "normal", seed=4)
+    for stream in (5, 6, 5):
+        device.stream = stream
+        plan.run_()
+    assert [fill["stream"] for fill in native.fills] == [5, 6, 5]
+    assert native.fills[0]["address"] == native.fills[2]["address"] != native.fills[1]["address"]
+    assert device.uploads == 2
+
+
+def test_a_capture_after_a_run_holds_the_kernel_alone(device: Device, native: EmulatedModule) -> None:
+    plan = fastinit.plan(model(), "normal", seed=4)
+    plan.run_()
+    device.stream, device.capturing = 9, True
+    plan.run_()
+    assert device.uploads == 1
+    assert native.fills[1]["address"] == native.fills[0]["address"]
+    assert [kept.data_ptr() for kept in cuda._kept_for_graphs] == [native.fills[0]["address"]]
+
+
+def test_a_capture_of_a_new_plan_keeps_what_its_replays_read(device: Device, native: EmulatedModule) -> None:
+    device.capturing = True
+    given = model()
+    plan = fastinit.plan(given, "normal", seed=4)
+    plan.run_()
+    assert len(cuda._kept_for_graphs) == 1
+    device.capturing = False
+    plan.run_()  # what was uploaded within the capture was never there for others
+    assert device.uploads == 2
+
+
+def test_a_capture_needs_a_seed(device: Device) -> None:
+    device.capturing = True
+    given = model()
+    before = [parameter.clone() for parameter in given.parameters()]
+    with pytest.raises(ValueError, match="seed: expected an int while a CUDA graph is captured"):
+        fastinit.init_model_(given, "normal")
+    assert all(torch.equal(a, b) for a, b in zip(before, given.parameters(), strict=True))
+
+
+def test_a_failed_launch_is_an_exception_and_writes_nothing(
+    wanted: nn.Module, device: Device, native: EmulatedModule
+) -> None:
+    given = model()
+    before = [parameter.clone() for parameter in given.parameters()]
+    plan = fastinit.plan(given, "kaiming_normal", seed=4)
+    native.fail_next_launch()
+    with pytest.raises(RuntimeError, match="CUDA error while launching a kernel: cudaErrorLaunchOutOfResources"):
+        plan.run_()
+    assert all(torch.equal(a, b) for a, b in zip(before, given.parameters(), strict=True))
+    plan.run_()
+    assert same(given, wanted)
+
+
+def test_a_tensor_elsewhere_than_planned_is_refused(device: Device, native: EmulatedModule) -> None:
+    given = model()
+    plan = fastinit.plan(given, "normal", seed=4)
+    given[0].weight.data = torch.zeros(20, 30)  # on the CPU, and planned on cuda:0
+    with pytest.raises(ValueError, match=r"0.weight: planned as \(20, 30\) torch.float32 on cuda:0, is now .* on cpu"):
+        plan.run_()
+    assert native.fills == []
+
+
+def test_a_tensor_without_memory_is_refused(device: Device, native: EmulatedModule) -> None:
+    given = model()
+    plan = fastinit.plan(given, "normal", seed=4)
+    given[0].weight.data.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"0.weight: "):
+        plan.run_()
+    assert native.fills == []
+
+
+def test_tensors_on_several_devices(
+    wanted: nn.Module, device: Device, native: EmulatedModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One launch a CUDA device, and the rest on the CPU."""
+    places = {"0.weight": CUDA, "0.bias": torch.device("cpu")}
+    target = plan_module._target
+    monkeypatch.setattr(
+        plan_module,
+        "_target",
+        lambda row, of: target(row, of)._replace(device=places.get(row.name, torch.device("cuda", 1))),
+    )
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, to, non_blocking: self.clone())
+    given = model()
+    fastinit.init_model_(given, "kaiming_normal", seed=4)
+    assert sorted(fill["device"] for fill in native.fills) == [0, 1]
+    assert same(given, wanted)
+
+
+def test_without_a_backend_for_cuda_it_falls_back_and_says_so(
+    device: Device, native: EmulatedModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "HAS_CUDA", False, raising=False)
+    fastinit.engine._warn_once.cache_clear()
+    with pytest.warns(fastinit.FallbackWarning, match="built without a backend for cuda; using torch.nn.init"):
+        fastinit.init_model_(model(), "normal")
+    fastinit.init_model_(model(), "normal")  # once is enough
+    with pytest.raises(ValueError, match=r"0.weight: backend='native' cannot fill it: .* without a backend for cuda"):
+        fastinit.init_model_(model(), "normal", backend="native")
+    fastinit.engine._warn_once.cache_clear()
