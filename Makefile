@@ -24,6 +24,10 @@ test: $(BUILD)  ## the Python test suite
 bench: $(BUILD)  ## benchmarks, as one table of ratios and as JSON
 	$(BIN)/python benchmarks/run.py
 
+# With the Python and the torch that are there, in place: nothing is downloaded.
+gpu:  ## all that needs a GPU: build, tests, sanitizer, benchmarks; writes gpu.json and gpu.txt into OUT
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) benchmarks/gpu.py --all --out $(or $(OUT),build/gpu)
+
 lint: $(VENV)/stamps/lint $(BUILD)  ## ruff, mypy and clang-format; changes nothing
 	ruff check
 	ruff format --check
@@ -80,4 +84,4 @@ $(VENV)/stamps/lint: $(VENV)/stamps/torch pyproject.toml | $(BUILD)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,dev]'
 	@touch $@
 
-.PHONY: help demo test bench lint format cpp clean
+.PHONY: help demo test bench gpu lint format cpp clean
