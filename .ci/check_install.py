@@ -1,8 +1,8 @@
-"""Checks an installed fastinit from outside its source tree: check_install.py {native,torch} [--torch VERSION].
+"""Checks an installed fastinit from outside its source tree: check_install.py {cpu,cuda,none} [--torch VERSION].
 
-Under `native` its last line is a SHA-256 of the values of many schemes, dtypes and shapes for one seed: environments
-that print the same agree to the bit. Under `torch` the compiled module must be absent, the reason must be recorded, and
-everything must work all the same.
+The first argument says what must have been built. Under `cpu` and `cuda` the last line is a SHA-256 of the values of
+many schemes, dtypes and shapes for one seed, filled by the CPU: environments that print the same agree to the bit.
+Under `none` the compiled module must be absent, the reason must be recorded, and everything must work all the same.
 """
 
 import argparse
@@ -21,7 +21,7 @@ SHAPES = [(1, 1), (7, 13), (300, 1001)]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("expected", choices=["native", "torch"])
+    parser.add_argument("expected", choices=["cpu", "cuda", "none"])
     parser.add_argument("--torch", default="", help="what torch.__version__ must begin with")
     arguments = parser.parse_args()
     assert torch.__version__.startswith(arguments.torch), torch.__version__
@@ -30,8 +30,8 @@ def main() -> None:
         warnings.simplefilter("ignore")  # that the compiled module is absent may be said as a warning
         import fastinit
 
-        check_build(fastinit, arguments.expected == "native")
-        backend = "native" if arguments.expected == "native" else "auto"
+        check_build(fastinit, arguments.expected)
+        backend = "auto" if arguments.expected == "none" else "native"
         digest = hashlib.sha256()
         for dtype in DTYPES:
             for scheme in SCHEMES:
@@ -51,19 +51,19 @@ def main() -> None:
     print(digest.hexdigest())
 
 
-def check_build(fastinit, native: bool) -> None:
+def check_build(fastinit, expected: str) -> None:
     info = json.loads((pathlib.Path(fastinit.__file__).parent / "_build_info.json").read_text())
-    if native:
-        assert info["build"] == "cpu" and info["reason"] is None, info
-        importlib.import_module("fastinit._C")
-        return
-    assert info["build"] == "none" and info["reason"], info
+    assert info["build"] == expected, info
+    # Whatever is not there, there is a reason for it.
+    assert (info["reason"] is None) == (expected != "none"), info
+    assert (info["without_cuda"] is None) == (expected != "cpu"), info
     try:
-        importlib.import_module("fastinit._C")
+        module = importlib.import_module("fastinit._C")
     except ModuleNotFoundError:
-        pass
+        assert expected == "none"
     else:
-        raise AssertionError("fastinit._C is there though it was not built")
+        assert expected != "none", "fastinit._C is there though it was not built"
+        assert module.HAS_CUDA is (expected == "cuda")
 
 
 if __name__ == "__main__":
