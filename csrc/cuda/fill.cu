@@ -41,9 +41,11 @@ FASTINIT_DEVICE int find_task(const int* first_chunk, int num_tasks, int chunk) 
   return found;
 }
 
-// tasks: [num_tasks]; first_chunk: [num_tasks + 1], prefix sums of num_chunks(task), the
-// last of which is num_chunks. Blocks take the chunks of all
-// tasks in turn: which block fills a chunk, and when, changes no value.
+// tasks: [num_tasks]; first_chunk: [num_tasks + 1], prefix sums of num_chunks(task), the last of which is num_chunks.
+// Blocks take the chunks of all tasks in turn: which block fills a chunk, and when, changes no value.
+//
+// tasks is not __restrict__: what a strided task needs is then read again (from L1) rather than kept in registers that
+// the kernel does not have.
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     fill_kernel(const Task* tasks, const int* __restrict__ first_chunk, int num_tasks, int num_chunks, uint64_t seed) {
   __shared__ SharedQuantile::Pair hot_pairs[SharedQuantile::kEntries];
