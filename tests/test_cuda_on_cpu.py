@@ -364,6 +364,15 @@ def test_nothing_inexact_in_the_ptx(ptx: str) -> None:
     assert ptx_lint.violations(ptx) == []
 
 
+def test_a_contracted_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL) -> None:
+    """Without --fmad=false nvcc contracts the samplers in double; those in float say themselves what is an fma."""
+    flags = [flag for flag in NVCC_FLAGS if flag != "--fmad=false"]
+    emulated = Emulated(host, ptx_driver(tmp_path, compile_ptx(tmp_path, *flags)))
+    both(emulated, [("w", with_sentinels(1000, torch.float32), Normal(0.25, 2.0))])
+    with pytest.raises(pytest.fail.Exception, match="differs at"):
+        both(emulated, [("w", with_sentinels(1000, torch.float64), Normal(0.25, 2.0))])
+
+
 CONTRACTED = """
 __global__ void fill_kernel(const float* a, float* out, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
