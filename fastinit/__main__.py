@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from fastinit import _native
+from fastinit import _native, cuda
 from fastinit._version import __version__
 
 
@@ -19,9 +19,11 @@ def info() -> None:
         "fastinit": __version__,
         "stream version": str(_native.STREAM_VERSION),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "build": ", ".join(f"{key}: {value}" for key, value in built.items() if value is not None),
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'not built'}",
     }
+    for key, value in built.items():
+        if value is not None:
+            lines[key.replace("_", " ")] = " ".join(value) if isinstance(value, list) else str(value)
     if _native.module is None:
         lines["native code"] = f"not used: {_native.reason}"
         lines["runs through"] = "torch.nn.init"
@@ -31,6 +33,9 @@ def info() -> None:
         lines["instruction sets"] = ", ".join(_native.module.supported_isas())
         lines["in use"] = _native.module.active_isa()
         lines["threads"] = str(torch.get_num_threads())
+        reason = cuda.obstacle()
+        names = [torch.cuda.get_device_name(each) for each in range(torch.cuda.device_count())]
+        lines["cuda"] = f"not used: {reason}" if reason else ", ".join(names) or "no device"
     width = max(map(len, lines)) + 2
     for name, value in lines.items():
         print(f"{name + ':':{width}}{value}")
