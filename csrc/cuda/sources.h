@@ -12,7 +12,7 @@ inline namespace FASTINIT_ISA {
 
 // The hot rows of the quantile's table in shared memory, two coefficients of a row side by side: three 8-byte reads a
 // value. Row r of each pair of powers lies in banks 2 r and 2 r + 1 modulo 32, so that only lanes whose p are 8 octaves
-// apart ever wait for each other. Below row kQuantileFirstHotRow there are zeros, to be read and thrown away.
+// apart ever wait for each other. A row below kQuantileFirstHotRow reads zeros or other rows, to be thrown away.
 class SharedQuantile {
  public:
   static constexpr int kPairs = kQuantilePowersF32 / 2;
