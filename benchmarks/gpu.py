@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 import models
 import numpy as np
 import torch
+from run import processor
 
 import fastinit
 from fastinit import _native, distributions, engine
@@ -114,15 +115,6 @@ def command_output(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def machine() -> dict[str, Any]:
