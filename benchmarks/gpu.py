@@ -43,8 +43,9 @@ from run import processor
 
 import fastinit
 from fastinit import _native, distributions, engine
-from fastinit.plan import Plan, plan_tensors
-from fastinit.schemes import Scheme
+from fastinit.plan import Plan
+from fastinit.planner import plan_tensors
+from fastinit.registry import Scheme
 from fastinit.table import Table, Target
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -365,7 +366,7 @@ def targets_of(plan: Plan) -> list[Target]:
     for row in plan.rows:
         if row.distribution is not None:
             tensor = row.tensor
-            target = Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, row.distribution, row.zero_row)
+            target = Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, row.distribution)
             targets.append(target)
     return targets
 
@@ -641,7 +642,8 @@ def small_plan(arguments: argparse.Namespace) -> int:
                 if layout == "transposed" and place % 2:
                     continue  # here the memory of `square` belongs to "padded"
                 name = f"{place}.{layout}"
-                made.append(Target(name, tensor, tensor.shape, tensor.dtype, tensor.device, kind, zero_row))
+                values = kind if zero_row is None else distributions.ZeroRow(zero_row, tensor.shape[0], kind)
+                made.append(Target(name, tensor, tensor.shape, tensor.dtype, tensor.device, values))
         return made
 
     ours, expected = targets(device), targets(torch.device("cpu"))

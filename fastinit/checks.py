@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastinit.distributions import Blocks, Distribution, Normal, Orthogonal, Sparse, Uniform, ZeroRow, is_random
 from fastinit.layout import extent, overlaps_itself
 
 
@@ -29,10 +30,10 @@ def _is_plain(tensor_type: type[torch.Tensor]) -> bool:
 
 
 def check_tensor(tensor: torch.Tensor, name: str) -> None:
-    """Raise unless `tensor` is a dense, floating-point or complex tensor with memory to write to.
+    """Raise unless `tensor` is a dense tensor with memory to write to.
 
     Raises:
-        TypeError: not a tensor, a wrapper around others, or of a layout or dtype without random values.
+        TypeError: not a tensor, a wrapper around others, or of another layout.
         ValueError: no memory (meta, lazy), or elements that share memory.
     """
     if not isinstance(tensor, torch.Tensor):
@@ -43,8 +44,6 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {tensor.layout}")
     if tensor.is_quantized:
         raise TypeError(f"{name}: expected a floating-point tensor, got a quantized one ({tensor.dtype})")
-    if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
-        raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
     if tensor.is_nested:
         raise TypeError(f"{name}: expected a dense tensor, got a nested one")
     if not _is_plain(type(tensor)):
@@ -57,6 +56,22 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
         raise ValueError(f"{name}: is an inference tensor; write to it inside torch.inference_mode()")
     if tensor.is_neg() or tensor.is_conj():
         raise ValueError(f"{name}: is a lazily negated or conjugated view; resolve it first")
+
+
+_RANDOM_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+_COMPLEX_DTYPES = frozenset({torch.complex64, torch.complex128})
+
+
+def check_dtype(dtype: torch.dtype, name: str, distribution: Distribution) -> None:
+    """Raise TypeError unless values of `distribution` can be sampled in `dtype`; constants can be in any."""
+    if dtype in _RANDOM_DTYPES or not is_random(distribution):
+        return
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise TypeError(f"{name}: expected a floating-point dtype, got {dtype}")
+    if dtype not in _COMPLEX_DTYPES:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {dtype}")
+    if not isinstance(distribution, (Uniform, Normal, Orthogonal, Sparse, Blocks, ZeroRow)):
+        raise TypeError(f"{name}: {distribution} has no meaning in {dtype}")
 
 
 def memory_span(tensor: torch.Tensor, name: str) -> Span:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastinit.model import init_model_
-from fastinit.plan import plan
+from fastinit.planner import plan
 
 
 class Size(NamedTuple):

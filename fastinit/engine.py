@@ -9,11 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from typing import Protocol
 
 import torch
 
-from fastinit import _native, cuda, fallback
+from fastinit import _native, composed, cuda, fallback
 from fastinit.checks import check_overlaps, check_writable, memory_span
+from fastinit.distributions import Uniform, is_composed, is_random
+from fastinit.layout import Part
 from fastinit.streams import draw_seed
 from fastinit.table import DTYPES, Table, Target
 
@@ -44,24 +47,70 @@ def _warn_once(obstacle: str) -> None:
     warnings.warn(f"{obstacle}; using torch.nn.init instead", FallbackWarning, stacklevel=5)
 
 
-class Program:
-    """Targets with their backends decided; for the native ones, a table that is made once and then only reseeded."""
+class Assignment(Protocol):
+    """How a weight that is computed from others is set: `prepare` finds their values, `commit` writes them."""
 
-    def __init__(self, targets: Sequence[Target], backend: str) -> None:
+    def prepare(self, weight: torch.Tensor) -> object: ...
+
+    def commit(self, prepared: object) -> None: ...
+
+
+class NativeSource:
+    """Random values of the streams under a seed (docs/STREAM.md)."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def fill(self, target: Target) -> None:
+        table = Table([target])
+        if target.device.type == "cuda":
+            cuda.CudaTable(table, target.device).fill(self._seed)
+        else:
+            table.fill_cpu(self._seed, torch.get_num_threads())
+
+    def zero_rows(self, target: Target, zeros: int) -> None:
+        # A column's zeros are where its smallest keys are: docs/STREAM.md, section 7.
+        rows, columns = target.shape
+        at_once = max(1, _KEYS_AT_ONCE // rows)
+        for begin in range(0, columns, at_once):
+            shape = torch.Size((min(at_once, columns - begin), rows))
+            keys = torch.empty(shape, dtype=torch.float64, device=target.device)
+            part = Part(begin * rows, (rows, 1))
+            name = f"{target.name}:zeros"
+            self.fill(Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), part))
+            chosen = keys.sort(dim=1, stable=True).indices[:, :zeros]
+            target.tensor[:, begin : begin + at_once].scatter_(0, chosen.t(), 0.0)
+
+
+_KEYS_AT_ONCE = 2**20  # of 8 bytes each
+
+
+class Program:
+    """Targets with their backends decided; for the native ones, a table that is made once and then only reseeded.
+
+    Targets with an assignment have no memory of their own: it is made when the program runs.
+    """
+
+    def __init__(
+        self, targets: Sequence[Target], backend: str, assigned: Sequence[tuple[Target, Assignment]] = ()
+    ) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-        self._native: list[Target] = []
+        self._native: list[Target] = []  # sampled, in one pass
+        self._composed: list[Target] = []
         self._fallback: list[Target] = []
-        self._wants_torch = backend == "torch"
+        self._assigned = list(assigned)
+        self._backend = backend
         obstacles: dict[str, str] = {}  # obstacle -> first name
         for target in targets:
-            obstacle = None if self._wants_torch else _obstacle(target)
-            if obstacle is None and not self._wants_torch:
-                self._native.append(target)
-            else:
+            if not self._is_native(target, obstacles):
                 self._fallback.append(target)
-                if obstacle is not None:
-                    obstacles.setdefault(obstacle, target.name)
+            elif is_composed(target.distribution):
+                self._composed.append(target)
+            else:
+                self._native.append(target)
+        for target, _ in assigned:
+            self._is_native(target, obstacles)
         if backend == "native" and obstacles:
             obstacle, name = next(iter(obstacles.items()))
             raise ValueError(f"{name}: backend='native' cannot fill it: {obstacle}")
@@ -76,6 +125,15 @@ class Program:
             if target.device.type == "cuda":
                 self._on_cuda.setdefault(target.device, []).append(target)
         self._settle()
+
+    def _is_native(self, target: Target, obstacles: dict[str, str]) -> bool:
+        if self._backend == "torch":
+            return False
+        obstacle = _obstacle(target)
+        # What is not random comes out the same from torch: no reason to warn.
+        if obstacle is not None and (self._backend == "native" or is_random(target.distribution)):
+            obstacles.setdefault(obstacle, target.name)
+        return obstacle is None
 
     def _settle(self) -> None:
         """Check the memory of all tensors as they lie now, and make the tables for it."""
@@ -107,12 +165,18 @@ class Program:
         if self._place() != self._placement:
             self._check_unchanged()
             self._settle()
-        if seed is None and self._native:
+        given_seed = seed
+        if seed is None and self._backend != "torch" and _native.module is not None:
             if any(map(cuda.is_capturing, self._on_cuda)):
                 raise ValueError(
                     "seed: expected an int while a CUDA graph is captured; every replay would repeat a seed drawn now"
                 )
-            seed = draw_seed(generator)
+            if self._native or self._composed or self._assigned:
+                seed = draw_seed(generator)
+        # What an assignment makes of its weight can fail: before anything is written.
+        prepared = [
+            self._prepare(target, assignment, seed, given_seed, generator) for target, assignment in self._assigned
+        ]
         if self._native:
             assert seed is not None
             try:
@@ -122,5 +186,30 @@ class Program:
                     self._cpu_table.fill_cpu(seed, torch.get_num_threads())
             finally:  # interrupted, a fill has written something all the same
                 torch.autograd.graph.increment_version(self._native_tensors)
+        for target in self._composed:
+            assert seed is not None
+            composed.fill(target, NativeSource(seed))
         for target in self._fallback:
-            fallback.fill(target.name, target.tensor, target.distribution, target.zero_row, seed, generator)
+            fallback.fill(target, given_seed, generator)
+        for (_, assignment), values in zip(self._assigned, prepared, strict=True):
+            assignment.commit(values)
+
+    def _prepare(
+        self,
+        target: Target,
+        assignment: Assignment,
+        seed: int | None,
+        given_seed: int | None,
+        generator: torch.Generator | None,
+    ) -> object:
+        weight = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+        target = target._replace(tensor=weight)
+        if self._is_native(target, {}):
+            assert seed is not None
+            composed.fill(target, NativeSource(seed))
+        else:
+            fallback.fill(target, given_seed, generator)
+        try:
+            return assignment.prepare(weight)
+        except Exception as error:
+            raise ValueError(f"{target.name}: cannot be set through its parametrization: {error}") from error

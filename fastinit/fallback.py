@@ -1,44 +1,57 @@
-"""One tensor through torch.nn.init: where the native code is missing or does not apply, and for backend="torch"."""
+"""One tensor through torch: where the native code is missing or does not apply, and for backend="torch"."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from fastinit.distributions import Constant, Diagonal, Distribution, Normal, Uniform
+from fastinit import composed
+from fastinit.distributions import Constant, Diagonal, Normal, TruncNormal, Uniform, is_random
 from fastinit.streams import derive_stream
+from fastinit.table import Target
 
 
-def fill(
-    name: str,
-    tensor: torch.Tensor,
-    distribution: Distribution,
-    zero_row: int | None,
-    seed: int | None,
-    generator: torch.Generator | None,
-) -> None:
+def fill(target: Target, seed: int | None, generator: torch.Generator | None) -> None:
     """Write one tensor with torch's own random numbers.
 
     Without a seed they come from `generator` or from torch's default generator of the device, just as a loop of
     torch.nn.init calls would draw them. With one, every name has a generator of its own, seeded by its stream.
     """
-    if seed is not None and not isinstance(distribution, (Constant, Diagonal)):
-        generator = torch.Generator(tensor.device)
-        generator.manual_seed(derive_stream(seed, name).key)
-    if isinstance(distribution, Constant):
-        nn.init.constant_(tensor, distribution.value)
-    elif isinstance(distribution, Diagonal):
-        _fill_diagonal(tensor, distribution)
-    elif isinstance(distribution, Uniform):
-        nn.init.uniform_(tensor, distribution.low, distribution.high, generator=generator)
-    elif isinstance(distribution, Normal):
-        nn.init.normal_(tensor, distribution.mean, distribution.sigma, generator=generator)
-    else:
-        mean, sigma, low, high = distribution
-        nn.init.trunc_normal_(tensor, mean, sigma, low, high, generator=generator)
-    if zero_row is not None:
-        with torch.no_grad():
-            tensor[zero_row].zero_()
+    if seed is not None and is_random(target.distribution):
+        generator = torch.Generator(target.device)
+        generator.manual_seed(derive_stream(seed, target.name).key)
+    composed.fill(target, TorchSource(generator))
+
+
+class TorchSource:
+    """Random values of a torch generator, in the order in which torch.nn.init draws them."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self._generator = generator
+
+    def fill(self, target: Target) -> None:
+        tensor, distribution = target.tensor, target.distribution
+        generator = self._generator
+        if isinstance(distribution, Constant):
+            nn.init.constant_(tensor, distribution.value)
+        elif isinstance(distribution, Diagonal):
+            _fill_diagonal(tensor, distribution)
+        elif isinstance(distribution, Uniform):
+            nn.init.uniform_(tensor, distribution.low, distribution.high, generator=generator)
+        elif isinstance(distribution, Normal):
+            nn.init.normal_(tensor, distribution.center, distribution.sigma, generator=generator)
+        else:
+            assert isinstance(distribution, TruncNormal), "composed.fill takes the others apart"
+            mean, sigma, low, high = distribution
+            nn.init.trunc_normal_(tensor, mean, sigma, low, high, generator=generator)
+
+    def zero_rows(self, target: Target, zeros: int) -> None:
+        # As torch.nn.init.sparse_ does it; torch's own forgets its generator here.
+        rows, columns = target.shape
+        device = "cpu" if self._generator is None else self._generator.device
+        for column in range(columns):
+            chosen = torch.randperm(rows, generator=self._generator, device=device)[:zeros]
+            target.tensor[chosen, column] = 0
 
 
 @torch.no_grad()

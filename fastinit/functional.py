@@ -1,36 +1,49 @@
-"""torch.nn.init's functions under its names and signatures, for one tensor or a list of them.
+"""torch.nn.init's functions under its names and signatures, for one tensor or a list of them, and those of other
+systems.
 
 A call draws one seed, from `generator` or from torch's default CPU generator. A single tensor has the empty name, so
 that equal seeds give equal values; the tensors of a list have their positions as names, and so values of their own.
+docs/MIGRATING.md lists where they differ from torch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeVar, overload
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import torch
 
-from fastinit import schemes
-from fastinit.plan import plan_tensors
-from fastinit.schemes import Scheme
+from fastinit import schemes, structured
+from fastinit.fans import FanAxes, FanConvention
+from fastinit.gains import calculate_gain as calculate_gain
+from fastinit.planner import plan_tensors
+from fastinit.registry import Scheme
 
 Fan = Literal["fan_in", "fan_out"]
 SequenceT = TypeVar("SequenceT", bound=Sequence[torch.Tensor])
 
 
-@overload
-def _run(tensor: torch.Tensor, scheme: Scheme, generator: torch.Generator | None = ...) -> torch.Tensor: ...
-@overload
-def _run(tensor: SequenceT, scheme: Scheme, generator: torch.Generator | None = ...) -> SequenceT: ...
 def _run(
-    tensor: torch.Tensor | SequenceT, scheme: Scheme, generator: torch.Generator | None = None
+    tensor: torch.Tensor | SequenceT,
+    scheme: Scheme,
+    generator: torch.Generator | None = None,
+    fan: FanConvention = "torch",
+    *,
+    warn_of_empty: bool = False,
 ) -> torch.Tensor | SequenceT:
-    if isinstance(tensor, torch.Tensor):
-        plan_tensors([tensor], scheme, names=[""], generator=generator).run_()
-    else:
-        plan_tensors(tensor, scheme, generator=generator).run_()
+    tensors, names = ([tensor], [""]) if isinstance(tensor, torch.Tensor) else (tensor, None)
+    plan = plan_tensors(tensors, scheme, names=names, fan=fan, generator=generator)
+    if warn_of_empty and any(row.tensor.numel() == 0 for row in plan.rows):
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
+    plan.run_()
     return tensor
+
+
+def _lower(mode: Fan) -> Fan:
+    """`mode` as torch reads it, in either case."""
+    return mode.lower() if isinstance(mode, str) else mode  # type: ignore[return-value]
 
 
 @overload
@@ -166,7 +179,7 @@ def kaiming_uniform_(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor | SequenceT:
     """U[-b, b] with b = gain sqrt(3 / fan) (He, Zhang, Ren, Sun, ICCV 2015); `a`: negative slope."""
-    return _run(tensor, schemes.kaiming_uniform(a, mode, nonlinearity), generator)
+    return _run(tensor, schemes.kaiming_uniform(a, _lower(mode), nonlinearity), generator, warn_of_empty=True)
 
 
 @overload
@@ -189,7 +202,7 @@ def kaiming_normal_(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor | SequenceT:
     """N(0, gain^2 / fan) (He, Zhang, Ren, Sun, ICCV 2015); `a`: negative slope of a leaky ReLU."""
-    return _run(tensor, schemes.kaiming_normal(a, mode, nonlinearity), generator)
+    return _run(tensor, schemes.kaiming_normal(a, _lower(mode), nonlinearity), generator, warn_of_empty=True)
 
 
 @overload
@@ -220,7 +233,7 @@ def eye_(tensor: torch.Tensor) -> torch.Tensor: ...
 def eye_(tensor: SequenceT) -> SequenceT: ...
 def eye_(tensor: torch.Tensor | SequenceT) -> torch.Tensor | SequenceT:
     """The identity matrix; as much of it as a matrix that is not square holds."""
-    return _run(tensor, schemes.Eye())
+    return _run(tensor, structured.Eye())
 
 
 @overload
@@ -229,4 +242,125 @@ def dirac_(tensor: torch.Tensor, groups: int = ...) -> torch.Tensor: ...
 def dirac_(tensor: SequenceT, groups: int = ...) -> SequenceT: ...
 def dirac_(tensor: torch.Tensor | SequenceT, groups: int = 1) -> torch.Tensor | SequenceT:
     """The Dirac delta of a convolution's weight: it hands on as many input channels as it can, in every group."""
-    return _run(tensor, schemes.Dirac(groups))
+    return _run(tensor, structured.Dirac(groups))
+
+
+@overload
+def orthogonal_(tensor: torch.Tensor, gain: float = ..., generator: torch.Generator | None = ...) -> torch.Tensor: ...
+@overload
+def orthogonal_(tensor: SequenceT, gain: float = ..., generator: torch.Generator | None = ...) -> SequenceT: ...
+def orthogonal_(
+    tensor: torch.Tensor | SequenceT, gain: float = 1, generator: torch.Generator | None = None
+) -> torch.Tensor | SequenceT:
+    """`gain` times a matrix with orthonormal rows or columns, whichever are fewer; dimension 0 against the rest (Saxe
+    et al. 2014)."""
+    return _run(tensor, structured.Orthogonal(gain), generator)
+
+
+@overload
+def sparse_(
+    tensor: torch.Tensor, sparsity: float, std: float = ..., generator: torch.Generator | None = ...
+) -> torch.Tensor: ...
+@overload
+def sparse_(
+    tensor: SequenceT, sparsity: float, std: float = ..., generator: torch.Generator | None = ...
+) -> SequenceT: ...
+def sparse_(
+    tensor: torch.Tensor | SequenceT, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None
+) -> torch.Tensor | SequenceT:
+    """N(0, std^2) with ceil(sparsity * rows) zeros in every column (Martens 2010). `generator` governs the zeros,
+    too."""
+    return _run(tensor, structured.Sparse(sparsity, std), generator)
+
+
+@overload
+def delta_orthogonal_(
+    tensor: torch.Tensor, gain: float = ..., generator: torch.Generator | None = ...
+) -> torch.Tensor: ...
+@overload
+def delta_orthogonal_(tensor: SequenceT, gain: float = ..., generator: torch.Generator | None = ...) -> SequenceT: ...
+def delta_orthogonal_(
+    tensor: torch.Tensor | SequenceT, gain: float = 1.0, generator: torch.Generator | None = None
+) -> torch.Tensor | SequenceT:
+    """A convolution's weight (out, in, ...), out >= in, orthogonal at the middle of the kernels, zero elsewhere (Xiao
+    et al. 2018)."""
+    return _run(tensor, structured.DeltaOrthogonal(gain), generator)
+
+
+Axis = int | tuple[int, ...]
+
+
+@overload
+def variance_scaling_(
+    tensor: torch.Tensor,
+    scale: float = ...,
+    mode: schemes.FanMode = ...,
+    distribution: Literal["uniform", "normal", "truncated_normal"] = ...,
+    in_axis: Axis | None = ...,
+    out_axis: Axis | None = ...,
+    batch_axis: Axis = ...,
+    generator: torch.Generator | None = ...,
+) -> torch.Tensor: ...
+@overload
+def variance_scaling_(
+    tensor: SequenceT,
+    scale: float = ...,
+    mode: schemes.FanMode = ...,
+    distribution: Literal["uniform", "normal", "truncated_normal"] = ...,
+    in_axis: Axis | None = ...,
+    out_axis: Axis | None = ...,
+    batch_axis: Axis = ...,
+    generator: torch.Generator | None = ...,
+) -> SequenceT: ...
+def variance_scaling_(
+    tensor: torch.Tensor | SequenceT,
+    scale: float = 1.0,
+    mode: schemes.FanMode = "fan_in",
+    distribution: Literal["uniform", "normal", "truncated_normal"] = "truncated_normal",
+    in_axis: Axis | None = None,
+    out_axis: Axis | None = None,
+    batch_axis: Axis = (),
+    generator: torch.Generator | None = None,
+) -> torch.Tensor | SequenceT:
+    """Zero mean and variance scale / fan (JAX's and Keras' variance_scaling; the defaults are Keras').
+
+    Without axes, fans are torch's: dimension 1 is in, dimension 0 out. With an axis, JAX's: the other default is
+    in_axis=-2, out_axis=-1; `batch_axis` counts for neither.
+    """
+    fan: FanConvention = "torch"
+    if in_axis is not None or out_axis is not None or batch_axis != ():
+        fan = FanAxes(-2 if in_axis is None else in_axis, -1 if out_axis is None else out_axis, batch_axis)
+    return _run(tensor, schemes.VarianceScaling(scale, mode, distribution), generator, fan)
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _deprecated(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """torch's old name of a function, without the underscore."""
+    new_name = getattr(function, "__name__", "")
+    old_name = new_name.removesuffix("_")
+
+    @functools.wraps(function)
+    def alias(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        message = f"`nn.init.{old_name}` is now deprecated in favor of `nn.init.{new_name}`."
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        return function(*args, **kwargs)
+
+    alias.__name__ = alias.__qualname__ = old_name
+    alias.__doc__ = f"Deprecated alias of `{new_name}`, as in torch.nn.init."
+    return alias
+
+
+uniform: Any = _deprecated(uniform_)
+normal: Any = _deprecated(normal_)
+constant: Any = _deprecated(constant_)
+eye: Any = _deprecated(eye_)
+dirac: Any = _deprecated(dirac_)
+xavier_uniform: Any = _deprecated(xavier_uniform_)
+xavier_normal: Any = _deprecated(xavier_normal_)
+kaiming_uniform: Any = _deprecated(kaiming_uniform_)
+kaiming_normal: Any = _deprecated(kaiming_normal_)
+orthogonal: Any = _deprecated(orthogonal_)
+sparse: Any = _deprecated(sparse_)

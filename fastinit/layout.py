@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,55 +24,70 @@ class IndexMap(NamedTuple):
     slab_memory_step: int
 
 
-def contiguous_map(numel: int, offset: int = 0) -> IndexMap:
-    """`numel` elements in one row, `offset` elements into a contiguous tensor."""
-    return IndexMap(offset, numel, offset, max(numel, 1), 1, 0, 0, 1, 0, 0)
+def contiguous_map(numel: int) -> IndexMap:
+    """`numel` elements in one row."""
+    return IndexMap(0, numel, 0, max(numel, 1), 1, 0, 0, 1, 0, 0)
 
 
-def _merged_dimensions(tensor: torch.Tensor) -> list[tuple[int, int]]:
-    """(size, stride) of the fewest dimensions that give the same order of elements."""
-    merged: list[tuple[int, int]] = []
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+class Part(NamedTuple):
+    """Where a tensor lies in the global, logical one that it is a part of: a shard, a block, a range of rows.
+
+    Element (i, j, ...) has the global index offset + i strides[0] + j strides[1] + ...
+    """
+
+    offset: int
+    strides: tuple[int, ...]
+
+
+def whole(shape: Sequence[int]) -> Part:
+    """A tensor that is no part, but all: row-major indices from zero."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return Part(0, tuple(reversed(strides)))
+
+
+def _merged_dimensions(tensor: torch.Tensor, part: Part) -> list[tuple[int, int, int]]:
+    """(size, step in memory, step of the global index) of the fewest dimensions that give the same order of
+    elements."""
+    merged: list[tuple[int, int, int]] = []
+    for size, stride, index_stride in zip(tensor.shape, tensor.stride(), part.strides, strict=True):
         if size == 1:
             continue
-        if merged and merged[-1][1] == size * stride:
-            merged[-1] = (merged[-1][0] * size, stride)
+        if merged and merged[-1][1] == size * stride and merged[-1][2] == size * index_stride:
+            merged[-1] = (merged[-1][0] * size, stride, index_stride)
         else:
-            merged.append((size, stride))
+            merged.append((size, stride, index_stride))
     return merged
 
 
-def index_maps(tensor: torch.Tensor, global_offset: int = 0) -> list[IndexMap]:
-    """The maps that cover `tensor`, whose first element has the global index `global_offset`.
+def index_maps(tensor: torch.Tensor, part: Part | None = None) -> list[IndexMap]:
+    """The maps that cover `tensor`, which is `part` of a global one, or all of it.
 
     One map, unless more than three dimensions are left after merging: then one for every index of the outer ones.
     """
-    numel = tensor.numel()
-    if tensor.is_contiguous():
-        return [contiguous_map(numel)._replace(global_offset=global_offset)]
-    dimensions = _merged_dimensions(tensor)
+    if part is None:
+        if tensor.is_contiguous():
+            return [contiguous_map(tensor.numel())]
+        part = whole(tensor.shape)
+    dimensions = _merged_dimensions(tensor, part)
+    if not dimensions or dimensions[-1][2] != 1:
+        dimensions.append((1, 1, 1))  # a row must follow the global index: here it has one element
     outer, inner = dimensions[:-3], dimensions[-3:]
-    (slabs, slab_step), (rows, row_step), (length, step) = [(1, 0)] * (3 - len(inner)) + inner
-    block = slabs * rows * length
+    (slabs, slab_step, slab_index), (rows, row_step, row_index), (length, step, _) = [(1, 0, 0)] * (
+        3 - len(inner)
+    ) + inner
     maps = []
-    for which in range(math.prod(size for size, _ in outer)):
-        data_offset, rest = 0, which
-        for size, stride in reversed(outer):
+    for which in range(math.prod(size for size, _, _ in outer)):
+        data_offset, index_offset, rest = 0, part.offset, which
+        for size, stride, index_stride in reversed(outer):
             data_offset += rest % size * stride
+            index_offset += rest % size * index_stride
             rest //= size
+        numel = slabs * rows * length
         maps.append(
-            IndexMap(
-                data_offset,
-                block,
-                global_offset + which * block,
-                length,
-                rows,
-                length,
-                rows * length,
-                step,
-                row_step,
-                slab_step,
-            )
+            IndexMap(data_offset, numel, index_offset, length, rows, row_index, slab_index, step, row_step, slab_step)
         )
     return maps
 

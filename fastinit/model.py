@@ -8,18 +8,21 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fastinit.plan import plan, plan_tensors
+from fastinit.fans import FanConvention
+from fastinit.planner import plan, plan_tensors
+from fastinit.recipe import Recipe
+from fastinit.registry import Scheme
 from fastinit.rules import Rule, Selector
-from fastinit.schemes import Scheme
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def init_model_(
     model: ModuleT,
-    scheme: str | Scheme,
+    scheme: str | Scheme | Recipe,
     rules: Sequence[Rule | tuple[Selector, Any]] | None = None,
     *,
+    fan: FanConvention | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
     backend: str = "auto",
@@ -28,8 +31,8 @@ def init_model_(
     """Initialise every parameter of `model` in one pass, and return it.
 
     Matrices get `scheme`, biases zeros, normalisation weights ones, padding rows zeros, shared parameters once;
-    `rules` come before these defaults. `fastinit.plan` takes the same arguments, documents them and shows the outcome
-    without writing.
+    `rules` come before these defaults. In place of a scheme: a preset's name ("gpt2"), or a recipe (`load_recipe`).
+    `fastinit.plan` takes the same arguments, documents them and shows the outcome without writing.
 
     The value of a weight depends on the seed, its canonical name, its position and its distribution alone: not on the
     device, the number of threads, the memory format or the rest of the model.
@@ -41,7 +44,7 @@ def init_model_(
     >>> init_model_(model, "xavier_uniform", seed=0).bias.tolist()
     [0.0, 0.0]
     """
-    plan(model, scheme, rules, seed=seed, generator=generator, backend=backend, strict=strict).run_()
+    plan(model, scheme, rules, fan=fan, seed=seed, generator=generator, backend=backend, strict=strict).run_()
     return model
 
 
@@ -50,6 +53,7 @@ def init_(
     scheme: str | Scheme,
     *,
     names: Sequence[str] | None = None,
+    fan: FanConvention = "torch",
     seed: int | None = None,
     generator: torch.Generator | None = None,
     backend: str = "auto",
@@ -64,4 +68,4 @@ def init_(
     >>> weight = torch.empty(2, 3)
     >>> init_([weight], "kaiming_normal", seed=0)
     """
-    plan_tensors(tensors, scheme, names=names, seed=seed, generator=generator, backend=backend).run_()
+    plan_tensors(tensors, scheme, names=names, fan=fan, seed=seed, generator=generator, backend=backend).run_()

@@ -1,41 +1,27 @@
 """Schemes: from the shape and the fans of a parameter to the distribution of its values.
 
 A scheme is a small frozen object. One formula, `VarianceScaling`, carries all schemes that look at fans; the named ones
-are lines on top of it. Strings name registered schemes.
+are lines on top of it. `Scaled` and `DepthScaled` multiply any other. Strings name registered schemes.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
-
-import torch
+from typing import Literal
 
 from fastinit import distributions
-from fastinit.distributions import Distribution
+from fastinit.distributions import Distribution, truncated_std
 from fastinit.fans import Fans
+from fastinit.gains import calculate_gain
+from fastinit.registry import Scheme, as_scheme, at_layer, check_choice, distribution_of, register_scheme
 
 # Standard deviation of a standard normal conditioned on [-2, 2]: sqrt(1 - 4 f(2) / (1 - 2 Q(2))).
 STD_WITHIN_TWO_SIGMA = 0.87962566103423978
 
 
-@runtime_checkable
-class Scheme(Protocol):
-    """What a scheme must offer. `needs_fans` false lets it serve parameters of any number of dimensions.
-
-    A scheme of the shape alone offers `distribution_of(shape)`, too, which is asked instead of `distribution`.
-    """
-
-    @property
-    def needs_fans(self) -> bool: ...
-
-    def distribution(self, fans: Fans | None) -> Distribution: ...
-
-
-def _check_finite(**numbers: float) -> None:
+def check_finite(**numbers: float) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}: expected a number, got {value!r}")
@@ -43,8 +29,8 @@ def _check_finite(**numbers: float) -> None:
             raise ValueError(f"{name}: expected a finite number, got {value!r}")
 
 
-def _check_std(std: float) -> None:
-    _check_finite(std=std)
+def check_std(std: float) -> None:
+    check_finite(std=std)
     if std < 0.0:
         raise ValueError(f"std: expected std >= 0, got {std!r}")
 
@@ -82,7 +68,7 @@ class Uniform:
     needs_fans = False
 
     def __post_init__(self) -> None:
-        _check_finite(low=self.low, high=self.high)
+        check_finite(low=self.low, high=self.high)
         _check_order("low", self.low, "high", self.high)
 
     def distribution(self, fans: Fans | None) -> Distribution:
@@ -102,8 +88,8 @@ class Normal:
     needs_fans = False
 
     def __post_init__(self) -> None:
-        _check_finite(mean=self.mean)
-        _check_std(self.std)
+        check_finite(mean=self.mean)
+        check_std(self.std)
 
     def distribution(self, fans: Fans | None) -> Distribution:
         return distributions.Normal(float(self.mean), float(self.std))
@@ -111,34 +97,86 @@ class Normal:
 
 @dataclass(frozen=True)
 class TruncNormal:
-    """N(mean, std^2) conditioned on `bounds`; `std` is the one before truncation.
+    """N(mean, sigma^2) conditioned on `bounds`.
 
-    The field has two conventions for bounds. unit="absolute" means the bounds as they are (torch); unit="sigma" means
-    mean + bound * std (JAX, Keras, TensorFlow).
+    The field has two conventions for the bounds and two for the std. unit="absolute" means the bounds as they are
+    (torch); unit="sigma" means mean + bound * sigma (JAX, Keras, TensorFlow). std_is="before" takes `std` for sigma
+    (torch, JAX's truncated_normal); std_is="after" wants `std` of the values that come out, and finds the sigma for
+    it.
 
     Raises:
-        ValueError: a number is NaN, mean or std is infinite, std < 0, the bounds are out of order, or unknown unit.
+        ValueError: a number is NaN, mean or std is infinite, std < 0, the bounds are out of order, unknown unit or
+            std_is, or no sigma gives values within absolute bounds so large a std.
     """
 
     mean: float = 0.0
     std: float = 1.0
     bounds: tuple[float, float] = (-2.0, 2.0)
     unit: Literal["absolute", "sigma"] = "absolute"
+    std_is: Literal["before", "after"] = "before"
     needs_fans = False
 
     def __post_init__(self) -> None:
-        _check_finite(mean=self.mean)
-        _check_std(self.std)
+        check_finite(mean=self.mean)
+        check_std(self.std)
+        if not isinstance(self.bounds, (tuple, list)) or len(self.bounds) != 2:
+            raise ValueError(f"bounds: expected two numbers, got {self.bounds!r}")
+        object.__setattr__(self, "bounds", tuple(self.bounds))
         low, high = self.bounds
         _check_order("bounds[0]", low, "bounds[1]", high)
-        if self.unit not in ("absolute", "sigma"):
-            raise ValueError(f"unit: expected 'absolute' or 'sigma', got {self.unit!r}")
+        check_choice("unit", self.unit, ("absolute", "sigma"))
+        check_choice("std_is", self.std_is, ("before", "after"))
+        self._sigma()
+
+    def _sigma(self) -> float:
+        if self.std_is == "before" or self.std == 0.0:
+            return self.std
+        low, high = self.bounds
+        if self.unit == "sigma":
+            within = truncated_std(low, high)
+            if within == 0.0:
+                raise ValueError(f"bounds: expected a range for std={self.std!r} after truncation, got {self.bounds!r}")
+            return self.std / within
+        return _sigma_before(self.std, low - self.mean, high - self.mean)
 
     def distribution(self, fans: Fans | None) -> Distribution:
         low, high = (float(bound) for bound in self.bounds)
+        sigma = float(self._sigma())
         if self.unit == "sigma":
-            low, high = self.mean + low * self.std, self.mean + high * self.std
-        return distributions.TruncNormal(float(self.mean), float(self.std), low, high)
+            low, high = self.mean + low * sigma, self.mean + high * sigma
+        return distributions.TruncNormal(float(self.mean), sigma, low, high)
+
+
+def _sigma_before(std: float, low: float, high: float) -> float:
+    """The sigma with which N(0, sigma^2) conditioned on [low, high] has the standard deviation `std`, by bisection."""
+    if math.isinf(high - low):
+        largest = math.inf if math.isinf(low) and math.isinf(high) else 1e6 * std
+    else:
+        largest = (high - low) / math.sqrt(12.0)  # of the uniform, which a wide normal tends to
+        if std >= largest:
+            raise ValueError(
+                f"std: expected less than {largest:.6g}, that of the uniform within the bounds, after truncation, "
+                f"got {std!r}"
+            )
+    if math.isinf(largest):
+        return std
+    # Truncation makes the std smaller; and further than six sigma out cannot be sampled (csrc/core/prepare.h).
+    smaller = larger = max(std, low / 6.0, -high / 6.0)
+    if smaller * truncated_std(low / smaller, high / smaller) > std * (1.0 + 1e-12):
+        raise ValueError(f"std: expected one that bounds within six sigma of the mean leave, got {std!r}")
+    while larger * truncated_std(low / larger, high / larger) < std:
+        larger *= 2.0
+        if larger > 1e9 * std:
+            raise ValueError(f"std: no sigma gives std={std!r} within [{low!r}, {high!r}] of the mean")
+    for _ in range(200):
+        middle = 0.5 * (smaller + larger)
+        if middle in (smaller, larger):
+            break
+        if middle * truncated_std(low / middle, high / middle) < std:
+            smaller = middle
+        else:
+            larger = middle
+    return larger
 
 
 FanMode = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
@@ -164,11 +202,11 @@ class VarianceScaling:
     needs_fans = True
 
     def __post_init__(self) -> None:
-        _check_finite(scale=self.scale)
+        check_finite(scale=self.scale)
         if self.scale < 0.0:
             raise ValueError(f"scale: expected scale >= 0, got {self.scale!r}")
-        _check_choice("mode", self.mode, _FAN_MODES)
-        _check_choice("shape", self.shape, _SHAPES)
+        check_choice("mode", self.mode, _FAN_MODES)
+        check_choice("shape", self.shape, _SHAPES)
 
     def distribution(self, fans: Fans | None) -> Distribution:
         assert fans is not None, "a scheme with needs_fans is given fans"
@@ -190,61 +228,93 @@ class VarianceScaling:
 
 
 @dataclass(frozen=True)
-class Eye:
-    """The identity: ones on the main diagonal of a matrix, square or not, zeros elsewhere (torch.nn.init.eye_)."""
+class Scaled:
+    """`factor` times the values of another scheme.
 
-    needs_fans = False
+    Raises:
+        ValueError: factor is negative or not finite.
+    """
+
+    scheme: Scheme
+    factor: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scheme", as_scheme(self.scheme))
+        check_finite(factor=self.factor)
+        if self.factor < 0.0:
+            raise ValueError(f"factor: expected factor >= 0, got {self.factor!r}")
+
+    @property
+    def needs_fans(self) -> bool:
+        return self.scheme.needs_fans
 
     def distribution(self, fans: Fans | None) -> Distribution:
-        raise TypeError("Eye depends on the shape: distribution_of(shape)")
+        return distributions.scaled(self.scheme.distribution(fans), self.factor)
 
-    def distribution_of(self, shape: Sequence[int]) -> Distribution:
-        if len(shape) != 2:
-            raise ValueError(f"expected 2 dimensions, got shape {tuple(shape)}")
-        rows, columns = shape
-        return distributions.Diagonal(1.0, 0, columns + 1, min(rows, columns), rows * columns)
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None) -> Distribution:
+        return distributions.scaled(distribution_of(self.scheme, shape, fans), self.factor)
+
+    def at_layer(self, layer: int | None, layers: int | None) -> Scheme:
+        return Scaled(at_layer(self.scheme, layer, layers), self.factor)
 
 
 @dataclass(frozen=True)
-class Dirac:
-    """The convolution that hands its input on: ones at the middle of the kernels (i, i), zeros elsewhere.
+class DepthScaled:
+    """coefficient * (branches * depth)^-exponent times the values of another scheme: smaller, the deeper the model.
 
-    With groups, in every group of dim 0 by itself (torch.nn.init.dirac_). Shape (out, in / groups, kernel ...).
+    depth is the number of layers in the parameter's stack (by="depth"), or the parameter's own layer, counted from one
+    (by="layer"). GPT-2 and Megatron: sigma / sqrt(2 L) (Radford et al. 2019, section 2.3), the defaults; per-layer
+    sigma / sqrt(2 (l + 1)), l counted from zero: by="layer". A stack is what the first number in a parameter's name
+    counts ("h.0.", "h.1.", ...), among all parameters of the model; `layers` overrides its length, as a pipeline stage
+    must, which holds only some of them.
+
+    Raises:
+        ValueError: a number that is negative or not finite; when used, a parameter that is in no stack.
     """
 
-    groups: int = 1
-    needs_fans = False
+    scheme: Scheme
+    by: Literal["depth", "layer"] = "depth"
+    branches: float = 2.0
+    exponent: float = 0.5
+    coefficient: float = 1.0
+    layers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise ValueError(f"groups: expected groups >= 1, got {self.groups}")
+        object.__setattr__(self, "scheme", as_scheme(self.scheme))
+        check_choice("by", self.by, ("depth", "layer"))
+        check_finite(branches=self.branches, exponent=self.exponent, coefficient=self.coefficient)
+        if self.branches <= 0.0 or self.coefficient < 0.0:
+            raise ValueError(
+                f"branches, coefficient: expected branches > 0 and coefficient >= 0, got {self.branches!r} and "
+                f"{self.coefficient!r}"
+            )
+        if self.layers is not None and (isinstance(self.layers, bool) or self.layers < 1):
+            raise ValueError(f"layers: expected layers >= 1, got {self.layers!r}")
+
+    @property
+    def needs_fans(self) -> bool:
+        return self.scheme.needs_fans
 
     def distribution(self, fans: Fans | None) -> Distribution:
-        raise TypeError("Dirac depends on the shape: distribution_of(shape)")
+        raise TypeError("DepthScaled depends on the layer: at_layer(layer, layers)")
 
-    def distribution_of(self, shape: Sequence[int]) -> Distribution:
-        if len(shape) not in (3, 4, 5):
-            raise ValueError(f"expected 3, 4 or 5 dimensions, got shape {tuple(shape)}")
-        if shape[0] % self.groups != 0:
-            raise ValueError(f"expected dim 0 to be divisible by groups, got {shape[0]} and {self.groups}")
-        group_out, channels = shape[0] // self.groups, shape[1]
-        middle = 0
-        for size in shape[2:]:
-            middle = middle * size + size // 2
-        kernel = math.prod(shape[2:])
-        period = group_out * channels * kernel
-        return distributions.Diagonal(1.0, middle, (channels + 1) * kernel, min(group_out, channels), period)
-
-
-def _check_choice(name: str, given: object, choices: tuple[str, ...]) -> None:
-    if given not in choices:
-        nearest = difflib.get_close_matches(str(given), choices, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {given!r}{hint}")
+    def at_layer(self, layer: int | None, layers: int | None) -> Scheme:
+        if self.by == "layer":
+            if layer is None:
+                raise ValueError("expected a parameter in a stack of layers, whose name has its number; got none")
+            depth = layer + 1
+        elif (self.layers or layers) is None:
+            raise ValueError("expected a parameter in a stack of layers, or layers=; got neither")
+        else:
+            depth = self.layers or layers or 1
+        inner = at_layer(self.scheme, layer, layers)
+        if self.exponent == 0.5:
+            return Scaled(inner, self.coefficient / math.sqrt(self.branches * depth))
+        return Scaled(inner, self.coefficient * (self.branches * depth) ** -self.exponent)
 
 
 def _gain_squared(gain: float) -> float:
-    _check_finite(gain=gain)
+    check_finite(gain=gain)
     if gain < 0.0:
         raise ValueError(f"gain: expected gain >= 0, got {gain!r}")
     return gain * gain  # its square root is the gain again, to the bit
@@ -261,9 +331,8 @@ def xavier_normal(gain: float = 1.0) -> VarianceScaling:
 
 
 def _kaiming_scale(a: float, mode: str, nonlinearity: str) -> float:
-    _check_choice("mode", mode, ("fan_in", "fan_out"))
-    # Non-finite slopes and unknown nonlinearities: torch's own table and message.
-    return _gain_squared(torch.nn.init.calculate_gain(nonlinearity, a))  # type: ignore[arg-type]
+    check_choice("mode", mode, ("fan_in", "fan_out"))
+    return _gain_squared(calculate_gain(nonlinearity, a))
 
 
 def kaiming_uniform(
@@ -298,7 +367,7 @@ def _ones() -> Constant:
     return Constant(1.0)
 
 
-_REGISTRY: dict[str, Callable[..., Scheme]] = {
+_BY_NAME: dict[str, Callable[..., Scheme]] = {
     "uniform": Uniform,
     "normal": Normal,
     "trunc_normal": TruncNormal,
@@ -312,58 +381,8 @@ _REGISTRY: dict[str, Callable[..., Scheme]] = {
     "lecun_uniform": lecun_uniform,
     "lecun_normal": lecun_normal,
     "variance_scaling": VarianceScaling,
-    "eye": Eye,
-    "dirac": Dirac,
+    "scaled": Scaled,
+    "depth_scaled": DepthScaled,
 }
-
-
-def register_scheme(name: str, make: Callable[..., Scheme]) -> None:
-    """Let `name` stand for the scheme that `make()` returns.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if name in _REGISTRY:
-        raise ValueError(f"scheme {name!r} is registered already")
-    _REGISTRY[name] = make
-
-
-def scheme_names() -> tuple[str, ...]:
-    """The registered names."""
-    return tuple(_REGISTRY)
-
-
-def scheme(name: str, **arguments: Any) -> Scheme:
-    """The registered scheme `name` with arguments of its own.
-
-    Raises:
-        ValueError: unknown name (the message has the nearest one), or arguments that do not fit the scheme.
-
-    >>> scheme("kaiming_normal", mode="fan_out", nonlinearity="relu")
-    VarianceScaling(scale=2.0000000000000004, mode='fan_out', shape='normal')
-    """
-    _check_choice("scheme", name, scheme_names())
-    try:
-        return _REGISTRY[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"scheme {name!r}: {error}") from error
-
-
-def as_scheme(given: str | Scheme) -> Scheme:
-    """A scheme as it is, or the registered one of that name with its defaults."""
-    if isinstance(given, str):
-        return scheme(given)
-    if isinstance(given, type) or not isinstance(given, Scheme):
-        raise TypeError(f"scheme: expected a name or a scheme object, got {given!r}")
-    return given
-
-
-def describe(given: Scheme) -> str:
-    """The scheme's registered name where a registered one has just these values, else its own repr."""
-    name = _NAMES.get(given) if type(given).__hash__ is not None else None
-    return name or repr(given)
-
-
-_NAMES: dict[Scheme, str] = {
-    make(): name for name, make in _REGISTRY.items() if name not in ("constant", "variance_scaling")
-}
+for _name, _make in _BY_NAME.items():
+    register_scheme(_name, _make)

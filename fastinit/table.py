@@ -10,13 +10,23 @@ import numpy as np
 import torch
 
 from fastinit import _native
-from fastinit.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
-from fastinit.layout import IndexMap, contiguous_map, index_maps
+from fastinit.distributions import (
+    Blocks,
+    Constant,
+    Diagonal,
+    Distribution,
+    Normal,
+    Sampled,
+    TruncNormal,
+    Uniform,
+    ZeroRow,
+)
+from fastinit.layout import IndexMap, Part, index_maps, whole
 from fastinit.streams import name_id
 
 # csrc/core/task.h
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-DISTRIBUTIONS: dict[type[Distribution], int] = {Constant: 0, Uniform: 1, Normal: 2, TruncNormal: 3, Diagonal: 4}
+DISTRIBUTIONS: dict[type[Sampled], int] = {Constant: 0, Uniform: 1, Normal: 2, TruncNormal: 3, Diagonal: 4}
 _PADDING = tuple((0.0,) * (5 - length) for length in range(6))
 _ZERO = Constant(0.0)
 # csrc/core/prepare.h
@@ -27,7 +37,7 @@ _PREPARE_ERRORS = {
 
 
 class Target(NamedTuple):
-    """A tensor to fill. `zero_row`: an index along dimension 0 whose elements become zero."""
+    """A tensor to write, which is `part` of the parameter `name`, or all of it."""
 
     name: str
     tensor: torch.Tensor
@@ -35,7 +45,53 @@ class Target(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     distribution: Distribution
-    zero_row: int | None
+    part: Part | None = None
+
+
+def pieces(target: Target) -> list[Target]:
+    """The parts of a target of several distributions, as views of its tensor; the others as they are."""
+    distribution = target.distribution
+    if isinstance(distribution, Blocks):
+        dim, sizes, each = distribution
+    elif isinstance(distribution, ZeroRow):
+        row, rows, rest = distribution
+        dim, sizes, each = 0, (row, 1, rows - row - 1), (rest, _ZERO, rest)
+    else:
+        return [target]
+    part = target.part or whole(target.shape)
+    found, begin = [], 0
+    for size, of_piece in zip(sizes, each, strict=True):
+        if size > 0:
+            view = target.tensor.detach().narrow(dim, begin, size)
+            at = Part(part.offset + begin * part.strides[dim], part.strides)
+            found.append(target._replace(tensor=view, shape=view.shape, distribution=of_piece, part=at))
+        begin += size
+    return found
+
+
+def _expanded(target: Target) -> list[Target]:
+    """Pieces of one sampled distribution each."""
+    if not isinstance(target.distribution, (Blocks, ZeroRow)):
+        return [target]
+    found: list[Target] = []
+    for piece in pieces(target):
+        if isinstance(target.distribution, Blocks) and isinstance(piece.distribution, Diagonal):
+            piece = piece._replace(distribution=_diagonal_of_block(piece))
+        found += _expanded(piece)
+    return found
+
+
+def _diagonal_of_block(block: Target) -> Diagonal:
+    """The diagonal of a block, whose numbers count the block's elements, in numbers that count the parameter's."""
+    diagonal, part = block.distribution, block.part
+    assert isinstance(diagonal, Diagonal) and part is not None
+    numel = block.tensor.numel()
+    if part.strides == whole(block.shape).strides and diagonal.period == numel:  # consecutive elements
+        return diagonal._replace(first=part.offset + diagonal.first, period=part.offset + numel)
+    if len(block.shape) == 2 and diagonal.period == numel:
+        step, length = sum(part.strides), diagonal.length
+        return Diagonal(diagonal.value, part.offset, step, length, part.offset + length * step)
+    raise ValueError(f"{block.name}: a diagonal in groups cannot be split into blocks")
 
 
 class Table:
@@ -46,31 +102,36 @@ class Table:
     """
 
     def __init__(self, targets: Sequence[Target]) -> None:
-        whole: list[tuple[Target, int]] = []  # with its address: one row of consecutive elements
-        parts: list[tuple[Target, int, IndexMap, Distribution]] = []
+        whole_tensors: list[tuple[Target, int]] = []  # with its address: one row of consecutive elements
+        parts: list[tuple[Target, int, IndexMap]] = []
         for target in targets:
-            address = target.tensor.data_ptr()
-            if target.zero_row is None and target.tensor.is_contiguous():
-                whole.append((target, address))
+            distribution = target.distribution
+            if isinstance(distribution, (Blocks, ZeroRow)):
+                found = _expanded(target)
+            elif target.part is None and target.tensor.is_contiguous():
+                whole_tensors.append((target, target.tensor.data_ptr()))
                 continue
-            itemsize = target.tensor.element_size()
-            for index_map, distribution in _parts(target):
-                parts.append((target, address + index_map.data_offset * itemsize, index_map, distribution))
+            else:
+                found = [target]
+            for piece in found:
+                address, itemsize = piece.tensor.data_ptr(), piece.tensor.element_size()
+                for index_map in index_maps(piece.tensor, piece.part):
+                    parts.append((piece, address + index_map.data_offset * itemsize, index_map))
 
-        table = np.zeros(len(whole) + len(parts), dtype=_task_dtype())
-        table["data"] = [address for _, address in whole] + [address for _, address, _, _ in parts]
-        if whole:
-            rows = table[: len(whole)]
-            rows["numel"] = rows["row_length"] = [target.tensor.numel() for target, _ in whole]
+        table = np.zeros(len(whole_tensors) + len(parts), dtype=_task_dtype())
+        table["data"] = [address for _, address in whole_tensors] + [address for _, address, _ in parts]
+        if whole_tensors:
+            rows = table[: len(whole_tensors)]
+            rows["numel"] = rows["row_length"] = [target.tensor.numel() for target, _ in whole_tensors]
             rows["rows_per_slab"] = rows["element_memory_step"] = 1
         if parts:
-            rows = table[len(whole) :]
-            columns = zip(*(index_map for _, _, index_map, _ in parts), strict=True)
+            rows = table[len(whole_tensors) :]
+            columns = zip(*(index_map for _, _, index_map in parts), strict=True)
             for field, column in zip(IndexMap._fields, columns, strict=True):
                 if field != "data_offset":
                     rows[field] = column
-        owners = [target for target, _ in whole] + [target for target, _, _, _ in parts]
-        distributions = [target.distribution for target, _ in whole] + [each for _, _, _, each in parts]
+        owners = [target for target, _ in whole_tensors] + [target for target, _, _ in parts]
+        distributions: list[Any] = [owner.distribution for owner in owners]
         table["name_id"] = np.frombuffer(b"".join([name_id(owner.name) for owner in owners]), dtype="V16")
         table["dtype"] = [DTYPES[owner.tensor.dtype] for owner in owners]
         table["distribution"] = [DISTRIBUTIONS[type(distribution)] for distribution in distributions]
@@ -97,23 +158,3 @@ def _module() -> Any:
 def _task_dtype() -> np.dtype[np.void]:
     dtype: np.dtype[np.void] = np.dtype(_module().task_dtype())
     return dtype
-
-
-def _parts(target: Target) -> list[tuple[IndexMap, Distribution]]:
-    """The pieces of a tensor: one, but for a row of zeros and for layouts of many dimensions."""
-    tensor, distribution, zero_row = target.tensor, target.distribution, target.zero_row
-    if zero_row is None:
-        return [(index_map, distribution) for index_map in index_maps(tensor)]
-    rows, row_numel = tensor.shape[0], tensor.numel() // tensor.shape[0]
-    pieces = ((0, zero_row, distribution), (zero_row, zero_row + 1, _ZERO), (zero_row + 1, rows, distribution))
-    parts: list[tuple[IndexMap, Distribution]] = []
-    for begin, end, of_piece in pieces:
-        if begin == end:
-            continue
-        if tensor.is_contiguous():
-            parts.append((contiguous_map((end - begin) * row_numel, begin * row_numel), of_piece))
-            continue
-        for index_map in index_maps(tensor.narrow(0, begin, end - begin), begin * row_numel):
-            shifted = index_map._replace(data_offset=index_map.data_offset + begin * tensor.stride(0))
-            parts.append((shifted, of_piece))
-    return parts

@@ -12,7 +12,7 @@ from torch import nn
 
 import fastinit
 from fastinit import distributions
-from fastinit.schemes import Scheme
+from fastinit.registry import Scheme
 from fastinit.streams import name_id
 
 pytestmark = needs_native

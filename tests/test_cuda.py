@@ -40,8 +40,9 @@ from fastinit import _native, engine
 from fastinit.demo import GPT2, Size
 from fastinit.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
 from fastinit.fans import Fans
-from fastinit.plan import Plan, plan_tensors
-from fastinit.schemes import Scheme
+from fastinit.plan import Plan
+from fastinit.planner import plan_tensors
+from fastinit.registry import Scheme
 from fastinit.streams import name_id
 from fastinit.table import Target
 
@@ -111,7 +112,7 @@ def plan_of(tensors: Mapping[str, torch.Tensor], distribution: Distribution, see
 def program_of(entries: Sequence[tuple[str, torch.Tensor, Distribution]]) -> engine.Program:
     """As a plan has it inside, where every tensor may have a distribution of its own."""
     targets = [
-        Target(name, tensor, tensor.shape, tensor.dtype, tensor.device, distribution, None)
+        Target(name, tensor, tensor.shape, tensor.dtype, tensor.device, distribution)
         for name, tensor, distribution in entries
     ]
     return engine.Program(targets, "native")
@@ -760,9 +761,7 @@ def test_tensors_that_share_memory_are_refused() -> None:
 @needs_gpu
 def test_a_device_that_is_not_there_is_an_error_and_others_stay_usable() -> None:
     tensor = marked(1000)
-    table = fastinit.table.Table(
-        [Target("w", tensor, tensor.shape, tensor.dtype, tensor.device, Normal(0.0, 1.0), None)]
-    )
+    table = fastinit.table.Table([Target("w", tensor, tensor.shape, tensor.dtype, tensor.device, Normal(0.0, 1.0))])
     image, num_chunks = native().cuda_table(table.rows)
     on_gpu = torch.from_numpy(image).to(DEVICE)
     arguments = {"address": on_gpu.data_ptr(), "num_tasks": 1, "num_chunks": num_chunks, "seed": 11, "stream": 0}

@@ -650,6 +650,6 @@ def test_distributions_of_the_engine_are_those_of_the_format() -> None:
     """The reference's kinds, and the order of their parameters, which the native table holds by position."""
     assert distributions.Constant._fields == ("value",)
     assert distributions.Uniform._fields == ("low", "high")
-    assert distributions.Normal._fields == ("mean", "sigma")
-    assert distributions.TruncNormal._fields == ("mean", "sigma", "low", "high")
+    assert distributions.Normal._fields == ("center", "sigma")
+    assert distributions.TruncNormal._fields == ("center", "sigma", "low", "high")
     assert set(get_args(Kind)) == {"constant", "uniform", "normal", "trunc_normal"}

@@ -199,12 +199,6 @@ def test_plan_exports_json(mixed: Mixed) -> None:
     assert linear["std"] == pytest.approx(math.sqrt(2.0 / 10))
 
 
-def test_parametrised_weights_are_kept_and_reported() -> None:
-    module = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
-    plan = fastinit.plan(module, "normal")
-    assert plan.uncovered == ("weight.0", "weight.1")
-
-
 def test_two_parameters_of_one_canonical_name_are_refused() -> None:
     model = nn.ModuleDict({"module": nn.Linear(2, 2, bias=False), "_orig_mod": nn.Linear(2, 2, bias=False)})
     with pytest.raises(ValueError, match=r"module\.weight and _orig_mod\.weight"):

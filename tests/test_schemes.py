@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from conftest import DTYPES, needs_native
+from conftest import DTYPES
 from torch import nn
 
 import fastinit
 from fastinit import distributions
 from fastinit.fans import torch_fans
-from fastinit.schemes import STD_WITHIN_TWO_SIGMA, Scheme, as_scheme
+from fastinit.schemes import STD_WITHIN_TWO_SIGMA
 
 SHARED = [
     "uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_",
@@ -66,60 +65,14 @@ def test_fans_are_torchs(shape: tuple[int, ...]) -> None:
     assert torch_fans(shape) == nn.init._calculate_fan_in_and_fan_out(torch.empty(shape))
 
 
-# With bounds of their own here, or without random values.
-NOT_BY_NAME = ("uniform", "normal", "trunc_normal", "constant", "eye", "dirac")
-ALL: dict[str, str | Scheme] = {
-    "uniform": fastinit.Uniform(-0.3, 0.9),
-    "normal": fastinit.Normal(0.2, 0.7),
-    "trunc_normal": fastinit.TruncNormal(0.1, 0.5, (-0.4, 1.3)),
-    "trunc_normal in sigma": fastinit.TruncNormal(0.0, 0.02, (-2.0, 2.0), unit="sigma"),
-    "constant": fastinit.Constant(-1.5),
-    **{name: name for name in fastinit.scheme_names() if name not in NOT_BY_NAME},
-    "fan_out": fastinit.VarianceScaling(2.0, "fan_out", "uniform"),
-    "fan_geo_avg": fastinit.VarianceScaling(1.0, "fan_geo_avg", "truncated_normal"),
-}
-
-
-@needs_native  # the mean of torch's uniform bfloat16 is off
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("scheme", ALL.values(), ids=ALL.keys())
-def test_samples_have_the_moments_of_their_scheme(scheme: str | Scheme, dtype: torch.dtype) -> None:
-    shape = (1500, 2000)
-    tensor = torch.empty(shape, dtype=dtype)
-    fastinit.init_([tensor], scheme, seed=1)
-    distribution = as_scheme(scheme).distribution(torch_fans(shape))
-    values = tensor.double()
-    n, std = values.numel(), distribution.std()
-    epsilon = torch.finfo(dtype).eps
-    if isinstance(distribution, distributions.Constant):
-        assert (values == torch.tensor(distribution.value, dtype=dtype)).all()
-        return
-    assert values.std().item() == pytest.approx(std, rel=4.0 / math.sqrt(n) + epsilon**2)
-    mean = MEANS[type(distribution)](distribution)
-    # Rounding to a coarse dtype moves the mean by far less than a standard error: errors are as often up as down.
-    assert abs(values.mean().item() - mean) < 4.0 * std / math.sqrt(n) + epsilon * 1e-3
-
-
-def _truncated_mean(of: Any) -> float:
-    from scipy.stats import truncnorm
-
-    a, b = (of.low - of.mean) / of.sigma, (of.high - of.mean) / of.sigma
-    return float(truncnorm.mean(a, b, loc=of.mean, scale=of.sigma))
-
-
-MEANS: dict[type, Callable[[Any], float]] = {
-    distributions.Uniform: lambda of: 0.5 * (of.low + of.high),
-    distributions.Normal: lambda of: of.mean,
-    distributions.TruncNormal: _truncated_mean,
-}
-
-
 @pytest.mark.parametrize(("a", "b"), [(-2, 2), (-1, 3), (0, math.inf), (-math.inf, 1), (1, 2), (-3, -1), (4, 6)])
 def test_truncated_std_is_the_analytic_one(a: float, b: float) -> None:
     from scipy.stats import truncnorm
 
     expected = float(truncnorm.std(a, b))
-    assert distributions.TruncNormal(0.0, 1.0, a, b).std() == pytest.approx(expected, rel=2e-4)
+    found = distributions.TruncNormal(0.0, 1.0, a, b)
+    assert found.std() == pytest.approx(expected, rel=2e-4)
+    assert found.mean() == pytest.approx(float(truncnorm.mean(a, b)), rel=1e-9, abs=1e-12)
 
 
 def test_narrowly_truncated_std_is_that_of_the_uniform() -> None:
@@ -192,3 +145,26 @@ def test_structured_functions_and_their_errors() -> None:
         fastinit.dirac_(weight, groups=3)
     with pytest.raises(ValueError, match="groups >= 1"):
         fastinit.Dirac(0)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.3, -3.0])
+@pytest.mark.parametrize("bounds", [(-2.0, 2.0), (-0.1, 0.5), (0.0, math.inf)])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_std_after_truncation_within_absolute_bounds_is_the_one_wanted(
+    mean: float, bounds: tuple[float, float], share: float
+) -> None:
+    largest = (bounds[1] - bounds[0]) / math.sqrt(12.0)  # that of the uniform
+    std = share * min(largest, 1.0)
+    if mean == -3.0 and bounds == (-0.1, 0.5) and share < 0.5:
+        with pytest.raises(ValueError, match="within six sigma"):  # it would take a sigma of 0.24
+            fastinit.TruncNormal(mean, std, bounds, std_is="after")
+        return
+    scheme = fastinit.TruncNormal(mean, std, bounds, std_is="after")
+    assert scheme.distribution(None).std() == pytest.approx(std, rel=1e-6)
+
+
+def test_std_after_truncation_that_no_normal_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"std: expected less than 1\.1547, that of the uniform .*got 1\.2"):
+        fastinit.TruncNormal(0.0, 1.2, (-2.0, 2.0), std_is="after")
+    with pytest.raises(ValueError, match="bounds: expected a range"):
+        fastinit.TruncNormal(0.0, 1.0, (1.0, 1.0), unit="sigma", std_is="after")

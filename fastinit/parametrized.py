@@ -1,0 +1,165 @@
+"""Weights that are computed from other parameters: finding them, and setting those through the inverse.
+
+torch's parametrizations (torch.nn.utils.parametrize, with `right_inverse`), and the older weight_norm, which computes
+the weight in a hook. Assigning to such a weight would do nothing: the next forward pass computes it again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+
+class Computed(NamedTuple):
+    """A weight `own_name` that a module computes from `originals`. `setter` None: it has no inverse, for the reason
+    given."""
+
+    own_name: str
+    originals: list[nn.Parameter]
+    weight: torch.Tensor | None
+    setter: ThroughRightInverse | ThroughWeightNorm | None
+    reason: str
+
+
+class ThroughRightInverse:
+    """Sets the originals of a parametrised weight: right_inverse of every parametrization, the last one first."""
+
+    def __init__(self, module: nn.Module, own_name: str, parametrizations: parametrize.ParametrizationList) -> None:
+        self._module, self._own_name = module, own_name
+        self._list: Any = parametrizations
+
+    def originals(self) -> list[Any]:
+        chain = self._list
+        if chain.is_tensor:
+            return [chain.original]
+        return [getattr(chain, f"original{position}") for position in range(chain.ntensors)]
+
+    @torch.no_grad()
+    def compute(self) -> torch.Tensor:
+        """The weight as it is. Unlike the module's attribute, it updates no estimate of a norm and fills no cache."""
+        modes = [(each, each.training) for each in self._list.modules()]
+        self._list.eval()
+        try:
+            weight: torch.Tensor = self._list()
+        finally:
+            for each, training in modes:
+                each.training = training
+        return weight.detach().requires_grad_(any(each.requires_grad for each in self.originals()))
+
+    @torch.no_grad()
+    def prepare(self, weight: torch.Tensor) -> object:
+        # right_inverse may write to buffers, as that of `orthogonal` does: to those of copies, until all is checked.
+        chain = copy.deepcopy(list(self._list)) if next(self._list.buffers(), None) is not None else list(self._list)
+        value: Any = weight
+        with _random_numbers_of_its_own(weight.device):
+            for each in reversed(chain):
+                value = each.right_inverse(value)
+        values = (value,) if isinstance(value, torch.Tensor) else tuple(value)
+        given, wanted = [tuple(each.shape) for each in values], [tuple(each.shape) for each in self.originals()]
+        if given != wanted:
+            raise ValueError(f"right_inverse gives shapes {given}, expected {wanted}")
+        effective = values
+        for each in chain:
+            if isinstance(each, _SpectralNorm):  # its estimate of the norm is that of the weight before
+                for _ in range(_POWER_ITERATIONS):
+                    each(*effective)
+            effective = (each(*effective),)
+        _check_no_nan(effective[0])
+        return values, chain
+
+    @torch.no_grad()
+    def commit(self, prepared: Any) -> None:
+        values, chain = prepared
+        for original, value in zip(self.originals(), values, strict=True):
+            original.copy_(value)
+        for each, copied in zip(self._list, chain, strict=True):
+            if copied is not each:
+                _copy_buffers(each, copied)
+        parametrize._cache.pop((id(self._module), self._own_name), None)
+
+
+# As many as torch's spectral_norm begins with.
+_POWER_ITERATIONS = 15
+
+
+@contextmanager
+def _random_numbers_of_its_own(device: torch.device) -> Iterator[None]:
+    """`orthogonal` completes a basis by random vectors: always the same ones, and not at the global generator's cost."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(0)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _copy_buffers(to: nn.Module, source: nn.Module) -> None:
+    for module, other in zip(to.modules(), source.modules(), strict=True):
+        for name, buffer in other._buffers.items():
+            own = module._buffers.get(name)
+            if own is None or buffer is None or own.shape != buffer.shape:
+                module._buffers[name] = buffer
+            else:
+                own.copy_(buffer)
+
+
+def _check_no_nan(weight: torch.Tensor) -> None:
+    if weight.isnan().any():
+        raise ValueError("the weight comes out as NaN; a direction of length zero cannot be normalised")
+
+
+class ThroughWeightNorm:
+    """Sets weight_g and weight_v of the older torch.nn.utils.weight_norm: v = weight, g = its norms."""
+
+    def __init__(self, module: nn.Module, hook: WeightNorm) -> None:
+        self._module, self._hook = module, hook
+
+    def originals(self) -> list[Any]:
+        return [getattr(self._module, self._hook.name + ending) for ending in ("_g", "_v")]
+
+    @torch.no_grad()
+    def prepare(self, weight: torch.Tensor) -> Sequence[torch.Tensor]:
+        norm = torch.norm_except_dim(weight, 2, self._hook.dim)
+        _check_no_nan(weight * (norm / norm))
+        return [norm, weight]
+
+    def commit(self, prepared: Any) -> None:
+        with torch.no_grad():
+            for original, value in zip(self.originals(), prepared, strict=True):
+                original.copy_(value)
+        # What is there until the next forward pass computes it anew.
+        setattr(self._module, self._hook.name, self._hook.compute_weight(self._module))
+
+
+def computed_weights(module: nn.Module) -> Iterator[Computed]:
+    """The weights that `module` computes from parameters of its own."""
+    if "parametrizations" in module._modules and parametrize.is_parametrized(module):
+        for own_name, chain in module.parametrizations.items():  # type: ignore[operator,union-attr]
+            setter = ThroughRightInverse(module, own_name, chain)
+            lacking = [type(each).__name__ for each in chain if not hasattr(each, "right_inverse")]
+            originals = setter.originals()
+            if lacking:
+                yield Computed(
+                    own_name, originals, None, None, f"parametrised by {lacking[0]}, which has no right_inverse"
+                )
+                continue
+            by = " and ".join(type(each).__name__.lstrip("_") for each in chain)
+            yield Computed(own_name, originals, setter.compute(), setter, f"set through {by}.right_inverse")
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            through = ThroughWeightNorm(module, hook)
+            originals = through.originals()
+            yield Computed(hook.name, originals, originals[1], through, "set through weight_norm")

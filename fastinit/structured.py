@@ -1,0 +1,208 @@
+"""Schemes that look at the shape: identities, orthogonal and sparse matrices, Hadamard's, and state-space
+parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastinit import distributions
+from fastinit.distributions import Distribution
+from fastinit.fans import Fans
+from fastinit.registry import register_scheme
+from fastinit.schemes import check_finite, check_std
+
+
+class _OfShape:
+    """What the schemes here have in common: no fans, and a distribution only of a shape."""
+
+    needs_fans = False
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        raise TypeError(f"{type(self).__name__} depends on the shape: distribution_of(shape, fans)")
+
+
+def _check_dimensions(shape: Sequence[int], *wanted: int) -> None:
+    if len(shape) not in wanted:
+        listed = ", ".join(map(str, wanted[:-1])) + " or " if len(wanted) > 1 else ""
+        raise ValueError(f"expected {listed}{wanted[-1]} dimensions, got shape {tuple(shape)}")
+
+
+def _kernel_middle(kernel: Sequence[int]) -> int:
+    """The row-major position of the middle of a kernel; of an even size, the later one of the two (torch's dirac_)."""
+    middle = 0
+    for size in kernel:
+        middle = middle * size + size // 2
+    return middle
+
+
+def _partial_identity(shape: Sequence[int]) -> Distribution:
+    rows, columns = shape
+    return distributions.Diagonal(1.0, 0, columns + 1, min(rows, columns), rows * columns)
+
+
+@dataclass(frozen=True)
+class Eye(_OfShape):
+    """The identity: ones on the main diagonal of a matrix, square or not, zeros elsewhere (torch.nn.init.eye_).
+
+    For recurrent networks of ReLUs: Le, Jaitly, Hinton 2015. Raises ValueError unless there are two dimensions.
+    """
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        _check_dimensions(shape, 2)
+        return _partial_identity(shape)
+
+
+@dataclass(frozen=True)
+class Dirac(_OfShape):
+    """The convolution that hands its input on: ones at the middle of the kernels (i, i), zeros elsewhere.
+
+    With groups, in every group of dim 0 by itself (torch.nn.init.dirac_). Shape (out, in / groups, kernel ...). Raises
+    ValueError unless there are three to five dimensions and groups divides dim 0.
+    """
+
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.groups, bool) or self.groups < 1:
+            raise ValueError(f"groups: expected groups >= 1, got {self.groups}")
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        _check_dimensions(shape, 3, 4, 5)
+        if shape[0] % self.groups != 0:
+            raise ValueError(f"expected dim 0 to be divisible by groups, got {shape[0]} and {self.groups}")
+        group_out, channels = shape[0] // self.groups, shape[1]
+        kernel = math.prod(shape[2:])
+        period = group_out * channels * kernel
+        first = _kernel_middle(shape[2:])
+        return distributions.Diagonal(1.0, first, (channels + 1) * kernel, min(group_out, channels), period)
+
+
+@dataclass(frozen=True)
+class Orthogonal(_OfShape):
+    """gain times a matrix with orthonormal rows or columns, whichever are fewer, Haar distributed
+    (torch.nn.init.orthogonal_).
+
+    The matrix is dim 0 against all others. Saxe, McClelland, Ganguli 2014; Haar: Mezzadri 2007. Raises ValueError where
+    there are fewer than two dimensions.
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_finite(gain=self.gain)
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        if len(shape) < 2:
+            raise ValueError(f"expected 2 dimensions or more, got shape {tuple(shape)}")
+        rows, columns = shape[0], math.prod(shape[1:])
+        return distributions.Orthogonal(float(self.gain), min(rows, columns), max(rows, columns))
+
+
+@dataclass(frozen=True)
+class DeltaOrthogonal(_OfShape):
+    """gain times an orthogonal matrix at the middle of the kernels, zeros elsewhere: a convolution that keeps norms.
+
+    Shape (out, in, kernel ...) of 3 to 5 dimensions with out >= in; the middle is (k - 1) // 2, as in JAX. Xiao,
+    Bahri, Sohl-Dickstein, Schoenholz, Pennington, ICML 2018, section 3 (algorithm 1). Raises ValueError for other
+    shapes.
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_finite(gain=self.gain)
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        _check_dimensions(shape, 3, 4, 5)
+        if shape[1] > shape[0]:
+            raise ValueError(f"expected no more inputs than outputs (dim 1 <= dim 0), got shape {tuple(shape)}")
+        return distributions.DeltaOrthogonal(float(self.gain), shape[0], shape[1], math.prod(shape[2:]))
+
+
+@dataclass(frozen=True)
+class Sparse(_OfShape):
+    """N(0, std^2), with ceil(sparsity * rows) randomly chosen zeros in every column (torch.nn.init.sparse_; Martens
+    2010).
+
+    Raises ValueError unless 0 <= sparsity <= 1 and there are two dimensions.
+    """
+
+    sparsity: float
+    std: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_finite(sparsity=self.sparsity)
+        if not 0.0 <= self.sparsity <= 1.0:
+            raise ValueError(f"sparsity: expected 0 <= sparsity <= 1, got {self.sparsity!r}")
+        check_std(self.std)
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        _check_dimensions(shape, 2)
+        return distributions.Sparse(float(self.std), math.ceil(self.sparsity * shape[0]), shape[0])
+
+
+@dataclass(frozen=True)
+class ZerO(_OfShape):
+    """Identity and Hadamard transforms, nothing random (Zhao, Schäfer, Anandkumar, TMLR 2022, algorithm 1).
+
+    A matrix of shape (out, in) with out <= in is the partial identity; one with out > in is the corner of
+    2^(-m/2) H, H being Sylvester's Hadamard matrix of order 2^m, m = ceil(log2 out): orthonormal before it was cut. A
+    convolution has it at the middle of its kernels. Raises ValueError for fewer than two or more than five dimensions.
+    """
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        _check_dimensions(shape, 2, 3, 4, 5)
+        rows, columns = shape[:2]
+        if rows <= columns:
+            return _partial_identity(shape) if len(shape) == 2 else Dirac().distribution_of(shape)
+        order = (rows - 1).bit_length()
+        return distributions.Hadamard(2.0 ** (-order / 2), math.prod(shape[2:]))
+
+
+@dataclass(frozen=True)
+class LogRange(_OfShape):
+    """log 1, log 2, ..., log n along the last dimension: A_log of Mamba (Gu, Dao 2023, section 3.6: S4D-Real)."""
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        if not shape:
+            raise ValueError("expected 1 dimension or more, got a scalar")
+        return distributions.LogRange(shape[-1])
+
+
+@dataclass(frozen=True)
+class TimeStep(_OfShape):
+    """softplus^-1(max(floor, exp U[log low, log high])): the bias that gives Mamba its time steps (Gu, Dao 2023,
+    section 3.6).
+
+    Raises ValueError unless 0 < low <= high and floor > 0.
+    """
+
+    low: float = 1e-3
+    high: float = 1e-1
+    floor: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_finite(low=self.low, high=self.high, floor=self.floor)
+        if not (0.0 < self.low <= self.high and self.floor > 0.0):
+            raise ValueError(
+                f"low, high, floor: expected 0 < low <= high and floor > 0, got {self.low!r}, {self.high!r}, "
+                f"{self.floor!r}"
+            )
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        return distributions.TimeStep(float(self.low), float(self.high), float(self.floor))
+
+
+for _name, _make in {
+    "eye": Eye,
+    "dirac": Dirac,
+    "orthogonal": Orthogonal,
+    "delta_orthogonal": DeltaOrthogonal,
+    "sparse": Sparse,
+    "zer_o": ZerO,
+    "log_range": LogRange,
+    "time_step": TimeStep,
+}.items():
+    register_scheme(_name, _make)
