@@ -62,7 +62,7 @@ def table(records: list[dict[str, Any]]) -> str:
             label = record["work"] + ("" if contestant == "fastinit" else f": {contestant}")
             cells = [rates.get("torch"), rates[contestant], rates.get("fill")]
             text = "".join(
-                f"{'' if cell is None else format(cell / 1e6, '.0f'):>{width}}"
+                f"{'' if cell is None else format(cell / 1e6, '.0f' if cell >= 1e7 else '.2f'):>{width}}"
                 for cell, width in zip(cells, (9, 10, 9), strict=True)
             )
             ratio = f"{rates[contestant] / rates['torch']:.1f}" if "torch" in rates else ""

@@ -13,6 +13,9 @@ import torch
 from fastinit.distributions import Blocks, Distribution, Normal, Orthogonal, Sparse, Uniform, ZeroRow, is_random
 from fastinit.layout import extent, overlaps_itself
 
+# What errors call a tensor that was given alone, whose name is empty.
+NAMELESS = "tensor"
+
 
 class Span(NamedTuple):
     """The memory of a tensor: addresses [begin, end)."""

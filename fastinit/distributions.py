@@ -372,8 +372,23 @@ def truncated_std(a: float, b: float) -> float:
     return math.sqrt(max(0.0, 1.0 + (edge_a - edge_b) / mass - ((_density(a) - _density(b)) / mass) ** 2))
 
 
+def _check_constant(value: float, dtype: torch.dtype) -> None:
+    if dtype.is_floating_point or dtype.is_complex:
+        largest = torch.finfo(dtype).max
+        if math.isfinite(value) and abs(value) > largest:
+            raise ValueError(f"{value:g} lies outside {dtype} (largest {largest:g})")
+    elif dtype is not torch.bool:
+        limits = torch.iinfo(dtype)
+        if not (math.isfinite(value) and limits.min <= value <= limits.max):
+            raise ValueError(f"expected a value from {limits.min} to {limits.max} for {dtype}, got {value!r}")
+
+
 def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
-    """Raise ValueError unless the numbers of `distribution` are finite in `dtype`, a floating-point or complex one."""
+    """Raise ValueError unless the numbers of `distribution` are finite in `dtype`; a constant may be infinite or
+    NaN."""
+    if isinstance(distribution, (Constant, Diagonal)):
+        _check_constant(distribution.value, dtype)
+        return
     if isinstance(distribution, Blocks):
         for each in distribution.each:
             check_range(each, dtype)

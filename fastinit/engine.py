@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from fastinit import _native, composed, cuda, fallback
-from fastinit.checks import check_overlaps, check_writable, memory_span
+from fastinit.checks import NAMELESS, check_overlaps, check_writable, memory_span
 from fastinit.distributions import Uniform, is_composed, is_random
 from fastinit.layout import Part
 from fastinit.streams import draw_seed
@@ -124,6 +124,8 @@ class Program:
         for target in self._native:
             if target.device.type == "cuda":
                 self._on_cuda.setdefault(target.device, []).append(target)
+        ours = [*self._native, *self._composed, *(target for target, _ in assigned)]
+        self._takes_random_numbers = any(is_random(target.distribution) for target in ours)
         self._settle()
 
     def _is_native(self, target: Target, obstacles: dict[str, str]) -> bool:
@@ -137,7 +139,8 @@ class Program:
 
     def _settle(self) -> None:
         """Check the memory of all tensors as they lie now, and make the tables for it."""
-        spans = [(memory_span(target.tensor, target.name), target.name) for target in self._checked]
+        names = [target.name or NAMELESS for target in self._checked]
+        spans = [(memory_span(target.tensor, name), name) for target, name in zip(self._checked, names, strict=True)]
         check_overlaps(spans)
         check_writable([span for span, target in zip(spans, self._checked, strict=True) if target.device.type == "cpu"])
         self._cpu_table = Table(self._on_cpu) if self._on_cpu else None
@@ -171,8 +174,10 @@ class Program:
                 raise ValueError(
                     "seed: expected an int while a CUDA graph is captured; every replay would repeat a seed drawn now"
                 )
-            if self._native or self._composed or self._assigned:
+            if self._takes_random_numbers:
                 seed = draw_seed(generator)
+            elif self._native or self._composed or self._assigned:
+                seed = 0  # of which nothing depends
         # What an assignment makes of its weight can fail: before anything is written.
         prepared = [
             self._prepare(target, assignment, seed, given_seed, generator) for target, assignment in self._assigned

@@ -43,6 +43,9 @@ class TorchSource:
         else:
             assert isinstance(distribution, TruncNormal), "composed.fill takes the others apart"
             mean, sigma, low, high = distribution
+            if sigma == 0.0:  # torch divides by it
+                nn.init.constant_(tensor, min(max(mean, low), high))
+                return
             nn.init.trunc_normal_(tensor, mean, sigma, low, high, generator=generator)
 
     def zero_rows(self, target: Target, zeros: int) -> None:

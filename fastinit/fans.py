@@ -11,6 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+
+from fastinit.parametrized import ThroughRightInverse
 
 
 class Fans(NamedTuple):
@@ -21,13 +24,16 @@ class Fans(NamedTuple):
 class Geometry(NamedTuple):
     """How a parameter is a map: its fans, which dimensions are in and out, and how many equal maps lie along `out_dim`.
 
-    With `blocks` > 1 (fused projections, gates) the fans are those of one block.
+    With `blocks` > 1 (fused projections, gates) the fans are those of one block. With `groups` > 1 dimension 0 counts
+    the channels of all groups, the fans those of one. `given`: the fans are no function of the shape.
     """
 
     fans: Fans
     in_dim: int = 1
     out_dim: int = 0
     blocks: int = 1
+    groups: int = 1
+    given: bool = False
 
 
 class FanAxes(NamedTuple):
@@ -116,10 +122,10 @@ def weight_fans(module: nn.Module, shape: Sequence[int]) -> Fans:
 
 def _shape_of(module: nn.Module, own_name: str) -> torch.Size | None:
     """The shape of a parameter, or of a tensor computed in its place; None where there is none."""
-    weight = module._parameters.get(own_name)
-    if weight is None:
-        with torch.no_grad():
-            weight = getattr(module, own_name, None)
+    if parametrize.is_parametrized(module, own_name):
+        chain: Any = module.parametrizations[own_name]  # type: ignore[index]
+        return ThroughRightInverse(module, own_name, chain).compute().shape
+    weight = getattr(module, own_name, None)
     return weight.shape if isinstance(weight, torch.Tensor) else None
 
 
@@ -161,8 +167,8 @@ def _convolution(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
     # (out, in / groups, ...), or (in, out / groups, ...) if transposed: a group's share of dimension 0.
     of_group = shape[0] // module.groups
     if module.transposed:
-        return Geometry(Fans(of_group * field, shape[1] * field), in_dim=0, out_dim=1)
-    return Geometry(Fans(shape[1] * field, of_group * field))
+        return Geometry(Fans(of_group * field, shape[1] * field), in_dim=0, out_dim=1, groups=module.groups)
+    return Geometry(Fans(shape[1] * field, of_group * field), groups=module.groups)
 
 
 def _attention(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
@@ -215,7 +221,7 @@ def geometry_of(convention: FanConvention, module: nn.Module | None, own_name: s
         ValueError: the convention has no fans for this shape.
     """
     if isinstance(convention, Fans):
-        return Geometry(convention)
+        return Geometry(convention, given=True)
     if convention == "jax":
         convention = FanAxes()
     if isinstance(convention, FanAxes):
@@ -236,10 +242,15 @@ def _first(axis: int | tuple[int, ...], dimensions: int) -> int:
 
 
 def block_fans(geometry: Geometry, shape: Sequence[int], dim: int, size: int) -> Fans:
-    """The fans of one of several maps that lie along `dim`, `size` long: that dimension's share of its fan."""
+    """The fans of one of several maps that lie along `dim`, `size` long: that dimension's share of its fan.
+
+    Fans that were given are those of every map.
+    """
     fan_in, fan_out = geometry.fans
-    if dim == geometry.out_dim:
-        return Fans(fan_in, fan_out * geometry.blocks * size // shape[dim])
-    if dim == geometry.in_dim:
-        return Fans(fan_in * size // shape[dim], fan_out)
+    length = shape[dim] // geometry.groups if dim == 0 else shape[dim]
+    size = min(size, length)  # of a group; it may span several
+    if dim == geometry.out_dim and not geometry.given:
+        return Fans(fan_in, fan_out * geometry.blocks * size // length)
+    if dim == geometry.in_dim and not geometry.given:
+        return Fans(fan_in * size // length, fan_out)
     return geometry.fans

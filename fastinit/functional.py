@@ -33,6 +33,8 @@ def _run(
     *,
     warn_of_empty: bool = False,
 ) -> torch.Tensor | SequenceT:
+    if isinstance(tensor, torch.nn.Module):
+        raise TypeError(f"expected a tensor or a list of them, got a {type(tensor).__name__}; init_model_ takes models")
     tensors, names = ([tensor], [""]) if isinstance(tensor, torch.Tensor) else (tensor, None)
     plan = plan_tensors(tensors, scheme, names=names, fan=fan, generator=generator)
     if warn_of_empty and any(row.tensor.numel() == 0 for row in plan.rows):

@@ -39,7 +39,7 @@ def calculate_gain(nonlinearity: str, param: int | float | None = None) -> float
     name = "silu" if nonlinearity == "swish" else nonlinearity
     known = (*TORCH_NONLINEARITIES, *MEASURED_GAINS)
     if name not in known:
-        nearest = difflib.get_close_matches(str(name), known, n=1)
+        nearest = difflib.get_close_matches(str(name).lower(), known, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(f"Unsupported nonlinearity {nonlinearity}; expected one of {', '.join(known)}{hint}")
     if name in MEASURED_GAINS:

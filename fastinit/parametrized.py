@@ -1,12 +1,14 @@
 """Weights that are computed from other parameters: finding them, and setting those through the inverse.
 
-torch's parametrizations (torch.nn.utils.parametrize, with `right_inverse`), and the older weight_norm, which computes
-the weight in a hook. Assigning to such a weight would do nothing: the next forward pass computes it again.
+torch's parametrizations (torch.nn.utils.parametrize, with `right_inverse`), and the older weight_norm and
+spectral_norm, which compute the weight in a hook. Assigning to such a weight would do nothing: the next forward pass
+computes it again.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,15 +19,17 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+# The attribute torch.nn.utils.spectral_norm is the function, and hides the module.
+SpectralNorm: Any = importlib.import_module("torch.nn.utils.spectral_norm").SpectralNorm
+
 
 class Computed(NamedTuple):
-    """A weight `own_name` that a module computes from `originals`. `setter` None: it has no inverse, for the reason
-    given."""
+    """A weight `own_name` that a module computes from `originals`, what it is now, and how to set it."""
 
     own_name: str
     originals: list[nn.Parameter]
-    weight: torch.Tensor | None
-    setter: ThroughRightInverse | ThroughWeightNorm | None
+    weight: torch.Tensor
+    setter: ThroughRightInverse | ThroughWeightNorm | ThroughSpectralNorm
     reason: str
 
 
@@ -69,6 +73,7 @@ class ThroughRightInverse:
         effective = values
         for each in chain:
             if isinstance(each, _SpectralNorm):  # its estimate of the norm is that of the weight before
+                each.train()
                 for _ in range(_POWER_ITERATIONS):
                     each(*effective)
             effective = (each(*effective),)
@@ -92,7 +97,7 @@ _POWER_ITERATIONS = 15
 
 @contextmanager
 def _random_numbers_of_its_own(device: torch.device) -> Iterator[None]:
-    """`orthogonal` completes a basis by random vectors: always the same ones, and not at the global generator's cost."""
+    """`orthogonal` completes a basis at random: always the same way, and not at the global generator's cost."""
     generators = [torch.default_generator]
     if device.type == "cuda":
         generators.append(torch.cuda.default_generators[device.index or 0])
@@ -144,22 +149,48 @@ class ThroughWeightNorm:
         setattr(self._module, self._hook.name, self._hook.compute_weight(self._module))
 
 
+class ThroughSpectralNorm:
+    """Sets weight_orig of the older torch.nn.utils.spectral_norm, and its estimate of the norm, weight_u and
+    weight_v."""
+
+    def __init__(self, module: nn.Module, hook: Any) -> None:
+        self._module, self._hook = module, hook
+
+    def originals(self) -> list[Any]:
+        return [getattr(self._module, self._hook.name + "_orig")]
+
+    @torch.no_grad()
+    def prepare(self, weight: torch.Tensor) -> torch.Tensor:
+        _check_no_nan(weight / weight.norm())
+        return weight
+
+    def commit(self, prepared: Any) -> None:
+        with torch.no_grad():
+            self.originals()[0].copy_(prepared)
+            for _ in range(_POWER_ITERATIONS):
+                self._hook.compute_weight(self._module, do_power_iteration=True)
+        weight = self._hook.compute_weight(self._module, do_power_iteration=False)
+        setattr(self._module, self._hook.name, weight)
+
+
 def computed_weights(module: nn.Module) -> Iterator[Computed]:
-    """The weights that `module` computes from parameters of its own."""
+    """The weights that `module` computes from parameters of its own, and that can be set.
+
+    Where a parametrization has no right_inverse, its originals are parameters like others.
+    """
     if "parametrizations" in module._modules and parametrize.is_parametrized(module):
         for own_name, chain in module.parametrizations.items():  # type: ignore[operator,union-attr]
             setter = ThroughRightInverse(module, own_name, chain)
-            lacking = [type(each).__name__ for each in chain if not hasattr(each, "right_inverse")]
-            originals = setter.originals()
-            if lacking:
-                yield Computed(
-                    own_name, originals, None, None, f"parametrised by {lacking[0]}, which has no right_inverse"
-                )
+            if not all(hasattr(each, "right_inverse") for each in chain):
                 continue
             by = " and ".join(type(each).__name__.lstrip("_") for each in chain)
-            yield Computed(own_name, originals, setter.compute(), setter, f"set through {by}.right_inverse")
+            yield Computed(own_name, setter.originals(), setter.compute(), setter, f"set through {by}.right_inverse")
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
             through = ThroughWeightNorm(module, hook)
             originals = through.originals()
             yield Computed(hook.name, originals, originals[1], through, "set through weight_norm")
+        elif isinstance(hook, SpectralNorm):
+            spectral = ThroughSpectralNorm(module, hook)
+            originals = spectral.originals()
+            yield Computed(hook.name, originals, originals[0], spectral, "set through spectral_norm")

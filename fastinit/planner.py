@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastinit.checks import check_dtype, check_tensor
+from fastinit.checks import NAMELESS, check_dtype, check_tensor
 from fastinit.depths import Depths
 from fastinit.distributions import Blocks, Constant, Distribution, ZeroRow, check_range, is_composed
 from fastinit.fans import FanConvention, Fans, Geometry, block_fans, geometry_of
@@ -54,16 +54,17 @@ class _Resolver:
         if known is None:
             try:
                 known = _distribution(name, own_name, module, shape, treatment, fan, depth)
-                check_dtype(dtype, name, known[1])
+                check_dtype(dtype, name or NAMELESS, known[1])
                 check_range(known[1], dtype)
             except (ValueError, TypeError) as error:
                 message = str(error)
-                if message.startswith(f"{name}: "):
+                label = name or NAMELESS
+                if message.startswith(f"{label}: "):
                     raise
-                shown = describe(scheme) if isinstance(scheme, Scheme) else "split"
+                shown = f"{describe(scheme)}: " if isinstance(scheme, Scheme) else ""
                 lacks_fans = "fans need" in message
                 hint = "; give it a rule with a scheme without fans, such as 'normal'" if lacks_fans else ""
-                raise ValueError(f"{name}: {shown}: {message}{hint}") from error
+                raise ValueError(f"{label}: {shown}{message}{hint}") from error
             self._known[key] = known
         return known
 
@@ -81,7 +82,7 @@ class _Resolver:
         try:
             return geometry_of(fan, module, own_name, tensor.shape)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{name or NAMELESS}: {error}") from error
 
 
 def _looks_at_depth(scheme: Scheme | tuple[Scheme, ...] | None) -> bool:
@@ -136,7 +137,7 @@ def _distribution(
         # Elements that are sampled one by one alike need no blocks.
         alike = len(set(parts)) == 1 and not (is_composed(parts[0]) or hasattr(parts[0], "period"))
         distribution = parts[0] if alike else Blocks(dim, sizes, tuple(parts))
-        if len(set(sizes)) > 1 and not alike:
+        if len(set(sizes)) > 1:
             fans = None  # every block has its own
     if treatment.zero_row is not None and distribution != Constant(0.0):
         if isinstance(distribution, Blocks) and distribution.dim == 0:
@@ -175,7 +176,7 @@ def _init_row(
 ) -> Row:
     scheme = treatment.scheme
     assert scheme is not None
-    check_tensor(tensor, name)
+    check_tensor(tensor, name or NAMELESS)
     if tensor.numel() == 0:
         return Row(name, "init", tensor, scheme, None, None, "empty")
     fans, distribution = resolve(name, own_name, module, tensor, treatment)
@@ -252,7 +253,7 @@ def plan(
     recipe = as_recipe(scheme, model)
     own_rules = as_rules(rules)
     finder = RuleFinder([*own_rules, *as_rules(recipe.rules)])
-    survey = _Survey(model, as_scheme(recipe.scheme), finder, as_fan(fan or recipe.fan))
+    survey = _Survey(model, as_scheme(recipe.scheme), finder, as_fan(recipe.fan if fan is None else fan))
     rows = survey.rows()
     # A recipe serves many models; that one lacks a part of what it has rules for is no mistake.
     _report_unmatched([rule for at, rule in enumerate(own_rules) if at not in survey.matched], strict)
@@ -270,7 +271,6 @@ class _Survey:
         self._scheme = scheme
         self._finder = finder
         self._resolve = _Resolver(fan, Depths(canonical_name(name) for name, _ in model.named_parameters()))
-        self._ruled: dict[tuple[int, int | None], Treatment] = {}
         self.matched: set[int] = set()
 
     def rows(self) -> list[Row]:
@@ -280,7 +280,7 @@ class _Survey:
         computed: dict[int, str] = {}  # id of an original -> the weight that is set through it
         for prefix, module in self._model.named_modules():
             if "parametrizations" in module._modules or module._forward_pre_hooks:
-                rows += self._computed_rows(prefix, module, names, computed)
+                rows += self._computed_rows(prefix, module, names, computed, first_name)
             for own_name, parameter in module._parameters.items():
                 if parameter is None:
                     continue
@@ -309,7 +309,8 @@ class _Survey:
             for own_name, buffer in module._buffers.items():
                 if buffer is not None:
                     name = canonical_name(f"{prefix}.{own_name}" if prefix else own_name)
-                    rows.append(Row(name, "buffer", buffer, None, None, None, "buffer: kept"))
+                    reason = "buffer of a parametrisation" if "parametrizations." in prefix else "buffer: kept"
+                    rows.append(Row(name, "buffer", buffer, None, None, None, reason))
         return rows
 
     def _treatment(self, name: str, own_name: str, module: nn.Module, parameter: torch.Tensor) -> Treatment:
@@ -324,15 +325,23 @@ class _Survey:
         return default_treatment(name, module, own_name, parameter, dimensions, self._scheme)
 
     def _computed_rows(
-        self, prefix: str, module: nn.Module, names: dict[str, str], computed: dict[int, str]
+        self,
+        prefix: str,
+        module: nn.Module,
+        names: dict[str, str],
+        computed: dict[int, str],
+        first_name: dict[int, str],
     ) -> list[Row]:
         rows = []
         for each in computed_weights(module):
             full_name = f"{prefix}.{each.own_name}" if prefix else each.own_name
             name = canonical_name(full_name)
             names[name] = full_name
-            if each.weight is None or each.setter is None:
-                continue  # its originals are parameters like others
+            planned = (computed | first_name).get
+            tied = next((found for each_of in each.originals if (found := planned(id(each_of))) is not None), None)
+            if tied is not None:
+                rows.append(Row(name, "tied", each.weight, None, None, None, f"computed from what {tied} holds"))
+                continue
             treatment = self._treatment(name, each.own_name, module, each.weight)
             for original in each.originals:
                 computed[id(original)] = name

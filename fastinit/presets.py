@@ -24,6 +24,7 @@ from fastinit.schemes import (
     lecun_normal,
     xavier_uniform,
 )
+from fastinit.streams import canonical_name
 from fastinit.structured import TimeStep
 
 _ZEROS = Constant(0.0)
@@ -39,12 +40,19 @@ def _torch_defaults(name: str) -> list[Rule]:
 
 def _config(model: nn.Module | None, key: str, default: Any) -> Any:
     """A field of a transformers model's config, else the default."""
+    inner = getattr(model, "module", None)
+    if isinstance(inner, nn.Module) and not hasattr(model, "config"):  # DistributedDataParallel
+        return _config(inner, key, default)
     value = getattr(getattr(model, "config", None), key, None)
     return default if value is None else value
 
 
-def _has(model: nn.Module | None, pattern: str) -> bool:
-    return model is not None and any(re.search(pattern, name) for name, _ in model.named_parameters())
+def _shape(model: nn.Module | None, pattern: str) -> tuple[int, ...] | None:
+    """The shape of the first parameter whose canonical name has the pattern."""
+    for name, parameter in model.named_parameters() if model is not None else ():
+        if re.search(pattern, canonical_name(name)):
+            return tuple(parameter.shape)
+    return None
 
 
 def gpt2(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
@@ -73,24 +81,23 @@ def llama_depth(model: nn.Module | None = None, *, std: float = 0.02) -> Recipe:
 
     torchtitan, models/llama3: init_weights with depth_init; names of torchtitan and of transformers. It truncates the
     others at +-2, a hundred sigma, which changes nothing.
+
+    Raises:
+        ValueError: no model, or one without output and embeddings, whose width decides the output's std.
     """
     normal = Normal(std=std)
     deep = DepthScaled(normal, by="layer")
-    rules = [Rule(re.compile(r"(^|\.)(tok_embeddings|embed_tokens)\.weight$"), Normal())]
-    width = _width_of(model, r"(^|\.)(output|lm_head)\.weight$")
-    if width is not None:
-        output = TruncNormal(std=width**-0.5, bounds=(-3.0, 3.0), unit="sigma")
-        rules.append(Rule(re.compile(r"(^|\.)(output|lm_head)\.weight$"), output))
+    pattern = r"(^|\.)(output|lm_head)\.weight$"
+    shape = _shape(model, pattern) or _shape(model, _EMBEDDING)
+    if shape is None:
+        raise ValueError("llama_depth: expected a model with output.weight, lm_head.weight or embeddings, got none")
+    output = TruncNormal(std=shape[1] ** -0.5, bounds=(-3.0, 3.0), unit="sigma")
+    rules = [Rule(re.compile(_EMBEDDING), Normal()), Rule(re.compile(pattern), output)]
     rules.append(Rule(re.compile(r"\.(wo|w2|w3|o_proj|down_proj|up_proj)\.weight$"), deep))
     return Recipe(normal, rules, name="llama_depth", source="torchtitan, models/llama3: init_weights, depth_init=True")
 
 
-def _width_of(model: nn.Module | None, pattern: str) -> int | None:
-    for name, parameter in model.named_parameters() if model is not None else ():
-        if re.search(pattern, name):
-            return parameter.shape[1]
-    return None
-
+_EMBEDDING = r"(^|\.)(tok_embeddings|embed_tokens)\.weight$"
 
 ViTMode = Literal["", "jax", "jax_nlhb", "moco"]
 
@@ -107,19 +114,21 @@ def vit(model: nn.Module | None = None, *, mode: ViTMode = "") -> Recipe:
     check_choice("mode", mode, ("", "jax", "jax_nlhb", "moco"))
     small = Normal(std=_config(model, "initializer_range", 0.02))
     rules = [
-        Rule(re.compile(r"^(cls|reg)_token$"), Normal(std=1e-6)),
-        Rule(re.compile(r"(^|\.)(pos_embed|position_embeddings|cls_token)$"), small),
+        Rule(re.compile(r"(^|\.)(pos_embed|position_embeddings|embeddings\.cls_token)$"), small),
+        Rule(re.compile(r"(^|\.)(cls|reg)_token$"), Normal(std=1e-6)),
         Rule(re.compile(r"(^|\.)mask_token$"), _ZEROS),
     ]
     if mode in ("", "moco"):
-        rules += _torch_defaults("patch_embed.proj")
+        rules += _torch_defaults("*patch_embed.proj")
     else:
-        classes = _classes(model)
-        if mode == "jax_nlhb" and classes is None:
-            raise ValueError("vit: mode 'jax_nlhb': expected a model with head.bias, got none")
-        bias = Constant(-math.log(classes)) if mode == "jax_nlhb" and classes is not None else _ZEROS
-        rules += [Rule("head.weight", _ZEROS), Rule("head.bias", bias)]
-        rules += [Rule("patch_embed.proj.weight", lecun_normal()), Rule("*mlp*.bias", Normal(std=1e-6))]
+        bias = _ZEROS
+        if mode == "jax_nlhb":
+            shape = _shape(model, r"(^|\.)head\.bias$")
+            if shape is None:
+                raise ValueError("vit: mode 'jax_nlhb': expected a model with head.bias, got none")
+            bias = Constant(-math.log(shape[0]))
+        rules += [Rule(re.compile(r"(^|\.)head\.weight$"), _ZEROS), Rule(re.compile(r"(^|\.)head\.bias$"), bias)]
+        rules += [Rule("*patch_embed.proj.weight", lecun_normal()), Rule("*mlp*.bias", Normal(std=1e-6))]
     if mode == "moco":
         rules.append(Rule("*.qkv.weight", xavier_uniform(), fan="module", split=3))
     return Recipe(
@@ -128,13 +137,6 @@ def vit(model: nn.Module | None = None, *, mode: ViTMode = "") -> Recipe:
         name=f"vit_{mode}" if mode else "vit",
         source="timm, models/vision_transformer.py: init_weights_vit_*; transformers, modeling_vit.py",
     )
-
-
-def _classes(model: nn.Module | None) -> int | None:
-    for name, parameter in model.named_parameters() if model is not None else ():
-        if name == "head.bias":
-            return parameter.shape[0]
-    return None
 
 
 def bert(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
@@ -146,29 +148,31 @@ def bert(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
     return Recipe(normal, name="bert", source="transformers, modeling_bert.py")
 
 
-def t5(model: nn.Module | None = None, *, d_kv: int | None = None, factor: float | None = None) -> Recipe:
+def t5(
+    model: nn.Module | None = None, *, d_model: int | None = None, d_kv: int | None = None, factor: float | None = None
+) -> Recipe:
     """std 1 / sqrt(fan_in), and 1 / sqrt(d_model d_kv) for q, for attention is not scaled; embeddings N(0, 1). All
     times `factor`.
 
-    Raffel et al. 2020; Mesh TensorFlow; transformers 5.23, models/t5/modeling_t5.py. `d_kv`, the width of a head, and
-    the factor come from the model's config unless given.
+    Raffel et al. 2020; Mesh TensorFlow; transformers 5.23, models/t5/modeling_t5.py. `d_model`, the width, `d_kv`, that
+    of a head, and the factor come from the model's config unless given.
 
     Raises:
-        ValueError: neither the model nor the call says how wide a head is.
+        ValueError: neither the model nor the call says how wide the model or a head is.
     """
+    d_model = d_model if d_model is not None else _config(model, "d_model", None)
     d_kv = d_kv if d_kv is not None else _config(model, "d_kv", None)
-    if d_kv is None:
-        raise ValueError("t5: expected a model with config.d_kv (the width of a head), or d_kv=, got neither")
+    if d_model is None or d_kv is None:
+        lacking = "d_model (the width)" if d_model is None else "d_kv (the width of a head)"
+        raise ValueError(f"t5: expected {lacking}, as an argument or in the model's config, got neither")
     factor = factor if factor is not None else float(_config(model, "initializer_factor", 1.0))
     by_fan_in = VarianceScaling(factor * factor, "fan_in", "normal")
     rules = [
         Rule("*Attention.q.weight", Scaled(by_fan_in, d_kv**-0.5)),
         Rule(re.compile(r"(^|\.)(shared|embed_tokens|lm_head)\.weight$"), Normal(std=factor)),
         Rule("*layer_norm.weight", Constant(factor)),
+        Rule("*.relative_attention_bias.weight", Normal(std=factor * d_model**-0.5)),
     ]
-    width = _width_of(model, r"(^|\.)(shared|embed_tokens)\.weight$")
-    if width is not None:
-        rules.insert(1, Rule("*.relative_attention_bias.weight", Normal(std=factor * width**-0.5)))
     return Recipe(by_fan_in, rules, name="t5", source="transformers, modeling_t5.py: T5PreTrainedModel._init_weights")
 
 
@@ -185,10 +189,13 @@ def mamba(model: nn.Module | None = None, *, std: float | None = None) -> Recipe
     steps = TimeStep(low, high, float(_config(model, "time_step_floor", 1e-4)))
     rescaled = bool(_config(model, "rescale_prenorm_residual", False))
     out: Scheme = DepthScaled(_TORCH_WEIGHT, branches=1.0) if rescaled else _TORCH_WEIGHT
+    dt_proj: Scheme = VarianceScaling(scale * scale / 3.0, "fan_in", "uniform")
+    if _config(model, "time_step_init_scheme", "random") == "constant":
+        dt_proj = Constant(_config(model, "time_step_rank", 1) ** -0.5 * scale)
     return Recipe(
         normal,
         [
-            ("*.dt_proj.weight", VarianceScaling(scale * scale / 3.0, "fan_in", "uniform")),
+            ("*.dt_proj.weight", dt_proj),
             (re.compile(r"\.(dt_proj\.bias|dt_bias)$"), steps),
             ("*.conv1d.weight", _TORCH_WEIGHT),
             ("*.out_proj.weight", out),
@@ -202,9 +209,11 @@ def resnet(model: nn.Module | None = None, *, zero_init_residual: bool = True) -
     """Convolutions kaiming_normal by fan_out, and zero for the last normalisation of every residual branch.
 
     He et al. 2015; Goyal et al. 2017, section 5.1, for the zeros (torchvision: zero_init_residual, off there by
-    default;
-    timm: zero_init_last, on). The classifier is as torch has it. Names of torchvision and timm (bn2, bn3) and of
-    transformers.
+    default; timm: zero_init_last, on). The classifier is as torch has it. Names of torchvision and timm (bn2, bn3) and
+    of transformers.
+
+    Raises:
+        ValueError: zero_init_residual without a model, or with one that has no blocks of these names.
     """
     rules = [
         Rule(Where(type="Conv2d", dims=4), kaiming_normal(mode="fan_out", nonlinearity="relu")),
@@ -212,14 +221,13 @@ def resnet(model: nn.Module | None = None, *, zero_init_residual: bool = True) -
         Rule(Where(type="Linear", dims=1), _TORCH_BIAS, fan="weight"),
     ]
     if zero_init_residual:
-        last = next((pattern for pattern in _LAST_NORMS if _has(model, pattern)), None)
-        if last is not None:
-            rules.insert(0, Rule(re.compile(last), _ZEROS))
-        elif model is not None:
+        last = next((pattern for pattern in LAST_NORMS if _shape(model, pattern) is not None), None)
+        if last is None:
             raise ValueError(
-                "resnet: zero_init_residual: expected blocks with bn3 or bn2 (torchvision, timm) or normalization "
-                "(transformers), found none"
+                "resnet: zero_init_residual: expected a model with blocks that have bn3 or bn2 (torchvision, timm) or "
+                "normalization (transformers), found none"
             )
+        rules.insert(0, Rule(re.compile(last), _ZEROS))
     return Recipe(
         kaiming_normal(mode="fan_out", nonlinearity="relu"),
         rules,
@@ -228,7 +236,7 @@ def resnet(model: nn.Module | None = None, *, zero_init_residual: bool = True) -
     )
 
 
-_LAST_NORMS = (
+LAST_NORMS = (
     r"\.bn3\.weight$",
     r"layer\d+\.\d+\.bn2\.weight$",
     r"\.layers\.\d+\.layer\.2\.normalization\.weight$",

@@ -65,7 +65,8 @@ def register_scheme(name: str, make: Callable[..., Scheme]) -> None:
     if name in _MAKERS:
         raise ValueError(f"scheme {name!r} is registered already")
     _MAKERS[name] = make
-    if not isinstance(make, type):  # a line on top of a class: its name says more than the class with its numbers
+    # A line on top of a class says more than the class with its numbers. But only ours, which every recipe can name.
+    if not isinstance(make, type) and getattr(make, "__module__", "").startswith("fastinit."):
         made = _make_default(make)
         if made is not None:
             _NAMES.setdefault(made, name)

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from torch import nn
 
 from fastinit.depths import Depths
+from fastinit.fans import module_geometry
+from fastinit.presets import LAST_NORMS, as_recipe
 from fastinit.recipe import Recipe
 from fastinit.registry import Scheme, as_scheme
-from fastinit.rules import Rule, Where
+from fastinit.rules import Rule, Where, default_treatment
 from fastinit.schemes import Constant, Normal, Scaled, VarianceScaling, kaiming_normal, xavier_normal, xavier_uniform
 from fastinit.streams import canonical_name
-from fastinit.structured import ZerO
+from fastinit.structured import Dirac, ZerO
 
 _ZEROS = Constant(0.0)
 
@@ -35,43 +37,51 @@ MLP_OUT = (
     "*.linear2.weight", "*.fc2.weight", "*.mlp.c_proj.weight", "*.down_proj.weight", "*.output.dense.weight",
     "*.DenseReluDense.wo.weight", "*.feed_forward.w2.weight",
 )  # fmt: skip
-LAST_NORM = (r"\.bn3\.weight$", r"layer\d+\.\d+\.bn2\.weight$")
+LAST_NORM = LAST_NORMS
 
 
 def _names(model: nn.Module) -> list[str]:
     return [canonical_name(name) for name, _ in model.named_parameters()]
 
 
-def _any_of(model: nn.Module, where: Where) -> bool:
-    return any(
-        where.matches(canonical_name(f"{prefix}.{own_name}" if prefix else own_name), module, parameter)
-        for prefix, module in model.named_modules()
-        for own_name, parameter in module._parameters.items()
-        if parameter is not None
-    )
+def _matching(model: nn.Module, globs: Sequence[str]) -> list[str]:
+    """The names of the parameters that any of the globs matches."""
+    where = _within("", globs)
+    found = []
+    for prefix, module in model.named_modules():
+        for own_name, parameter in module._parameters.items():
+            name = canonical_name(f"{prefix}.{own_name}" if prefix else own_name)
+            if parameter is not None and where.matches(name, module, parameter):
+                found.append(name)
+    return found
 
 
 def _check_found(model: nn.Module, recipe: str, **roles: Sequence[str]) -> None:
     for role, globs in roles.items():
-        if not globs or not _any_of(model, Where(name=tuple(globs))):
+        if not globs or not _matching(model, globs):
             raise ValueError(f"{recipe}: {role}: expected parameters of these names, found none: {', '.join(globs)}")
 
 
-def _coders(model: nn.Module) -> dict[str, int]:
-    """How many layers the encoder and the decoder have; a model of one stack is "" alone, of its longest stack."""
+def _coders(model: nn.Module, recipe: str, out: Sequence[str]) -> dict[str, int]:
+    """How many layers with attention the encoder and the decoder have, by what their names say.
+
+    A model that has not both has one entry: "decoder", or "" for any other.
+    """
     lengths: dict[str, int] = {}
-    for prefix, layers in Depths(_names(model)).stacks.items():
-        for coder in ("encoder", "decoder"):
-            if re.search(rf"(^|\.){coder}\.", prefix):
-                lengths[coder] = max(lengths.get(coder, 0), len(layers))
-        lengths[""] = max(lengths.get("", 0), len(layers))
+    for prefix, layers in Depths(_matching(model, out)).stacks.items():
+        coder = next((each for each in ("encoder", "decoder") if re.search(rf"(^|\.){each}\.", prefix)), "")
+        lengths[coder] = max(lengths.get(coder, 0), len(layers))
     if not lengths:
-        raise ValueError("expected a model with a stack of numbered layers, found none")
-    return {coder: lengths[coder] for coder in ("encoder", "decoder")} if len(lengths) == 3 else {"": lengths[""]}
+        raise ValueError(f"{recipe}: expected a model with a stack of numbered layers, found none")
+    if "encoder" in lengths and "decoder" in lengths:
+        return {coder: lengths[coder] for coder in ("encoder", "decoder")}
+    return {"decoder" if set(lengths) == {"decoder"} else "": max(lengths.values())}
 
 
 def _within(coder: str, globs: Sequence[str]) -> Where:
-    return Where(name=tuple(globs), regex=rf"(^|\.){coder}\." if coder else None)
+    """The globs within the encoder, the decoder or ("") anywhere; "*.fc1.weight" means "fc1.weight", too."""
+    at_the_root = (each[2:] for each in globs if each.startswith("*."))
+    return Where(name=(*globs, *at_the_root), regex=rf"(^|\.){coder}\." if coder else None)
 
 
 def deepnorm(
@@ -86,19 +96,20 @@ def deepnorm(
 
     beta = (8 L)^-1/4 for a model of L layers with an encoder or a decoder alone; with N and M layers of both, 0.87
     (N^4 M)^-1/16 in the encoder and (12 M)^-1/4 in the decoder (Wang et al. 2022, "DeepNet", figure 2). The alpha of
-    the residual connections is the model's to apply. Biases are zero.
+    the residual connections is the model's to apply. Every other matrix, embeddings too, is xavier_normal with gain 1;
+    biases are zero.
 
     Args:
-        model: its layers are counted, and it must have parameters of these names.
+        model: its layers with attention are counted, and it must have parameters of these names.
         value, fused, out, mlp: globs for those matrices; fused ones are q, k and v in this order.
 
     Raises:
         ValueError: no stack of layers, or no parameters of the names.
     """
     _check_found(model, "deepnorm", out=out, mlp=mlp, value=(*value, *fused))
-    coders = _coders(model)
-    if "" in coders:
-        betas = {"": (8.0 * coders[""]) ** -0.25}
+    coders = _coders(model, "deepnorm", out)
+    if len(coders) == 1:
+        betas = {"": (8.0 * max(coders.values())) ** -0.25}
     else:
         encoder, decoder = coders["encoder"], coders["decoder"]
         betas = {"encoder": 0.87 * (encoder**4 * decoder) ** (-1 / 16), "decoder": (12.0 * decoder) ** -0.25}
@@ -119,29 +130,31 @@ def t_fixup(
     mlp: Sequence[str] = (*MLP_IN, *MLP_OUT),
 ) -> Recipe:
     """T-Fixup: xavier_uniform; values, attention outputs and MLPs times 0.67 N^-1/4 in an encoder of N layers, times
-    (9 M)^-1/4 in a decoder of M; embeddings N(0, 1 / width), times (9 N)^-1/4 (Huang, Perez, Ba, Volkovs, ICML 2020,
-    section 3.2).
+    (9 M)^-1/4 in a decoder of M; embeddings N(0, 1 / width), times (9 N)^-1/4, those in the decoder (9 M)^-1/4 (Huang,
+    Perez, Ba, Volkovs, ICML 2020, section 3.2).
 
     For transformers without layer normalisation and without warm-up. A model of one stack counts as an encoder unless
     its names say decoder. The arguments and errors are those of `deepnorm`.
     """
     _check_found(model, "t_fixup", out=out, mlp=mlp, value=(*value, *fused))
-    coders = _coders(model)
-    if "" in coders and any(re.search(r"(^|\.)decoder\.", name) for name in _names(model)):
-        coders = {"decoder": coders[""]}
+    coders = _coders(model, "t_fixup", out)
     rules = []
     for coder, layers in coders.items():
         factor = (9.0 * layers) ** -0.25 if coder == "decoder" else 0.67 * layers**-0.25
+        within = coder if len(coders) == 2 else ""
         plain, scaled = xavier_uniform(), Scaled(xavier_uniform(), factor)
-        rules.append(Rule(_within(coder, fused), (plain, plain, scaled), fan="module", split=3))
-        rules.append(Rule(_within(coder, (*value, *out, *mlp)), scaled, fan="module"))
-        embedding = Scaled(VarianceScaling(1.0, "fan_in", "normal"), (9.0 * layers) ** -0.25)
-        coder_regex = rf"(^|\.){coder}\." if coder else None
-        rules.append(Rule(Where(regex=coder_regex, type=nn.Embedding), embedding, fan="module"))
-    longest = max(coders.values())
-    shared = Scaled(VarianceScaling(1.0, "fan_in", "normal"), (9.0 * longest) ** -0.25)
-    rules.append(Rule(nn.Embedding, shared, fan="module"))
+        rules.append(Rule(_within(within, fused), (plain, plain, scaled), fan="module", split=3))
+        rules.append(Rule(_within(within, (*value, *out, *mlp)), scaled, fan="module"))
+    if len(coders) == 2:
+        in_decoder = Where(regex=r"(^|\.)decoder\.", type=nn.Embedding)
+        rules.append(Rule(in_decoder, _t_fixup_embedding(coders["decoder"]), fan="module"))
+    # Shared and encoder's embeddings; of a model of one stack, all.
+    rules.append(Rule(nn.Embedding, _t_fixup_embedding(next(iter(coders.values()))), fan="module"))
     return Recipe(xavier_uniform(), rules, name="t_fixup", source="Huang, Perez, Ba, Volkovs, ICML 2020, section 3.2")
+
+
+def _t_fixup_embedding(layers: int) -> Scheme:
+    return Scaled(VarianceScaling(1.0, "fan_in", "normal"), (9.0 * layers) ** -0.25)
 
 
 def fixup(model: nn.Module) -> Recipe:
@@ -155,24 +168,24 @@ def fixup(model: nn.Module) -> Recipe:
     Raises:
         ValueError: no such branch.
     """
-    branches: dict[str, int] = {}  # the module's name -> convolutions in it
+    branches: dict[str, int] = {}  # what stands before its parameters' names -> convolutions in it
     classifier = None
     for name, module in model.named_modules():
         convolutions = [
             each for each in ("conv1", "conv2", "conv3") if isinstance(getattr(module, each, None), nn.Conv2d)
         ]
         if len(convolutions) >= 2:
-            branches[canonical_name(name)] = len(convolutions)
+            branches[canonical_name(f"{name}." if name else "")] = len(convolutions)
         if isinstance(module, nn.Linear):
             classifier = canonical_name(name)
     if not branches:
         raise ValueError("fixup: expected residual branches with convolutions conv1 and conv2, found none")
     he = kaiming_normal(mode="fan_out", nonlinearity="relu")
-    rules = [Rule(Where(name=tuple(f"{name}.conv{last}.weight" for name, last in branches.items())), _ZEROS)]
+    rules = [Rule(Where(name=tuple(f"{name}conv{last}.weight" for name, last in branches.items())), _ZEROS)]
     for convolutions_in_branch in sorted(set(branches.values())):
         factor = len(branches) ** (-1.0 / (2 * convolutions_in_branch - 2))
         inner = tuple(
-            f"{name}.conv{position}.weight"
+            f"{name}conv{position}.weight"
             for name, last in branches.items()
             if last == convolutions_in_branch
             for position in range(1, last)
@@ -188,40 +201,73 @@ def fixup(model: nn.Module) -> Recipe:
 def zer_o(model: nn.Module, *, embedding: str | Scheme = Normal(std=0.02)) -> Recipe:  # noqa: B008 (immutable)
     """ZerO: every matrix the partial identity, or Hadamard's where it widens; keys and values of attention zero.
 
-    Nothing but the embeddings is random (Zhao, Schäfer, Anandkumar, TMLR 2022: algorithms 1 and 2, and section 4 for
-    transformers, whose embeddings it leaves as they are). The scale of the Hadamard matrix is 2^(-m/2), as in the
-    authors' code; the paper prints 2^(-(m-1)/2).
+    Nothing is random but embeddings, which the paper leaves as they are, and what is no map: position embeddings,
+    tokens, stacks of experts; `embedding` is for those (Zhao, Schäfer, Anandkumar, TMLR 2022: algorithms 1 and 2, and
+    section 4 for transformers). The scale of the Hadamard matrix is 2^(-m/2), as in the authors' code; the paper prints
+    2^(-(m-1)/2). Every group of a convolution, and every gate of an LSTM, has a matrix of its own.
     """
     zero_o = ZerO()
-    rules = [Rule(nn.Embedding, as_scheme(embedding)), Rule(Where(name=(*KEY, *VALUE)), _ZEROS)]
-    rules.append(Rule(Where(name=FUSED_QKV), (zero_o, _ZEROS, _ZEROS), fan="module", split=3))
-    return Recipe(zero_o, rules, name="zer_o", source="Zhao, Schäfer, Anandkumar, TMLR 2022, algorithms 1 and 2")
+    random = as_scheme(embedding)
+    tables = Where(type=(nn.Embedding, nn.EmbeddingBag))
+    rules = [Rule(tables, random), Rule(_within("", (*KEY, *VALUE)), _ZEROS)]
+    rules.append(Rule(_within("", FUSED_QKV), (zero_o, _ZEROS, _ZEROS), fan="module", split=3))
+    rules += [Rule(Where(regex=_TABLE_NAME, dims=dims), random) for dims in (2, 3, 4)]
+    stacks: list[str] = []
+    for prefix, module in model.named_modules():
+        dot = canonical_name(f"{prefix}." if prefix else "")
+        for own_name, parameter in module._parameters.items():
+            if parameter is None or parameter.dim() < 2:
+                continue
+            name = dot + own_name
+            if default_treatment(name, module, own_name, parameter, parameter.dim(), zero_o).scheme is not zero_o:
+                continue
+            geometry = module_geometry(module, own_name, parameter.shape)
+            if isinstance(module, nn.modules.conv._ConvNd) or parameter.dim() == 2:
+                own_scheme = ZerO(transposed=geometry.in_dim == 0)
+                if geometry.groups > 1 and geometry.fans.fan_out <= geometry.fans.fan_in:
+                    rules.append(Rule(name, Dirac(geometry.groups)))
+                elif geometry.groups > 1:
+                    rules.append(Rule(name, own_scheme, split=geometry.groups, split_dim=0))
+                elif own_scheme.transposed:
+                    rules.append(Rule(name, own_scheme))
+            else:
+                stacks.append(name)
+    if stacks:
+        rules.append(Rule(Where(name=tuple(stacks)), random))
+    source = "Zhao, Schäfer, Anandkumar, TMLR 2022, algorithms 1 and 2"
+    return Recipe(zero_o, rules, fan="module", name="zer_o", source=source)
+
+
+# Learned tables that are parameters by themselves: pos_embed, cls_token, position_embeddings ...
+_TABLE_NAME = r"(^|\.)[^.]*(embed|token|position)[^.]*$"
 
 
 def residual_zeros(
     model: nn.Module,
-    scheme: str | Scheme,
+    scheme: str | Scheme | Recipe,
     *,
     last: Sequence[str] = (*ATTENTION_OUT, *MLP_OUT),
     last_norm: Sequence[str] = LAST_NORM,
 ) -> Recipe:
-    """`scheme`, but zero for what ends a residual branch, so that every branch begins as the identity.
+    """`scheme`, but zero for what ends a residual branch, so that every branch adds nothing at the start.
 
     In convolutional networks the weight of the branch's last normalisation (Goyal et al. 2017, section 5.1), elsewhere
     the last projection (Zhang, Dauphin, Ma 2019, section 3; the idea of ReZero and SkipInit without their scalars).
 
     Args:
         model: must have parameters of these names.
+        scheme: a scheme, a preset or a recipe.
         last: globs for the last projections. last_norm: regular expressions for the last normalisations; where the
             first of them matches, it alone is used.
 
     Raises:
         ValueError: no parameters of the names.
     """
+    recipe = as_recipe(scheme, model)
     norm = next((each for each in last_norm if any(re.search(each, name) for name in _names(model))), None)
     if norm is not None:
-        return Recipe(
-            scheme, [Rule(re.compile(norm), _ZEROS)], name="residual_zeros", source="Goyal et al. 2017, section 5.1"
-        )
-    _check_found(model, "residual_zeros", last=last)
-    return Recipe(scheme, [Rule(Where(name=tuple(last)), _ZEROS)], name="residual_zeros", source="Zhang et al. 2019")
+        rule, source = Rule(re.compile(norm), _ZEROS), "Goyal et al. 2017, section 5.1"
+    else:
+        _check_found(model, "residual_zeros", last=last)
+        rule, source = Rule(_within("", last), _ZEROS), "Zhang, Dauphin, Ma, ICLR 2019, section 3"
+    return Recipe(recipe.scheme, [rule, *recipe.rules], recipe.fan, "residual_zeros", source)

@@ -340,11 +340,11 @@ class Treatment(NamedTuple):
 
 
 _TORCH_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-_NORM_NAME = re.compile(r"Norm(\dd|\dP)?$")
+_NORM_NAME = re.compile(r"Norm(Gated|\dd|\dP)?$")
 
 # These compute x * (1 + weight): their weight starts at zero (transformers 5.23: `1.0 + self.weight` in its models).
 _ZERO_CENTERED_NORM = re.compile(
-    r"^((T5|Vault|Recurrent)?Gemma[23]?|T5Gemma2|Qwen3Next|Qwen3_5(Moe)?|Qwen4ExpText|Step3p7|MiniMaxM3VL"
+    r"^(Parametrized)?((T5|Vault|Recurrent)?Gemma[23]?|T5Gemma2|Qwen3Next|Qwen3_5(Moe)?|Qwen4ExpText|Step3p7|MiniMaxM3VL"
     r"|MuseSparkText(Centered|InputScaled))RMSNorm$|^VideoPrismLayerNorm$|LayerNorm1P$"
 )
 

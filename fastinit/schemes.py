@@ -36,6 +36,9 @@ def check_std(std: float) -> None:
 
 
 def _check_order(low_name: str, low: float, high_name: str, high: float) -> None:
+    for name, value in ((low_name, low), (high_name, high)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
     if not low <= high:
         raise ValueError(f"{low_name}, {high_name}: expected {low_name} <= {high_name}, got {low!r} and {high!r}")
 
@@ -50,9 +53,15 @@ class Constant:
     def __post_init__(self) -> None:
         if not isinstance(self.value, (int, float)):
             raise TypeError(f"value: expected a number, got {self.value!r}")
+        try:
+            float(self.value)
+        except OverflowError as error:
+            raise ValueError(f"value: expected one within float64, got {self.value!r}") from error
 
     def distribution(self, fans: Fans | None) -> Distribution:
-        return distributions.Constant(float(self.value))
+        # An integer that float64 cannot hold stays one, for tensors of integers.
+        as_float = float(self.value)
+        return distributions.Constant(as_float if as_float == self.value or as_float != as_float else self.value)
 
 
 @dataclass(frozen=True)
@@ -288,7 +297,7 @@ class DepthScaled:
                 f"branches, coefficient: expected branches > 0 and coefficient >= 0, got {self.branches!r} and "
                 f"{self.coefficient!r}"
             )
-        if self.layers is not None and (isinstance(self.layers, bool) or self.layers < 1):
+        if self.layers is not None and (type(self.layers) is not int or self.layers < 1):
             raise ValueError(f"layers: expected layers >= 1, got {self.layers!r}")
 
     @property

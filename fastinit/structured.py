@@ -65,7 +65,9 @@ class Dirac(_OfShape):
     groups: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.groups, bool) or self.groups < 1:
+        if type(self.groups) is not int:
+            raise TypeError(f"groups: expected an int, got {self.groups!r}")
+        if self.groups < 1:
             raise ValueError(f"groups: expected groups >= 1, got {self.groups}")
 
     def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
@@ -149,12 +151,15 @@ class ZerO(_OfShape):
 
     A matrix of shape (out, in) with out <= in is the partial identity; one with out > in is the corner of
     2^(-m/2) H, H being Sylvester's Hadamard matrix of order 2^m, m = ceil(log2 out): orthonormal before it was cut. A
-    convolution has it at the middle of its kernels. Raises ValueError for fewer than two or more than five dimensions.
+    convolution has it at the middle of its kernels. `transposed`: the shape is (in, out, ...). Raises ValueError for
+    fewer than two or more than five dimensions.
     """
+
+    transposed: bool = False
 
     def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
         _check_dimensions(shape, 2, 3, 4, 5)
-        rows, columns = shape[:2]
+        columns, rows = shape[:2] if self.transposed else (shape[1], shape[0])
         if rows <= columns:
             return _partial_identity(shape) if len(shape) == 2 else Dirac().distribution_of(shape)
         order = (rows - 1).bit_length()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastinit import _native
+from fastinit.checks import NAMELESS
 from fastinit.distributions import (
     Blocks,
     Constant,
@@ -89,8 +90,9 @@ def _diagonal_of_block(block: Target) -> Diagonal:
     if part.strides == whole(block.shape).strides and diagonal.period == numel:  # consecutive elements
         return diagonal._replace(first=part.offset + diagonal.first, period=part.offset + numel)
     if len(block.shape) == 2 and diagonal.period == numel:
+        last = part.offset + sum((size - 1) * stride for size, stride in zip(block.shape, part.strides, strict=True))
         step, length = sum(part.strides), diagonal.length
-        return Diagonal(diagonal.value, part.offset, step, length, part.offset + length * step)
+        return Diagonal(diagonal.value, part.offset, step, length, max(last, part.offset + length * step) + 1)
     raise ValueError(f"{block.name}: a diagonal in groups cannot be split into blocks")
 
 
@@ -140,7 +142,7 @@ class Table:
         if error is not None:
             row, code = error
             reason = _PREPARE_ERRORS[code].format(dtype=owners[row].tensor.dtype, distribution=distributions[row])
-            raise ValueError(f"{owners[row].name}: {reason}")
+            raise ValueError(f"{owners[row].name or NAMELESS}: {reason}")
         self.rows = table
 
     def fill_cpu(self, seed: int, threads: int) -> None:

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 from fastinit import _native
-from fastinit.cuda import CudaTable, obstacle
+from fastinit.cuda import obstacle
 from fastinit.distributions import (
     Blocks,
     Constant,
@@ -21,9 +21,11 @@ from fastinit.distributions import (
     Uniform,
     ZeroRow,
 )
-from fastinit.table import DTYPES, Table, Target
+from fastinit.engine import Program
+from fastinit.table import DTYPES, Target
 
 _SCRATCH_BYTES = 2**25
+_SMALL_TENSORS = 256
 _EXAMPLES: dict[type, Sampled] = {
     Constant: Constant(0.5),
     Uniform: Uniform(-1.0, 1.0),
@@ -35,21 +37,30 @@ _EXAMPLES: dict[type, Sampled] = {
 
 @cache
 def _seconds_per_value(kind: type, dtype: torch.dtype, device: torch.device, threads: int) -> float:
-    """Best of three fills of 32 MiB, which exceeds the caches that a value would stay in."""
+    """Of 32 MiB, which exceeds the caches that a value would stay in."""
     numel = _SCRATCH_BYTES // dtype.itemsize
     scratch = torch.zeros(numel, dtype=dtype, device=device)
-    table = Table([Target("", scratch, scratch.shape, dtype, device, _EXAMPLES[kind])])
-    on_device = CudaTable(table, device) if device.type == "cuda" else None
+    return _best_of_three([Target("", scratch, scratch.shape, dtype, device, _EXAMPLES[kind])]) / numel
+
+
+@cache
+def _seconds_per_tensor(device: torch.device, threads: int) -> float:
+    """What a tensor costs besides its values; those of the tensors here take no time."""
+    scratch = torch.zeros(_SMALL_TENSORS, 1, device=device)
+    targets = [Target("", each, each.shape, each.dtype, device, _EXAMPLES[Constant]) for each in scratch]
+    return _best_of_three(targets) / len(targets)
+
+
+def _best_of_three(targets: Sequence[Target]) -> float:
+    program, device = Program(targets, "native"), targets[0].device
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
-        if on_device is not None:
-            on_device.fill(0)
+        program.run_(0, None)
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
-        else:
-            table.fill_cpu(0, threads)
         best = min(best, time.perf_counter() - start)
-    return best / numel
+    return best
 
 
 def _kinds(distribution: Distribution) -> list[type]:
@@ -73,7 +84,7 @@ def expected_seconds(targets: Sequence[Target]) -> float | None:
         if (target.device.type == "cuda" and obstacle() is not None) or not all(kind in _EXAMPLES for kind in kinds):
             return None
         slowest = max(_seconds_per_value(kind, target.dtype, target.device, threads) for kind in set(kinds))
-        total += slowest * target.shape.numel()
+        total += slowest * target.shape.numel() + _seconds_per_tensor(target.device, threads)
     return total
 
 

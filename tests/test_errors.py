@@ -51,7 +51,10 @@ def test_unknown_scheme_names_the_nearest(given: str, nearest: str) -> None:
         (lambda: fastinit.TruncNormal(0.0, -0.5), "std: expected std >= 0"),
         (lambda: fastinit.TruncNormal(0.0, 1.0, (2.0, -2.0)), r"expected bounds\[0\] <= bounds\[1\], got 2.0 and -2.0"),
         (lambda: fastinit.TruncNormal(0.0, 1.0, (math.nan, 2.0)), "bounds"),
-        (lambda: fastinit.TruncNormal(unit="sigmas"), "unit: expected one of absolute, sigma, got 'sigmas'; did you mean 'sigma'"),  # type: ignore[arg-type]
+        (
+            lambda: fastinit.TruncNormal(unit="sigmas"),
+            "unit: expected one of absolute, sigma, got 'sigmas'; did you mean 'sigma'",
+        ),  # type: ignore[arg-type]
         (lambda: fastinit.Uniform(1.0, 0.0), "expected low <= high, got 1.0 and 0.0"),
         (lambda: fastinit.Uniform(0.0, math.inf), "high: expected a finite number"),
         (lambda: fastinit.VarianceScaling(-1.0), "scale: expected scale >= 0"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from conftest import needs_native
 from torch import nn
 
 import fastinit
+from fastinit import _native, distributions
 from fastinit.streams import canonical_name
 
 
@@ -227,3 +230,308 @@ def test_custom_schemes_can_be_registered() -> None:
     tensor = torch.empty(1000)
     fastinit.init_([tensor], "test_small", seed=0)
     assert tensor.std() == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_plan_prints_as_an_aligned_table(mixed: Mixed) -> None:
+    rules = [fastinit.Rule("attention.in_proj_weight", ("eye", "normal", "zeros"), "module", 3), ("scale", "ones")]
+    plan = fastinit.plan(mixed, "xavier_uniform", rules)
+    header, *lines = str(plan).splitlines()
+    columns = ["name", "shape", "dtype", "device", "scheme", "fan in/out", "distribution", "std", "why"]
+    assert re.split(r"  +", header) == columns
+    starts = [header.index(f"{column} ") for column in columns[:-1]] + [header.index("why")]
+    cells = {}
+    for line in lines[: len(plan.rows)]:
+        assert all(start == 0 or line[start - 2 : start] in ("  ", "") for start in starts), line
+        found = [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+        cells[found[0]] = found[1:]
+    assert list(cells) == [row.name for row in plan.rows]
+    assert cells["linear.weight"] == [
+        "4x6", "float32", "cpu", "xavier_uniform", "6/4", "U[-0.774597, 0.774597]", "0.4472", "matrix",
+    ]  # fmt: skip
+    assert cells["attention.in_proj_weight"][3:] == [
+        "eye | normal | zeros", "", "6: 1 on a diagonal | 6: N(0, 1^2) | 6: 0", "0.6211",
+        "rule 'attention.in_proj_weight'",
+    ]  # fmt: skip
+    assert cells["head.weight"] == ["10x6", "float32", "cpu", "tied", "", "", "", "tied to embed.weight"]
+    assert cells["batch_norm.num_batches_tracked"][:4] == ["scalar", "int64", "cpu", "buffer"]
+    assert cells["embed.weight"][5] == "U[-0.612372, 0.612372], row 2 zero"
+    assert len({line.index(cells[line.split()[0]][-1], starts[-1]) for line in lines[: len(plan.rows)]}) == 1
+
+
+def test_the_summary_counts_what_is_written_and_names_the_rest(mixed: Mixed) -> None:
+    plan = fastinit.plan(mixed, "normal", [("conv.*", fastinit.KEEP)], seed=0)
+    written = [row.tensor for row in plan.rows if row.action == "init"]
+    assert plan.numel == sum(tensor.numel() for tensor in written) == 572
+    assert plan.nbytes == 4 * plan.numel
+    first, *others = plan.summary().splitlines()
+    assert first.startswith(f"{len(written)} tensors, 572 elements, 0.0 MiB to write")
+    assert others == [
+        "not covered by any rule: scale",
+        "kept: conv.weight, conv.bias",
+        "buffers, kept: batch_norm.running_mean, batch_norm.running_var, batch_norm.num_batches_tracked",
+        "tied to another: head.weight",
+    ]
+    assert str(plan).endswith(plan.summary())
+    many = fastinit.plan(nn.ParameterList(nn.Parameter(torch.ones(2)) for _ in range(8)), "normal")
+    assert many.summary().splitlines()[1] == "not covered by any rule: 0, 1, 2, 3, 4, 5 and 2 more"
+
+
+def test_bytes_are_those_of_the_dtype() -> None:
+    plan = fastinit.plan(nn.Linear(100, 100, bias=False, dtype=torch.bfloat16), "normal")
+    assert (plan.numel, plan.nbytes) == (10_000, 20_000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"where": "linear.*"}, ["linear.weight", "linear.bias"]),
+        ({"where": fastinit.Where(name="*.weight", dims=4)}, ["conv.weight"]),
+        ({"where": fastinit.Where(shape=(4, None))}, ["linear.weight"]),
+        ({"where": fastinit.Where(regex="^lstm.*hh")}, ["lstm.weight_hh_l0", "lstm.bias_hh_l0"]),
+        ({"where": lambda row: row.fans == (27, 72)}, ["conv.weight"]),
+        ({"action": "tied"}, ["head.weight"]),
+        ({"action": "keep"}, ["scale", "norm.weight"]),
+        ({"covered": False}, ["scale"]),
+        ({"action": "keep", "covered": True}, ["norm.weight"]),
+        ({"where": "s*", "action": "init"}, []),
+        ({"where": "conv.*", "action": "init", "covered": True}, ["conv.weight", "conv.bias"]),
+    ],
+    ids=str,
+)
+def test_plans_are_filtered(mixed: Mixed, arguments: dict[str, Any], names: list[str]) -> None:
+    plan = fastinit.plan(mixed, "xavier_uniform", [("norm.weight", fastinit.KEEP)], fan="torch", seed=1)
+    filtered = plan.filter(**arguments)
+    assert [row.name for row in filtered.rows] == names
+    assert len(plan.rows) == len(plan.filter().rows)
+
+
+@needs_native  # torch's values depend on the layout
+def test_a_filtered_plan_writes_its_rows_alone_with_the_values_of_the_whole() -> None:
+    whole, part = Mixed(), Mixed()
+    for model in (whole, part):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(7.0)
+        nn.utils.parametrizations.weight_norm(model.linear)
+    plan = fastinit.plan(part, "kaiming_normal", seed=1)
+    fastinit.plan(whole, "kaiming_normal", seed=1).run_()
+    plan.filter(lambda row: row.name in ("linear.weight", "embed.weight", "conv.bias")).run_()
+    for name, value in part.named_parameters():
+        if name.startswith(("linear.parametrizations", "embed.", "conv.bias")):
+            assert torch.equal(value, whole.get_parameter(name)), name
+        elif not name.startswith(("linear", "conv.bias")):
+            assert (value == 7.0).all(), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"where": 3}, TypeError, "where: expected a glob, a Where or a function of the row, got 3"),
+        ({"where": fastinit.Where(type="Linear")}, ValueError, "where: expected a Where without a type"),
+        ({"action": "kept"}, ValueError, "action: expected one of init, keep, tied, buffer, original, got 'kept'; did"),
+    ],
+    ids=str,
+)
+def test_arguments_of_filters_are_checked(
+    mixed: Mixed, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        fastinit.plan(mixed, "normal").filter(**arguments)
+
+
+def _numel(row: fastinit.Row) -> int:
+    return row.tensor.numel()
+
+
+@pytest.mark.parametrize(
+    ("by", "key"),
+    [
+        ("name", lambda row: row.name),
+        ("numel", _numel),
+        ("bytes", lambda row: row.tensor.nbytes),
+        ("std", lambda row: -1.0 if row.distribution is None else row.distribution.std()),
+        ("fan_in", lambda row: -1 if row.fans is None else row.fans.fan_in),
+        ("fan_out", lambda row: -1 if row.fans is None else row.fans.fan_out),
+        ("action", lambda row: row.action),
+        (_numel, _numel),
+    ],
+    ids=str,
+)
+def test_plans_are_sorted(mixed: Mixed, by: Any, key: Callable[[fastinit.Row], Any]) -> None:
+    plan = fastinit.plan(mixed, "xavier_uniform", seed=1)
+    for reverse in (False, True):
+        rows = plan.sorted(by, reverse=reverse).rows
+        assert [row.name for row in rows] != [row.name for row in plan.rows]
+        assert {row.name for row in rows} == {row.name for row in plan.rows}
+        keys = [key(row) for row in rows]
+        assert keys == sorted(keys, reverse=reverse)
+
+
+def test_plans_are_sorted_by_what_the_schemes_are_called(mixed: Mixed) -> None:
+    rows = fastinit.plan(mixed, "xavier_uniform").sorted("scheme").rows
+    assert [row.action for row in rows[:5]].count("init") == 0  # no scheme
+    schemes = ["ones", "xavier_uniform", "zeros"]
+    found = [
+        record["scheme"] for record in json.loads(fastinit.plan(mixed, "xavier_uniform").sorted("scheme").to_json())
+    ]
+    assert list(dict.fromkeys(found)) == [None, *schemes]
+
+
+def test_unknown_orders_are_refused(mixed: Mixed) -> None:
+    with pytest.raises(ValueError, match=r"^by: expected one of name, numel, .*, got 'fan_inn'; did you mean 'fan_in'"):
+        fastinit.plan(mixed, "normal").sorted("fan_inn")
+
+
+@pytest.mark.parametrize("seed", [1, None])
+def test_an_order_changes_no_value(seed: int | None) -> None:
+    models = [Mixed(), Mixed()]
+    for model, by in zip(models, ("name", "numel"), strict=True):
+        torch.manual_seed(3)
+        plan = fastinit.plan(model, "normal", [("scale", "normal")], seed=seed).sorted(by, reverse=True)
+        if seed is not None or _native.module is not None:
+            plan.run_()
+    for name, value in models[0].named_parameters():
+        assert torch.equal(value, models[1].get_parameter(name)) or (seed is None and _native.module is None), name
+
+
+def test_records_hold_what_the_plan_says(mixed: Mixed) -> None:
+    plan = fastinit.plan(mixed, "xavier_uniform")
+    records = plan.to_records()
+    kinds = {"name": "U", "action": "U", "shape": "U", "dtype": "U", "device": "U", "numel": "i", "bytes": "i",
+             "scheme": "U", "fan_in": "i", "fan_out": "i", "distribution": "U", "mean": "f", "std": "f",
+             "covered": "b", "reason": "U"}  # fmt: skip
+    assert {name: records.dtype[name].kind for name in records.dtype.names} == kinds
+    by_name = {record["name"]: record for record in records}
+    assert len(by_name) == len(plan.rows)
+    conv, scale = by_name["conv.weight"], by_name["scale"]
+    assert tuple(conv)[:10] == (
+        "conv.weight", "init", "8x3x3x3", "float32", "cpu", 216, 864, "xavier_uniform", 27, 72,
+    )  # fmt: skip
+    assert conv["std"] == pytest.approx(math.sqrt(2.0 / 99)) and conv["covered"] and conv["reason"] == "matrix"
+    assert (scale["fan_in"], scale["scheme"], scale["distribution"], scale["covered"]) == (-1, "", "", False)
+    assert math.isnan(scale["std"]) and math.isnan(scale["mean"])
+    assert records[records.action == "init"].bytes.sum() == plan.nbytes
+
+
+def test_an_empty_plan_has_everything() -> None:
+    model = nn.ReLU()
+    plan = fastinit.plan(model, "normal", seed=0, strict=True)
+    plan.run_()
+    assert (plan.rows, plan.uncovered, plan.numel, plan.nbytes) == ((), (), 0, 0)
+    assert json.loads(plan.to_json()) == []
+    records = plan.to_records()
+    assert len(records) == 0
+    assert records.dtype.names == fastinit.plan(nn.Linear(2, 2), "normal").to_records().dtype.names
+    assert str(plan).startswith("name  shape") and "0 tensors, 0 elements" in str(plan)
+    assert fastinit.plan(nn.Linear(2, 2), "normal").filter("nothing").sorted("std").rows == ()
+
+
+class Infinite:
+    """A scheme of a user, with an infinite number."""
+
+    needs_fans = False
+
+    def distribution(self, fans: fastinit.Fans | None) -> Any:
+        return distributions.Constant(-math.inf)
+
+
+def _no_json(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_json_holds_no_infinities() -> None:
+    model = nn.ParameterDict({name: nn.Parameter(torch.empty(4, 4)) for name in "abcd"})
+    rules: list[Any] = [
+        ("a", fastinit.TruncNormal(std=0.5, bounds=(-math.inf, math.inf))),
+        ("b", fastinit.TruncNormal(bounds=(-math.inf, 0.0))),
+        ("c", Infinite()),
+        ("d", fastinit.Constant(math.nan)),
+    ]
+    records = json.loads(fastinit.plan(model, "normal", rules).to_json(), parse_constant=_no_json)
+    assert [record["mean"] for record in records[:2]] == [0.0, pytest.approx(-math.sqrt(2.0 / math.pi))]
+    assert [record["std"] for record in records[:2]] == [0.5, pytest.approx(math.sqrt(1.0 - 2.0 / math.pi))]
+    assert [record["mean"] for record in records[2:]] == [None, None]
+    assert records[0]["distribution"] == "N(0, 0.5^2) in [-inf, inf]" and records[2]["distribution"] == "-inf"
+
+
+@needs_native
+def test_expected_seconds_grow_with_values_and_tensors() -> None:
+    def seconds(tensors: int, size: int, scheme: str = "normal") -> float:
+        model = nn.ParameterList(nn.Parameter(torch.empty(size, size)) for _ in range(tensors))
+        expected = fastinit.plan(model, scheme).expected_seconds()
+        assert expected is not None
+        return expected
+
+    one, many, large = seconds(1, 2), seconds(1000, 2), seconds(1, 2048)
+    assert 0.0 < one < 1e-3 and many == pytest.approx(1000 * one) and large > 4 * one
+    assert seconds(1, 4) < 2.0 * one  # the values of small tensors take less than the tensors
+    assert seconds(2, 2048) == pytest.approx(2 * large)
+    assert fastinit.plan(nn.ReLU(), "normal").expected_seconds() == 0.0
+
+
+@needs_native
+def test_expected_seconds_are_unknown_where_torch_writes() -> None:
+    model = nn.Linear(8, 8)
+    assert fastinit.plan(model, "normal", backend="torch").expected_seconds() is None
+    assert fastinit.plan(model, "orthogonal").expected_seconds() is None
+    assert fastinit.plan(model, "orthogonal").filter("bias").expected_seconds() is not None
+    assert fastinit.plan(nn.Linear(8, 8, dtype=torch.complex64), "normal").expected_seconds() is None
+    assert re.search(r", about \d.* m?s$", fastinit.plan(model, "normal").summary())
+    assert "about" not in fastinit.plan(model, "orthogonal").summary()
+
+
+@pytest.mark.usefixtures("without_native")
+def test_expected_seconds_are_unknown_without_the_extension() -> None:
+    plan = fastinit.plan(nn.Linear(8, 8), "normal")
+    assert plan.expected_seconds() is None and "about" not in plan.summary()
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.embed = nn.Embedding(5, 6, padding_idx=1)
+        self.parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))
+        self.fused = nn.Linear(6, 18)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_running_again_never_compounds(backend: str) -> None:
+    model = Stack()
+    rules: list[Any] = [
+        ("h.*.weight", fastinit.DepthScaled(fastinit.scheme("xavier_uniform"), by="layer")),
+        ("embed.*", fastinit.Scaled(fastinit.Normal(), 3.0)),
+        fastinit.Rule("fused.weight", ("normal", fastinit.Scaled(fastinit.Orthogonal(), 2.0), "eye"), split=3),
+    ]
+    plan = fastinit.plan(model, "kaiming_normal", rules, seed=2, backend=backend)
+    plan.run_()
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    weight = model.parametrised.weight.detach().clone()
+    plan.run_()
+    fastinit.plan(model, "kaiming_normal", rules, seed=2, backend=backend).run_()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, first[name]), name
+    assert torch.equal(model.parametrised.weight, weight)
+    assert (model.embed.weight[1] == 0.0).all() and (model.embed.weight[0] != 0.0).all()
+
+
+def test_strict_lists_all_that_is_uncovered() -> None:
+    model = nn.ParameterDict({f"scale{at}": nn.Parameter(torch.ones(3)) for at in range(10)})
+    names = ", ".join(sorted(model))
+    with pytest.raises(ValueError, match=f"^strict: no rule covers {names}$"):
+        fastinit.plan(model, "normal", strict=True)
+    with pytest.raises(ValueError, match=f"^strict: no rule covers {names.replace('scale3, ', '')}$"):
+        fastinit.init_model_(model, "normal", [("scale3", "ones")], strict=True)
+    assert all((parameter == 1.0).all() for parameter in model.values())
+
+
+def test_a_plan_takes_presets_and_recipes_for_a_scheme(mixed: Mixed) -> None:
+    by_name = fastinit.plan(mixed, "bert", seed=0)
+    assert by_name.to_json() == fastinit.plan(mixed, fastinit.preset("bert", mixed), seed=0).to_json()
+    assert by_name.to_json() == fastinit.plan(mixed, fastinit.Normal(std=0.02), seed=0).to_json()
+    with pytest.raises(
+        ValueError, match=r"^scheme: expected one of uniform, .*, dcgan, got 'brt'; did you mean 'bert'"
+    ):
+        fastinit.plan(mixed, "brt")
+    with pytest.raises(TypeError, match="scheme: expected a name or a scheme object, got 3"):
+        fastinit.plan(mixed, 3)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """A hundred layers of 256 units: what becomes of the signal, and of the gradient, under four initialisations.
 
-The experiment of Glorot, Bengio 2010 and He et al. 2015, as textbooks tell it. Run it: python docs/examples/hundred_layers.py
+The experiment of Glorot, Bengio 2010 and He et al. 2015, as textbooks tell it: python docs/examples/hundred_layers.py
 """
 
 from __future__ import annotations

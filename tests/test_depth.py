@@ -1,0 +1,211 @@
+"""DepthScaled and Scaled: which layer a parameter lies in, and what a factor does to every distribution."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import fastinit
+from fastinit import DepthScaled, Scaled, distributions
+from fastinit.depths import Depths
+from fastinit.registry import Scheme, distribution_of
+
+
+def stack_of(layers: int, prefix: str = "h") -> nn.Module:
+    return nn.ModuleDict({prefix: nn.ModuleList(nn.Linear(6, 4) for _ in range(layers))})
+
+
+def stds(model: nn.Module, scheme: str | Scheme | fastinit.Recipe) -> dict[str, float]:
+    rows = fastinit.plan(model, scheme).rows
+    return {row.name: row.distribution.std() for row in rows if row.distribution is not None and row.tensor.dim() > 1}
+
+
+@pytest.mark.parametrize("layers", [1, 2, 12])
+def test_by_depth_every_layer_has_sigma_over_the_root_of_twice_the_depth(layers: int) -> None:
+    found = stds(stack_of(layers), DepthScaled(fastinit.Normal(std=0.02)))
+    assert len(found) == layers
+    assert list(found.values()) == pytest.approx([0.02 / math.sqrt(2 * layers)] * layers, rel=1e-12)
+
+
+def test_by_layer_each_has_sigma_over_the_root_of_its_own_number() -> None:
+    found = stds(stack_of(5), DepthScaled(fastinit.Normal(std=0.02), by="layer"))
+    for layer in range(5):
+        assert found[f"h.{layer}.weight"] == pytest.approx(0.02 / math.sqrt(2 * (layer + 1)), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "factor"),
+    [
+        ({"branches": 1.0}, 6**-0.5),
+        ({"branches": 3.0}, 18**-0.5),
+        ({"exponent": 0.25}, 12**-0.25),
+        ({"exponent": 1.0, "branches": 1.0}, 1 / 6),
+        ({"exponent": 0.0}, 1.0),
+        ({"coefficient": 0.67, "branches": 1.0, "exponent": 0.25}, 0.67 * 6**-0.25),
+        ({"coefficient": 0.0}, 0.0),
+        ({"layers": 24}, 48**-0.5),
+        ({"layers": 24, "exponent": 0.25, "branches": 9.0}, (9 * 24) ** -0.25),
+    ],
+    ids=str,
+)
+def test_numbers_of_depth_scaling(arguments: dict[str, float], factor: float) -> None:
+    scheme = DepthScaled(fastinit.Normal(std=0.5), **arguments)  # type: ignore[arg-type]
+    assert stds(stack_of(6), scheme)["h.3.weight"] == pytest.approx(0.5 * factor, rel=1e-12, abs=0.0)
+
+
+def test_a_scheme_with_fans_keeps_them_under_depth_scaling() -> None:
+    found = stds(stack_of(8), DepthScaled("xavier_uniform"))
+    assert found["h.7.weight"] == pytest.approx(math.sqrt(2.0 / 10) / 4, rel=1e-12)
+
+
+def test_depth_scaling_within_depth_scaling_and_scaled() -> None:
+    inner = DepthScaled(Scaled(fastinit.Normal(), 3.0), by="layer", branches=1.0)
+    found = stds(stack_of(4), DepthScaled(inner, branches=1.0))
+    assert found["h.2.weight"] == pytest.approx(3.0 / math.sqrt(3) / 2, rel=1e-12)
+
+
+def test_stacks_are_counted_apart() -> None:
+    model = nn.ModuleDict({"encoder": stack_of(8, "block"), "decoder": stack_of(2, "block")})
+    found = stds(model, DepthScaled(fastinit.Normal()))
+    assert found["encoder.block.1.weight"] == pytest.approx(1 / 4, rel=1e-12)
+    assert found["decoder.block.1.weight"] == pytest.approx(1 / 2, rel=1e-12)
+
+
+def test_the_first_number_in_a_name_counts() -> None:
+    model = nn.ModuleDict({"block": nn.ModuleList(stack_of(5, "experts") for _ in range(2))})
+    by_depth, by_layer = (stds(model, DepthScaled(fastinit.Normal(), by=by)) for by in ("depth", "layer"))  # type: ignore[arg-type]
+    assert by_depth["block.1.experts.4.weight"] == pytest.approx(1 / 2, rel=1e-12)
+    assert by_layer["block.1.experts.4.weight"] == pytest.approx(1 / 2, rel=1e-12)
+    assert by_layer["block.0.experts.4.weight"] == pytest.approx(2**-0.5, rel=1e-12)
+
+
+def test_wrappers_change_no_depth() -> None:
+    wrapped = nn.ModuleDict({"_orig_mod": nn.ModuleDict({"module": stack_of(8)})})
+    assert stds(wrapped, DepthScaled(fastinit.Normal())) == stds(stack_of(8), DepthScaled(fastinit.Normal()))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "layers"),
+    [
+        ("h.0.weight", 0, 3),
+        ("h.11.weight", 11, 3),
+        ("h2.0.weight", 0, 1),
+        ("0.weight", 0, 1),
+        ("h.5", 5, 3),
+        ("conv1.weight", None, None),
+        ("layer4x.weight", None, None),
+        ("other.3.weight", 3, None),
+    ],
+)
+def test_layers_of_names(name: str, layer: int | None, layers: int | None) -> None:
+    depths = Depths(["h.0.weight", "h.0.bias", "h.11.weight", "h.5", "h2.0.weight", "0.weight", "conv1.weight"])
+    assert depths.of(name) == (layer, layers)
+
+
+@pytest.mark.parametrize("by", ["depth", "layer"])
+def test_a_parameter_outside_of_any_stack_is_named(by: str) -> None:
+    model = nn.ModuleDict({"head": nn.Linear(3, 3), "h": stack_of(2)})
+    with pytest.raises(ValueError, match=r"^head\.weight: .*expected a parameter in a stack of layers"):
+        fastinit.plan(model, DepthScaled("normal", by=by))  # type: ignore[arg-type]
+    recipe = fastinit.Recipe("normal", [("h.*.weight", DepthScaled("normal", by=by))])  # type: ignore[arg-type]
+    assert stds(model, recipe)["head.weight"] == 1.0
+
+
+def test_layers_given_serve_a_parameter_outside_of_any_stack() -> None:
+    found = stds(nn.ModuleDict({"head": nn.Linear(3, 3)}), DepthScaled(fastinit.Normal(), layers=8))
+    assert found["head.weight"] == pytest.approx(1 / 4, rel=1e-12)
+
+
+def test_a_pipeline_stage_gets_the_values_of_the_whole_model() -> None:
+    whole, stage = stack_of(6), stack_of(6)
+    module_list = stage.get_submodule("h")
+    for layer in (0, 1, 2, 5):
+        del module_list._modules[str(layer)]
+    scheme = DepthScaled("normal", layers=6)
+    fastinit.init_model_(whole, scheme, seed=1)
+    fastinit.init_model_(stage, scheme, seed=1)
+    assert next(name for name, _ in stage.named_parameters()) == "h.3.weight"
+    assert all(torch.equal(each, whole.get_parameter(name)) for name, each in stage.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"by": "layers"}, "by: expected one of depth, layer, got 'layers'"),
+        ({"branches": 0.0}, "branches, coefficient: expected branches > 0"),
+        ({"coefficient": -1.0}, "branches, coefficient: expected"),
+        ({"exponent": math.nan}, "exponent: expected a finite number"),
+        ({"layers": 0}, "layers: expected layers >= 1, got 0"),
+        ({"layers": True}, "layers: expected layers >= 1, got True"),
+    ],
+    ids=str,
+)
+def test_arguments_of_depth_scaling_are_checked(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DepthScaled("normal", **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factor", [-1.0, math.nan, math.inf])
+def test_the_factor_is_checked(factor: float) -> None:
+    with pytest.raises(ValueError, match="factor: expected"):
+        Scaled("normal", factor)
+
+
+SQUARE, KERNEL = (8, 8), (8, 4, 3)
+
+# A scheme, a shape, and the distribution of half its values.
+HALVED: list[tuple[Scheme, tuple[int, ...], distributions.Distribution]] = [
+    (fastinit.Constant(3.0), SQUARE, distributions.Constant(1.5)),
+    (fastinit.Uniform(-1.0, 4.0), SQUARE, distributions.Uniform(-0.5, 2.0)),
+    (fastinit.Normal(2.0, 6.0), SQUARE, distributions.Normal(1.0, 3.0)),
+    (fastinit.TruncNormal(1.0, 2.0, (-3.0, 4.0)), SQUARE, distributions.TruncNormal(0.5, 1.0, -1.5, 2.0)),
+    (fastinit.TruncNormal(1.0, 2.0, (-2.0, 1.0), "sigma"), SQUARE, distributions.TruncNormal(0.5, 1.0, -1.5, 1.5)),
+    (fastinit.VarianceScaling(8.0, "fan_in", "normal"), SQUARE, distributions.Normal(0.0, 0.5)),
+    (fastinit.Eye(), SQUARE, distributions.Diagonal(0.5, 0, 9, 8, 64)),
+    (fastinit.Dirac(), KERNEL, distributions.Diagonal(0.5, 1, 15, 4, 96)),
+    (fastinit.Orthogonal(3.0), SQUARE, distributions.Orthogonal(1.5, 8, 8)),
+    (fastinit.DeltaOrthogonal(3.0), KERNEL, distributions.DeltaOrthogonal(1.5, 8, 4, 3)),
+    (fastinit.Sparse(0.25, 0.5), SQUARE, distributions.Sparse(0.25, 2, 8)),
+    (fastinit.ZerO(), (16, 8), distributions.Hadamard(0.125, 1)),
+]
+
+
+@pytest.mark.parametrize(("scheme", "shape", "expected"), HALVED, ids=lambda each: type(each).__name__)
+def test_scaled_halves_every_number_of_a_distribution(
+    scheme: Scheme, shape: tuple[int, ...], expected: distributions.Distribution
+) -> None:
+    fans = fastinit.Fans(shape[1], shape[0])
+    found = distribution_of(Scaled(scheme, 0.5), shape, fans)
+    assert type(found) is type(expected) and found == pytest.approx(expected, rel=1e-15)
+    whole = distribution_of(scheme, shape, fans)
+    assert (found.mean(), found.std()) == pytest.approx((0.5 * whole.mean(), 0.5 * whole.std()), rel=1e-12)
+
+
+@pytest.mark.parametrize(("scheme", "shape"), [each[:2] for each in HALVED], ids=lambda each: type(each).__name__)
+def test_the_values_of_half_a_scheme_are_half_the_values(scheme: Scheme, shape: tuple[int, ...]) -> None:
+    half, whole = torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.float64)
+    fastinit.init_([half], Scaled(scheme, 0.5), names=["same"], seed=0)
+    fastinit.init_([whole], scheme, names=["same"], seed=0)
+    assert torch.allclose(half, 0.5 * whole, rtol=1e-12, atol=0.0)
+
+
+def test_scaled_serves_split_parameters_and_padding_rows() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(10, 6, padding_idx=3), "qkv": nn.Linear(6, 18)})
+    rule = fastinit.Rule("qkv.weight", ("normal", Scaled("normal", 0.5), Scaled("ones", 2.0)), split=3)
+    fastinit.init_model_(model, Scaled("normal", 0.0), rules=[rule], seed=0)
+    assert not model["embed"].weight.any()
+    _, second, third = model["qkv"].weight.detach().chunk(3)
+    assert 0.3 < second.std() < 0.7 and (third == 2.0).all()
+
+
+@pytest.mark.parametrize("scheme", [fastinit.TimeStep(), fastinit.LogRange()], ids=["TimeStep", "LogRange"])
+def test_values_that_mean_something_are_not_scaled(scheme: Scheme) -> None:
+    model = nn.ModuleDict({"mixer": nn.Linear(4, 4)})
+    kept = model["mixer"].bias.clone()
+    for scaled in (Scaled(scheme, 0.5), DepthScaled(scheme, layers=2)):
+        with pytest.raises(ValueError, match=r"^mixer\.bias: .*log.* cannot be scaled"):
+            fastinit.init_model_(model, "normal", rules=[("mixer.bias", scaled)])
+    assert torch.equal(model["mixer"].bias, kept)
