@@ -4,7 +4,7 @@ written."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from fastinit.rules import (
     default_treatment,
     ruled_treatment,
 )
+from fastinit.schemes import DepthScaled, Scaled
 from fastinit.streams import canonical_name
 
 
@@ -39,7 +40,6 @@ class _Resolver:
         self._fan = fan
         self._depths = depths
         self._known: dict[Any, tuple[Fans | None, Distribution]] = {}
-        self._geometries: dict[Any, Geometry] = {}
 
     def __call__(
         self, name: str, own_name: str, module: nn.Module | None, tensor: torch.Tensor, treatment: Treatment
@@ -49,6 +49,8 @@ class _Resolver:
         # torch's fans are those of the shape; the others look at the module.
         geometry = None if fan == "torch" else self._geometry(name, own_name, module, tensor, treatment, fan)
         depth = self._depths.of(name) if _looks_at_depth(scheme) else None
+        if depth is not None and depth[0] is not None and not _differs_by_layer(scheme):
+            depth = (0, depth[1])  # one answer for all layers
         key = (id(scheme), id(rule), shape, dtype, geometry, depth, treatment.zero_row)
         known = self._known.get(key)
         if known is None:
@@ -91,12 +93,27 @@ def _looks_at_depth(scheme: Scheme | tuple[Scheme, ...] | None) -> bool:
     return hasattr(scheme, "at_layer")
 
 
+def _differs_by_layer(scheme: Any) -> bool:
+    """Whether a scheme that looks at the depth looks at the layer, and not only at how many there are."""
+    if isinstance(scheme, tuple):
+        return any(map(_differs_by_layer, scheme))
+    if isinstance(scheme, Scaled):
+        return _differs_by_layer(scheme.scheme)
+    if isinstance(scheme, DepthScaled):
+        return scheme.by == "layer" or _differs_by_layer(scheme.scheme)
+    return hasattr(scheme, "at_layer")  # of the user's own
+
+
 def _needs_geometry(treatment: Treatment) -> bool:
     scheme = treatment.scheme
     if treatment.rule is not None and treatment.rule.split is not None:
         return True
     # Blocks matter to schemes of the shape, too: an orthogonal matrix a gate.
-    return isinstance(scheme, Scheme) and (scheme.needs_fans or hasattr(scheme, "distribution_of"))
+    return (
+        scheme is not None
+        and not isinstance(scheme, tuple)
+        and (scheme.needs_fans or hasattr(scheme, "distribution_of"))
+    )
 
 
 def _distribution(
@@ -267,10 +284,10 @@ class _Survey:
     """One walk through a model, in the order of its named_parameters()."""
 
     def __init__(self, model: nn.Module, scheme: Scheme, finder: RuleFinder, fan: FanConvention) -> None:
-        self._model = model
+        self._modules = list(model.named_modules())
         self._scheme = scheme
         self._finder = finder
-        self._resolve = _Resolver(fan, Depths(canonical_name(name) for name, _ in model.named_parameters()))
+        self._resolve = _Resolver(fan, Depths(_names_in_stacks(self._modules)))
         self.matched: set[int] = set()
 
     def rows(self) -> list[Row]:
@@ -278,7 +295,7 @@ class _Survey:
         names: dict[str, str] = {}  # canonical name -> name in the model
         first_name: dict[int, str] = {}  # id of a parameter -> canonical name
         computed: dict[int, str] = {}  # id of an original -> the weight that is set through it
-        for prefix, module in self._model.named_modules():
+        for prefix, module in self._modules:
             if "parametrizations" in module._modules or module._forward_pre_hooks:
                 rows += self._computed_rows(prefix, module, names, computed, first_name)
             for own_name, parameter in module._parameters.items():
@@ -352,6 +369,17 @@ class _Survey:
             row = _init_row(name, each.own_name, module, each.weight, treatment._replace(reason=reason), self._resolve)
             rows.append(row._replace(assignment=each.setter))
         return rows
+
+
+def _names_in_stacks(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
+    """Canonical names that have all numbers of layers in them: a name a module, where the module's own has a number."""
+    for prefix, module in modules:
+        for own_name, parameter in module._parameters.items():
+            if parameter is not None:
+                name = canonical_name(f"{prefix}.{own_name}" if prefix else own_name)
+                yield name
+                if any(part.isdigit() for part in prefix.split(".")):
+                    break
 
 
 def _report_unmatched(rules: Sequence[Rule], strict: bool) -> None:

@@ -106,9 +106,15 @@ def as_scheme(given: str | Scheme) -> Scheme:
     """A scheme as it is, or the registered one of that name with its defaults."""
     if isinstance(given, str):
         return scheme(given)
-    if isinstance(given, type) or not isinstance(given, Scheme):
-        raise TypeError(f"scheme: expected a name or a scheme object, got {given!r}")
+    # Asking a protocol takes microseconds: once for every type.
+    if type(given) not in _SCHEME_TYPES:
+        if isinstance(given, type) or not isinstance(given, Scheme):
+            raise TypeError(f"scheme: expected a name or a scheme object, got {given!r}")
+        _SCHEME_TYPES.add(type(given))
     return given
+
+
+_SCHEME_TYPES: set[type] = set()
 
 
 def describe(given: Scheme) -> str:
