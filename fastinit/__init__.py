@@ -19,6 +19,7 @@ from fastinit.functional import (
     ones_,
     orthogonal_,
     sparse_,
+    spectral_,
     trunc_normal_,
     uniform_,
     variance_scaling_,
@@ -44,7 +45,18 @@ from fastinit.schemes import (
     Uniform,
     VarianceScaling,
 )
-from fastinit.structured import DeltaOrthogonal, Dirac, Eye, LogRange, Orthogonal, Sparse, TimeStep, ZerO
+from fastinit.structured import (
+    DeltaOrthogonal,
+    Dirac,
+    Eye,
+    IdentityPlusOrthogonal,
+    LogRange,
+    Orthogonal,
+    Sparse,
+    Spectral,
+    TimeStep,
+    ZerO,
+)
 
 __all__ = [
     "KEEP",
@@ -57,6 +69,7 @@ __all__ = [
     "FallbackWarning",
     "FanAxes",
     "Fans",
+    "IdentityPlusOrthogonal",
     "LogRange",
     "MuP",
     "Normal",
@@ -68,6 +81,7 @@ __all__ = [
     "Scaled",
     "Scheme",
     "Sparse",
+    "Spectral",
     "TimeStep",
     "TruncNormal",
     "Uniform",
@@ -104,6 +118,7 @@ __all__ = [
     "scheme",
     "scheme_names",
     "sparse_",
+    "spectral_",
     "t_fixup",
     "trunc_normal_",
     "uniform_",

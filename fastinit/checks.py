@@ -10,7 +10,17 @@ from typing import NamedTuple
 
 import torch
 
-from fastinit.distributions import Blocks, Distribution, Normal, Orthogonal, Sparse, Uniform, ZeroRow, is_random
+from fastinit.distributions import (
+    Blocks,
+    Distribution,
+    Normal,
+    Orthogonal,
+    Sparse,
+    Spectral,
+    Uniform,
+    ZeroRow,
+    is_random,
+)
 from fastinit.layout import extent, overlaps_itself
 
 # What errors call a tensor that was given alone, whose name is empty.
@@ -73,7 +83,7 @@ def check_dtype(dtype: torch.dtype, name: str, distribution: Distribution) -> No
         raise TypeError(f"{name}: expected a floating-point dtype, got {dtype}")
     if dtype not in _COMPLEX_DTYPES:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {dtype}")
-    if not isinstance(distribution, (Uniform, Normal, Orthogonal, Sparse, Blocks, ZeroRow)):
+    if not isinstance(distribution, (Uniform, Normal, Orthogonal, Spectral, Sparse, Blocks, ZeroRow)):
         raise TypeError(f"{name}: {distribution} has no meaning in {dtype}")
 
 

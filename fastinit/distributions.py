@@ -117,12 +117,14 @@ class Diagonal(NamedTuple):
 class Orthogonal(NamedTuple):
     """`gain` times a matrix with orthonormal rows or columns, whichever are fewer, Haar distributed.
 
-    The matrix is dimension 0 against all others; `vectors` rows or columns of `length` elements are orthonormal.
+    The matrix is dimension 0 against all others, or all others against `column_axis`; `vectors` rows or columns of
+    `length` elements are orthonormal.
     """
 
     gain: float
     vectors: int
     length: int
+    column_axis: int | None = None
 
     def __str__(self) -> str:
         times = "" if self.gain == 1.0 else f"{self.gain:.6g} x "
@@ -152,6 +154,42 @@ class DeltaOrthogonal(NamedTuple):
 
     def std(self) -> float:
         return abs(self.gain) / math.sqrt(self.out * self.kernel)
+
+
+class Spectral(NamedTuple):
+    """U diag(values) V^T with U and V Haar distributed: a matrix of these singular values, dimension 0 against the
+    rest."""
+
+    values: tuple[float, ...]
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"singular values {min(self.values):.6g} to {max(self.values):.6g}"
+
+    def mean(self) -> float:
+        return 0.0
+
+    def std(self) -> float:
+        return math.sqrt(math.fsum(value * value for value in self.values) / (self.rows * self.columns))
+
+
+class IdentityPlus(NamedTuple):
+    """`identity` times the identity, plus `gain` times a Haar distributed orthogonal matrix, of this order."""
+
+    identity: float
+    gain: float
+    order: int
+
+    def __str__(self) -> str:
+        return f"{self.identity:.6g} x identity + {self.gain:.6g} x orthogonal"
+
+    def mean(self) -> float:
+        return self.identity / self.order
+
+    def std(self) -> float:
+        spread = self.identity**2 * (1.0 - 1.0 / self.order) + self.gain**2
+        return math.sqrt(spread / self.order)
 
 
 class Sparse(NamedTuple):
@@ -272,11 +310,20 @@ class ZeroRow(NamedTuple):
 
 
 Sampled = Constant | Uniform | Normal | TruncNormal | Diagonal
-Composed = Orthogonal | DeltaOrthogonal | Sparse | Hadamard | LogRange | TimeStep
+Composed = Orthogonal | DeltaOrthogonal | Spectral | IdentityPlus | Sparse | Hadamard | LogRange | TimeStep
 Distribution = Sampled | Composed | Blocks | ZeroRow
 
 SAMPLED: tuple[type, ...] = (Constant, Uniform, Normal, TruncNormal, Diagonal)
-COMPOSED: tuple[type, ...] = (Orthogonal, DeltaOrthogonal, Sparse, Hadamard, LogRange, TimeStep)
+COMPOSED: tuple[type, ...] = (
+    Orthogonal,
+    DeltaOrthogonal,
+    Spectral,
+    IdentityPlus,
+    Sparse,
+    Hadamard,
+    LogRange,
+    TimeStep,
+)
 
 
 def is_composed(distribution: Distribution) -> bool:
@@ -316,6 +363,10 @@ def scaled(distribution: Distribution, factor: float) -> Distribution:
         return d._replace(value=d.value * factor)
     if isinstance(d, (Orthogonal, DeltaOrthogonal)):
         return d._replace(gain=d.gain * factor)
+    if isinstance(d, Spectral):
+        return d._replace(values=tuple(value * factor for value in d.values))
+    if isinstance(d, IdentityPlus):
+        return d._replace(identity=d.identity * factor, gain=d.gain * factor)
     if isinstance(d, Sparse):
         return d._replace(sigma=d.sigma * factor)
     if isinstance(d, Hadamard):
@@ -404,7 +455,7 @@ def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
         largest = torch.finfo(dtype).max
         if max(abs(distribution.center), distribution.sigma) > largest:
             raise ValueError(f"{distribution} lies outside {dtype} (largest {largest:g})")
-    elif isinstance(distribution, (Orthogonal, DeltaOrthogonal, Sparse)):
+    elif isinstance(distribution, (Orthogonal, DeltaOrthogonal, Spectral, IdentityPlus, Sparse)):
         largest = torch.finfo(dtype).max
-        if max(abs(number) for number in distribution[:1]) > largest:
+        if distribution.std() > largest:
             raise ValueError(f"{distribution} lies outside {dtype} (largest {largest:g})")

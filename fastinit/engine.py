@@ -13,10 +13,11 @@ from typing import Protocol
 
 import torch
 
-from fastinit import _native, composed, cuda, fallback
+from fastinit import _native, composed, cuda, fallback, orthogonal
 from fastinit.checks import NAMELESS, check_overlaps, check_writable, memory_span
 from fastinit.distributions import Uniform, is_composed, is_random
 from fastinit.layout import Part
+from fastinit.orthogonal import Matrix
 from fastinit.streams import draw_seed
 from fastinit.table import DTYPES, Table, Target
 
@@ -61,12 +62,16 @@ class NativeSource:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def fill(self, target: Target) -> None:
-        table = Table([target])
-        if target.device.type == "cuda":
-            cuda.CudaTable(table, target.device).fill(self._seed)
+    def fill_all(self, targets: Sequence[Target]) -> None:
+        """Targets of one device."""
+        table, device = Table(targets), targets[0].device
+        if device.type == "cuda":
+            cuda.CudaTable(table, device).fill(self._seed)
         else:
             table.fill_cpu(self._seed, torch.get_num_threads())
+
+    def orthogonal(self, matrices: Sequence[Matrix]) -> None:
+        orthogonal.fill(matrices, self)
 
     def zero_rows(self, target: Target, zeros: int) -> None:
         # A column's zeros are where its smallest keys are: docs/STREAM.md, section 7.
@@ -77,7 +82,7 @@ class NativeSource:
             keys = torch.empty(shape, dtype=torch.float64, device=target.device)
             part = Part(begin * rows, (rows, 1))
             name = f"{target.name}:zeros"
-            self.fill(Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), part))
+            self.fill_all([Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), part)])
             chosen = keys.sort(dim=1, stable=True).indices[:, :zeros]
             target.tensor[:, begin : begin + at_once].scatter_(0, chosen.t(), 0.0)
 
@@ -191,9 +196,9 @@ class Program:
                     self._cpu_table.fill_cpu(seed, torch.get_num_threads())
             finally:  # interrupted, a fill has written something all the same
                 torch.autograd.graph.increment_version(self._native_tensors)
-        for target in self._composed:
+        if self._composed:
             assert seed is not None
-            composed.fill(target, NativeSource(seed))
+            composed.fill_all(self._composed, NativeSource(seed))
         for target in self._fallback:
             fallback.fill(target, given_seed, generator)
         for (_, assignment), values in zip(self._assigned, prepared, strict=True):
@@ -211,7 +216,7 @@ class Program:
         target = target._replace(tensor=weight)
         if self._is_native(target, {}):
             assert seed is not None
-            composed.fill(target, NativeSource(seed))
+            composed.fill_all([target], NativeSource(seed))
         else:
             fallback.fill(target, given_seed, generator)
         try:

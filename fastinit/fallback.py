@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from fastinit import composed
 from fastinit.distributions import Constant, Diagonal, Normal, TruncNormal, Uniform, is_random
+from fastinit.orthogonal import Matrix
 from fastinit.streams import derive_stream
 from fastinit.table import Target
 
@@ -20,7 +23,7 @@ def fill(target: Target, seed: int | None, generator: torch.Generator | None) ->
     if seed is not None and is_random(target.distribution):
         generator = torch.Generator(target.device)
         generator.manual_seed(derive_stream(seed, target.name).key)
-    composed.fill(target, TorchSource(generator))
+    composed.fill_all([target], TorchSource(generator))
 
 
 class TorchSource:
@@ -29,7 +32,11 @@ class TorchSource:
     def __init__(self, generator: torch.Generator | None) -> None:
         self._generator = generator
 
-    def fill(self, target: Target) -> None:
+    def fill_all(self, targets: Sequence[Target]) -> None:
+        for target in targets:
+            self._fill(target)
+
+    def _fill(self, target: Target) -> None:
         tensor, distribution = target.tensor, target.distribution
         generator = self._generator
         if isinstance(distribution, Constant):
@@ -55,6 +62,34 @@ class TorchSource:
         for column in range(columns):
             chosen = torch.randperm(rows, generator=self._generator, device=device)[:zeros]
             target.tensor[chosen, column] = 0
+
+    def orthogonal(self, matrices: Sequence[Matrix]) -> None:
+        # As torch.nn.init.orthogonal_ does it, which knows no bfloat16, no strides and no complex numbers.
+        for matrix in matrices:
+            dtype = matrix.tensor.dtype if matrix.tensor.dtype.itemsize >= 4 else torch.float32
+            normals = torch.empty(matrix.shape, dtype=dtype, device=matrix.tensor.device)
+            normals.normal_(generator=self._generator)
+            matrix.tensor.copy_(haar_by_factorisation(normals, matrix.gain).reshape(matrix.tensor.shape))
+
+
+def haar_by_factorisation(normals: torch.Tensor, gain: float) -> torch.Tensor:
+    """`gain` times the Q of the QR factorisation of normals, or of their transpose, made Haar distributed.
+
+    Q becomes unique, and thereby Haar, when the diagonal of R is positive (Mezzadri 2007, section 5). Where the
+    diagonal is zero, the sign is plus.
+    """
+    wide = normals.shape[0] < normals.shape[1]
+    q, r = torch.linalg.qr(normals.mT if wide else normals)
+    diagonal = r.diagonal()
+    if diagonal.is_complex():
+        size = diagonal.abs()
+        q *= torch.where(size > 0, diagonal / size, torch.ones_like(diagonal))
+    else:
+        q *= torch.where(diagonal < 0, -1.0, 1.0)
+    if gain != 1.0:
+        q *= gain
+    found: torch.Tensor = q.mT if wide else q
+    return found
 
 
 @torch.no_grad()

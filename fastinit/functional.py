@@ -289,6 +289,31 @@ def delta_orthogonal_(
     return _run(tensor, structured.DeltaOrthogonal(gain), generator)
 
 
+Spectrum = str | tuple[float, ...] | Callable[[int], Sequence[float]]
+
+
+@overload
+def spectral_(
+    tensor: torch.Tensor, values: Spectrum = ..., gain: float = ..., generator: torch.Generator | None = ...
+) -> torch.Tensor: ...
+@overload
+def spectral_(
+    tensor: SequenceT, values: Spectrum = ..., gain: float = ..., generator: torch.Generator | None = ...
+) -> SequenceT: ...
+def spectral_(
+    tensor: torch.Tensor | SequenceT,
+    values: Spectrum = "flat",
+    gain: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor | SequenceT:
+    """`gain` U diag(values) V^T, U and V Haar distributed: the SVD scheme; dimension 0 against the rest.
+
+    `values`: the singular values, a function of their number, or "flat", "linear", "power", "marchenko_pastur"
+    (fastinit.Spectral).
+    """
+    return _run(tensor, structured.Spectral(values, gain), generator)
+
+
 Axis = int | tuple[int, ...]
 
 

@@ -4,13 +4,15 @@ parameters."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from fastinit import distributions
 from fastinit.distributions import Distribution
 from fastinit.fans import Fans
-from fastinit.registry import register_scheme
+from fastinit.registry import check_choice, register_scheme
 from fastinit.schemes import check_finite, check_std
 
 
@@ -86,20 +88,125 @@ class Orthogonal(_OfShape):
     """gain times a matrix with orthonormal rows or columns, whichever are fewer, Haar distributed
     (torch.nn.init.orthogonal_).
 
-    The matrix is dim 0 against all others. Saxe, McClelland, Ganguli 2014; Haar: Mezzadri 2007. Raises ValueError where
-    there are fewer than two dimensions.
+    The matrix is dim 0 against all others; with `column_axis`, all others against that one, as in JAX and Keras (there
+    -1). Saxe, McClelland, Ganguli 2014; Haar: Mezzadri 2007. Raises ValueError where there are fewer than two
+    dimensions, or no such axis.
     """
 
     gain: float = 1.0
+    column_axis: int | None = None
 
     def __post_init__(self) -> None:
         check_finite(gain=self.gain)
+        if self.column_axis is not None and type(self.column_axis) is not int:
+            raise TypeError(f"column_axis: expected an int or None, got {self.column_axis!r}")
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        if len(shape) < 2:
+            raise ValueError(f"expected 2 dimensions or more, got shape {tuple(shape)}")
+        axis = self.column_axis
+        if axis is not None and not -len(shape) <= axis < len(shape):
+            raise ValueError(f"column_axis: expected an axis of shape {tuple(shape)}, got {axis}")
+        rows = shape[0 if axis is None else axis]
+        columns = math.prod(shape) // rows
+        return distributions.Orthogonal(float(self.gain), min(rows, columns), max(rows, columns), axis)
+
+
+_SPECTRA = ("flat", "linear", "power", "marchenko_pastur")
+
+
+@dataclass(frozen=True)
+class Spectral(_OfShape):
+    """gain U diag(s) V^T: Haar distributed singular vectors, and singular values as given (the SVD scheme).
+
+    The matrix is dim 0 against all others, r its rank, min(rows, columns). `values` are the r singular values; or a
+    function of r that gives them; or "flat": 1; "linear": 1, 1 - 1/r, ..., 1/r; "power": 1, 2^-p, ..., r^-p with p =
+    `power`; "marchenko_pastur": the quantiles (i + 1/2) / r of those of a Gaussian matrix of variance 1 / max(rows,
+    columns) (Marchenko, Pastur 1967). Flat, it is `Orthogonal` (Saxe, McClelland, Ganguli 2014, section 3). Raises
+    ValueError for values that are negative, not finite, or not r in number, and for fewer than two dimensions.
+    """
+
+    values: str | tuple[float, ...] | Callable[[int], Sequence[float]] = "flat"
+    gain: float = 1.0
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_finite(gain=self.gain, power=self.power)
+        if isinstance(self.values, str):
+            check_choice("values", self.values, _SPECTRA)
+        elif not callable(self.values):
+            object.__setattr__(self, "values", tuple(self.values))
+            _check_singular_values(self.values)
+
+    def _singular_values(self, rows: int, columns: int) -> tuple[float, ...]:
+        rank = min(rows, columns)
+        if callable(self.values):
+            values = tuple(float(value) for value in self.values(rank))
+            _check_singular_values(values)
+        elif isinstance(self.values, tuple):
+            values = self.values
+        elif self.values == "flat":
+            values = (1.0,) * rank
+        elif self.values == "linear":
+            values = tuple(1.0 - i / rank for i in range(rank))
+        elif self.values == "power":
+            values = tuple((i + 1.0) ** -self.power for i in range(rank))
+        else:
+            values = _marchenko_pastur(rank, max(rows, columns))
+        if len(values) != rank:
+            raise ValueError(f"values: expected {rank}, the rank of {rows} x {columns}, got {len(values)}")
+        return values
 
     def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
         if len(shape) < 2:
             raise ValueError(f"expected 2 dimensions or more, got shape {tuple(shape)}")
         rows, columns = shape[0], math.prod(shape[1:])
-        return distributions.Orthogonal(float(self.gain), min(rows, columns), max(rows, columns))
+        values = tuple(self.gain * value for value in self._singular_values(rows, columns))
+        return distributions.Spectral(values, rows, columns)
+
+
+def _check_singular_values(values: Sequence[float]) -> None:
+    for position, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"values[{position}]: expected a number, got {value!r}")
+        if not (math.isfinite(value) and value >= 0.0):
+            raise ValueError(f"values[{position}]: expected a finite number >= 0, got {value!r}")
+
+
+def _marchenko_pastur(rank: int, length: int) -> tuple[float, ...]:
+    """Quantiles of the singular values of a rank x length Gaussian matrix of variance 1 / length, largest first.
+
+    The squares have the density sqrt((b - x) (x - a)) / (2 pi c x) on [a, b] = (1 -+ sqrt(c))^2 with c = rank / length;
+    with x = (a + b) / 2 - cos(t) (b - a) / 2 it is smooth in t but for x = 0, and summed up over t.
+    """
+    ratio = rank / length
+    middle, half = 1.0 + ratio, 2.0 * math.sqrt(ratio)
+    edges = np.linspace(0.0, math.pi, 1 << 16)
+    t = 0.5 * (edges[1:] + edges[:-1])
+    mass = np.sin(t) ** 2 / (middle - half * np.cos(t))
+    cumulated = np.concatenate([[0.0], np.cumsum(mass)])
+    at = np.interp((np.arange(rank) + 0.5) / rank, cumulated / cumulated[-1], edges)
+    return tuple(np.sqrt(middle - half * np.cos(at))[::-1].tolist())
+
+
+@dataclass(frozen=True)
+class IdentityPlusOrthogonal(_OfShape):
+    """identity times the identity, plus gain times a Haar distributed orthogonal matrix; for recurrent weights.
+
+    identity = 1 and a small gain keep a hidden state nearly as it is (Le, Jaitly, Hinton 2015: the identity alone), and
+    give every unit a part in every other. Raises ValueError unless the matrix is square.
+    """
+
+    identity: float = 1.0
+    gain: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_finite(identity=self.identity, gain=self.gain)
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise ValueError(f"expected a square matrix, got shape {tuple(shape)}")
+        return distributions.IdentityPlus(float(self.identity), float(self.gain), shape[0])
 
 
 @dataclass(frozen=True)
@@ -205,6 +312,8 @@ for _name, _make in {
     "dirac": Dirac,
     "orthogonal": Orthogonal,
     "delta_orthogonal": DeltaOrthogonal,
+    "svd": Spectral,
+    "identity_plus_orthogonal": IdentityPlusOrthogonal,
     "sparse": Sparse,
     "zer_o": ZerO,
     "log_range": LogRange,

@@ -51,32 +51,6 @@ def test_sparse_matrices_are_those_of_the_format(
     assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (20, 5), (5, 20), (6, 4, 3, 3), (1, 7), (7, 1)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_orthogonal_matrices_are_those_of_the_format(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    found = filled(fastinit.Orthogonal(gain=1.5), shape, dtype).double()
-    sampled = "float64" if dtype == torch.float64 else "float32"
-    numel = math.prod(shape)
-    normals = reference.sample("normal", (0.0, 1.0), sampled, SEED, "w", np.arange(numel)).astype(np.float64)
-    matrix = normals.reshape(shape[0], -1)
-    wide = matrix.shape[0] < matrix.shape[1]
-    q, r = np.linalg.qr(matrix.T if wide else matrix)
-    q = 1.5 * q * np.where(np.diag(r) < 0, -1.0, 1.0)
-    wanted = torch.from_numpy(np.ascontiguousarray(q.T if wide else q)).reshape(shape)
-    tolerance = {torch.float64: 1e-13, torch.float32: 2e-6}.get(dtype, torch.finfo(dtype).eps)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
-
-
-def test_delta_orthogonal_kernels_are_those_of_the_format() -> None:
-    found = filled(fastinit.DeltaOrthogonal(gain=2.0), (6, 4, 4, 3))
-    index = np.arange(6 * 4 * 4 * 3).reshape(6, 4, 4, 3)[:, :, 1, 1]
-    normals = reference.sample("normal", (0.0, 1.0), "float32", SEED, "w", index.ravel()).astype(np.float64)
-    q, r = np.linalg.qr(normals.reshape(6, 4))
-    wanted = np.zeros((6, 4, 4, 3))
-    wanted[:, :, 1, 1] = 2.0 * q * np.where(np.diag(r) < 0, -1.0, 1.0)
-    torch.testing.assert_close(found.double(), torch.from_numpy(wanted), rtol=0, atol=2e-6)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_time_steps_are_those_of_the_format(dtype: torch.dtype) -> None:
     found = filled(fastinit.TimeStep(1e-3, 1e-1, 2e-3), (500,), dtype)

@@ -162,7 +162,8 @@ CASES: dict[str, Case] = {
 
 # Those whose values are not independent draws of one distribution have tests of their own.
 ELSEWHERE = {
-    "constant", "zeros", "ones", "eye", "dirac", "orthogonal", "delta_orthogonal", "sparse", "zer_o", "log_range",
+    "constant", "zeros", "ones", "eye", "dirac", "orthogonal", "delta_orthogonal", "svd",
+    "identity_plus_orthogonal", "sparse", "zer_o", "log_range",
     "time_step", "scaled", "depth_scaled",
 }  # fmt: skip
 

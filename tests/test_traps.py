@@ -12,7 +12,7 @@ from conftest import needs_native
 from torch import nn
 
 import fastinit
-from fastinit import composed
+from fastinit.fallback import haar_by_factorisation
 from fastinit.layout import Part
 from fastinit.planner import plan_tensors
 from fastinit.streams import name_id
@@ -103,7 +103,7 @@ def test_a_factorisation_without_sign_correction_is_not_haar() -> None:
     generator = torch.Generator().manual_seed(0)
     normals = torch.randn(2000, 3, 3, generator=generator)
     wrong = torch.linalg.qr(normals).Q[:, 0, 0]
-    right = torch.stack([composed._orthogonal(matrix, 1.0) for matrix in normals])[:, 0, 0]
+    right = torch.stack([haar_by_factorisation(matrix, 1.0) for matrix in normals])[:, 0, 0]
     assert (wrong <= 0.0).all()  # LAPACK's reflectors leave one sign
     assert 0.45 < (right > 0.0).float().mean() < 0.55
     # The first entry of a Haar matrix of order three is uniform on [-1, 1].
@@ -115,7 +115,7 @@ def test_sign_of_zero_zeroes_a_column() -> None:
     degenerate[:, 0] = 1.0
     q, r = torch.linalg.qr(degenerate)
     assert ((q * r.diagonal().sign()).norm(dim=0) == 0.0).any()
-    right = composed._orthogonal(degenerate, 1.0)
+    right = haar_by_factorisation(degenerate, 1.0)
     torch.testing.assert_close(right.mT @ right, torch.eye(4))
 
 

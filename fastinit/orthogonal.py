@@ -1,0 +1,260 @@
+"""Haar distributed orthogonal matrices as products of random Householder reflectors: no factorisation, all products.
+
+Let x_j be m - j + 1 independent normals for j = 1 ... n <= m, H_j the reflector of coordinates j ... m that takes x_j
+to a multiple of the first axis, and d_j minus the sign of the first entry of x_j. Then H_1 H_2 ... H_n diag(d), cut to
+its first n columns, is Haar distributed (Stewart 1980, section 3; Mezzadri 2007, section 6): it has the law of the Q of
+a Gaussian matrix's QR factorisation. The reflectors of a panel act together as I - V T V^T, where T is upper triangular
+and T^-1 has v_j.v_j / 2 on its diagonal and V^T V above it (compact WY: Schreiber, Van Loan 1989; the inverse: Puglisi
+1992).
+
+The vectors come from a source of random values, panel by panel, so that nothing but the result is ever whole in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from fastinit.distributions import Normal
+from fastinit.layout import Part
+from fastinit.table import Target
+
+_NORMAL = Normal(0.0, 1.0)
+# Matrices of one shape are computed together, as many as this holds; one that alone is larger is computed in its place.
+WORKSPACE_BYTES = 2**23
+# Reflectors in a panel, at the most: enough for products to run at full speed, few enough for the work within a panel
+# to stay small beside them. Triangular factors wider than 2 PART are multiplied in strips of PART, without most zeros.
+PANEL = 192
+PART = 64
+
+
+class Source(Protocol):
+    """Where normals come from."""
+
+    def fill_all(self, targets: Sequence[Target]) -> None: ...
+
+
+class Matrix(NamedTuple):
+    """A matrix to write into `tensor`, whose elements are `shape` in row-major order; element (i, j) owns the random
+    number with the index offset + i strides[0] + j strides[1] of `part`."""
+
+    name: str
+    tensor: torch.Tensor
+    shape: tuple[int, int]
+    part: Part
+    gain: float
+
+
+class _Tall(NamedTuple):
+    """A matrix with no more columns than rows: as it is, or transposed."""
+
+    name: str
+    rows: int
+    columns: int
+    offset: int
+    row_step: int
+    column_step: int
+
+
+def _tall(matrix: Matrix) -> tuple[_Tall, bool]:
+    (rows, columns), (row_step, column_step) = matrix.shape, matrix.part.strides
+    if rows >= columns:
+        return _Tall(matrix.name, rows, columns, matrix.part.offset, row_step, column_step), False
+    return _Tall(matrix.name, columns, rows, matrix.part.offset, column_step, row_step), True
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.no_grad()
+def fill(matrices: Sequence[Matrix], source: Source) -> None:
+    """Write all matrices, those of one shape together.
+
+    Memory beyond the results: WORKSPACE_BYTES, and a panel of PANEL columns for each matrix in work; a matrix in
+    float16 or bfloat16, or in strides that are no matrix's, is computed in a copy.
+    """
+    groups: dict[tuple[tuple[int, int], torch.dtype, torch.device], list[Matrix]] = {}
+    for matrix in matrices:
+        if matrix.tensor.numel() > 0:
+            groups.setdefault((matrix.shape, matrix.tensor.dtype, matrix.tensor.device), []).append(matrix)
+    for (shape, dtype, _), group in groups.items():
+        at_once = max(1, WORKSPACE_BYTES // (shape[0] * shape[1] * compute_dtype(dtype).itemsize))
+        for begin in range(0, len(group), at_once):
+            _fill_together(group[begin : begin + at_once], source)
+
+
+def _fill_together(batch: Sequence[Matrix], source: Source) -> None:
+    first = batch[0].tensor
+    view = _as_matrix(batch[0]) if len(batch) == 1 else None
+    found = [_tall(matrix) for matrix in batch]
+    of, transposed = [tall for tall, _ in found], found[0][1]
+    gains = torch.tensor([matrix.gain for matrix in batch], dtype=compute_dtype(first.dtype), device=first.device)
+    if view is not None and view.dtype == compute_dtype(view.dtype):
+        _columns(of, (view.mT if transposed else view).unsqueeze(0), gains, source, 0, of[0].columns)
+        return
+    # Row-major for a tall one, column-major for a wide one, which is row-major again when it is turned back.
+    rows, columns = batch[0].shape
+    space = torch.empty(len(batch), rows, columns, dtype=compute_dtype(first.dtype), device=first.device)
+    _columns(of, space.mT if transposed else space, gains, source, 0, of[0].columns)
+    for matrix, result in zip(batch, space, strict=True):
+        matrix.tensor.copy_(result.reshape(matrix.tensor.shape))
+
+
+def _as_matrix(matrix: Matrix) -> torch.Tensor | None:
+    """The tensor's own memory as the matrix, if products can be written to it as it lies."""
+    try:
+        view = matrix.tensor.view(matrix.shape)
+    except RuntimeError:
+        return None
+    return view if 1 in view.stride() else None
+
+
+class _Panel(NamedTuple):
+    """Reflectors begin ... begin + width of every matrix of a batch: I + V T V^T, and the signs of their columns."""
+
+    v: torch.Tensor  # (batch, rows - begin, width), zero above its diagonal
+    t: torch.Tensor  # (batch, width, width), upper triangular: minus the T of compact WY
+    signs: torch.Tensor  # (batch, width)
+
+
+def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, source: Source) -> _Panel:
+    """The panel, made of new random values in `space`, which is long enough for it."""
+    rows = of[0].rows - begin
+    v = space[: len(of) * rows * width]
+    # Random values are made along rows of consecutive indices.
+    by_rows = of[0].column_step <= of[0].row_step
+    v = v.view(len(of), rows, width) if by_rows else v.view(len(of), width, rows)
+    targets = []
+    for tall, values in zip(of, v, strict=True):
+        offset = tall.offset + begin * (tall.row_step + tall.column_step)
+        steps = (tall.row_step, tall.column_step)
+        part = Part(offset, steps if by_rows else steps[::-1])
+        targets.append(Target(tall.name, values, values.shape, values.dtype, values.device, _NORMAL, part))
+    source.fill_all(targets)
+    if not by_rows:
+        v = v.mT
+    top = v[:, :width]
+    top.copy_(top.tril())
+    first = top.diagonal(dim1=1, dim2=2)
+    signs = torch.where(first < 0.0, -1.0, 1.0).to(v.dtype)
+    inverse = torch.empty(len(of), width, width, dtype=v.dtype, device=v.device)
+    for begin_of_strip, end in _parts(width):  # the upper triangle of X^T X
+        torch.bmm(v[:, :, :end].mT, v[:, :, begin_of_strip:end], out=inverse[:, :end, begin_of_strip:end])
+    # v_j is x_j with its first entry moved away from zero by |x_j|. That adds to V^T V what the rows of `top` say, and
+    # v_j.v_j / 2 is |x_j|^2 + |x_j| |x_jj|.
+    squares = inverse.diagonal(dim1=1, dim2=2).clone()
+    shifts = signs * squares.sqrt()
+    inverse.add_(top.mT * shifts[:, None, :])
+    inverse.diagonal(dim1=1, dim2=2).copy_(squares + shifts * first)
+    first.add_(shifts)
+    unit = torch.eye(width, dtype=v.dtype, device=v.device).neg_().expand_as(inverse)
+    return _Panel(v, torch.linalg.solve_triangular(inverse.triu_(), unit, upper=True), -signs)
+
+
+def _width(of: Sequence[_Tall], columns: int) -> int:
+    """How many reflectors a panel has: a share of the columns, for a small matrix at least what a call is worth."""
+    least = 64 if len(of) > 1 else 128
+    share = columns // 4 if of[0].rows >= 2 * columns else columns // 8
+    return max(1, min(PANEL, columns, max(least, share)))
+
+
+def _parts(width: int) -> list[tuple[int, int]]:
+    step = PART if width > 2 * PART else width
+    return [(begin, min(begin + step, width)) for begin in range(0, width, step)]
+
+
+def _columns(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Source, begin: int, end: int) -> None:
+    """Write columns begin ... end of every matrix into q, (batch, rows, end - begin).
+
+    The last panel acts first, on what lies below and to the right of its corner: the other columns are still those of
+    the identity, the other rows zero. So the products shrink with the panels, 4/3 n^3 operations for a square of order
+    n.
+    """
+    batch, rows, _ = q.shape
+    width = _width(of, end)
+    space = torch.empty(batch * rows * width, dtype=q.dtype, device=q.device)
+    products, folded = torch.empty(2, batch * width * (end - begin), dtype=q.dtype, device=q.device)
+    for k in reversed(range(0, end, width)):
+        panel = _panel(of, k, min(width, end - k), space, source)
+        own_width = panel.t.shape[1]
+        after = k + own_width
+        top, below = panel.v[:, :own_width], panel.v[:, own_width:]
+        right = q[:, after:, max(after, begin) - begin :]  # columns that later panels made
+        if right.numel() > 0:
+            shape = (batch, own_width, right.shape[2])
+            x, y = (each[: math.prod(shape)].view(shape) for each in (products, folded))
+            torch.bmm(below.mT, right, out=x)
+            for first, last in _parts(own_width):
+                torch.bmm(panel.t[:, first:last, first:], x[:, first:], out=y[:, first:last])
+            above = q[:, k:after, max(after, begin) - begin :]
+            for first, last in _parts(own_width):
+                torch.bmm(top[:, first:last, :last], y[:, :last], out=above[:, first:last])
+            right.baddbmm_(below, y)
+        new = slice(max(k, begin) - k, min(after, end) - k)
+        if new.start < new.stop:
+            own = q[:, k:, max(k, begin) - begin : min(after, end) - begin]
+            factors = (panel.signs * gains[:, None])[:, None, new]
+            upper = (panel.t @ top.mT)[:, :, new] * factors  # upper triangular, but for the columns before `new`
+            for first, last in _parts(new.stop - new.start):
+                reach = new.start + last
+                torch.bmm(panel.v[:, :, :reach], upper[:, :reach, first:last], out=own[:, :, first:last])
+            own[:, new].diagonal(dim1=1, dim2=2).add_(factors[:, 0])
+
+
+def _rows(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Source, begin: int) -> torch.Tensor:
+    """Rows begin ... begin + q.shape[1] of every matrix, computed in q, (batch, rows wanted, all rows); a view of
+    it."""
+    batch, wanted, rows = q.shape
+    columns = of[0].columns
+    q.zero_()
+    q[:, :, begin : begin + wanted].diagonal(dim1=1, dim2=2).fill_(1.0)
+    width = _width(of, columns)
+    space = torch.empty(batch * rows * width, dtype=q.dtype, device=q.device)
+    signs = []
+    for k in range(0, columns, width):
+        panel = _panel(of, k, min(width, columns - k), space, source)
+        right = q[:, :, k:]
+        right.baddbmm_((right @ panel.v) @ panel.t, panel.v.mT)
+        signs.append(panel.signs)
+    found = q[:, :, :columns]
+    return found.mul_((torch.cat(signs, dim=1) * gains[:, None])[:, None])
+
+
+@torch.no_grad()
+def shard(
+    matrix: Matrix, source: Source, *, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """A range of rows or of columns of a matrix, without the rest: what the whole has there, to rounding.
+
+    The cost is that of the range's share of all rows or columns; for rows of a tall matrix (columns of a wide one) up
+    to three halves of that. `matrix.tensor` says dtype and device; it is not written to.
+
+    Raises:
+        ValueError: both or neither are given, or a range that does not lie within the matrix.
+    """
+    if (rows is None) == (columns is None):
+        raise ValueError("rows, columns: expected one of them")
+    tall, transposed = _tall(matrix)
+    of_rows = (rows is not None) != transposed  # of the tall one
+    begin, end = rows or columns or (0, 0)
+    length = tall.rows if of_rows else tall.columns
+    if not 0 <= begin <= end <= length:
+        raise ValueError(
+            f"{'rows' if rows else 'columns'}: expected a range within 0 and {length}, got {begin} to {end}"
+        )
+    dtype, device = compute_dtype(matrix.tensor.dtype), matrix.tensor.device
+    gains = torch.tensor([matrix.gain], dtype=dtype, device=device)
+    if of_rows:
+        found = torch.empty(1, end - begin, tall.rows, dtype=dtype, device=device)
+        found = _rows([tall], found, gains, source, begin)[0]
+    else:
+        found = torch.empty(1, tall.rows, end - begin, dtype=dtype, device=device)
+        if end > begin:
+            _columns([tall], found, gains, source, begin, end)
+        found = found[0]
+    return (found.mT if transposed else found).to(matrix.tensor.dtype)

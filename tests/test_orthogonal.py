@@ -1,0 +1,414 @@
+"""Haar matrices from random reflectors: against their product written out, in statistics, in parts, and in memory."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import reference
+import torch
+from conftest import DTYPES, needs_native
+from numpy.typing import NDArray
+from scipy import stats
+from torch import nn
+
+import fastinit
+from fastinit import engine, orthogonal
+from fastinit.distributions import Blocks, Orthogonal
+from fastinit.engine import NativeSource, Program
+from fastinit.layout import Part
+from fastinit.orthogonal import Matrix
+from fastinit.table import Target
+
+pytestmark = needs_native
+
+SEED = 5
+SHAPES = [(1, 1), (6, 6), (33, 33), (20, 5), (5, 20), (1, 7), (7, 1), (150, 140), (140, 150)]
+F64 = NDArray[np.float64]
+
+
+def product_of_reflectors(
+    name: str, rows: int, columns: int, sampled: str, gain: float = 1.0, index: NDArray[np.int64] | None = None
+) -> torch.Tensor:
+    """docs/STREAM.md, section 7, one reflector after the other, in float64; `index`: the elements', else 0, 1, ..."""
+    index = np.arange(rows * columns) if index is None else index
+    normals = reference.sample("normal", (0.0, 1.0), sampled, SEED, name, index)  # type: ignore[arg-type]
+    z: F64 = normals.astype(np.float64).reshape(rows, columns)
+    z = z.T if rows < columns else z
+    m, n = z.shape
+    q, signs = np.eye(m), np.empty(n)
+    for j in range(n):
+        x = z[j:, j].copy()
+        signs[j] = 1.0 if x[0] < 0.0 else -1.0
+        x[0] -= signs[j] * np.linalg.norm(x)
+        q[:, j:] -= np.outer(q[:, j:] @ x, 2.0 * x / (x @ x))
+    q = gain * q[:, :n] * signs
+    return torch.from_numpy(np.ascontiguousarray(q.T if rows < columns else q))
+
+
+def matrix(shape: tuple[int, int], name: str = "w", dtype: torch.dtype = torch.float32, gain: float = 1.0) -> Matrix:
+    tensor = torch.full(shape, torch.nan, dtype=dtype)
+    return Matrix(name, tensor, shape, Part(0, (shape[1], 1)), gain)
+
+
+def filled(shape: tuple[int, ...], scheme: fastinit.Scheme | str = "orthogonal", **options: object) -> torch.Tensor:
+    tensor = torch.full(shape, torch.nan, **options)  # type: ignore[call-overload]
+    fastinit.init_([tensor], scheme, names=["w"], seed=SEED)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+@pytest.mark.parametrize(("panel", "part"), [(3, 1), (7, 2), (32, 64), (192, 64)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matrices_are_the_product_of_their_reflectors(
+    shape: tuple[int, int], panel: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orthogonal, "PANEL", panel)
+    monkeypatch.setattr(orthogonal, "PART", part)
+    for dtype, sampled, tolerance in ((torch.float64, "float64", 1e-12), (torch.float32, "float32", 4e-6)):
+        found = filled(shape, fastinit.Orthogonal(1.5), dtype=dtype)
+        wanted = product_of_reflectors("w", *shape, sampled, 1.5)
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 2, 3), (7, 3, 1, 1, 2)], ids=str)
+def test_kernels_are_dimension_0_against_the_rest(shape: tuple[int, ...]) -> None:
+    wanted = product_of_reflectors("w", shape[0], math.prod(shape[1:]), "float32")
+    torch.testing.assert_close(filled(shape).double().flatten(1), wanted, rtol=0, atol=2e-6)
+
+
+def test_delta_orthogonal_kernels_are_orthogonal_at_their_middle() -> None:
+    found = filled((6, 4, 4, 3), fastinit.DeltaOrthogonal(gain=2.0))
+    index = np.arange(6 * 4 * 4 * 3).reshape(6, 4, 4, 3)[:, :, 1, 1].ravel()
+    wanted = torch.zeros(6, 4, 4, 3, dtype=torch.float64)
+    wanted[:, :, 1, 1] = product_of_reflectors("w", 6, 4, "float32", 2.0, index)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("workspace", [0, 2**14, 2**25])
+def test_matrices_of_one_shape_are_computed_together_as_alone(workspace: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orthogonal, "WORKSPACE_BYTES", workspace)
+    tensors = [torch.empty(40, 24) for _ in range(5)] + [torch.empty(24, 40) for _ in range(3)]
+    fastinit.init_(tensors, "orthogonal", seed=SEED)
+    for position, tensor in enumerate(tensors):
+        wanted = product_of_reflectors(str(position), *tensor.shape, "float32")
+        torch.testing.assert_close(tensor.double(), wanted, rtol=0, atol=3e-6)
+
+
+def test_calls_do_not_grow_with_the_number_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    fill_all = NativeSource.fill_all
+
+    def counted(self: NativeSource, targets: Sequence[Target]) -> None:
+        nonlocal calls
+        calls += 1
+        fill_all(self, targets)
+
+    monkeypatch.setattr(NativeSource, "fill_all", counted)
+    counts = []
+    for layers in (1, 20):
+        calls = 0
+        fastinit.init_model_(nn.Sequential(*(nn.Linear(64, 96) for _ in range(layers))), "orthogonal", seed=0)
+        counts.append(calls)
+    assert counts[0] == counts[1] == 1  # a panel
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (260, 260)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_ranges_of_rows_and_columns_are_those_of_the_whole(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    whole = filled(shape, fastinit.Orthogonal(0.5), dtype=dtype)
+    source = NativeSource(SEED)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+    for rows in ((0, shape[0]), (0, 1), (7, 7), (50, 131), (shape[0] - 3, shape[0])):
+        found = orthogonal.shard(matrix(shape, "w", dtype, 0.5), source, rows=rows)
+        torch.testing.assert_close(found, whole[slice(*rows)], rtol=0, atol=tolerance)
+    for columns in ((0, shape[1]), (0, 1), (7, 7), (50, 131), (shape[1] - 3, shape[1])):
+        found = orthogonal.shard(matrix(shape, "w", dtype, 0.5), source, columns=columns)
+        torch.testing.assert_close(found, whole[:, slice(*columns)], rtol=0, atol=tolerance)
+
+
+def test_ranges_that_are_none_are_refused() -> None:
+    source = NativeSource(0)
+    with pytest.raises(ValueError, match="rows, columns: expected one of them"):
+        orthogonal.shard(matrix((4, 4)), source)
+    with pytest.raises(ValueError, match="rows: expected a range within 0 and 6, got 3 to 7"):
+        orthogonal.shard(matrix((6, 4)), source, rows=(3, 7))
+    with pytest.raises(ValueError, match="columns: expected a range within 0 and 4, got -1 to 2"):
+        orthogonal.shard(matrix((6, 4)), source, columns=(-1, 2))
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (1024, 1024), (1024, 256), (256, 1024)], ids=str)
+def test_they_are_as_orthogonal_as_torchs(shape: tuple[int, int]) -> None:
+    def error(q: torch.Tensor) -> float:
+        q = q.double()
+        small = q @ q.mT if shape[0] < shape[1] else q.mT @ q
+        return (small - torch.eye(min(shape), dtype=torch.float64)).abs().max().item()
+
+    torch.manual_seed(0)
+    assert error(filled(shape)) <= 4.0 * error(nn.init.orthogonal_(torch.empty(shape)))
+
+
+def test_a_hundred_linear_layers_preserve_the_norm() -> None:
+    model = nn.Sequential(*(nn.Linear(128, 128) for _ in range(100)))
+    fastinit.init_model_(model, "orthogonal", seed=0)
+    x = torch.randn(16, 128, generator=torch.Generator().manual_seed(0))
+    ratio = model(x).detach().norm(dim=1) / x.norm(dim=1)
+    assert (ratio - 1.0).abs().max() < 1e-4
+
+
+# ---- Haar: the law, not only the orthogonality. Every test rejects at a probability of 1e-6. ----
+
+ALPHA = 1e-6
+ORDER, SAMPLES = 4, 4000
+
+
+@pytest.fixture(scope="module")
+def haar() -> F64:
+    tensors = [torch.empty(ORDER, ORDER, dtype=torch.float64) for _ in range(SAMPLES)]
+    fastinit.init_(tensors, "orthogonal", seed=1)
+    return torch.stack(tensors).numpy()
+
+
+@pytest.fixture(scope="module")
+def uncorrected() -> F64:
+    """The Q of a QR factorisation as LAPACK leaves it: orthogonal, but not Haar."""
+    return np.linalg.qr(np.random.default_rng(0).standard_normal((SAMPLES, ORDER, ORDER)))[0]
+
+
+def first_entry(q: F64) -> float:
+    """(1 + q_11) / 2 has the Beta distribution with both parameters (n - 1) / 2."""
+    half = (ORDER - 1) / 2
+    return float(stats.kstest((1.0 + q[:, 0, 0]) / 2.0, stats.beta(half, half).cdf).pvalue)
+
+
+def every_entry(q: F64) -> float:
+    """All entries have that distribution, those of every row and of every column: the least of 16, corrected."""
+    half = (ORDER - 1) / 2
+    flat = (1.0 + q.reshape(len(q), -1)) / 2.0
+    return min(1.0, flat.shape[1] * min(stats.kstest(entry, stats.beta(half, half).cdf).pvalue for entry in flat.T))
+
+
+def determinant(q: F64) -> float:
+    """Rotations and reflections are equally likely."""
+    return float(stats.binomtest(int((np.linalg.det(q) > 0.0).sum()), len(q)).pvalue)
+
+
+def traces(q: F64) -> float:
+    """E tr Q = 0, E (tr Q)^2 = 1, E tr Q^2 = 1 (Diaconis, Shahshahani 1994), by normal approximation, corrected."""
+    trace, squared = np.trace(q, axis1=1, axis2=2), np.trace(q @ q, axis1=1, axis2=2)
+    found = []
+    for values, mean in ((trace, 0.0), (trace**2, 1.0), (squared, 1.0)):
+        found.append(2.0 * stats.norm.sf(abs(values.mean() - mean) / (values.std() / math.sqrt(len(values)))))
+    return min(1.0, 3.0 * min(found))
+
+
+def angles(q: F64) -> float:
+    """Spacings of the eigenvalues' angles, against those of scipy's Haar matrices (two-sample Kolmogorov-Smirnov)."""
+
+    def spacings(of: F64) -> F64:
+        found = np.sort(np.angle(np.linalg.eigvals(of)), axis=1)
+        return np.diff(found, axis=1)[:, ORDER // 2 - 1]  # one of each matrix, so that they are independent
+
+    theirs = stats.ortho_group.rvs(ORDER, size=SAMPLES, random_state=np.random.default_rng(3))
+    return float(stats.ks_2samp(spacings(q), spacings(theirs)).pvalue)
+
+
+TESTS: dict[str, Callable[[F64], float]] = {
+    "first entry": first_entry,
+    "every entry": every_entry,
+    "determinant": determinant,
+    "traces": traces,
+    "angles": angles,
+}
+
+
+@pytest.mark.parametrize("test", TESTS.values(), ids=TESTS)
+def test_the_law_is_haar(test: Callable[[F64], float], haar: F64) -> None:
+    assert test(haar) > ALPHA
+    assert test(haar.transpose(0, 2, 1)) > ALPHA  # so is that of the inverse
+    fixed = stats.ortho_group.rvs(ORDER, random_state=np.random.default_rng(4))
+    assert test(fixed @ haar) > ALPHA and test(haar @ fixed) > ALPHA  # and of any product with a fixed one
+
+
+@pytest.mark.parametrize("test", TESTS.values(), ids=TESTS)
+def test_a_factorisation_without_signs_is_rejected(test: Callable[[F64], float], uncorrected: F64) -> None:
+    assert test(uncorrected) < ALPHA
+
+
+def test_rows_and_columns_can_be_exchanged(haar: F64) -> None:
+    """The joint law of two entries depends only on whether they share a row or a column."""
+    statistics = [haar[:, 0, 0] * haar[:, 0, 1], haar[:, 2, 3] * haar[:, 2, 0], haar[:, 0, 1] * haar[:, 3, 1]]
+    for other in statistics[1:]:
+        assert stats.ks_2samp(statistics[0], other).pvalue > ALPHA
+
+
+def test_wide_and_tall_matrices_have_uniform_vectors() -> None:
+    for shape in ((6, 3), (3, 6)):
+        tensors = [torch.empty(shape, dtype=torch.float64) for _ in range(2000)]
+        fastinit.init_(tensors, "orthogonal", seed=2)
+        entries = torch.stack(tensors).numpy().reshape(2000, -1)
+        for entry in entries.T:
+            assert stats.kstest((1.0 + entry) / 2.0, stats.beta(2.5, 2.5).cdf).pvalue > ALPHA / 18
+
+
+# ---- Dtypes, layouts, blocks ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_low_precision_is_rounded_once_from_float32(dtype: torch.dtype) -> None:
+    for shape in ((50, 30), (30, 50)):
+        torch.testing.assert_close(filled(shape, dtype=dtype), filled(shape).to(dtype), rtol=0, atol=1e-3)
+        assert (filled(shape, dtype=dtype) == filled(shape).to(dtype)).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_layout_gives_the_same_matrix(dtype: torch.dtype) -> None:
+    plain = filled((12, 6, 3, 3), dtype=dtype)
+    layouts = [
+        torch.empty(12, 6, 3, 3, dtype=dtype).to(memory_format=torch.channels_last),
+        torch.empty(3, 3, 6, 12, dtype=dtype).permute(3, 2, 1, 0),
+        torch.empty(24, 6, 3, 6, dtype=dtype)[::2, :, :, 1::2],
+    ]
+    for tensor in layouts:
+        fastinit.init_([tensor], "orthogonal", names=["w"], seed=SEED)
+        torch.testing.assert_close(tensor, plain, rtol=0, atol=4e-6 if dtype.itemsize >= 4 else 1e-3)
+    transposed = torch.empty(8, 20).t()
+    fastinit.init_([transposed], "orthogonal", names=["w"], seed=SEED)
+    torch.testing.assert_close(transposed, filled((20, 8)), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, -2])
+def test_columns_along_any_axis_as_in_jax(axis: int) -> None:
+    tensor = filled((3, 3, 8, 20), fastinit.Orthogonal(2.0, column_axis=axis))
+    moved = tensor.movedim(axis, -1)
+    flat = moved.reshape(-1, moved.shape[-1])
+    small = flat @ flat.mT if flat.shape[0] < flat.shape[1] else flat.mT @ flat
+    torch.testing.assert_close(small, 4.0 * torch.eye(len(small)), rtol=0, atol=1e-5)
+
+
+def test_a_column_axis_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"column_axis: expected an axis of shape \(3, 4\), got 2"):
+        fastinit.init_([torch.empty(3, 4)], fastinit.Orthogonal(column_axis=2))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_blocks_along_any_dimension_have_random_numbers_of_their_own(dim: int) -> None:
+    tensor = torch.empty(8, 8, 8)
+    half = Orthogonal(1.0, 4, 64) if dim == 0 else Orthogonal(1.0, 8, 32)
+    target = Target("w", tensor, tensor.shape, tensor.dtype, tensor.device, Blocks(dim, (4, 4), (half, half)))
+    Program([target], "native").run_(SEED, None)
+    first, second = (block.flatten(1) for block in tensor.split(4, dim))
+    for block in (first, second):
+        torch.testing.assert_close(block @ block.mT, torch.eye(len(block)), rtol=0, atol=1e-5)
+    assert (first - second).abs().min() > 0.0
+    assert abs((first * second).sum()) < 3.0  # of norm 8 both, and independent
+
+
+def test_gates_of_an_lstm_are_orthogonal_each() -> None:
+    lstm = nn.LSTM(16, 16)
+    fastinit.init_model_(lstm, "orthogonal", fan="module", seed=0)
+    for gate in lstm.weight_hh_l0.detach().split(16):
+        torch.testing.assert_close(gate @ gate.mT, torch.eye(16), rtol=0, atol=2e-6)
+
+
+# ---- Singular values, and the identity ----
+
+SPECTRA: dict[str, tuple[str | tuple[float, ...] | Callable[[int], list[float]], list[float]]] = {
+    "flat": ("flat", [1.0] * 6),
+    "linear": ("linear", [1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+    "power": ("power", [1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6]),
+    "given": ((3.0, 2.0, 1.0, 0.5, 0.25, 0.0), [3.0, 2.0, 1.0, 0.5, 0.25, 0.0]),
+    "a function": (lambda rank: [2.0**-i for i in range(rank)], [2.0**-i for i in range(6)]),
+}
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (10, 6), (6, 10), (6, 2, 5)], ids=str)
+@pytest.mark.parametrize(("values", "wanted"), SPECTRA.values(), ids=SPECTRA)
+def test_singular_values_are_those_given(
+    values: str | tuple[float, ...], wanted: list[float], shape: tuple[int, ...]
+) -> None:
+    tensor = filled(shape, fastinit.Spectral(values, gain=1.5), dtype=torch.float64)
+    found = torch.linalg.svdvals(tensor.reshape(shape[0], -1))
+    torch.testing.assert_close(found, 1.5 * torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    distribution = fastinit.Spectral(values, gain=1.5).distribution_of(shape)
+    assert distribution.std() == pytest.approx(tensor.square().mean().sqrt().item(), rel=1e-12)
+
+
+def test_marchenko_pastur_values_are_those_of_a_gaussian_matrix() -> None:
+    for rows, columns in ((300, 300), (200, 400), (400, 100)):
+        wanted = fastinit.Spectral("marchenko_pastur").distribution_of((rows, columns)).values  # type: ignore[union-attr]
+        gaussian = np.random.default_rng(0).standard_normal((rows, columns)) / math.sqrt(max(rows, columns))
+        found = np.linalg.svd(gaussian, compute_uv=False)
+        # The values of one matrix keep to the quantiles within a few spacings (they repel each other).
+        assert np.abs(found - np.array(wanted)).max() < 0.06 and abs(found.mean() - np.mean(wanted)) < 2e-3
+
+
+def test_singular_vectors_are_independent_and_uniform() -> None:
+    tensors = [torch.empty(4, 3, dtype=torch.float64) for _ in range(2000)]
+    fastinit.init_(tensors, fastinit.Spectral((1.0, 0.0, 0.0)), seed=3)
+    outer = torch.stack(tensors).numpy()  # u v^T
+    left = np.linalg.norm(outer, axis=2)[:, 0] ** 2  # u_1^2 in four dimensions
+    right = np.linalg.norm(outer, axis=1)[:, 0] ** 2  # v_1^2 in three
+    assert stats.kstest(left, stats.beta(0.5, 1.5).cdf).pvalue > ALPHA
+    assert stats.kstest(right, stats.beta(0.5, 1.0).cdf).pvalue > ALPHA
+    assert abs(stats.pearsonr(left, right).statistic) < 5.0 / math.sqrt(2000)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("flatt", "did you mean 'flat'"),
+        ((1.0, -1.0), r"values\[1\]: expected a finite number >= 0, got -1.0"),
+        ((1.0, math.nan), r"values\[1\]: expected a finite number"),
+        ((1.0, 2.0), "values: expected 3, the rank of 3 x 5, got 2"),
+        (lambda rank: [1.0] * (rank + 1), "values: expected 3, the rank of 3 x 5, got 4"),
+    ],
+)
+def test_singular_values_that_are_none_are_refused(values: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fastinit.init_([torch.empty(3, 5)], fastinit.Spectral(values))
+
+
+def test_the_identity_plus_an_orthogonal_matrix() -> None:
+    tensor = filled((24, 24), fastinit.IdentityPlusOrthogonal(2.0, 0.25))
+    rest = (tensor - 2.0 * torch.eye(24)) / 0.25
+    torch.testing.assert_close(rest @ rest.mT, torch.eye(24), rtol=0, atol=1e-5)
+    distribution = fastinit.IdentityPlusOrthogonal(2.0, 0.25).distribution_of((24, 24))
+    assert distribution.mean() == pytest.approx(2.0 / 24)
+    assert distribution.std() == pytest.approx(tensor.std(correction=0).item(), rel=0.05)
+    with pytest.raises(ValueError, match="square"):
+        fastinit.init_([torch.empty(3, 4)], "identity_plus_orthogonal")
+
+
+# ---- Cost ----
+
+MEMORY = """
+import resource, sys, torch, fastinit
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+fastinit.init_([torch.empty(700, 700)], "orthogonal", seed=0)  # the libraries' own buffers
+before = peak()
+tensor = torch.empty({rows}, {columns})
+fastinit.init_([tensor], "orthogonal", seed=0)
+print((peak() - before) / (tensor.numel() * 4))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux alone")
+@pytest.mark.parametrize(("rows", "columns"), [(4096, 4096), (4096, 1024), (1024, 4096)])
+def test_memory_stays_within_a_quarter_beyond_the_matrix(rows: int, columns: int) -> None:
+    script = MEMORY.format(rows=rows, columns=columns)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.25
+
+
+def test_the_native_engine_is_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fallback factorises: here it must not."""
+    monkeypatch.setattr(torch.linalg, "qr", lambda *_: pytest.fail("factorised"))
+    assert filled((9, 9)).isfinite().all() and engine.NATIVE_DEVICES
