@@ -29,6 +29,8 @@ WORKSPACE_BYTES = 2**23
 # to stay small beside them. Triangular factors wider than 2 PART are multiplied in strips of PART, without most zeros.
 PANEL = 192
 PART = 64
+# A matrix alone of no more columns is left to LAPACK, whose one call costs less than those of a few panels.
+SMALL = 320
 
 
 class Source(Protocol):
@@ -94,6 +96,10 @@ def _fill_together(batch: Sequence[Matrix], source: Source) -> None:
     found = [_tall(matrix) for matrix in batch]
     of, transposed = [tall for tall, _ in found], found[0][1]
     gains = torch.tensor([matrix.gain for matrix in batch], dtype=compute_dtype(first.dtype), device=first.device)
+    if len(batch) == 1 and first.device.type == "cpu" and of[0].columns <= SMALL:
+        q = _by_lapack(of[0], compute_dtype(first.dtype), batch[0].gain, source)
+        first.copy_((q.mT if transposed else q).reshape(first.shape))
+        return
     if view is not None and view.dtype == compute_dtype(view.dtype):
         _columns(of, (view.mT if transposed else view).unsqueeze(0), gains, source, 0, of[0].columns)
         return
@@ -112,6 +118,11 @@ def _as_matrix(matrix: Matrix) -> torch.Tensor | None:
     except RuntimeError:
         return None
     return view if 1 in view.stride() else None
+
+
+def _no_zeros(first: torch.Tensor) -> torch.Tensor:
+    """First entries of the vectors: a zero that is the only entry would leave its reflector without direction."""
+    return first.masked_fill_(first == 0.0, 2.0**-40)
 
 
 class _Panel(NamedTuple):
@@ -140,7 +151,7 @@ def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, sou
         v = v.mT
     top = v[:, :width]
     top.copy_(top.tril())
-    first = top.diagonal(dim1=1, dim2=2)
+    first = _no_zeros(top.diagonal(dim1=1, dim2=2))
     signs = torch.where(first < 0.0, -1.0, 1.0).to(v.dtype)
     inverse = torch.empty(len(of), width, width, dtype=v.dtype, device=v.device)
     for begin_of_strip, end in _parts(width):  # the upper triangle of X^T X
@@ -154,6 +165,24 @@ def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, sou
     first.add_(shifts)
     unit = torch.eye(width, dtype=v.dtype, device=v.device).neg_().expand_as(inverse)
     return _Panel(v, torch.linalg.solve_triangular(inverse.triu_(), unit, upper=True), -signs)
+
+
+def _by_lapack(of: _Tall, dtype: torch.dtype, gain: float, source: Source) -> torch.Tensor:
+    """The product of all reflectors, by LAPACK's orgqr."""
+    by_rows = of.column_step <= of.row_step  # random values are made along rows of consecutive indices
+    values = torch.empty((of.rows, of.columns) if by_rows else (of.columns, of.rows), dtype=dtype)
+    steps = (of.row_step, of.column_step)
+    part = Part(of.offset, steps if by_rows else steps[::-1])
+    source.fill_all([Target(of.name, values, values.shape, dtype, values.device, _NORMAL, part)])
+    x = values if by_rows else values.mT
+    x[: of.columns].copy_(x[: of.columns].tril())
+    first = _no_zeros(x.diagonal())
+    signs = torch.where(first < 0.0, -1.0, 1.0).to(dtype)
+    norms = (x * x).sum(0).sqrt_()
+    # orgqr wants reflectors with a first entry of one, I - tau v v^T.
+    tau = 1.0 + first.abs() / norms
+    q: torch.Tensor = torch.linalg.householder_product(x / (first + signs * norms), tau)
+    return q.mul_(signs * -gain)
 
 
 def _width(of: Sequence[_Tall], columns: int) -> int:
