@@ -260,8 +260,9 @@ def shard(
 ) -> torch.Tensor:
     """A range of rows or of columns of a matrix, without the rest: what the whole has there, to rounding.
 
-    The cost is that of the range's share of all rows or columns; for rows of a tall matrix (columns of a wide one) up
-    to three halves of that. `matrix.tensor` says dtype and device; it is not written to.
+    The cost is that of the range's share of all rows or columns, for rows of a tall matrix (columns of a wide one) up
+    to three halves of that; and the reflectors, which every range needs. `matrix.tensor` says dtype and device; it is
+    not written to.
 
     Raises:
         ValueError: both or neither are given, or a range that does not lie within the matrix.
