@@ -28,9 +28,8 @@ WORKSPACE_BYTES = 2**23
 # Reflectors in a panel, at the most: enough for products to run at full speed, few enough for the work within a panel
 # to stay small beside them. Triangular factors wider than 2 PART are multiplied in strips of PART, without most zeros.
 PANEL = 192
+LEAST = 64
 PART = 64
-# A matrix alone of no more columns is left to LAPACK, whose one call costs less than those of a few panels.
-SMALL = 320
 
 
 class Source(Protocol):
@@ -96,10 +95,6 @@ def _fill_together(batch: Sequence[Matrix], source: Source) -> None:
     found = [_tall(matrix) for matrix in batch]
     of, transposed = [tall for tall, _ in found], found[0][1]
     gains = torch.tensor([matrix.gain for matrix in batch], dtype=compute_dtype(first.dtype), device=first.device)
-    if len(batch) == 1 and first.device.type == "cpu" and of[0].columns <= SMALL:
-        q = _by_lapack(of[0], compute_dtype(first.dtype), batch[0].gain, source)
-        first.copy_((q.mT if transposed else q).reshape(first.shape))
-        return
     if view is not None and view.dtype == compute_dtype(view.dtype):
         _columns(of, (view.mT if transposed else view).unsqueeze(0), gains, source, 0, of[0].columns)
         return
@@ -167,29 +162,13 @@ def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, sou
     return _Panel(v, torch.linalg.solve_triangular(inverse.triu_(), unit, upper=True), -signs)
 
 
-def _by_lapack(of: _Tall, dtype: torch.dtype, gain: float, source: Source) -> torch.Tensor:
-    """The product of all reflectors, by LAPACK's orgqr."""
-    by_rows = of.column_step <= of.row_step  # random values are made along rows of consecutive indices
-    values = torch.empty((of.rows, of.columns) if by_rows else (of.columns, of.rows), dtype=dtype)
-    steps = (of.row_step, of.column_step)
-    part = Part(of.offset, steps if by_rows else steps[::-1])
-    source.fill_all([Target(of.name, values, values.shape, dtype, values.device, _NORMAL, part)])
-    x = values if by_rows else values.mT
-    x[: of.columns].copy_(x[: of.columns].tril())
-    first = _no_zeros(x.diagonal())
-    signs = torch.where(first < 0.0, -1.0, 1.0).to(dtype)
-    norms = (x * x).sum(0).sqrt_()
-    # orgqr wants reflectors with a first entry of one, I - tau v v^T.
-    tau = 1.0 + first.abs() / norms
-    q: torch.Tensor = torch.linalg.householder_product(x / (first + signs * norms), tau)
-    return q.mul_(signs * -gain)
+def _width(of: _Tall, columns: int) -> int:
+    """How many reflectors a panel has: a share of the columns, for a small matrix at least what a call is worth.
 
-
-def _width(of: Sequence[_Tall], columns: int) -> int:
-    """How many reflectors a panel has: a share of the columns, for a small matrix at least what a call is worth."""
-    least = 64 if len(of) > 1 else 128
-    share = columns // 4 if of[0].rows >= 2 * columns else columns // 8
-    return max(1, min(PANEL, columns, max(least, share)))
+    It depends on the matrix alone: with other panels the products would be rounded otherwise.
+    """
+    share = columns // 4 if of.rows >= 2 * columns else columns // 8
+    return max(1, min(PANEL, columns, max(LEAST, share)))
 
 
 def _parts(width: int) -> list[tuple[int, int]]:
@@ -205,7 +184,7 @@ def _columns(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: 
     n.
     """
     batch, rows, _ = q.shape
-    width = _width(of, end)
+    width = _width(of[0], of[0].columns)
     space = torch.empty(batch * rows * width, dtype=q.dtype, device=q.device)
     products, folded = torch.empty(2, batch * width * (end - begin), dtype=q.dtype, device=q.device)
     for k in reversed(range(0, end, width)):
@@ -242,7 +221,7 @@ def _rows(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Sou
     columns = of[0].columns
     q.zero_()
     q[:, :, begin : begin + wanted].diagonal(dim1=1, dim2=2).fill_(1.0)
-    width = _width(of, columns)
+    width = _width(of[0], columns)
     space = torch.empty(batch * rows * width, dtype=q.dtype, device=q.device)
     signs = []
     for k in range(0, columns, width):

@@ -71,10 +71,8 @@ def test_matrices_are_the_product_of_their_reflectors(
     monkeypatch.setattr(orthogonal, "PART", part)
     for dtype, sampled, tolerance in ((torch.float64, "float64", 1e-12), (torch.float32, "float32", 4e-6)):
         wanted = product_of_reflectors("w", *shape, sampled, 1.5)
-        for small in (0, orthogonal.SMALL):  # by panels, and by LAPACK
-            monkeypatch.setattr(orthogonal, "SMALL", small)
-            found = filled(shape, fastinit.Orthogonal(1.5), dtype=dtype)
-            torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance)
+        found = filled(shape, fastinit.Orthogonal(1.5), dtype=dtype)
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 2, 3), (7, 3, 1, 1, 2)], ids=str)
@@ -99,6 +97,17 @@ def test_matrices_of_one_shape_are_computed_together_as_alone(workspace: int, mo
     for position, tensor in enumerate(tensors):
         wanted = product_of_reflectors(str(position), *tensor.shape, "float32")
         torch.testing.assert_close(tensor.double(), wanted, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (64, 64), (100, 60), (60, 100), (256, 256), (300, 256)], ids=str)
+def test_the_other_matrices_change_not_a_bit(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orthogonal, "WORKSPACE_BYTES", 2**28)
+    alone = filled(shape)
+    for others in (1, 2, 12):
+        tensors = [torch.empty(shape) for _ in range(1 + others)]
+        names = ["w", *map(str, range(others))]
+        fastinit.init_(tensors, "orthogonal", names=names, seed=SEED)
+        assert torch.equal(tensors[0], alone)
 
 
 def test_calls_do_not_grow_with_the_number_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
