@@ -32,7 +32,7 @@ from fastinit.distributions import (
 )
 from fastinit.layout import Part, whole
 from fastinit.orthogonal import WORKSPACE_BYTES, Matrix, compute_dtype
-from fastinit.table import Target, pieces
+from fastinit.table import Target, name_of_part, pieces
 
 
 class Source(Protocol):
@@ -85,9 +85,12 @@ def _fill(target: Target, source: Source, later: _Later) -> None:
     elif isinstance(distribution, Spectral):
         later.spectral.append(target)
     elif isinstance(distribution, IdentityPlus):
-        matrix = Matrix(target.name, tensor, (distribution.order,) * 2, _part(target), distribution.gain)
-        source.orthogonal([matrix])
-        tensor.diagonal().add_(distribution.identity)
+        # Apart, so that the sum is rounded once.
+        order = distribution.order
+        total = torch.empty(order, order, dtype=compute_dtype(target.dtype), device=target.device)
+        source.orthogonal([Matrix(target.name, total, (order, order), _part(target), distribution.gain)])
+        total.diagonal().add_(distribution.identity)
+        tensor.copy_(total)
     elif isinstance(distribution, Sparse):
         source.fill_all([target._replace(distribution=Normal(0.0, distribution.sigma))])
         source.zero_rows(target, distribution.zeros)
@@ -125,9 +128,7 @@ def _matrix_of_its_own(
     target: Target, what: str, tensor: torch.Tensor, rows: int, columns: int, gain: float = 1.0
 ) -> Matrix:
     """A matrix whose random numbers are counted in its own elements, in a stream of its own for every part."""
-    offset = _part(target).offset
-    name = f"{target.name}{f'@{offset}' if offset else ''}{what}"
-    return Matrix(name, tensor, (rows, columns), Part(0, (columns, 1)), gain)
+    return Matrix(name_of_part(target) + what, tensor, (rows, columns), Part(0, (columns, 1)), gain)
 
 
 def _fill_spectral(targets: Sequence[Target], source: Source) -> None:

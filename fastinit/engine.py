@@ -19,7 +19,7 @@ from fastinit.distributions import Uniform, is_composed, is_random
 from fastinit.layout import Part
 from fastinit.orthogonal import Matrix
 from fastinit.streams import draw_seed
-from fastinit.table import DTYPES, Table, Target
+from fastinit.table import DTYPES, Table, Target, name_of_part
 
 BACKENDS = ("auto", "native", "torch")
 NATIVE_DEVICES = ("cpu", "cuda")
@@ -81,7 +81,7 @@ class NativeSource:
             shape = torch.Size((min(at_once, columns - begin), rows))
             keys = torch.empty(shape, dtype=torch.float64, device=target.device)
             part = Part(begin * rows, (rows, 1))
-            name = f"{target.name}:zeros"
+            name = f"{name_of_part(target)}:zeros"
             self.fill_all([Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), part)])
             chosen = keys.sort(dim=1, stable=True).indices[:, :zeros]
             target.tensor[:, begin : begin + at_once].scatter_(0, chosen.t(), 0.0)

@@ -162,13 +162,13 @@ def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, sou
     return _Panel(v, torch.linalg.solve_triangular(inverse.triu_(), unit, upper=True), -signs)
 
 
-def _width(of: _Tall, columns: int) -> int:
+def _width(of: _Tall) -> int:
     """How many reflectors a panel has: a share of the columns, for a small matrix at least what a call is worth.
 
     It depends on the matrix alone: with other panels the products would be rounded otherwise.
     """
-    share = columns // 4 if of.rows >= 2 * columns else columns // 8
-    return max(1, min(PANEL, columns, max(LEAST, share)))
+    share = of.columns // 4 if of.rows >= 2 * of.columns else of.columns // 8
+    return max(1, min(PANEL, of.columns, max(LEAST, share)))
 
 
 def _parts(width: int) -> list[tuple[int, int]]:
@@ -184,7 +184,7 @@ def _columns(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: 
     n.
     """
     batch, rows, _ = q.shape
-    width = _width(of[0], of[0].columns)
+    width = _width(of[0])
     space = torch.empty(batch * rows * width, dtype=q.dtype, device=q.device)
     products, folded = torch.empty(2, batch * width * (end - begin), dtype=q.dtype, device=q.device)
     for k in reversed(range(0, end, width)):
@@ -221,7 +221,7 @@ def _rows(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Sou
     columns = of[0].columns
     q.zero_()
     q[:, :, begin : begin + wanted].diagonal(dim1=1, dim2=2).fill_(1.0)
-    width = _width(of[0], columns)
+    width = _width(of[0])
     space = torch.empty(batch * rows * width, dtype=q.dtype, device=q.device)
     signs = []
     for k in range(0, columns, width):

@@ -55,7 +55,7 @@ class _Resolver:
         known = self._known.get(key)
         if known is None:
             try:
-                known = _distribution(name, own_name, module, shape, treatment, fan, depth)
+                known = _distribution(own_name, module, shape, treatment, fan, depth)
                 check_dtype(dtype, name or NAMELESS, known[1])
                 check_range(known[1], dtype)
             except (ValueError, TypeError) as error:
@@ -117,7 +117,6 @@ def _needs_geometry(treatment: Treatment) -> bool:
 
 
 def _distribution(
-    name: str,
     own_name: str,
     module: nn.Module | None,
     shape: torch.Size,

@@ -49,6 +49,12 @@ class Target(NamedTuple):
     part: Part | None = None
 
 
+def name_of_part(target: Target) -> str:
+    """A name for random numbers that are not the elements' own: every part of a parameter has another."""
+    offset = 0 if target.part is None else target.part.offset
+    return f"{target.name}@{offset}" if offset else target.name
+
+
 def pieces(target: Target) -> list[Target]:
     """The parts of a target of several distributions, as views of its tensor; the others as they are."""
     distribution = target.distribution

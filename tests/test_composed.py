@@ -139,3 +139,13 @@ def test_leaves_that_require_gradients_are_written_without_a_history() -> None:
         parameter = nn.Parameter(torch.empty(6, 6))
         fastinit.init_([parameter], scheme, seed=0)
         assert parameter.is_leaf and parameter.grad_fn is None and parameter.requires_grad
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_sparse_blocks_have_zeros_of_their_own(dim: int) -> None:
+    tensor = torch.empty(40, 40)
+    half = Sparse(1.0, 10, 20) if dim == 0 else Sparse(1.0, 20, 40)
+    written(tensor, Blocks(dim, (20, 20), (half, half)))
+    first, second = (block == 0 for block in tensor.split(20, dim))
+    assert (first.sum(0) == half.zeros).all() and (second.sum(0) == half.zeros).all()
+    assert not torch.equal(first, second)

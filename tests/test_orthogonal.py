@@ -412,6 +412,12 @@ def test_the_identity_plus_an_orthogonal_matrix() -> None:
         fastinit.init_([torch.empty(3, 4)], "identity_plus_orthogonal")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_identity_plus_an_orthogonal_matrix_is_rounded_once(dtype: torch.dtype) -> None:
+    scheme = fastinit.IdentityPlusOrthogonal(1.0, 0.3)
+    assert torch.equal(filled((400, 400), scheme, dtype=dtype), filled((400, 400), scheme).to(dtype))
+
+
 # ---- Cost ----
 
 MEMORY = """
