@@ -1,0 +1,192 @@
+"""Which elements of a global tensor a rank holds: from a DTensor's mesh and placements to boxes. No communication."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+import torch
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+Range = tuple[int, int]  # begin, end
+
+
+class Split(NamedTuple):
+    """One mesh dimension of `parts` ranks divides dimension `dim` of a tensor; this rank gets part `index`.
+
+    `stride` is 1 for consecutive parts; else the dimension is first cut into `stride` stretches, and a rank gets part
+    `index` of each (torch's _StridedShard).
+    """
+
+    dim: int
+    parts: int
+    index: int
+    stride: int = 1
+
+
+class Piece(NamedTuple):
+    """A box of a global tensor in a rank's local tensor: where it begins in both, and its shape."""
+
+    local: tuple[int, ...]
+    begin: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
+    """Whether a tensor is distributed over a mesh. Does not import what makes such tensors."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a DTensor; any other tensor as it is."""
+    if not is_dtensor(tensor):
+        return tensor
+    local: torch.Tensor = tensor._local_tensor
+    return local
+
+
+def pieces(shape: Sequence[int], splits: Sequence[Split]) -> list[Piece]:
+    """The boxes that a rank holds of a tensor of `shape`, in the order in which they lie in its local tensor."""
+    held = [ranges(size, [split for split in splits if split.dim == dim]) for dim, size in enumerate(shape)]
+    found = []
+    for box in itertools.product(*(_with_places(each) for each in held)):
+        local, begin, lengths = (tuple(edge[k] for edge in box) for k in range(3))
+        found.append(Piece(local, begin, lengths))
+    return found
+
+
+def _with_places(held: Sequence[Range]) -> list[tuple[int, int, int]]:
+    """(place in the local tensor, begin, length) of ranges that lie one behind the other."""
+    found, place = [], 0
+    for begin, end in held:
+        found.append((place, begin, end - begin))
+        place += end - begin
+    return found
+
+
+def ranges(size: int, splits: Sequence[Split]) -> list[Range]:
+    """What is left of one dimension after splits, those of the outer mesh dimensions first; none: nothing."""
+    held = [(0, size)] if size > 0 else []
+    for split in _in_order(splits):
+        length = sum(end - begin for begin, end in held)
+        stretch = -(-length // split.stride)
+        taken: list[Range] = []
+        for begin in range(0, length, max(stretch, 1)):
+            end = min(begin + stretch, length)
+            part = -(-(end - begin) // split.parts)
+            first = begin + split.index * part
+            taken += _cut(held, min(first, end), min(first + part, end))
+        held = _merged(taken)
+    return held
+
+
+def _in_order(splits: Sequence[Split]) -> list[Split]:
+    """The splits of one dimension in the order in which they were made.
+
+    A stride equal to the parts of all later splits says that those came first (FSDP2 divides what tensor parallelism
+    left): taken so, the parts are right where they are uneven, too.
+    """
+    ordered: list[Split] = []
+    parts = 1
+    for split in reversed(splits):
+        if split.stride > 1 and split.stride == parts:
+            ordered.append(split._replace(stride=1))
+        else:
+            ordered.insert(0, split)
+        parts *= split.parts
+    return ordered
+
+
+def _cut(held: Sequence[Range], begin: int, end: int) -> list[Range]:
+    """Elements begin ... end of ranges that lie one behind the other."""
+    found, place = [], 0
+    for first, last in held:
+        low, high = max(begin - place, 0), min(end - place, last - first)
+        if low < high:
+            found.append((first + low, first + high))
+        place += last - first
+    return found
+
+
+def _merged(held: Sequence[Range]) -> list[Range]:
+    merged: list[Range] = []
+    for begin, end in held:
+        if merged and merged[-1][1] == begin:
+            begin = merged.pop()[0]
+        merged.append((begin, end))
+    return merged
+
+
+def splits_of(tensor: DTensor, name: str) -> list[Split]:
+    """How a DTensor is divided, for this rank.
+
+    Raises:
+        ValueError: a placement that holds no values (Partial) or that is not known.
+    """
+    coordinate = _coordinate(tensor)
+    sizes: Sequence[int] = tensor.device_mesh.shape
+    splits = []
+    for position, placement in enumerate(tensor.placements):
+        kind = type(placement).__name__
+        if placement.is_replicate():
+            continue
+        if placement.is_partial():
+            raise ValueError(
+                f"{name}: its placement {placement} on mesh dimension {position} holds terms of a sum, not values; "
+                "redistribute it to Replicate or Shard first"
+            )
+        if kind not in ("Shard", "_StridedShard"):
+            raise ValueError(f"{name}: expected placements Shard and Replicate, got {placement}")
+        shard: Any = placement
+        stride = int(shard.split_factor) if kind == "_StridedShard" else 1
+        splits.append(Split(shard.dim % max(tensor.dim(), 1), sizes[position], coordinate[position], stride))
+    return splits
+
+
+def _coordinate(tensor: DTensor) -> Sequence[int]:
+    found: Sequence[int] | None = tensor.device_mesh.get_coordinate()
+    assert found is not None, "asked for ranks of the mesh only"
+    return found
+
+
+def local_pieces(tensor: DTensor, name: str) -> list[Piece]:
+    """The boxes of a DTensor that lie in this rank's local tensor; none on a rank outside of its mesh.
+
+    Raises:
+        ValueError: a Partial placement, or a local tensor whose shape is not what the placements say.
+    """
+    if tensor.device_mesh.get_coordinate() is None:
+        return []
+    splits = splits_of(tensor, name)
+    expected = tuple(
+        sum(end - begin for begin, end in ranges(size, [split for split in splits if split.dim == dim]))
+        for dim, size in enumerate(tensor.shape)
+    )
+    local = local_tensor(tensor)
+    # An empty local tensor may have lost its other dimensions.
+    if tuple(local.shape) != expected and (math.prod(expected) > 0 or local.numel() > 0):
+        raise ValueError(
+            f"{name}: expected a local tensor of shape {expected} for {tuple(tensor.shape)} as {tensor.placements} on "
+            f"a mesh of {tuple(tensor.device_mesh.shape)}, got {tuple(local.shape)}"
+        )
+    return pieces(tensor.shape, splits) if math.prod(expected) > 0 else []
+
+
+def is_first_replica(tensor: DTensor) -> bool:
+    """Whether this rank is the first among those that hold the same elements."""
+    coordinate = tensor.device_mesh.get_coordinate()
+    if coordinate is None:
+        return False
+    return all(at == 0 for at, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate())
+
+
+def num_replicas(tensor: DTensor) -> int:
+    """How many ranks hold every element."""
+    sizes: Sequence[int] = tensor.device_mesh.shape
+    return math.prod(size for size, placement in zip(sizes, tensor.placements, strict=True) if placement.is_replicate())
