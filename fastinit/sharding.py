@@ -17,15 +17,15 @@ Range = tuple[int, int]  # begin, end
 
 
 class Split(NamedTuple):
-    """One mesh dimension of `parts` ranks divides dimension `dim` of a tensor; this rank gets part `index`.
+    """One mesh dimension of `parts` ranks divides dimension `dim` of a tensor; this rank gets part `which`.
 
     `stride` is 1 for consecutive parts; else the dimension is first cut into `stride` stretches, and a rank gets part
-    `index` of each (torch's _StridedShard).
+    `which` of each (torch's _StridedShard).
     """
 
     dim: int
     parts: int
-    index: int
+    which: int
     stride: int = 1
 
 
@@ -80,7 +80,7 @@ def ranges(size: int, splits: Sequence[Split]) -> list[Range]:
         for begin in range(0, length, max(stretch, 1)):
             end = min(begin + stretch, length)
             part = -(-(end - begin) // split.parts)
-            first = begin + split.index * part
+            first = begin + split.which * part
             taken += _cut(held, min(first, end), min(first + part, end))
         held = _merged(taken)
     return held
