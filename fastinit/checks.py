@@ -22,6 +22,7 @@ from fastinit.distributions import (
     is_random,
 )
 from fastinit.layout import extent, overlaps_itself
+from fastinit.sharding import local_tensor
 
 # What errors call a tensor that was given alone, whose name is empty.
 NAMELESS = "tensor"
@@ -43,16 +44,17 @@ def _is_plain(tensor_type: type[torch.Tensor]) -> bool:
 
 
 def check_tensor(tensor: torch.Tensor, name: str) -> None:
-    """Raise unless `tensor` is a dense tensor with memory to write to.
+    """Raise unless `tensor` is a dense tensor, or a DTensor whose local tensor is one. It may be on the meta device.
 
     Raises:
         TypeError: not a tensor, a wrapper around others, or of another layout.
-        ValueError: no memory (meta, lazy), or elements that share memory.
+        ValueError: a lazy one, or elements that share memory.
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if torch.nn.parameter.is_lazy(tensor):
         raise ValueError(f"{name}: is not initialised yet (a lazy parameter has no shape); run a forward pass first")
+    tensor = local_tensor(tensor)
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {tensor.layout}")
     if tensor.is_quantized:
@@ -61,10 +63,6 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got a nested one")
     if not _is_plain(type(tensor)):
         raise TypeError(f"{name}: expected a plain tensor, got {type(tensor).__name__}, a wrapper around others")
-    if tensor.is_meta:
-        raise ValueError(
-            f"{name}: is on the meta device and has no memory; allocate the model first (model.to_empty(device=...))"
-        )
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(f"{name}: is an inference tensor; write to it inside torch.inference_mode()")
     if tensor.is_neg() or tensor.is_conj():

@@ -17,7 +17,6 @@ import torch
 from fastinit.distributions import (
     Blocks,
     DeltaOrthogonal,
-    Distribution,
     Hadamard,
     IdentityPlus,
     LogRange,
@@ -30,9 +29,10 @@ from fastinit.distributions import (
     ZeroRow,
     inverse_softplus,
 )
-from fastinit.layout import Part, whole
+from fastinit.layout import Part
 from fastinit.orthogonal import WORKSPACE_BYTES, Matrix, compute_dtype
-from fastinit.table import Target, name_of_part, pieces
+from fastinit.sharding import Range
+from fastinit.table import Target, begin_of, name_of_part, part_of, pieces
 
 
 class Source(Protocol):
@@ -51,19 +51,23 @@ class Source(Protocol):
 @torch.no_grad()
 def fill_all(targets: Sequence[Target], source: Source) -> None:
     """Write targets of any distributions, orthogonal matrices of all of them together."""
-    later = _Later([], [], [])
+    later = _Later([], [], [], [])
     for target in targets:
         _fill(target, source, later)
     source.orthogonal(later.matrices)
+    for tensor, values in later.copies:
+        tensor.copy_(values)
     _fill_spectral(later.spectral, source)
     for rows in later.zeros:
         rows.zero_()
 
 
 class _Later(NamedTuple):
-    """What is done together for all targets: orthogonal matrices, products of them, and then the rows of zeros."""
+    """What is done together for all targets: orthogonal matrices, copies of parts of them, products of them, and then
+    the rows of zeros."""
 
     matrices: list[Matrix]
+    copies: list[tuple[torch.Tensor, torch.Tensor]]
     spectral: list[Target]
     zeros: list[torch.Tensor]
 
@@ -76,59 +80,124 @@ def _fill(target: Target, source: Source, later: _Later) -> None:
             _fill(piece, source, later)
     elif isinstance(distribution, ZeroRow):
         _fill(target._replace(distribution=distribution.rest), source, later)
-        later.zeros.append(tensor[distribution.row])
+        row = distribution.row - begin_of(target)[0]
+        if 0 <= row < len(tensor):
+            later.zeros.append(tensor[row])
     elif isinstance(distribution, Orthogonal):
-        later.matrices.append(_matrix(target, tensor, distribution))
+        _add_matrix(_flat(target, distribution.column_axis), distribution.gain, later)
     elif isinstance(distribution, DeltaOrthogonal):
-        later.matrices.append(_middle(target, tensor, distribution.gain))
         tensor.zero_()
+        middle = _middle(target)
+        if middle is not None:
+            _add_matrix(middle, distribution.gain, later)
     elif isinstance(distribution, Spectral):
         later.spectral.append(target)
     elif isinstance(distribution, IdentityPlus):
         # Apart, so that the sum is rounded once.
-        order = distribution.order
-        total = torch.empty(order, order, dtype=compute_dtype(target.dtype), device=target.device)
-        source.orthogonal([Matrix(target.name, total, (order, order), _part(target), distribution.gain)])
-        total.diagonal().add_(distribution.identity)
+        total = torch.empty(tensor.shape, dtype=compute_dtype(target.dtype), device=target.device)
+        source.orthogonal([_matrix(_flat(target._replace(tensor=total)), distribution.gain)])
+        row, column = begin_of(target)
+        total.diagonal(row - column).add_(distribution.identity)
         tensor.copy_(total)
     elif isinstance(distribution, Sparse):
         source.fill_all([target._replace(distribution=Normal(0.0, distribution.sigma))])
         source.zero_rows(target, distribution.zeros)
     elif isinstance(distribution, Hadamard):
-        _fill_hadamard(tensor, distribution)
+        _fill_hadamard(target, distribution)
     elif isinstance(distribution, LogRange):
-        tensor.copy_(torch.tensor([math.log(i) for i in range(1, distribution.length + 1)], dtype=torch.float64))
+        first = begin_of(target)[-1] + 1
+        logs = [math.log(i) for i in range(first, first + tensor.shape[-1])]
+        tensor.copy_(torch.tensor(logs, dtype=torch.float64))
     elif isinstance(distribution, TimeStep):
         _fill_time_steps(target, distribution, source)
     else:
         source.fill_all([target])
 
 
-def _matrix(target: Target, tensor: torch.Tensor, distribution: Orthogonal) -> Matrix:
+class _Flat(NamedTuple):
+    """The matrix that a target's values are: some dimensions against the others."""
+
+    target: Target
+    order: tuple[int, ...]  # of the dimensions
+    row_dims: int  # so many of them are the rows', the others the columns'
+    name: str
+    part: Part  # the random numbers of the whole matrix
+
+    def shape(self) -> tuple[int, int]:
+        sizes = [self.target.shape[dim] for dim in self.order]
+        return math.prod(sizes[: self.row_dims]), math.prod(sizes[self.row_dims :])
+
+    def hull(self) -> tuple[Range, Range]:
+        """The least ranges of rows and of columns that have all elements of the target's tensor."""
+        begin, shape = begin_of(self.target), self.target.tensor.shape
+        found = []
+        for outer, *inner in (self.order[: self.row_dims], self.order[self.row_dims :]):
+            step = math.prod(self.target.shape[dim] for dim in inner)
+            found.append((begin[outer] * step, (begin[outer] + shape[outer]) * step))
+        return found[0], found[1]
+
+    def is_hull(self) -> bool:
+        """Whether the tensor has all elements of its hull."""
+        inner = (*self.order[1 : self.row_dims], *self.order[self.row_dims + 1 :])
+        return all(self.target.tensor.shape[dim] == self.target.shape[dim] for dim in inner)
+
+    def ordered(self) -> torch.Tensor:
+        """The tensor with its dimensions in the matrix's order."""
+        return self.target.tensor.detach().permute(self.order)
+
+    def of_hull(self, values: torch.Tensor) -> torch.Tensor:
+        """Of the hull's values those of the tensor, in the shape of `ordered`."""
+        begin, shape = begin_of(self.target), self.target.tensor.shape
+        outer = (0, self.row_dims)
+        sizes = [shape[dim] if at in outer else self.target.shape[dim] for at, dim in enumerate(self.order)]
+        values = values.view(sizes)
+        for at, dim in enumerate(self.order):
+            if at not in outer:
+                values = values.narrow(at, begin[dim], shape[dim])
+        return values
+
+
+def _flat(target: Target, column_axis: int | None = None) -> _Flat:
     """Dimension 0 against the rest, with the random numbers of the elements' own indices; or JAX's and Keras'
     matrix."""
-    if distribution.column_axis is not None:
-        tensor = tensor.movedim(distribution.column_axis, -1)
-        columns = tensor.shape[-1]
-        return _matrix_of_its_own(target, "", tensor, tensor.numel() // columns, columns, distribution.gain)
-    rows, columns = tensor.shape[0], tensor.numel() // tensor.shape[0]
-    part = _part(target)
+    dimensions, part = len(target.shape), part_of(target)
+    order = tuple(range(dimensions))
+    if column_axis is not None:
+        axis = column_axis % dimensions
+        return _flat_of_its_own(target, (*order[:axis], *order[axis + 1 :], axis), dimensions - 1)
     # The other dimensions of a part of a tensor may not lie one behind the other.
-    steps = [math.prod(tensor.shape[position + 1 :]) for position in range(1, tensor.dim())]
-    if list(part.strides[1:]) != steps:
-        return _matrix_of_its_own(target, "", tensor, rows, columns, distribution.gain)
-    return Matrix(target.name, tensor, (rows, columns), Part(part.offset, (part.strides[0], 1)), distribution.gain)
+    if list(part.strides[1:]) != [math.prod(target.shape[dim + 1 :]) for dim in order[1:]]:
+        return _flat_of_its_own(target, order, 1)
+    return _Flat(target, order, 1, target.name, Part(part.offset, (part.strides[0], 1)))
 
 
-def _part(target: Target) -> Part:
-    return target.part or whole(target.shape)
-
-
-def _matrix_of_its_own(
-    target: Target, what: str, tensor: torch.Tensor, rows: int, columns: int, gain: float = 1.0
-) -> Matrix:
+def _flat_of_its_own(target: Target, order: tuple[int, ...], row_dims: int) -> _Flat:
     """A matrix whose random numbers are counted in its own elements, in a stream of its own for every part."""
-    return Matrix(name_of_part(target) + what, tensor, (rows, columns), Part(0, (columns, 1)), gain)
+    columns = math.prod(target.shape[dim] for dim in order[row_dims:])
+    return _Flat(target, order, row_dims, name_of_part(target), Part(0, (columns, 1)))
+
+
+def _matrix(flat: _Flat, gain: float, values: torch.Tensor | None = None) -> Matrix:
+    """The matrix, or the hull's ranges of it, to write to the target's tensor or to `values`."""
+    tensor = flat.ordered() if values is None else values
+    shape, (rows, columns) = flat.shape(), flat.hull()
+    return Matrix(
+        flat.name, tensor, shape, flat.part, gain, _unless_all(rows, shape[0]), _unless_all(columns, shape[1])
+    )
+
+
+def _unless_all(found: Range, size: int) -> Range | None:
+    return None if found == (0, size) else found
+
+
+def _add_matrix(flat: _Flat, gain: float, later: _Later) -> None:
+    if flat.is_hull():
+        later.matrices.append(_matrix(flat, gain))
+        return
+    (row, end_row), (column, end_column) = flat.hull()
+    values = torch.empty(end_row - row, end_column - column, dtype=flat.target.dtype, device=flat.target.device)
+    later.matrices.append(_matrix(flat, gain, values))
+    later.copies.append((flat.ordered(), flat.of_hull(values)))
 
 
 def _fill_spectral(targets: Sequence[Target], source: Source) -> None:
@@ -140,10 +209,12 @@ def _fill_spectral(targets: Sequence[Target], source: Source) -> None:
         assert isinstance(distribution, Spectral)
         rank = len(distribution.values)
         dtype = target.dtype if target.dtype.is_complex else compute_dtype(target.dtype)
+        lengths = (distribution.rows, distribution.columns)
         sides = []
-        for what, length in ((":left", distribution.rows), (":right", distribution.columns)):
-            vectors = torch.empty(length, rank, dtype=dtype, device=target.device)
-            sides.append(_matrix_of_its_own(target, what, vectors, length, rank))
+        for what, length, rows in zip((":left", ":right"), lengths, _flat(target).hull(), strict=True):
+            vectors = torch.empty(rows[1] - rows[0], rank, dtype=dtype, device=target.device)
+            name, part = name_of_part(target) + what, Part(0, (rank, 1))
+            sides.append(Matrix(name, vectors, (length, rank), part, 1.0, _unless_all(rows, length)))
             held += vectors.numel() * dtype.itemsize
         batch.append((target, sides[0], sides[1]))
         if held >= WORKSPACE_BYTES or position == len(targets) - 1:
@@ -156,57 +227,52 @@ def _fill_spectral(targets: Sequence[Target], source: Source) -> None:
 def _multiply(target: Target, left: torch.Tensor, right: torch.Tensor) -> None:
     assert isinstance(target.distribution, Spectral)
     left *= torch.tensor(target.distribution.values, dtype=torch.float64, device=target.device).to(left.dtype)
-    target.tensor.detach().copy_((left @ right.mT).reshape(target.shape))
+    target.tensor.detach().copy_(_flat(target).of_hull(left @ right.mT))
 
 
-def _middle(target: Target, tensor: torch.Tensor, gain: float) -> Matrix:
-    middle = tuple((size - 1) // 2 for size in tensor.shape[2:])
-    part = _part(target)
+def _middle(target: Target) -> _Flat | None:
+    """The matrix at the middle of the kernels, unless it lies beyond the tensor."""
+    middle = tuple((size - 1) // 2 for size in target.shape[2:])
+    tensor = _at(target, middle)
+    if tensor is None:
+        return None
+    part = part_of(target)
     offset = part.offset + sum(index * stride for index, stride in zip(middle, part.strides[2:], strict=True))
-    shape = (tensor.shape[0], tensor.shape[1])
-    return Matrix(target.name, _at(tensor, middle), shape, Part(offset, part.strides[:2]), gain)
+    matrix = target._replace(tensor=tensor, shape=target.shape[:2], begin=begin_of(target)[:2])
+    return _Flat(matrix, (0, 1), 1, target.name, Part(offset, part.strides[:2]))
 
 
-def _sample(
-    target: Target,
-    distribution: Distribution,
-    source: Source,
-    shape: torch.Size,
-    part: Part | None,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """A new tensor of random values: those that belong to `part` of the target's parameter."""
-    if dtype is None:
-        dtype = target.dtype if target.dtype.itemsize >= 4 else torch.float32
-    values = torch.empty(shape, dtype=dtype, device=target.device)
-    source.fill_all([Target(target.name, values, shape, dtype, target.device, distribution, part)])
-    return values
+def _at(target: Target, middle: Sequence[int]) -> torch.Tensor | None:
+    """What lies in the tensor of the matrix of a kernel's position; None: nothing."""
+    tensor = target.tensor.detach()
+    for index, first in zip(reversed(middle), reversed(begin_of(target)[2:]), strict=True):
+        if not 0 <= index - first < tensor.shape[-1]:
+            return None
+        tensor = tensor.select(-1, index - first)
+    return tensor
 
 
-def _fill_hadamard(tensor: torch.Tensor, distribution: Hadamard) -> None:
-    rows, columns = tensor.shape[:2]
-    common = np.arange(rows, dtype=np.int32)[:, None] & np.arange(columns, dtype=np.int32)[None, :]
+def _fill_hadamard(target: Target, distribution: Hadamard) -> None:
+    if len(target.shape) > 2:
+        target.tensor.detach().zero_()
+    tensor = _at(target, tuple(size // 2 for size in target.shape[2:]))
+    if tensor is None:
+        return
+    (row, column), (rows, columns) = begin_of(target)[:2], tensor.shape
+    row_indices = np.arange(row, row + rows, dtype=np.int32)
+    common = row_indices[:, None] & np.arange(column, column + columns, dtype=np.int32)[None, :]
     for shift in (16, 8, 4, 2, 1):
         common ^= common >> shift
     signs = 1 - 2 * (common & 1)
-    if tensor.dim() > 2:
-        tensor.zero_()
-    middle = tuple(size // 2 for size in tensor.shape[2:])
-    _at(tensor, middle).copy_(torch.from_numpy(signs * distribution.scale))
-
-
-def _at(tensor: torch.Tensor, middle: Sequence[int]) -> torch.Tensor:
-    """The matrix of a kernel's position."""
-    for index in reversed(middle):
-        tensor = tensor.select(-1, index)
-    return tensor
+    tensor.copy_(torch.from_numpy(signs * distribution.scale))
 
 
 def _fill_time_steps(target: Target, distribution: TimeStep, source: Source) -> None:
     bounds = Uniform(math.log(distribution.low), math.log(distribution.high))
     dtype = torch.float32 if target.device.type == "mps" else torch.float64
-    logs = _sample(target, bounds, source, target.shape, target.part, dtype)
+    logs = torch.empty(target.tensor.shape, dtype=dtype, device=target.device)
+    source.fill_all([target._replace(tensor=logs, dtype=dtype, distribution=bounds)])
     # In Python whatever the device, so that all devices get the same values.
     steps = (max(distribution.floor, math.exp(each)) for each in logs.flatten().tolist())
     values = torch.tensor([inverse_softplus(step) for step in steps], dtype=torch.float64)
-    target.tensor.detach().copy_(values.reshape(target.shape))
+    target.tensor.detach().copy_(values.reshape(target.tensor.shape))

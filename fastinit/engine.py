@@ -13,13 +13,14 @@ from typing import Protocol
 
 import torch
 
-from fastinit import _native, composed, cuda, fallback, orthogonal
+from fastinit import _native, agreement, composed, cuda, fallback, orthogonal
 from fastinit.checks import NAMELESS, check_overlaps, check_writable, memory_span
 from fastinit.distributions import Uniform, is_composed, is_random
 from fastinit.layout import Part
 from fastinit.orthogonal import Matrix
+from fastinit.sharding import local_tensor
 from fastinit.streams import draw_seed
-from fastinit.table import DTYPES, Table, Target, name_of_part
+from fastinit.table import DTYPES, Table, Target, begin_of, name_of_part
 
 BACKENDS = ("auto", "native", "torch")
 NATIVE_DEVICES = ("cpu", "cuda")
@@ -75,16 +76,19 @@ class NativeSource:
 
     def zero_rows(self, target: Target, zeros: int) -> None:
         # A column's zeros are where its smallest keys are: docs/STREAM.md, section 7.
-        rows, columns = target.shape
+        rows = target.shape[0]
+        first_row, first_column = begin_of(target)
+        held_rows, held_columns = target.tensor.shape
         at_once = max(1, _KEYS_AT_ONCE // rows)
-        for begin in range(0, columns, at_once):
-            shape = torch.Size((min(at_once, columns - begin), rows))
+        for begin in range(0, held_columns, at_once):
+            shape = torch.Size((min(at_once, held_columns - begin), rows))
             keys = torch.empty(shape, dtype=torch.float64, device=target.device)
-            part = Part(begin * rows, (rows, 1))
+            part = Part((first_column + begin) * rows, (rows, 1))
             name = f"{name_of_part(target)}:zeros"
             self.fill_all([Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), part)])
-            chosen = keys.sort(dim=1, stable=True).indices[:, :zeros]
-            target.tensor[:, begin : begin + at_once].scatter_(0, chosen.t(), 0.0)
+            chosen = keys.sort(dim=1, stable=True).indices[:, :zeros] - first_row
+            column, which = ((chosen >= 0) & (chosen < held_rows)).nonzero(as_tuple=True)
+            target.tensor[chosen[column, which], column + begin] = 0.0
 
 
 _KEYS_AT_ONCE = 2**20  # of 8 bytes each
@@ -93,11 +97,18 @@ _KEYS_AT_ONCE = 2**20  # of 8 bytes each
 class Program:
     """Targets with their backends decided; for the native ones, a table that is made once and then only reseeded.
 
-    Targets with an assignment have no memory of their own: it is made when the program runs.
+    Targets with an assignment have no memory of their own: it is made when the program runs. `distributed` are the
+    DTensors whose local tensors are among the targets; `share_seed` says whether ranks draw one together.
     """
 
     def __init__(
-        self, targets: Sequence[Target], backend: str, assigned: Sequence[tuple[Target, Assignment]] = ()
+        self,
+        targets: Sequence[Target],
+        backend: str,
+        assigned: Sequence[tuple[Target, Assignment]] = (),
+        distributed: Sequence[tuple[str, torch.Tensor]] = (),
+        *,
+        share_seed: bool = False,
     ) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -105,9 +116,15 @@ class Program:
         self._composed: list[Target] = []
         self._fallback: list[Target] = []
         self._assigned = list(assigned)
+        self._distributed = [(name, tensor, local_tensor(tensor)) for name, tensor in distributed]
+        self._share_seed = share_seed
         self._backend = backend
+        every = [*targets, *(target for target, _ in assigned)]
+        self._unallocated = next((target.name for target in every if target.device.type == "meta"), None)
         obstacles: dict[str, str] = {}  # obstacle -> first name
         for target in targets:
+            if target.device.type == "meta":
+                continue
             if not self._is_native(target, obstacles):
                 self._fallback.append(target)
             elif is_composed(target.distribution):
@@ -115,7 +132,8 @@ class Program:
             else:
                 self._native.append(target)
         for target, _ in assigned:
-            self._is_native(target, obstacles)
+            if target.device.type != "meta":
+                self._is_native(target, obstacles)
         if backend == "native" and obstacles:
             obstacle, name = next(iter(obstacles.items()))
             raise ValueError(f"{name}: backend='native' cannot fill it: {obstacle}")
@@ -123,13 +141,16 @@ class Program:
         # Memory can be looked at on these devices, whatever fills it.
         self._checked = [target for target in targets if target.device.type in NATIVE_DEVICES]
         self._checked_tensors = [target.tensor for target in self._checked]
-        self._native_tensors = [target.tensor for target in self._native]
+        self._native_tensors = [target.tensor for target in self._native] + [tensor for _, tensor in distributed]
+        self._shapes = [target.tensor.shape for target in self._checked]
         self._on_cpu = [target for target in self._native if target.device.type == "cpu"]
         self._on_cuda: dict[torch.device, list[Target]] = {}
         for target in self._native:
             if target.device.type == "cuda":
                 self._on_cuda.setdefault(target.device, []).append(target)
         ours = [*self._native, *self._composed, *(target for target, _ in assigned)]
+        if share_seed:  # torch's random numbers then come of it, too
+            ours = every
         self._takes_random_numbers = any(is_random(target.distribution) for target in ours)
         self._settle()
 
@@ -158,21 +179,31 @@ class Program:
         return list(map(torch.Tensor.data_ptr, tensors)), list(map(torch.Tensor.numel, tensors))
 
     def _check_unchanged(self) -> None:
-        for target in self._checked:
+        for target, shape in zip(self._checked, self._shapes, strict=True):
             tensor = target.tensor
-            if (tensor.shape, tensor.dtype, tensor.device) != (target.shape, target.dtype, target.device):
+            if (tensor.shape, tensor.dtype, tensor.device) != (shape, target.dtype, target.device):
                 raise ValueError(
-                    f"{target.name}: planned as {tuple(target.shape)} {target.dtype} on {target.device}, is now "
+                    f"{target.name}: planned as {tuple(shape)} {target.dtype} on {target.device}, is now "
                     f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; make a new plan"
                 )
 
     def run_(self, seed: int | None, generator: torch.Generator | None) -> None:
         """Write all targets. See Plan.run_."""
+        if self._unallocated is not None:
+            raise ValueError(
+                f"{self._unallocated or NAMELESS}: is on the meta device and has no memory; use "
+                "fastinit.materialize_, or allocate the model first (model.to_empty(device=...)) and plan again"
+            )
+        for name, tensor, local in self._distributed:
+            if local_tensor(tensor) is not local:
+                raise ValueError(f"{name}: its local tensor is another one than was planned; make a new plan")
         for obstacle in self._obstacles:
             _warn_once(obstacle)
         if self._place() != self._placement:
             self._check_unchanged()
             self._settle()
+        if seed is None and self._share_seed and self._takes_random_numbers:
+            seed = agreement.shared_seed(generator)
         given_seed = seed
         if seed is None and self._backend != "torch" and _native.module is not None:
             if any(map(cuda.is_capturing, self._on_cuda)):

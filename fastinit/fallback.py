@@ -23,7 +23,14 @@ def fill(target: Target, seed: int | None, generator: torch.Generator | None) ->
     if seed is not None and is_random(target.distribution):
         generator = torch.Generator(target.device)
         generator.manual_seed(derive_stream(seed, target.name).key)
-    composed.fill_all([target], TorchSource(generator))
+    if target.begin is None:
+        composed.fill_all([target], TorchSource(generator))
+        return
+    # torch's numbers depend on how many came before: a shard is cut out of the whole.
+    every = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+    composed.fill_all([target._replace(tensor=every, begin=None)], TorchSource(generator))
+    held = tuple(slice(first, first + size) for first, size in zip(target.begin, target.tensor.shape, strict=True))
+    target.tensor.detach().copy_(every[held])
 
 
 class TorchSource:

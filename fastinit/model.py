@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from fastinit.planner import plan, plan_tensors
 from fastinit.recipe import Recipe
 from fastinit.registry import Scheme
 from fastinit.rules import Rule, Selector
+from fastinit.streams import Renaming
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -27,6 +28,8 @@ def init_model_(
     generator: torch.Generator | None = None,
     backend: str = "auto",
     strict: bool = False,
+    names: Renaming | None = None,
+    layers: int | Mapping[str, int] | None = None,
 ) -> ModuleT:
     """Initialise every parameter of `model` in one pass, and return it.
 
@@ -44,7 +47,18 @@ def init_model_(
     >>> init_model_(model, "xavier_uniform", seed=0).bias.tolist()
     [0.0, 0.0]
     """
-    plan(model, scheme, rules, fan=fan, seed=seed, generator=generator, backend=backend, strict=strict).run_()
+    plan(
+        model,
+        scheme,
+        rules,
+        fan=fan,
+        seed=seed,
+        generator=generator,
+        backend=backend,
+        strict=strict,
+        names=names,
+        layers=layers,
+    ).run_()
     return model
 
 

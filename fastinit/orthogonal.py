@@ -20,6 +20,7 @@ import torch
 
 from fastinit.distributions import Normal
 from fastinit.layout import Part
+from fastinit.sharding import Range
 from fastinit.table import Target
 
 _NORMAL = Normal(0.0, 1.0)
@@ -39,14 +40,17 @@ class Source(Protocol):
 
 
 class Matrix(NamedTuple):
-    """A matrix to write into `tensor`, whose elements are `shape` in row-major order; element (i, j) owns the random
-    number with the index offset + i strides[0] + j strides[1] of `part`."""
+    """A matrix of `shape`, or a range of its rows and of its columns, to write into `tensor`, whose elements are those
+    in row-major order; element (i, j) owns the random number with the index offset + i strides[0] + j strides[1] of
+    `part`."""
 
     name: str
     tensor: torch.Tensor
     shape: tuple[int, int]
     part: Part
     gain: float
+    rows: Range | None = None  # None: all
+    columns: Range | None = None
 
 
 class _Tall(NamedTuple):
@@ -78,38 +82,74 @@ def fill(matrices: Sequence[Matrix], source: Source) -> None:
 
     Memory beyond the results: WORKSPACE_BYTES, and a panel of PANEL columns for each matrix in work; a matrix in
     float16 or bfloat16, or in strides that are no matrix's, is computed in a copy.
+
+    A range costs its share of all rows or columns, for rows of a tall matrix (columns of a wide one) up to three halves
+    of that and memory for rows as long as the matrix is tall; and the reflectors, which every range needs.
+
+    Raises:
+        ValueError: a range that does not lie within its matrix.
     """
-    groups: dict[tuple[tuple[int, int], torch.dtype, torch.device], list[Matrix]] = {}
+    groups: dict[tuple[object, ...], list[Matrix]] = {}
     for matrix in matrices:
+        _check_range("rows", matrix.rows, matrix.shape[0])
+        _check_range("columns", matrix.columns, matrix.shape[1])
         if matrix.tensor.numel() > 0:
-            groups.setdefault((matrix.shape, matrix.tensor.dtype, matrix.tensor.device), []).append(matrix)
-    for (shape, dtype, _), group in groups.items():
-        at_once = max(1, WORKSPACE_BYTES // (shape[0] * shape[1] * compute_dtype(dtype).itemsize))
+            key = (matrix.shape, matrix.rows, matrix.columns, matrix.tensor.dtype, matrix.tensor.device)
+            groups.setdefault(key, []).append(matrix)
+    for group in groups.values():
+        of = _Common(group[0])
+        at_once = max(1, WORKSPACE_BYTES // of.bytes)
         for begin in range(0, len(group), at_once):
-            _fill_together(group[begin : begin + at_once], source)
+            _fill_together(of, group[begin : begin + at_once], source)
 
 
-def _fill_together(batch: Sequence[Matrix], source: Source) -> None:
-    first = batch[0].tensor
-    view = _as_matrix(batch[0]) if len(batch) == 1 else None
-    found = [_tall(matrix) for matrix in batch]
-    of, transposed = [tall for tall, _ in found], found[0][1]
-    gains = torch.tensor([matrix.gain for matrix in batch], dtype=compute_dtype(first.dtype), device=first.device)
-    if view is not None and view.dtype == compute_dtype(view.dtype):
-        _columns(of, (view.mT if transposed else view).unsqueeze(0), gains, source, 0, of[0].columns)
-        return
-    # Row-major for a tall one, column-major for a wide one, which is row-major again when it is turned back.
-    rows, columns = batch[0].shape
-    space = torch.empty(len(batch), rows, columns, dtype=compute_dtype(first.dtype), device=first.device)
-    _columns(of, space.mT if transposed else space, gains, source, 0, of[0].columns)
-    for matrix, result in zip(batch, space, strict=True):
+def _check_range(what: str, given: Range | None, size: int) -> None:
+    if given is not None and not 0 <= given[0] <= given[1] <= size:
+        raise ValueError(f"{what}: expected a range within 0 and {size}, got {given[0]} to {given[1]}")
+
+
+class _Common:
+    """What matrices of one shape, and the same range of it, have in common."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.dtype, self.device = compute_dtype(matrix.tensor.dtype), matrix.tensor.device
+        tall, self.transposed = _tall(matrix)
+        rows, columns = (matrix.columns, matrix.rows) if self.transposed else (matrix.rows, matrix.columns)
+        # Of the tall one. Of both, the rows are computed, and columns of them kept.
+        self.by_rows = rows is not None
+        self.rows, self.columns = rows or (0, tall.rows), columns or (0, tall.columns)
+        length = tall.rows if self.by_rows else self.columns[1] - self.columns[0]
+        self.bytes = (self.rows[1] - self.rows[0]) * length * self.dtype.itemsize
+
+
+def _fill_together(of: _Common, batch: Sequence[Matrix], source: Source) -> None:
+    found = [_tall(matrix)[0] for matrix in batch]
+    gains = torch.tensor([matrix.gain for matrix in batch], dtype=of.dtype, device=of.device)
+    begin, end = of.columns
+    if of.by_rows:
+        space = torch.empty(len(batch), of.rows[1] - of.rows[0], found[0].rows, dtype=of.dtype, device=of.device)
+        results = _rows(found, space, gains, source, of.rows[0])[:, :, begin:end]
+        results = results.mT if of.transposed else results
+    else:
+        view = _as_matrix(batch[0], of) if len(batch) == 1 else None
+        if view is not None:
+            _columns(found, (view.mT if of.transposed else view).unsqueeze(0), gains, source, begin, end)
+            return
+        # Row-major for a tall one, column-major for a wide one, which is row-major again when it is turned back.
+        shape = (end - begin, found[0].rows) if of.transposed else (found[0].rows, end - begin)
+        results = torch.empty(len(batch), *shape, dtype=of.dtype, device=of.device)
+        _columns(found, results.mT if of.transposed else results, gains, source, begin, end)
+    for matrix, result in zip(batch, results, strict=True):
         matrix.tensor.copy_(result.reshape(matrix.tensor.shape))
 
 
-def _as_matrix(matrix: Matrix) -> torch.Tensor | None:
-    """The tensor's own memory as the matrix, if products can be written to it as it lies."""
+def _as_matrix(matrix: Matrix, of: _Common) -> torch.Tensor | None:
+    """The tensor's own memory as the columns to compute, if products can be written to it as it lies."""
+    if matrix.tensor.dtype != of.dtype:
+        return None
+    lengths = (of.rows[1] - of.rows[0], of.columns[1] - of.columns[0])
     try:
-        view = matrix.tensor.view(matrix.shape)
+        view = matrix.tensor.view(lengths[::-1] if of.transposed else lengths)
     except RuntimeError:
         return None
     return view if 1 in view.stride() else None
@@ -231,39 +271,3 @@ def _rows(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Sou
         signs.append(panel.signs)
     found = q[:, :, :columns]
     return found.mul_((torch.cat(signs, dim=1) * gains[:, None])[:, None])
-
-
-@torch.no_grad()
-def shard(
-    matrix: Matrix, source: Source, *, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
-) -> torch.Tensor:
-    """A range of rows or of columns of a matrix, without the rest: what the whole has there, to rounding.
-
-    The cost is that of the range's share of all rows or columns, for rows of a tall matrix (columns of a wide one) up
-    to three halves of that; and the reflectors, which every range needs. `matrix.tensor` says dtype and device; it is
-    not written to.
-
-    Raises:
-        ValueError: both or neither are given, or a range that does not lie within the matrix.
-    """
-    if (rows is None) == (columns is None):
-        raise ValueError("rows, columns: expected one of them")
-    tall, transposed = _tall(matrix)
-    of_rows = (rows is not None) != transposed  # of the tall one
-    begin, end = rows or columns or (0, 0)
-    length = tall.rows if of_rows else tall.columns
-    if not 0 <= begin <= end <= length:
-        raise ValueError(
-            f"{'rows' if rows else 'columns'}: expected a range within 0 and {length}, got {begin} to {end}"
-        )
-    dtype, device = compute_dtype(matrix.tensor.dtype), matrix.tensor.device
-    gains = torch.tensor([matrix.gain], dtype=dtype, device=device)
-    if of_rows:
-        found = torch.empty(1, end - begin, tall.rows, dtype=dtype, device=device)
-        found = _rows([tall], found, gains, source, begin)[0]
-    else:
-        found = torch.empty(1, tall.rows, end - begin, dtype=dtype, device=device)
-        if end > begin:
-            _columns([tall], found, gains, source, begin, end)
-        found = found[0]
-    return (found.mT if transposed else found).to(matrix.tensor.dtype)

@@ -19,6 +19,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from fastinit.sharding import is_dtensor
+
 # The attribute torch.nn.utils.spectral_norm is the function, and hides the module.
 SpectralNorm: Any = importlib.import_module("torch.nn.utils.spectral_norm").SpectralNorm
 
@@ -177,6 +179,9 @@ def computed_weights(module: nn.Module) -> Iterator[Computed]:
     """The weights that `module` computes from parameters of its own, and that can be set.
 
     Where a parametrization has no right_inverse, its originals are parameters like others.
+
+    Raises:
+        ValueError: originals that are DTensors: their weight is not theirs alone.
     """
     if "parametrizations" in module._modules and parametrize.is_parametrized(module):
         for own_name, chain in module.parametrizations.items():  # type: ignore[operator,union-attr]
@@ -184,13 +189,24 @@ def computed_weights(module: nn.Module) -> Iterator[Computed]:
             if not all(hasattr(each, "right_inverse") for each in chain):
                 continue
             by = " and ".join(type(each).__name__.lstrip("_") for each in chain)
+            _check_not_sharded(own_name, setter.originals(), by)
             yield Computed(own_name, setter.originals(), setter.compute(), setter, f"set through {by}.right_inverse")
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
             through = ThroughWeightNorm(module, hook)
             originals = through.originals()
+            _check_not_sharded(hook.name, originals, "weight_norm")
             yield Computed(hook.name, originals, originals[1], through, "set through weight_norm")
         elif isinstance(hook, SpectralNorm):
             spectral = ThroughSpectralNorm(module, hook)
             originals = spectral.originals()
+            _check_not_sharded(hook.name, originals, "spectral_norm")
             yield Computed(hook.name, originals, originals[0], spectral, "set through spectral_norm")
+
+
+def _check_not_sharded(own_name: str, originals: Sequence[torch.Tensor], by: str) -> None:
+    if any(map(is_dtensor, originals)):
+        raise ValueError(
+            f"{own_name}: is set through {by} from DTensors, which needs the whole weight; initialise it before it is "
+            "sharded, or give its originals a rule of their own"
+        )

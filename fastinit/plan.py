@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from fastinit.engine import Assignment
 from fastinit.fans import Fans
 from fastinit.registry import Scheme, check_choice, describe
 from fastinit.rules import Where
+from fastinit.sharding import is_dtensor, local_pieces, local_tensor
 from fastinit.streams import check_seed
 from fastinit.table import Target
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Action = Literal["init", "keep", "tied", "buffer", "original"]
 
@@ -42,9 +46,26 @@ class Row(NamedTuple):
     assignment: Assignment | None = None
 
 
-def _target(row: Row, distribution: Distribution) -> Target:
-    tensor = row.tensor
-    return Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, distribution)
+def _targets(row: Row) -> list[Target]:
+    """What this process writes of a row: all of a tensor, or the boxes of it that lie in the rank's local tensor.
+
+    Raises:
+        ValueError: a DTensor with a Partial placement, or whose local tensor is not what the placements say.
+    """
+    tensor, distribution = row.tensor, row.distribution
+    if row.action != "init" or distribution is None:
+        return []
+    if not is_dtensor(tensor):
+        return [Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, distribution)]
+    found = []
+    for piece in local_pieces(tensor, row.name):
+        local = local_tensor(tensor)
+        for dim, (first, size) in enumerate(zip(piece.local, piece.shape, strict=True)):
+            if size != local.shape[dim]:
+                local = local.detach().narrow(dim, first, size)
+        begin = None if piece.shape == tuple(tensor.shape) else piece.begin
+        found.append(Target(row.name, local, tensor.shape, local.dtype, local.device, distribution, None, begin))
+    return found
 
 
 _COLUMNS = ("name", "shape", "dtype", "device", "scheme", "fan in/out", "distribution", "std", "why")
@@ -74,7 +95,13 @@ class Plan:
     """
 
     def __init__(
-        self, rows: Sequence[Row], *, seed: int | None, generator: torch.Generator | None, backend: str
+        self,
+        rows: Sequence[Row],
+        *,
+        seed: int | None,
+        generator: torch.Generator | None,
+        backend: str,
+        share_seed: bool = False,
     ) -> None:
         check_seed(seed)
         if seed is not None and generator is not None:
@@ -83,24 +110,24 @@ class Plan:
         self.seed = seed
         self._generator = generator
         self._backend = backend
-        written = [
-            (_target(row, row.distribution), row.assignment)
-            for row in self.rows
-            if row.action == "init" and row.distribution is not None
-        ]
+        self._share_seed = share_seed or any(is_dtensor(row.tensor) for row in self.rows)
+        self._targets = [(target, row) for row in self.rows for target in _targets(row)]
         self._program = engine.Program(
-            [target for target, assignment in written if assignment is None],
+            [target for target, row in self._targets if row.assignment is None],
             backend,
-            [(target, assignment) for target, assignment in written if assignment is not None],
+            [(target, row.assignment) for target, row in self._targets if row.assignment is not None],
+            [(row.name, row.tensor) for row in self.rows if row.action == "init" and is_dtensor(row.tensor)],
+            share_seed=self._share_seed,
         )
 
     def run_(self) -> None:
         """Write all values, in one pass. With a seed, running again gives the same bits.
 
         Raises:
-            ValueError: a tensor lost its memory, or changed its shape, dtype or device, since the plan was made, or a
-                parametrisation cannot take the weight. Nothing is written then.
-            RuntimeError: CUDA's error if the kernel cannot be launched.
+            ValueError: a tensor has no memory (meta); or lost it, or changed its shape, dtype or device, since the plan
+                was made; or a parametrisation cannot take the weight. Nothing is written then.
+            RuntimeError: CUDA's error if the kernel cannot be launched; without a seed, in a distributed model, no seed
+                came from rank 0.
         """
         self._program.run_(self.seed, self._generator)
 
@@ -111,13 +138,13 @@ class Plan:
 
     @property
     def numel(self) -> int:
-        """How many elements the plan writes."""
-        return sum(row.tensor.numel() for row in self.rows if row.action == "init")
+        """How many elements the plan writes: of DTensors, those of this rank."""
+        return sum(target.tensor.numel() for target, _ in self._targets)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the plan writes."""
-        return sum(row.tensor.numel() * row.tensor.element_size() for row in self.rows if row.action == "init")
+        """How many bytes the plan writes: of DTensors, those of this rank."""
+        return sum(target.tensor.numel() * target.dtype.itemsize for target, _ in self._targets)
 
     def expected_seconds(self) -> float | None:
         """How long `run_` will take on memory that was touched before, from speeds measured on this machine.
@@ -127,9 +154,7 @@ class Plan:
         """
         if self._backend == "torch":
             return None
-        return throughput.expected_seconds(
-            [_target(row, row.distribution) for row in self.rows if row.distribution is not None]
-        )
+        return throughput.expected_seconds([target for target, _ in self._targets])
 
     def filter(
         self,
@@ -153,7 +178,7 @@ class Plan:
             for row in self.rows
             if select(row) and action in (None, row.action) and (covered is None or row.covered == covered)
         ]
-        return Plan(rows, seed=self.seed, generator=self._generator, backend=self._backend)
+        return self._with(rows)
 
     def sorted(self, by: str | Callable[[Row], Any] = "name", *, reverse: bool = False) -> Plan:
         """The same plan with its rows in the order of "name", "numel", "bytes", "std", "fan_in", "fan_out", "scheme",
@@ -167,7 +192,19 @@ class Plan:
             check_choice("by", by, tuple(_SORT_KEYS))
             by = _SORT_KEYS[by]
         rows = sorted(self.rows, key=by, reverse=reverse)
-        return Plan(rows, seed=self.seed, generator=self._generator, backend=self._backend)
+        return self._with(rows)
+
+    def entries(self, mesh: DeviceMesh) -> list[tuple[str, str]]:
+        """What all ranks of a mesh must plan alike: the seed, and what happens to the DTensors on it."""
+        found = [("seed", "not given" if self.seed is None else str(self.seed))]
+        for row in self.rows:
+            if is_dtensor(row.tensor) and row.tensor.device_mesh == mesh:
+                what = f"{tuple(row.tensor.shape)} {row.tensor.dtype} {row.tensor.placements}"
+                found.append((row.name, f"{row.action} {row.distribution!r} for {what}"))
+        return found
+
+    def _with(self, rows: Sequence[Row]) -> Plan:
+        return Plan(rows, seed=self.seed, generator=self._generator, backend=self._backend, share_seed=self._share_seed)
 
     def _records(self) -> Iterable[dict[str, Any]]:
         for row in self.rows:
@@ -258,7 +295,7 @@ class Plan:
         return "\n".join(lines)
 
     def _expected(self) -> str:
-        if any(row.tensor.device.type != "cpu" for row in self.rows if row.action == "init"):
+        if any(target.device.type != "cpu" for target, _ in self._targets):
             return ""  # measuring takes memory and time of a device: only when asked
         seconds = self.expected_seconds()
         return "" if seconds is None else f", about {throughput.as_text(seconds)}"

@@ -4,14 +4,16 @@ written."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from fastinit import agreement
 from fastinit.checks import NAMELESS, check_dtype, check_tensor
-from fastinit.depths import Depths
+from fastinit.depths import Depths, check_layers
 from fastinit.distributions import Blocks, Constant, Distribution, ZeroRow, check_range, is_composed
 from fastinit.fans import FanConvention, Fans, Geometry, block_fans, geometry_of
 from fastinit.parametrized import computed_weights
@@ -30,7 +32,11 @@ from fastinit.rules import (
     ruled_treatment,
 )
 from fastinit.schemes import DepthScaled, Scaled
-from fastinit.streams import canonical_name
+from fastinit.sharding import is_dtensor
+from fastinit.streams import Renaming, canonical_name, renaming, unchanged
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class _Resolver:
@@ -238,6 +244,8 @@ def plan(
     generator: torch.Generator | None = None,
     backend: str = "auto",
     strict: bool = False,
+    names: Renaming | None = None,
+    layers: int | Mapping[str, int] | None = None,
 ) -> Plan:
     """What `init_model_` with the same arguments would write. Nothing is written, and no random number drawn.
 
@@ -246,8 +254,10 @@ def plan(
     values for LoRA adapters, state spaces and slopes, the scheme for everything with two dimensions or more, with the
     padding row of an embedding zero. A parameter that several modules share is initialised once, under the first of
     its names in the order of `model.named_parameters()`. Parametrised weights are set through `right_inverse`, so that
-    the weight in effect follows the scheme. Vectors that are none of these, integers, loaded weights
-    (`_is_hf_initialized`) and all buffers are kept. Frozen parameters are initialised like others, and stay frozen.
+    the weight in effect follows the scheme. DTensors are planned by their global shape, and this rank writes its part
+    of them. Parameters on the meta device can be planned, for `materialize_` to write. Vectors that are none of these,
+    integers, loaded weights (`_is_hf_initialized`) and all buffers are kept. Frozen parameters are initialised like
+    others, and stay frozen.
 
     Args:
         model: any module with its parameters allocated.
@@ -259,37 +269,122 @@ def plan(
             None: a seed is drawn from `generator`, or from torch's default CPU generator, whenever the plan runs.
         generator: where to draw the seed from, if not from the default.
         backend: "auto", "native" or "torch".
-        strict: refuse parameters that nothing covers, and rules of `rules` that match nothing.
+        strict: refuse parameters that nothing covers, and rules of `rules` that match nothing; and compare what the
+            ranks of every mesh plan for its DTensors, and their seeds: an exchange, in which all ranks must take part.
+        names: of parameters in the whole, where `model` is a part of it: a pipeline stage, the experts of a rank. A
+            mapping of names and their beginnings ({"layers.0": "layers.24"}), or a function from canonical name to
+            canonical name. Rules see the names of the whole; parameters of one name in two stages (tied ones) get the
+            same values.
+        layers: how many layers the stacks of the whole have, for schemes that look at the depth: an int, or one for
+            every prefix ({"encoder.block.": 12}). Needed with `names`, where the model does not tell.
 
     Raises:
-        TypeError, ValueError: naming the parameter and what is wrong with it.
+        TypeError, ValueError: naming the parameter and what is wrong with it; under `strict`, on every rank of a mesh
+            if it happens on one.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    recipe = as_recipe(scheme, model)
+    check_layers(layers)
+    survey = _Survey(model, fan, renaming(names), layers)
+    planned = partial(_plan, survey, scheme, rules, seed, generator, backend, strict)
+    return _agreed(planned, survey.meshes()) if strict else planned()
+
+
+def _plan(
+    survey: _Survey,
+    scheme: str | Scheme | Recipe,
+    rules: Sequence[Rule | tuple[Selector, Any]] | None,
+    seed: int | None,
+    generator: torch.Generator | None,
+    backend: str,
+    strict: bool,
+) -> Plan:
+    recipe = as_recipe(scheme, survey.model)
     own_rules = as_rules(rules)
-    finder = RuleFinder([*own_rules, *as_rules(recipe.rules)])
-    survey = _Survey(model, as_scheme(recipe.scheme), finder, as_fan(recipe.fan if fan is None else fan))
-    rows = survey.rows()
+    rows = survey.rows(recipe, RuleFinder([*own_rules, *as_rules(recipe.rules)]))
     # A recipe serves many models; that one lacks a part of what it has rules for is no mistake.
     _report_unmatched([rule for at, rule in enumerate(own_rules) if at not in survey.matched], strict)
-    made = Plan(rows, seed=seed, generator=generator, backend=backend)
+    made = Plan(rows, seed=seed, generator=generator, backend=backend, share_seed=survey.is_replicated())
     if strict and made.uncovered:
         raise ValueError("strict: no rule covers " + ", ".join(made.uncovered))
+    return made
+
+
+def _agreed(planned: Callable[[], Plan], meshes: Sequence[DeviceMesh]) -> Plan:
+    """The plan, once the ranks of all meshes have compared theirs."""
+    if not meshes:
+        return planned()
+    try:
+        made = planned()
+    except Exception as error:
+        agreement.check_agreement([(mesh, []) for mesh in meshes], str(error))
+        raise
+    agreement.check_agreement([(mesh, made.entries(mesh)) for mesh in meshes], None)
     return made
 
 
 class _Survey:
     """One walk through a model, in the order of its named_parameters()."""
 
-    def __init__(self, model: nn.Module, scheme: Scheme, finder: RuleFinder, fan: FanConvention) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        fan: FanConvention | None,
+        rename: Callable[[str], str],
+        layers: int | Mapping[str, int] | None,
+    ) -> None:
+        self.model = model
         self._modules = list(model.named_modules())
-        self._scheme = scheme
-        self._finder = finder
-        self._resolve = _Resolver(fan, Depths(_names_in_stacks(self._modules)))
+        self._fan = fan
+        self._rename = rename
+        self._layers = layers
         self.matched: set[int] = set()
 
-    def rows(self) -> list[Row]:
+    def meshes(self) -> list[DeviceMesh]:
+        """Those of the model's DTensors, each once, in the order of the parameters."""
+        found: dict[DeviceMesh, None] = {}
+        for _, module in self._modules:
+            for parameter in module._parameters.values():
+                if is_dtensor(parameter):
+                    found.setdefault(parameter.device_mesh)
+        return list(found)
+
+    def is_replicated(self) -> bool:
+        """Whether a wrapper holds the model to be the same on several ranks.
+
+        Raises:
+            ValueError: FSDP1 has cut the parameters into flat pieces.
+        """
+        replicated = False
+        for prefix, module in self._modules:
+            if type(module).__name__ == "FullyShardedDataParallel":
+                replicated = True
+                if getattr(getattr(module, "training_state", None), "name", "") != "SUMMON_FULL_PARAMS":
+                    raise ValueError(
+                        f"{prefix or 'model'}: its parameters are flat pieces under FullyShardedDataParallel; "
+                        "initialise inside FullyShardedDataParallel.summon_full_params(model), or before wrapping"
+                    )
+            replicated = replicated or isinstance(module, nn.parallel.DistributedDataParallel)
+        return replicated
+
+    def _name(self, prefix: str, own_name: str) -> str:
+        return self._rename(canonical_name(f"{prefix}.{own_name}" if prefix else own_name))
+
+    def _names_in_stacks(self) -> Iterator[str]:
+        """Names that have all numbers of layers in them: one a module, where the module's own has a number."""
+        for prefix, module in self._modules:
+            for own_name, parameter in module._parameters.items():
+                if parameter is not None:
+                    yield self._name(prefix, own_name)
+                    if any(part.isdigit() for part in prefix.split(".")):
+                        break
+
+    def rows(self, recipe: Recipe, finder: RuleFinder) -> list[Row]:
+        """A row a parameter and buffer."""
+        self._scheme = as_scheme(recipe.scheme)
+        self._finder = finder
+        depths = Depths(self._names_in_stacks(), self._layers, of_part=self._rename is not unchanged)
+        self._resolve = _Resolver(as_fan(recipe.fan if self._fan is None else self._fan), depths)
         rows: list[Row] = []
         names: dict[str, str] = {}  # canonical name -> name in the model
         first_name: dict[int, str] = {}  # id of a parameter -> canonical name
@@ -301,7 +396,7 @@ class _Survey:
                 if parameter is None:
                     continue
                 full_name = f"{prefix}.{own_name}" if prefix else own_name
-                name = canonical_name(full_name)
+                name = self._rename(canonical_name(full_name))
                 if id(parameter) in first_name:
                     reason = f"tied to {first_name[id(parameter)]}"
                     rows.append(Row(name, "tied", parameter, None, None, None, reason))
@@ -324,7 +419,7 @@ class _Survey:
                     rows.append(_init_row(name, own_name, module, parameter, treatment, self._resolve))
             for own_name, buffer in module._buffers.items():
                 if buffer is not None:
-                    name = canonical_name(f"{prefix}.{own_name}" if prefix else own_name)
+                    name = self._name(prefix, own_name)
                     reason = "buffer of a parametrisation" if "parametrizations." in prefix else "buffer: kept"
                     rows.append(Row(name, "buffer", buffer, None, None, None, reason))
         return rows
@@ -351,7 +446,7 @@ class _Survey:
         rows = []
         for each in computed_weights(module):
             full_name = f"{prefix}.{each.own_name}" if prefix else each.own_name
-            name = canonical_name(full_name)
+            name = self._rename(canonical_name(full_name))
             names[name] = full_name
             planned = (computed | first_name).get
             tied = next((found for each_of in each.originals if (found := planned(id(each_of))) is not None), None)
@@ -368,17 +463,6 @@ class _Survey:
             row = _init_row(name, each.own_name, module, each.weight, treatment._replace(reason=reason), self._resolve)
             rows.append(row._replace(assignment=each.setter))
         return rows
-
-
-def _names_in_stacks(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
-    """Canonical names that have all numbers of layers in them: a name a module, where the module's own has a number."""
-    for prefix, module in modules:
-        for own_name, parameter in module._parameters.items():
-            if parameter is not None:
-                name = canonical_name(f"{prefix}.{own_name}" if prefix else own_name)
-                yield name
-                if any(part.isdigit() for part in prefix.split(".")):
-                    break
 
 
 def _report_unmatched(rules: Sequence[Rule], strict: bool) -> None:

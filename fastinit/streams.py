@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
@@ -46,6 +47,51 @@ def canonical_name(name: str) -> str:
         if match:
             dot, tensor_name, number = match.groups()
             name = name[: match.start()] + dot + tensor_name + (f".{number}" if number else "")
+    return name
+
+
+Renaming = Mapping[str, str] | Callable[[str], str]
+
+
+def renaming(names: Renaming | None) -> Callable[[str], str]:
+    """From canonical names in a part of a model (a pipeline stage, an expert's rank) to those in the whole.
+
+    `names` is a function, or a mapping of names and their beginnings up to a dot; the longest that fits is replaced.
+
+    Raises:
+        TypeError: `names` is neither, or gives something else than a name; there, naming what for.
+
+    >>> renaming({"layers.0": "layers.24"})("layers.0.weight")
+    'layers.24.weight'
+    """
+    if names is None:
+        return unchanged
+    if isinstance(names, Mapping):
+        return lambda name: _replaced(names, name)
+    if not callable(names):
+        raise TypeError(f"names: expected a mapping of names or a function of one, got {type(names).__name__}")
+    function = names
+
+    def renamed(name: str) -> str:
+        found = function(name)
+        if not isinstance(found, str):
+            raise TypeError(f"names: expected a name for {name}, got {found!r}")
+        return found
+
+    return renamed
+
+
+def unchanged(name: str) -> str:
+    """The renaming that leaves every name as it is."""
+    return name
+
+
+def _replaced(names: Mapping[str, str], name: str) -> str:
+    end = len(name)
+    while end >= 0:
+        if (found := names.get(name[:end])) is not None:
+            return found + name[end:]
+        end = name.rfind(".", 0, end)
     return name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,10 @@ _PREPARE_ERRORS = {
 
 
 class Target(NamedTuple):
-    """A tensor to write, which is `part` of the parameter `name`, or all of it."""
+    """Values of `shape` that are `part` of the parameter `name`, or all of it; and a tensor to write them to.
+
+    Where a rank holds a shard, `tensor` is a box of those values, from the indices `begin` on.
+    """
 
     name: str
     tensor: torch.Tensor
@@ -47,6 +51,25 @@ class Target(NamedTuple):
     device: torch.device
     distribution: Distribution
     part: Part | None = None
+    begin: tuple[int, ...] | None = None
+
+
+def part_of(target: Target) -> Part:
+    """Where a target's values lie in its parameter."""
+    return target.part or whole(target.shape)
+
+
+def part_of_tensor(target: Target) -> Part | None:
+    """Where a target's tensor lies in its parameter; None: it is all of it."""
+    if target.begin is None:
+        return target.part
+    offset, strides = part_of(target)
+    return Part(offset + sum(map(mul, target.begin, strides)), strides)
+
+
+def begin_of(target: Target) -> tuple[int, ...]:
+    """The indices of the tensor's first element among the target's values."""
+    return target.begin or (0,) * len(target.shape)
 
 
 def name_of_part(target: Target) -> str:
@@ -65,13 +88,19 @@ def pieces(target: Target) -> list[Target]:
         dim, sizes, each = 0, (row, 1, rows - row - 1), (rest, _ZERO, rest)
     else:
         return [target]
-    part = target.part or whole(target.shape)
+    part, tensor = part_of(target), target.tensor.detach()
+    first = begin_of(target)[dim]  # of the tensor's elements
     found, begin = [], 0
     for size, of_piece in zip(sizes, each, strict=True):
-        if size > 0:
-            view = target.tensor.detach().narrow(dim, begin, size)
+        low, high = max(begin, first), min(begin + size, first + tensor.shape[dim])
+        if low < high:
+            view = tensor.narrow(dim, low - first, high - low)
+            shape = torch.Size((*target.shape[:dim], size, *target.shape[dim + 1 :]))
             at = Part(part.offset + begin * part.strides[dim], part.strides)
-            found.append(target._replace(tensor=view, shape=view.shape, distribution=of_piece, part=at))
+            within = None
+            if view.shape != shape:
+                within = (*begin_of(target)[:dim], low - begin, *begin_of(target)[dim + 1 :])
+            found.append(Target(target.name, view, shape, target.dtype, target.device, of_piece, at, within))
         begin += size
     return found
 
@@ -92,7 +121,7 @@ def _diagonal_of_block(block: Target) -> Diagonal:
     """The diagonal of a block, whose numbers count the block's elements, in numbers that count the parameter's."""
     diagonal, part = block.distribution, block.part
     assert isinstance(diagonal, Diagonal) and part is not None
-    numel = block.tensor.numel()
+    numel = block.shape.numel()
     if part.strides == whole(block.shape).strides and diagonal.period == numel:  # consecutive elements
         return diagonal._replace(first=part.offset + diagonal.first, period=part.offset + numel)
     if len(block.shape) == 2 and diagonal.period == numel:
@@ -116,14 +145,14 @@ class Table:
             distribution = target.distribution
             if isinstance(distribution, (Blocks, ZeroRow)):
                 found = _expanded(target)
-            elif target.part is None and target.tensor.is_contiguous():
+            elif target.part is None and target.begin is None and target.tensor.is_contiguous():
                 whole_tensors.append((target, target.tensor.data_ptr()))
                 continue
             else:
                 found = [target]
             for piece in found:
                 address, itemsize = piece.tensor.data_ptr(), piece.tensor.element_size()
-                for index_map in index_maps(piece.tensor, piece.part):
+                for index_map in index_maps(piece.tensor, part_of_tensor(piece)):
                     parts.append((piece, address + index_map.data_offset * itemsize, index_map))
 
         table = np.zeros(len(whole_tensors) + len(parts), dtype=_task_dtype())

@@ -84,7 +84,7 @@ def expected_seconds(targets: Sequence[Target]) -> float | None:
         if (target.device.type == "cuda" and obstacle() is not None) or not all(kind in _EXAMPLES for kind in kinds):
             return None
         slowest = max(_seconds_per_value(kind, target.dtype, target.device, threads) for kind in set(kinds))
-        total += slowest * target.shape.numel() + _seconds_per_tensor(target.device, threads)
+        total += slowest * target.tensor.numel() + _seconds_per_tensor(target.device, threads)
     return total
 
 

@@ -128,28 +128,38 @@ def test_calls_do_not_grow_with_the_number_of_layers(monkeypatch: pytest.MonkeyP
     assert counts == [1, 1]  # a panel
 
 
+def ranged(whole: Matrix, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> torch.Tensor:
+    """Nothing but these rows and columns."""
+    sizes = [
+        size if given is None else given[1] - given[0] for size, given in zip(whole.shape, (rows, columns), strict=True)
+    ]
+    tensor = torch.full(sizes, torch.nan, dtype=whole.tensor.dtype)
+    orthogonal.fill([whole._replace(tensor=tensor, rows=rows, columns=columns)], NativeSource(SEED))
+    return tensor
+
+
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300), (260, 260)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_ranges_of_rows_and_columns_are_those_of_the_whole(shape: tuple[int, int], dtype: torch.dtype) -> None:
     whole = filled(shape, fastinit.Orthogonal(0.5), dtype=dtype)
-    source = NativeSource(SEED)
+    of = matrix(shape, "w", dtype, 0.5)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
-    for rows in ((0, shape[0]), (0, 1), (7, 7), (50, 131), (shape[0] - 3, shape[0])):
-        found = orthogonal.shard(matrix(shape, "w", dtype, 0.5), source, rows=rows)
-        torch.testing.assert_close(found, whole[slice(*rows)], rtol=0, atol=tolerance)
-    for columns in ((0, shape[1]), (0, 1), (7, 7), (50, 131), (shape[1] - 3, shape[1])):
-        found = orthogonal.shard(matrix(shape, "w", dtype, 0.5), source, columns=columns)
-        torch.testing.assert_close(found, whole[:, slice(*columns)], rtol=0, atol=tolerance)
+    row_ranges = [(0, shape[0]), (0, 1), (7, 7), (50, 131), (shape[0] - 3, shape[0])]
+    column_ranges = [(0, shape[1]), (0, 1), (7, 7), (50, 131), (shape[1] - 3, shape[1])]
+    for rows in row_ranges:
+        torch.testing.assert_close(ranged(of, rows), whole[slice(*rows)], rtol=0, atol=tolerance)
+    for columns in column_ranges:
+        torch.testing.assert_close(ranged(of, None, columns), whole[:, slice(*columns)], rtol=0, atol=tolerance)
+    for rows, columns in zip(row_ranges, column_ranges[::-1], strict=True):
+        expected = whole[slice(*rows), slice(*columns)]
+        torch.testing.assert_close(ranged(of, rows, columns), expected, rtol=0, atol=tolerance)
 
 
 def test_ranges_that_are_none_are_refused() -> None:
-    source = NativeSource(0)
-    with pytest.raises(ValueError, match="rows, columns: expected one of them"):
-        orthogonal.shard(matrix((4, 4)), source)
     with pytest.raises(ValueError, match="rows: expected a range within 0 and 6, got 3 to 7"):
-        orthogonal.shard(matrix((6, 4)), source, rows=(3, 7))
+        ranged(matrix((6, 4)), (3, 7))
     with pytest.raises(ValueError, match="columns: expected a range within 0 and 4, got -1 to 2"):
-        orthogonal.shard(matrix((6, 4)), source, columns=(-1, 2))
+        ranged(matrix((6, 4)), None, (-1, 2))
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (1024, 1024), (1024, 256), (256, 1024)], ids=str)
