@@ -18,7 +18,7 @@ from fastinit.registry import Scheme, check_choice, describe
 from fastinit.rules import Where
 from fastinit.sharding import is_dtensor, local_pieces, local_tensor
 from fastinit.streams import check_seed
-from fastinit.table import Target
+from fastinit.table import Target, begin_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -68,7 +68,8 @@ def _targets(row: Row) -> list[Target]:
     return found
 
 
-_COLUMNS = ("name", "shape", "dtype", "device", "scheme", "fan in/out", "distribution", "std", "why")
+_COLUMNS = ("name", "shape", "here", "dtype", "device", "scheme", "fan in/out", "distribution", "std", "why")
+_HERE = _COLUMNS.index("here")
 _SORT_KEYS: dict[str, Callable[[Row], Any]] = {
     "name": lambda row: row.name,
     "numel": lambda row: row.tensor.numel(),
@@ -111,11 +112,14 @@ class Plan:
         self._generator = generator
         self._backend = backend
         self._share_seed = share_seed or any(is_dtensor(row.tensor) for row in self.rows)
-        self._targets = [(target, row) for row in self.rows for target in _targets(row)]
+        self._targets = [_targets(row) for row in self.rows]
+        written = [
+            (target, row.assignment) for row, each in zip(self.rows, self._targets, strict=True) for target in each
+        ]
         self._program = engine.Program(
-            [target for target, row in self._targets if row.assignment is None],
+            [target for target, assignment in written if assignment is None],
             backend,
-            [(target, row.assignment) for target, row in self._targets if row.assignment is not None],
+            [(target, assignment) for target, assignment in written if assignment is not None],
             [(row.name, row.tensor) for row in self.rows if row.action == "init" and is_dtensor(row.tensor)],
             share_seed=self._share_seed,
         )
@@ -139,12 +143,12 @@ class Plan:
     @property
     def numel(self) -> int:
         """How many elements the plan writes: of DTensors, those of this rank."""
-        return sum(target.tensor.numel() for target, _ in self._targets)
+        return sum(target.tensor.numel() for each in self._targets for target in each)
 
     @property
     def nbytes(self) -> int:
         """How many bytes the plan writes: of DTensors, those of this rank."""
-        return sum(target.tensor.numel() * target.dtype.itemsize for target, _ in self._targets)
+        return sum(target.tensor.numel() * target.dtype.itemsize for each in self._targets for target in each)
 
     def expected_seconds(self) -> float | None:
         """How long `run_` will take on memory that was touched before, from speeds measured on this machine.
@@ -154,7 +158,7 @@ class Plan:
         """
         if self._backend == "torch":
             return None
-        return throughput.expected_seconds([target for target, _ in self._targets])
+        return throughput.expected_seconds([target for each in self._targets for target in each])
 
     def filter(
         self,
@@ -207,12 +211,13 @@ class Plan:
         return Plan(rows, seed=self.seed, generator=self._generator, backend=self._backend, share_seed=self._share_seed)
 
     def _records(self) -> Iterable[dict[str, Any]]:
-        for row in self.rows:
+        for row, targets in zip(self.rows, self._targets, strict=True):
             distribution = row.distribution
             yield {
                 "name": row.name,
                 "action": row.action,
                 "shape": list(row.tensor.shape),
+                "here": _here(row, targets),
                 "dtype": str(row.tensor.dtype).removeprefix("torch."),
                 "device": str(row.tensor.device),
                 "numel": row.tensor.numel(),
@@ -228,7 +233,10 @@ class Plan:
             }
 
     def to_json(self) -> str:
-        """The rows as a JSON array of objects; null for what is not there, and for infinities, which JSON lacks."""
+        """The rows as a JSON array of objects; null for what is not there, and for infinities, which JSON lacks.
+
+        "here" is what this rank writes of a DTensor.
+        """
         records = [
             {
                 key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -255,13 +263,14 @@ class Plan:
         return np.rec.fromarrays(arrays, names=",".join(_RECORD_KEYS))  # type: ignore[call-overload]
 
     def __str__(self) -> str:
-        lines = [_COLUMNS]
+        lines: list[tuple[str, ...]] = [_COLUMNS]
         for record in self._records():
             fans = "" if record["fan_in"] is None else f"{record['fan_in']}/{record['fan_out']}"
             lines.append(
                 (
                     record["name"],
                     "x".join(map(str, record["shape"])) or "scalar",
+                    record["here"] or "",
                     record["dtype"],
                     record["device"],
                     record["scheme"] or record["action"],
@@ -271,7 +280,9 @@ class Plan:
                     record["reason"],
                 )
             )
-        widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
+        if all(line[_HERE] == "" for line in lines[1:]):  # nothing is distributed
+            lines = [line[:_HERE] + line[_HERE + 1 :] for line in lines]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
         )
@@ -295,7 +306,7 @@ class Plan:
         return "\n".join(lines)
 
     def _expected(self) -> str:
-        if any(target.device.type != "cpu" for target, _ in self._targets):
+        if any(target.device.type != "cpu" for each in self._targets for target in each):
             return ""  # measuring takes memory and time of a device: only when asked
         seconds = self.expected_seconds()
         return "" if seconds is None else f", about {throughput.as_text(seconds)}"
@@ -304,12 +315,28 @@ class Plan:
         return f"<fastinit.Plan of {len(self.rows)} rows>"
 
 
+def _here(row: Row, targets: Sequence[Target]) -> str | None:
+    """The indices of a DTensor that this rank writes."""
+    if row.action != "init" or not is_dtensor(row.tensor):
+        return None
+    return " and ".join(map(_box, targets)) or "nothing"
+
+
+def _box(target: Target) -> str:
+    """
+    >>> _box(Target("", torch.empty(2, 3), torch.Size((8, 3)), torch.float32, None, None, None, (4, 0)))
+    '[4:6, :]'
+    """
+    sizes = zip(begin_of(target), target.tensor.shape, target.shape, strict=True)
+    return f"[{', '.join(':' if size == whole else f'{begin}:{begin + size}' for begin, size, whole in sizes)}]"
+
+
 _SHOWN = 6
 _INTEGERS = ("numel", "bytes", "fan_in", "fan_out")
 _NUMBERS = ("mean", "std")
 _RECORD_KEYS = (
-    "name", "action", "shape", "dtype", "device", "numel", "bytes", "scheme", "fan_in", "fan_out", "distribution",
-    "mean", "std", "covered", "reason",
+    "name", "action", "shape", "here", "dtype", "device", "numel", "bytes", "scheme", "fan_in", "fan_out",
+    "distribution", "mean", "std", "covered", "reason",
 )  # fmt: skip
 
 

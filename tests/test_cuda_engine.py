@@ -82,8 +82,9 @@ def native(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> EmulatedModu
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, native: EmulatedModule) -> Device:
     state = Device()
-    target = plan_module._target
-    monkeypatch.setattr(plan_module, "_target", lambda *row: target(*row)._replace(device=CUDA))
+    targets = plan_module._targets
+    on_cuda = lambda row: [target._replace(device=CUDA) for target in targets(row)]  # noqa: E731
+    monkeypatch.setattr(plan_module, "_targets", on_cuda)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: types.SimpleNamespace(cuda_stream=state.stream))
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
@@ -205,11 +206,12 @@ def test_tensors_on_several_devices(
 ) -> None:
     """One launch a CUDA device, and the rest on the CPU."""
     places = {"0.weight": CUDA, "0.bias": torch.device("cpu")}
-    target = plan_module._target
+    targets = plan_module._targets
+    elsewhere = torch.device("cuda", 1)
     monkeypatch.setattr(
         plan_module,
-        "_target",
-        lambda row, of: target(row, of)._replace(device=places.get(row.name, torch.device("cuda", 1))),
+        "_targets",
+        lambda row: [target._replace(device=places.get(row.name, elsewhere)) for target in targets(row)],
     )
     monkeypatch.setattr(torch.Tensor, "to", lambda self, to, non_blocking: self.clone())
     given = model()

@@ -397,15 +397,15 @@ def test_an_order_changes_no_value(seed: int | None) -> None:
 def test_records_hold_what_the_plan_says(mixed: Mixed) -> None:
     plan = fastinit.plan(mixed, "xavier_uniform")
     records = plan.to_records()
-    kinds = {"name": "U", "action": "U", "shape": "U", "dtype": "U", "device": "U", "numel": "i", "bytes": "i",
-             "scheme": "U", "fan_in": "i", "fan_out": "i", "distribution": "U", "mean": "f", "std": "f",
+    kinds = {"name": "U", "action": "U", "shape": "U", "here": "U", "dtype": "U", "device": "U", "numel": "i",
+             "bytes": "i", "scheme": "U", "fan_in": "i", "fan_out": "i", "distribution": "U", "mean": "f", "std": "f",
              "covered": "b", "reason": "U"}  # fmt: skip
     assert {name: records.dtype[name].kind for name in records.dtype.names} == kinds
     by_name = {record["name"]: record for record in records}
     assert len(by_name) == len(plan.rows)
     conv, scale = by_name["conv.weight"], by_name["scale"]
-    assert tuple(conv)[:10] == (
-        "conv.weight", "init", "8x3x3x3", "float32", "cpu", 216, 864, "xavier_uniform", 27, 72,
+    assert tuple(conv)[:11] == (
+        "conv.weight", "init", "8x3x3x3", "", "float32", "cpu", 216, 864, "xavier_uniform", 27, 72,
     )  # fmt: skip
     assert conv["std"] == pytest.approx(math.sqrt(2.0 / 99)) and conv["covered"] and conv["reason"] == "matrix"
     assert (scale["fan_in"], scale["scheme"], scale["distribution"], scale["covered"]) == (-1, "", "", False)

@@ -259,7 +259,7 @@ def test_to_empty_destroys_buffers_and_unties_weights_and_the_plan_shows_it() ->
     assert "buffers, kept: table" in emptied.summary()
 
 
-def test_a_distributed_tensor_is_refused_rather_than_silently_written_in_part(tmp_path: Path) -> None:
+def test_the_padding_row_of_a_distributed_tensor_is_zero(tmp_path: Path) -> None:
     """On a CPU mesh normal_ gives every rank the same shard, and weight[row].zero_() does nothing."""
     from torch import distributed
     from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
@@ -268,8 +268,8 @@ def test_a_distributed_tensor_is_refused_rather_than_silently_written_in_part(tm
     try:
         model = nn.Embedding(8, 4, padding_idx=1)
         model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), init_device_mesh("cpu", (1,)), [Shard(0)]))
-        with pytest.raises(TypeError, match=r"weight: expected a plain tensor, got DTensor"):
-            fastinit.init_model_(model, "normal", seed=0)
+        fastinit.init_model_(model, "ones", seed=0)
+        assert model.weight.to_local().sum(1).tolist() == [4.0, 0.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0]
     finally:
         distributed.destroy_process_group()
 
