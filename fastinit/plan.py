@@ -111,7 +111,8 @@ class Plan:
         self.seed = seed
         self._generator = generator
         self._backend = backend
-        self._share_seed = share_seed or any(is_dtensor(row.tensor) for row in self.rows)
+        distributed = [row for row in self.rows if is_dtensor(row.tensor)]
+        self._share_seed = share_seed or bool(distributed)
         self._targets = [_targets(row) for row in self.rows]
         written = [
             (target, row.assignment) for row, each in zip(self.rows, self._targets, strict=True) for target in each
@@ -120,7 +121,7 @@ class Plan:
             [target for target, assignment in written if assignment is None],
             backend,
             [(target, assignment) for target, assignment in written if assignment is not None],
-            [(row.name, row.tensor) for row in self.rows if row.action == "init" and is_dtensor(row.tensor)],
+            [(row.name, row.tensor) for row in distributed if row.action == "init"],
             share_seed=self._share_seed,
         )
 
