@@ -98,7 +98,7 @@ def ptx_driver(folder: Path, ptx: str) -> ctypes.CDLL:
     (folder / "kernel.ptx").write_text(ptx, encoding="utf-8")
     translate = [sys.executable, str(ROOT / "tests/ptx_to_cpp.py"), "kernel.ptx", "--entry-name", "fill_kernel"]
     subprocess.run([*translate, "-o", "kernel.h"], check=True, cwd=folder)
-    return compile_driver(folder, f'-DPTX_KERNEL="{folder / "kernel.h"}"')
+    return compile_driver(folder, f'-DPTX_FILL="{folder / "kernel.h"}"')
 
 
 class Emulated:
