@@ -123,22 +123,28 @@ def _fill_orthogonal_on(device: torch.device, matrices: Sequence[Matrix], seed: 
         except RuntimeError:  # its strides are no matrix's
             views.append(matrix.tensor.new_empty(matrix.shape))
             copied.append((matrix.tensor, views[-1]))
-    table = np.zeros(len(matrices), np.dtype(_native.module.orthogonal_dtype()))
-    table["data"] = [view.data_ptr() for view in views]
-    table["rows"], table["columns"] = zip(*(matrix.shape for matrix in matrices), strict=True)
-    table["row_memory_step"], table["column_memory_step"] = zip(*(view.stride() for view in views), strict=True)
-    table["global_offset"] = [matrix.part.offset for matrix in matrices]
-    steps = zip(*(matrix.part.strides for matrix in matrices), strict=True)
-    table["row_index_step"], table["column_index_step"] = steps
-    table["name_id"] = np.frombuffer(b"".join([name_id(matrix.name) for matrix in matrices]), dtype="V16")
-    table["gain"] = [matrix.gain for matrix in matrices]
-    table["dtype"] = [DTYPES[view.dtype] for view in views]
+    table = orthogonal_table(matrices, views)
     shared_bytes = _native.module.check_orthogonal(table)
     image, stream = _Upload(table.view(np.uint8), device).on_current_stream()
     _native.module.orthogonal_cuda(image.data_ptr(), len(matrices), shared_bytes, seed, device.index, stream)
     torch.autograd.graph.increment_version(views)
     for tensor, view in copied:
         tensor.copy_(view.view(tensor.shape))
+
+
+def orthogonal_table(matrices: Sequence[Matrix], views: Sequence[torch.Tensor]) -> NDArray[np.void]:
+    """A row of the native OrthogonalMatrix struct for each matrix, to be written to its view, which has its shape."""
+    assert _native.module is not None
+    table = np.zeros(len(matrices), np.dtype(_native.module.orthogonal_dtype()))
+    table["data"] = [view.data_ptr() for view in views]
+    table["rows"], table["columns"] = np.array([matrix.shape for matrix in matrices]).T
+    table["row_memory_step"], table["column_memory_step"] = np.array([view.stride() for view in views]).T
+    table["global_offset"] = [matrix.part.offset for matrix in matrices]
+    table["row_index_step"], table["column_index_step"] = np.array([matrix.part.strides for matrix in matrices]).T
+    table["name_id"] = np.frombuffer(b"".join([name_id(matrix.name) for matrix in matrices]), dtype="V16")
+    table["gain"] = [matrix.gain for matrix in matrices]
+    table["dtype"] = [DTYPES[view.dtype] for view in views]
+    return table
 
 
 def is_capturing(device: torch.device) -> bool:
