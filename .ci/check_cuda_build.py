@@ -1,9 +1,10 @@
 """Checks what nvcc makes of the CUDA kernels: check_cuda_build.py [COMPILED_FILE]. Needs nvcc and cuobjdump, no GPU.
 
-From the compiler's report, for every architecture: no warning, no stack frame, nothing spilled, and no more registers
-than the occupancy allows that the kernel asks for. From the PTX, the rules of tests/ptx_lint.py. From the machine code:
-no local memory, and no approximation by the special-function unit. With COMPILED_FILE, the extension: that it holds all
-the architectures. Prints a line for each, with what is amiss below it, and exits with 1 if anything is.
+From the compiler's report, for every file and architecture: no warning, no stack frame, nothing spilled, and no more
+registers than the occupancy allows that the kernel asks for. From the PTX, the rules of tests/ptx_lint.py. From the
+machine code: no local memory, and no approximation by the special-function unit. With COMPILED_FILE, the extension:
+that it holds all the architectures. Prints a line for each, with what is amiss below it, and exits with 1 if anything
+is.
 """
 
 from __future__ import annotations
@@ -23,15 +24,29 @@ from types import ModuleType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "csrc" / "cuda" / "fill.cu"
+SOURCES = ROOT / "csrc" / "cuda"
 
-# The most registers a thread may use, by architecture. A multiprocessor has 65 536. They are to suffice for as many
-# blocks of 256 threads as fill_kernel's __launch_bounds__ asks for: 4, 3 from 10.0 on, 2 from 12.0 on; and a warp takes
-# them in steps of 8 a thread.
-MOST_REGISTERS = {"7.5": 64, "8.0": 64, "8.6": 64, "8.9": 64, "9.0": 64, "10.0": 80, "12.0": 128}
 
-# Approximations all, but integer division begins with this one and corrects what it gives.
-ALLOWED_SPECIAL = "MUFU.RCP"
+class Limits(NamedTuple):
+    """What may be in the machine code of a file's kernel."""
+
+    # The most registers a thread may use, by architecture. A multiprocessor has 65 536, and a warp takes them in steps
+    # of 8 a thread. They are to suffice for as many blocks of 256 threads as the kernel's __launch_bounds__ asks for.
+    registers: dict[str, int]
+    # Operations of the special-function unit. They are approximations all: these are where an exact one begins, which
+    # corrects what they give.
+    special: tuple[str, ...]
+
+
+ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+_INTEGER_DIVISION = ("MUFU.RCP",)
+_DIVISION_AND_ROOT = ("MUFU.RCP", "MUFU.RSQ", "MUFU.RCP64H", "MUFU.RSQ64H")  # div.rn and sqrt.rn
+LIMITS = {
+    # 4 blocks, 3 from 10.0 on, 2 from 12.0 on.
+    "fill": Limits(dict(zip(ARCHITECTURES, (64, 64, 64, 64, 64, 80, 128), strict=True)), _INTEGER_DIVISION),
+    # 2 blocks.
+    "orthogonal": Limits(dict.fromkeys(ARCHITECTURES, 128), _DIVISION_AND_ROOT),
+}
 
 # Each torch's BuildExtension has its own: 2.11's the first, 2.14's the second.
 STANDARDS = ("-std=c++17", "-std=c++20")
@@ -73,22 +88,22 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def compile_kernels(architecture: str, flags: list[str]) -> Compiled:
+def compile_kernels(name: str, architecture: str, flags: list[str]) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "fill.cubin")
+        cubin = Path(folder, f"{name}.cubin")
         report = run(
             *(find_tool("nvcc"), "-cubin", f"-arch=sm_{architecture.replace('.', '')}", STANDARDS[1], *flags),
-            *("-Xptxas", "-v", "--keep", "--keep-dir", folder, "-o", cubin, SOURCE),
+            *("-Xptxas", "-v", "--keep", "--keep-dir", folder, "-o", cubin, SOURCES / f"{name}.cu"),
         )
-        return Compiled(report, Path(folder, "fill.ptx").read_text(), run(find_tool("cuobjdump"), "-sass", cubin))
+        return Compiled(report, Path(folder, f"{name}.ptx").read_text(), run(find_tool("cuobjdump"), "-sass", cubin))
 
 
-def compile_host_side(flags: list[str]) -> None:
+def compile_host_side(name: str, flags: list[str]) -> None:
     """The half of the file that the CPU runs, which is the same for all architectures."""
     with tempfile.TemporaryDirectory() as folder:
         run(
             *(find_tool("nvcc"), "-c", "-arch=sm_90", STANDARDS[0], *flags, "-Xcompiler", "-Werror"),
-            *("-o", Path(folder, "fill.o"), SOURCE),
+            *("-o", Path(folder, f"{name}.o"), SOURCES / f"{name}.cu"),
         )
 
 
@@ -107,24 +122,24 @@ def check_report(report: str, most_registers: int) -> list[str]:
     return problems
 
 
-def check_machine_code(code: str) -> list[str]:
+def check_machine_code(code: str, special: tuple[str, ...]) -> list[str]:
     # /*0a10*/   @!P0 MUFU.RCP R2, R2 ;
     opcodes = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
     if "EXIT" not in opcodes or not any(opcode.startswith("STG") for opcode in opcodes):
         return ["the machine code cannot be read"]
     bad = {opcode for opcode in opcodes if opcode.startswith(("LDL", "STL"))}
-    bad |= {opcode for opcode in opcodes if opcode.startswith("MUFU") and opcode != ALLOWED_SPECIAL}
+    bad |= {opcode for opcode in opcodes if opcode.startswith("MUFU") and opcode not in special}
     return [f"{opcodes.count(opcode)} times {opcode}" for opcode in sorted(bad)]
 
 
 def check_extension(path: Path, architectures: tuple[str, ...]) -> list[str]:
-    """That the compiled module holds machine code for each architecture, and PTX of the newest."""
+    """That the compiled module holds machine code of each file for each architecture, and PTX for the newest."""
     names = [f"sm_{architecture.replace('.', '')}" for architecture in architectures]
     problems = []
     for option, expected in (("--list-elf", names), ("--list-ptx", names[-1:])):
         held = re.findall(r"\.(sm_\w+)\.", run(find_tool("cuobjdump"), option, path))
-        if sorted(held) != sorted(expected):
-            problems.append(f"cuobjdump {option}: {held}, expected {expected}")
+        if sorted(held) != sorted(expected * len(LIMITS)):
+            problems.append(f"cuobjdump {option}: {held}, expected {len(LIMITS)} times {expected}")
     return problems
 
 
@@ -140,23 +155,29 @@ def main() -> int:
     arguments = parser.parse_args()
 
     setup_py = load(ROOT / "setup.py")
-    assert tuple(MOST_REGISTERS) == setup_py.ARCHITECTURES, "each architecture of setup.py needs its limit here"
+    assert setup_py.ARCHITECTURES == ARCHITECTURES, "each architecture of setup.py needs its limits here"
+    assert sorted(LIMITS) == sorted(path.stem for path in SOURCES.glob("*.cu")), "each file needs its limits here"
     flags = [*setup_py.NVCC_FLAGS, "--expt-relaxed-constexpr", "-Werror", "all-warnings", f"-I{ROOT / 'csrc'}"]
     violations = ptx_lint()
 
     problems = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        host_side = pool.submit(compile_host_side, flags)
-        compilations = {name: pool.submit(compile_kernels, name, flags) for name in MOST_REGISTERS}
-        for architecture, compilation in compilations.items():
-            compiled = compilation.result()
-            found = check_report(compiled.report, MOST_REGISTERS[architecture])
-            found += check_machine_code(compiled.machine_code)
+        host_sides = [pool.submit(compile_host_side, name, flags) for name in LIMITS]
+        compilations = {
+            (name, architecture): pool.submit(compile_kernels, name, architecture, flags)
+            for name in LIMITS
+            for architecture in ARCHITECTURES
+        }
+        for (name, architecture), compilation in compilations.items():
+            compiled, limits = compilation.result(), LIMITS[name]
+            found = check_report(compiled.report, limits.registers[architecture])
+            found += check_machine_code(compiled.machine_code, limits.special)
             found += violations(compiled.ptx)
             used = ", ".join(re.findall(r"Used (.*)", compiled.report))
-            print(f"{architecture}: {used}", *found, sep="\n    ")
+            print(f"{name}, {architecture}: {used}", *found, sep="\n    ")
             problems += found
-        host_side.result()
+        for host_side in host_sides:
+            host_side.result()
     if arguments.compiled_file is not None:
         found = check_extension(arguments.compiled_file, setup_py.ARCHITECTURES)
         print(arguments.compiled_file.name, *found, sep="\n    ")

@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "core/orthogonal.h"
 #include "core/task.h"
 
 namespace fastinit {
@@ -37,6 +38,20 @@ int64_t write_cuda_table(const Task* tasks, int64_t num_tasks, void* image);
 // reseed(): streams are derived on the device. Throws std::runtime_error if the CUDA run-time refuses; nothing was
 // enqueued then.
 void fill_cuda(const CudaTable& table, uint64_t seed, int device, uint64_t stream);
+
+// Whether orthogonal_cuda takes a matrix of this size on this device. A matrix that it does not take is for products of
+// whole matrices (fastinit/orthogonal.py).
+bool orthogonal_cuda_fits(int64_t rows, int64_t columns, Dtype dtype, int device);
+
+// Orthogonal matrices in the memory of a CUDA device: an array of OrthogonalMatrix.
+struct OrthogonalTable {
+  uint64_t address;
+  int64_t num_matrices;  // below 2^31
+  int64_t shared_bytes;  // the most that orthogonal_shared_bytes gives for any of them
+};
+
+// Like fill_cuda: one kernel, enqueued, and not waited for.
+void orthogonal_cuda(const OrthogonalTable& table, uint64_t seed, int device, uint64_t stream);
 
 // Kernels launched by this process so far.
 int64_t cuda_launches();

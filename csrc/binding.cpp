@@ -4,10 +4,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -20,32 +23,40 @@ namespace py = pybind11;
 namespace fastinit {
 namespace {
 
-// A table as NumPy holds it: a contiguous, writable run of Task structs.
-struct Table {
-  explicit Table(const py::buffer& buffer) : info(buffer.request(/*writable=*/true)) {
+// A table as NumPy holds it: a contiguous, writable run of structs.
+template <class Row>
+struct TableOf {
+  explicit TableOf(const py::buffer& buffer) : info(buffer.request(/*writable=*/true)) {
     const py::ssize_t bytes = info.size * info.itemsize;
     const bool contiguous = info.ndim == 1 && (info.size < 2 || info.strides[0] == info.itemsize);
-    if (info.itemsize != static_cast<py::ssize_t>(sizeof(Task)) || !contiguous) {
-      throw py::value_error("table: expected a contiguous one-dimensional array of " + std::to_string(sizeof(Task)) +
+    if (info.itemsize != static_cast<py::ssize_t>(sizeof(Row)) || !contiguous) {
+      throw py::value_error("table: expected a contiguous one-dimensional array of " + std::to_string(sizeof(Row)) +
                             "-byte rows, got " + std::to_string(bytes) + " bytes in rows of " +
                             std::to_string(info.itemsize));
     }
-    tasks = static_cast<Task*>(info.ptr);
-    num_tasks = info.size;
+    rows = static_cast<Row*>(info.ptr);
+    num_rows = info.size;
   }
 
   py::buffer_info info;
-  Task* tasks;
-  int64_t num_tasks;
+  Row* rows;
+  int64_t num_rows;
 };
+using Table = TableOf<Task>;
+
+[[noreturn]] void fail_row(int64_t row, const std::string& what) {
+  throw py::value_error("table row " + std::to_string(row) + ": " + what);
+}
+
+void check_dtype(Dtype dtype, int64_t row) {
+  const auto number = static_cast<int32_t>(dtype);
+  if (number < 0 || number >= kDtypes) fail_row(row, "unknown dtype " + std::to_string(number));
+}
 
 void check_task(const Task& task, int64_t row) {
-  const auto dtype = static_cast<int32_t>(task.dtype);
   const auto distribution = static_cast<int32_t>(task.distribution);
-  const auto fail = [row](const std::string& what) {
-    throw py::value_error("table row " + std::to_string(row) + ": " + what);
-  };
-  if (dtype < 0 || dtype >= kDtypes) fail("unknown dtype " + std::to_string(dtype));
+  const auto fail = [row](const std::string& what) { fail_row(row, what); };
+  check_dtype(task.dtype, row);
   if (distribution < 0 || distribution >= kDistributions) fail("unknown distribution " + std::to_string(distribution));
   if (task.numel < 0) fail("negative numel " + std::to_string(task.numel));
   if (task.numel > 0 && task.data == 0) fail("elements without memory");
@@ -60,19 +71,58 @@ void check_task(const Task& task, int64_t row) {
 // Derives every row's sampler. Returns (row, error) of the first row that cannot be sampled, or None.
 std::optional<std::pair<int64_t, int32_t>> prepare_table(const py::buffer& buffer) {
   const Table table(buffer);
-  for (int64_t row = 0; row < table.num_tasks; ++row) check_task(table.tasks[row], row);
+  for (int64_t row = 0; row < table.num_rows; ++row) check_task(table.rows[row], row);
   const DefaultFpEnvironment environment;
-  for (int64_t row = 0; row < table.num_tasks; ++row) {
-    const PrepareError error = prepare(table.tasks[row]);
+  for (int64_t row = 0; row < table.num_rows; ++row) {
+    const PrepareError error = prepare(table.rows[row]);
     if (error != PrepareError::kNone) return std::make_pair(row, static_cast<int32_t>(error));
   }
   return std::nullopt;
 }
 
+// Whether element (rows - 1, columns - 1), and so all others, has a number from 0 to 2^63 - 1.
+bool counts_up(int64_t rows, int64_t columns, int64_t offset, int64_t row_step, int64_t column_step) {
+  int64_t of_row = 0, of_column = 0, last = 0;
+  return offset >= 0 && row_step >= 0 && column_step >= 0 && !__builtin_mul_overflow(rows - 1, row_step, &of_row) &&
+         !__builtin_mul_overflow(columns - 1, column_step, &of_column) &&
+         !__builtin_add_overflow(of_row, of_column, &last) && !__builtin_add_overflow(last, offset, &last);
+}
+
+void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
+  const auto fail = [row](const std::string& what) { fail_row(row, what); };
+  check_dtype(matrix.dtype, row);
+  if (!std::isfinite(matrix.gain)) fail("a gain that is not finite");
+  if (matrix.rows < 0 || matrix.columns < 0) fail("a negative number of rows or columns");
+  if (matrix.rows == 0 || matrix.columns == 0) return;
+  if (matrix.data == 0) fail("elements without memory");
+  if (orthogonal_shared_bytes(matrix.rows, matrix.columns, matrix.dtype) < 0) {
+    fail(std::to_string(matrix.rows) + " x " + std::to_string(matrix.columns) + " is too large for one block");
+  }
+  if (!counts_up(matrix.rows, matrix.columns, matrix.global_offset, matrix.row_index_step, matrix.column_index_step)) {
+    fail("global indices below 0 or beyond 2^63 - 1");
+  }
+  if (!counts_up(matrix.rows, matrix.columns, 0, matrix.row_memory_step, matrix.column_memory_step)) {
+    fail("negative or too large steps in memory");
+  }
+}
+
+// Checks a table of orthogonal matrices. Returns what orthogonal_cuda needs of shared memory; 0 if all are empty.
+int64_t check_orthogonal(const py::buffer& buffer) {
+  const TableOf<OrthogonalMatrix> table(buffer);
+  if (table.num_rows > std::numeric_limits<int32_t>::max()) throw py::value_error("table: too many rows");
+  int64_t most = 0;
+  for (int64_t row = 0; row < table.num_rows; ++row) {
+    const OrthogonalMatrix& matrix = table.rows[row];
+    check_matrix(matrix, row);
+    most = std::max(most, orthogonal_shared_bytes(matrix.rows, matrix.columns, matrix.dtype));
+  }
+  return most;
+}
+
 void reseed_table(const py::buffer& buffer, uint64_t seed) {
   const Table table(buffer);
-  for (int64_t row = 0; row < table.num_tasks; ++row) {
-    table.tasks[row].stream = derive_stream(table.tasks[row].name_id, seed);
+  for (int64_t row = 0; row < table.num_rows; ++row) {
+    table.rows[row].stream = derive_stream(table.rows[row].name_id, seed);
   }
 }
 
@@ -96,7 +146,7 @@ void fill_table(const py::buffer& buffer, int threads) {
   bool finished = false;
   {
     const py::gil_scoped_release release;
-    finished = fill_cpu(table.tasks, table.num_tasks, threads, isa, [] {
+    finished = fill_cpu(table.rows, table.num_rows, threads, isa, [] {
       const py::gil_scoped_acquire acquire;
       return PyErr_CheckSignals() != 0;
     });
@@ -108,14 +158,23 @@ void fill_table(const py::buffer& buffer, int threads) {
 // The table's image for a device, as bytes to be copied there, and the number of its chunks.
 std::pair<py::array_t<uint8_t>, int64_t> cuda_table(const py::buffer& buffer) {
   const Table table(buffer);
-  py::array_t<uint8_t> image(cuda_table_bytes(table.num_tasks));
-  const int64_t num_chunks = write_cuda_table(table.tasks, table.num_tasks, image.mutable_data());
+  py::array_t<uint8_t> image(cuda_table_bytes(table.num_rows));
+  const int64_t num_chunks = write_cuda_table(table.rows, table.num_rows, image.mutable_data());
   return {image, num_chunks};
 }
 
 void fill_cuda_table(uint64_t address, int64_t num_tasks, int64_t num_chunks, uint64_t seed, int device,
                      uint64_t stream) {
   fill_cuda({address, num_tasks, num_chunks}, seed, device, stream);
+}
+
+bool fits_orthogonal(int64_t rows, int64_t columns, int32_t dtype, int device) {
+  return orthogonal_cuda_fits(rows, columns, static_cast<Dtype>(dtype), device);
+}
+
+void orthogonal_cuda_table(uint64_t address, int64_t num_matrices, int64_t shared_bytes, uint64_t seed, int device,
+                           uint64_t stream) {
+  orthogonal_cuda({address, num_matrices, shared_bytes}, seed, device, stream);
 }
 #endif
 
@@ -141,35 +200,62 @@ std::array<uint32_t, 4> philox_block(const std::array<uint32_t, 4>& counter, con
   return {block[0], block[1], block[2], block[3]};
 }
 
-// The caller's part of a Task, as numpy.dtype takes it: names, formats, offsets and itemsize.
+// A struct's fields as numpy.dtype takes them.
+class Fields {
+ public:
+  void add(const char* name, const char* format, size_t offset) {
+    names_.append(name);
+    formats_.append(format);
+    offsets_.append(offset);
+  }
+  py::dict dtype(size_t itemsize) const {
+    py::dict dtype;
+    dtype["names"] = names_;
+    dtype["formats"] = formats_;
+    dtype["offsets"] = offsets_;
+    dtype["itemsize"] = itemsize;
+    return dtype;
+  }
+
+ private:
+  py::list names_, formats_, offsets_;
+};
+
+// The caller's part of a Task.
 py::dict task_dtype() {
-  py::list names, formats, offsets;
-  const auto field = [&](const char* name, const char* format, size_t offset) {
-    names.append(name);
-    formats.append(format);
-    offsets.append(offset);
-  };
+  Fields fields;
   constexpr size_t kMap = offsetof(Task, map);
-  field("data", "u8", offsetof(Task, data));
-  field("numel", "i8", offsetof(Task, numel));
-  field("global_offset", "i8", kMap + offsetof(IndexMap, global_offset));
-  field("row_length", "i8", kMap + offsetof(IndexMap, row_length));
-  field("rows_per_slab", "i8", kMap + offsetof(IndexMap, rows_per_slab));
-  field("row_index_step", "i8", kMap + offsetof(IndexMap, row_index_step));
-  field("slab_index_step", "i8", kMap + offsetof(IndexMap, slab_index_step));
-  field("element_memory_step", "i8", kMap + offsetof(IndexMap, element_memory_step));
-  field("row_memory_step", "i8", kMap + offsetof(IndexMap, row_memory_step));
-  field("slab_memory_step", "i8", kMap + offsetof(IndexMap, slab_memory_step));
-  field("name_id", "V16", offsetof(Task, name_id));
-  field("parameter", "5f8", offsetof(Task, parameter));
-  field("dtype", "i4", offsetof(Task, dtype));
-  field("distribution", "i4", offsetof(Task, distribution));
-  py::dict dtype;
-  dtype["names"] = names;
-  dtype["formats"] = formats;
-  dtype["offsets"] = offsets;
-  dtype["itemsize"] = sizeof(Task);
-  return dtype;
+  fields.add("data", "u8", offsetof(Task, data));
+  fields.add("numel", "i8", offsetof(Task, numel));
+  fields.add("global_offset", "i8", kMap + offsetof(IndexMap, global_offset));
+  fields.add("row_length", "i8", kMap + offsetof(IndexMap, row_length));
+  fields.add("rows_per_slab", "i8", kMap + offsetof(IndexMap, rows_per_slab));
+  fields.add("row_index_step", "i8", kMap + offsetof(IndexMap, row_index_step));
+  fields.add("slab_index_step", "i8", kMap + offsetof(IndexMap, slab_index_step));
+  fields.add("element_memory_step", "i8", kMap + offsetof(IndexMap, element_memory_step));
+  fields.add("row_memory_step", "i8", kMap + offsetof(IndexMap, row_memory_step));
+  fields.add("slab_memory_step", "i8", kMap + offsetof(IndexMap, slab_memory_step));
+  fields.add("name_id", "V16", offsetof(Task, name_id));
+  fields.add("parameter", "5f8", offsetof(Task, parameter));
+  fields.add("dtype", "i4", offsetof(Task, dtype));
+  fields.add("distribution", "i4", offsetof(Task, distribution));
+  return fields.dtype(sizeof(Task));
+}
+
+py::dict orthogonal_dtype() {
+  Fields fields;
+  fields.add("data", "u8", offsetof(OrthogonalMatrix, data));
+  fields.add("rows", "i8", offsetof(OrthogonalMatrix, rows));
+  fields.add("columns", "i8", offsetof(OrthogonalMatrix, columns));
+  fields.add("row_memory_step", "i8", offsetof(OrthogonalMatrix, row_memory_step));
+  fields.add("column_memory_step", "i8", offsetof(OrthogonalMatrix, column_memory_step));
+  fields.add("global_offset", "i8", offsetof(OrthogonalMatrix, global_offset));
+  fields.add("row_index_step", "i8", offsetof(OrthogonalMatrix, row_index_step));
+  fields.add("column_index_step", "i8", offsetof(OrthogonalMatrix, column_index_step));
+  fields.add("name_id", "V16", offsetof(OrthogonalMatrix, name_id));
+  fields.add("gain", "f8", offsetof(OrthogonalMatrix, gain));
+  fields.add("dtype", "i4", offsetof(OrthogonalMatrix, dtype));
+  return fields.dtype(sizeof(OrthogonalMatrix));
 }
 
 }  // namespace
@@ -183,11 +269,17 @@ PYBIND11_MODULE(_C, module) {
   module.def("prepare", &prepare_table, py::arg("table"));
   module.def("reseed", &reseed_table, py::arg("table"), py::arg("seed"));
   module.def("fill_cpu", &fill_table, py::arg("table"), py::arg("threads"));
+  module.def("orthogonal_dtype", &orthogonal_dtype);
+  module.def("check_orthogonal", &check_orthogonal, py::arg("table"));
 #if defined(FASTINIT_CUDA)
   module.attr("HAS_CUDA") = true;
   module.def("cuda_table", &cuda_table, py::arg("table"));
   module.def("fill_cuda", &fill_cuda_table, py::arg("address"), py::arg("num_tasks"), py::arg("num_chunks"),
              py::arg("seed"), py::arg("device"), py::arg("stream"));
+  module.def("orthogonal_cuda_fits", &fits_orthogonal, py::arg("rows"), py::arg("columns"), py::arg("dtype"),
+             py::arg("device"));
+  module.def("orthogonal_cuda", &orthogonal_cuda_table, py::arg("address"), py::arg("num_matrices"),
+             py::arg("shared_bytes"), py::arg("seed"), py::arg("device"), py::arg("stream"));
   module.def("cuda_launches", &cuda_launches);
 #else
   module.attr("HAS_CUDA") = false;

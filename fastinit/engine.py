@@ -72,7 +72,7 @@ class NativeSource:
             table.fill_cpu(self._seed, torch.get_num_threads())
 
     def orthogonal(self, matrices: Sequence[Matrix]) -> None:
-        orthogonal.fill(matrices, self)
+        orthogonal.fill(cuda.fill_orthogonal(matrices, self._seed), self)
 
     def zero_rows(self, target: Target, zeros: int) -> None:
         # A column's zeros are where its smallest keys are: docs/STREAM.md, section 7.

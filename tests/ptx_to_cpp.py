@@ -68,6 +68,12 @@ unsigned char* memory_at(uint64_t address, unsigned bytes, int line) {
 }
 template <class Shared> unsigned char* shared_at(Shared& shared, uint64_t address, unsigned bytes, int line) {
   if (address % bytes != 0) stop(line, "misaligned access to shared memory");
+  if (address >= shared.dynamic_from()) {
+    address -= shared.dynamic_from();
+    const uint64_t size = cuda_on_cpu::dynamic_shared_bytes;
+    if (address >= size || size - address < bytes) stop(line, "beyond dynamic shared memory");
+    return reinterpret_cast<unsigned char*>(cuda_on_cpu::dynamic_shared()) + address;
+  }
   if (address >= sizeof(shared.bytes) || sizeof(shared.bytes) - address < bytes) stop(line, "beyond shared memory");
   return shared.bytes + address;
 }
@@ -362,6 +368,7 @@ class Variable(NamedTuple):
     space: str
     align: int
     size: int  # bytes
+    dynamic: bool = False  # of shared memory: as many bytes as the launch says, after all others
 
 
 def identifier(name: str) -> str:
@@ -403,6 +410,7 @@ class Entry:
     shared: dict[str, int] = field(default_factory=dict)  # offsets of the shared variables in use
     shared_size: int = 0
     shared_align: int = 1
+    dynamic: str = ""  # the name of dynamic shared memory in use
     branch_targets: dict[str, list[str]] = field(default_factory=dict)
     label: str = ""
 
@@ -446,8 +454,11 @@ class Entry:
         self.code.append(f"{name} = {expression};")
 
     def shared_offset(self, name: str) -> str:
-        if name not in self.shared:
-            variable = self.variables[name]
+        variable = self.variables[name]
+        if variable.dynamic:
+            self.dynamic = name
+            self.shared_align = max(self.shared_align, variable.align)
+        elif name not in self.shared:
             self.shared[name] = -(-self.shared_size // variable.align) * variable.align
             self.shared_size = self.shared[name] + variable.size
             self.shared_align = max(self.shared_align, variable.align)
@@ -460,7 +471,7 @@ class Entry:
             raise self.error(f"unknown address {operand}")
         name, offset = match[1], int(match[2] or 0)
         if variable := self.variables.get(name):
-            if variable.space != space or not 0 <= offset <= variable.size - size:
+            if variable.space != space or not (offset >= 0 and (variable.dynamic or offset <= variable.size - size)):
                 raise self.error(f"{operand} is not within a variable of that space")
             base = self.shared_offset(name) if space == "shared" else f"address_of({identifier(name)})"
         else:
@@ -545,6 +556,8 @@ class Entry:
         destination, source = operands
         if to not in ([], ["to"]) or size != "u64" or space not in ("global", "const", "param", "shared"):
             raise self.error("unknown form")
+        if space == "shared" and any(variable.dynamic for variable in self.variables.values()):
+            raise self.error("generic addresses of dynamic shared memory are not supported")
         shift = f" {'-' if to else '+'} address_of(shared_memory)" if space == "shared" else ""
         self.set(destination, U64, self.bits(source, U64) + shift)
 
@@ -706,11 +719,19 @@ class Entry:
         lines = [f"{signature} {{"]
         if self.shared_size or any("shared_memory" in each for each in self.code):
             size = max(self.shared_size, 1)
-            lines.append(f"struct alignas({self.shared_align}) SharedMemory {{ unsigned char bytes[{size}]; }};")
+            offsets = dict(self.shared)
+            dynamic_from = "~uint64_t{0}"
+            if self.dynamic:
+                offsets[self.dynamic] = -(-self.shared_size // self.shared_align) * self.shared_align
+                dynamic_from = identifier(self.dynamic)
+            if offsets:
+                listed = ", ".join(f"{identifier(name)} = {offset}" for name, offset in offsets.items())
+                lines.append(f"enum : uint32_t {{ {listed} }};")
+            lines.append(f"struct alignas({self.shared_align}) SharedMemory {{")
+            lines.append(f"  unsigned char bytes[{size}];")
+            lines.append(f"  static constexpr uint64_t dynamic_from() {{ return {dynamic_from}; }}")
+            lines.append("};")
             lines.append("__shared__ SharedMemory shared_memory;")
-        if self.shared:
-            offsets = ", ".join(f"{identifier(name)} = {offset}" for name, offset in self.shared.items())
-            lines.append(f"enum : uint32_t {{ {offsets} }};")
         for kind in sorted({kind.register() for _, kind in self.registers.values()}):
             names = [f"{cpp} = 0" for cpp, (_, declared) in self.registers.items() if declared.register() == kind]
             lines += textwrap.wrap(f"{kind} {', '.join(names)};", 118)
@@ -721,6 +742,7 @@ class Entry:
 VARIABLE = re.compile(
     r"(?:\.(?:visible|weak) )?\.(global|const|shared) (?:\.align (\d+) )?\.(\w+) ([\w$]+)(?:\[(\d+)\])?(?: ?= ?(.*))?"
 )
+DYNAMIC = re.compile(r"\.extern \.shared (?:\.align (\d+) )?\.([bus]\d+|f32|f64) ([\w$]+)\[\]")
 PARAMETER = re.compile(
     r"\.param (?:\.align (\d+) )?\.(\w+)(?: \.ptr(?: \.global| \.const)?(?: \.align \d+)?)? ([\w$]+)(?:\[(\d+)\])?"
 )
@@ -733,8 +755,10 @@ def module_variable(line: int, text: str) -> tuple[str, Variable, str]:
     """A variable's name, what it is, and its definition in C++ (none for shared memory)."""
     if ".local" in text:
         raise PtxError(line, f"{NO_LOCAL}: {text}")
+    if match := DYNAMIC.fullmatch(text):
+        return match[3], Variable("shared", max(int(match[1] or 1), TYPES[match[2]].bits // 8), 0, True), ""
     if ".extern" in text:
-        raise PtxError(line, f"external and dynamic shared variables are not supported: {text}")
+        raise PtxError(line, f"external variables are not supported: {text}")
     match = VARIABLE.fullmatch(text)
     if not match or match[3] not in TYPES or match[3] == "pred":
         raise PtxError(line, f"unknown directive or declaration: {text}")
@@ -793,6 +817,8 @@ def translate(ptx: str, names: dict[str, str] | None = None) -> str:
         elif not text.startswith(".pragma "):
             name, variable, definition = module_variable(line, text)
             variables[name] = variable
+            if variable.dynamic:
+                code.append(f"CUDA_ON_CPU_DYNAMIC_SHARED(uint64_t, of_{identifier(name)});")
             if variable.space != "shared":
                 code.append(f"namespace {{\n{definition}\n}}")
     if entry:

@@ -1,5 +1,5 @@
 """The Python side of CUDA, on a device that is emulated: the engine takes tensors in CPU memory for tensors on cuda:0,
-and the kernel is the one of test_cuda_on_cpu.py. What a real device does is in test_cuda.py."""
+and the kernels are those of test_cuda_on_cpu.py. What a real device does is in test_cuda.py."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from torch import nn
 
 import fastinit
 from fastinit import _native, cuda
+from fastinit.layout import Part
+from fastinit.orthogonal import Matrix
 
 pytestmark = needs_native
 
@@ -33,6 +35,7 @@ class EmulatedModule:
     def __init__(self, driver: ctypes.CDLL) -> None:
         self._driver = driver
         self.fills: list[dict[str, int]] = []
+        self.orthogonals: list[dict[str, int]] = []
         driver.table_bytes.restype = driver.write_table.restype = ctypes.c_longlong
 
     def __getattr__(self, name: str) -> Any:
@@ -49,6 +52,18 @@ class EmulatedModule:
         message = ctypes.create_string_buffer(500)
         sizes = ctypes.c_longlong(num_tasks), ctypes.c_longlong(num_chunks), ctypes.c_ulonglong(seed)
         if self._driver.fill(ctypes.c_void_p(address), *sizes, message, 500):
+            raise RuntimeError(message.value.decode())
+
+    def orthogonal_cuda_fits(self, rows: int, columns: int, dtype: int, device: int) -> bool:
+        return bool(self._driver.orthogonal_fits(ctypes.c_longlong(rows), ctypes.c_longlong(columns), dtype))
+
+    def orthogonal_cuda(
+        self, address: int, num_matrices: int, shared_bytes: int, seed: int, device: int, stream: int
+    ) -> None:
+        self.orthogonals.append({"address": address, "matrices": num_matrices, "device": device, "stream": stream})
+        message = ctypes.create_string_buffer(500)
+        sizes = ctypes.c_longlong(num_matrices), ctypes.c_longlong(shared_bytes), ctypes.c_ulonglong(seed)
+        if self._driver.orthogonal(ctypes.c_void_p(address), *sizes, message, 500):
             raise RuntimeError(message.value.decode())
 
     def fail_next_launch(self) -> None:
@@ -231,3 +246,105 @@ def test_without_a_backend_for_cuda_it_falls_back_and_says_so(
     with pytest.raises(ValueError, match=r"0.weight: backend='native' cannot fill it: .* without a backend for cuda"):
         fastinit.init_model_(model(), "normal", backend="native")
     fastinit.engine._warn_once.cache_clear()
+
+
+# ---- Orthogonal matrices ----
+
+
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch, device: Device) -> dict[int, torch.device]:
+    """Of tensors that shall say that they are on a device: their addresses, and the device."""
+    places: dict[int, torch.device] = {}
+    real: Any = torch._C.TensorBase.device
+    monkeypatch.setattr(torch.Tensor, "device", property(lambda self: places.get(self.data_ptr(), real.__get__(self))))
+    return places
+
+
+def orthogonal_model() -> nn.Module:
+    last = nn.Conv2d(4, 6, 3)
+    last.weight.data = last.weight.data.contiguous(memory_format=torch.channels_last)
+    return nn.Sequential(nn.Linear(30, 20), nn.Conv2d(4, 6, 3), last, nn.Linear(20, 30, dtype=torch.float64))
+
+
+@pytest.fixture
+def wanted_orthogonal() -> nn.Module:
+    return fastinit.init_model_(orthogonal_model(), "orthogonal", seed=4)
+
+
+def test_orthogonal_matrices_of_a_model_are_one_launch(
+    wanted_orthogonal: nn.Module, device: Device, native: EmulatedModule, on_cuda: dict[int, torch.device]
+) -> None:
+    given = orthogonal_model()
+    on_cuda.update({parameter.data_ptr(): CUDA for parameter in given.parameters()})
+    device.stream = 7
+    versions = [parameter._version for parameter in given.parameters()]
+    fastinit.init_model_(given, "orthogonal", seed=4, backend="native")
+    assert [(each["matrices"], each["stream"], each["device"]) for each in native.orthogonals] == [(4, 7, 0)]
+    for one, other, version in zip(given.parameters(), wanted_orthogonal.parameters(), versions, strict=True):
+        assert (one - other).abs().max() < 1e-6
+        assert one._version > version
+
+
+def matrices_of(shapes: list[tuple[int, int]], dtype: torch.dtype = torch.float32) -> list[Matrix]:
+    return [
+        Matrix(f"{number}", torch.zeros(shape, dtype=dtype), shape, Part(0, (shape[1], 1)), 1.0)
+        for number, shape in enumerate(shapes)
+    ]
+
+
+def test_what_no_block_holds_goes_the_other_way(native: EmulatedModule, on_cuda: dict[int, torch.device]) -> None:
+    matrices = matrices_of([(8, 8), (300, 300), (0, 4), (2000, 2), (128, 128), (8, 4)])
+    on_cuda.update({matrix.tensor.data_ptr(): CUDA for matrix in matrices[:-1]})
+    on_cuda[matrices[2].tensor.data_ptr()] = CUDA
+    assert [matrix.name for matrix in cuda.fill_orthogonal(matrices, 3)] == ["1", "3", "5"]
+    assert [each["matrices"] for each in native.orthogonals] == [3]
+    for number, matrix in enumerate(matrices):
+        assert bool((matrix.tensor == 0.0).all()) is (number not in (0, 4))
+
+
+def test_matrices_on_several_devices_are_a_launch_each(
+    native: EmulatedModule, on_cuda: dict[int, torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, to, non_blocking: self.clone())
+    matrices = matrices_of([(8, 8)] * 5)
+    for number, matrix in enumerate(matrices):
+        on_cuda[matrix.tensor.data_ptr()] = torch.device("cuda", number % 2)
+    assert cuda.fill_orthogonal(matrices, 3) == []
+    assert [(each["device"], each["matrices"]) for each in native.orthogonals] == [(0, 3), (1, 2)]
+
+
+def test_a_matrix_whose_strides_are_none_has_the_same_bits(
+    native: EmulatedModule, on_cuda: dict[int, torch.device]
+) -> None:
+    plain = torch.zeros(6, 4, 3, 3)
+    tensors = [plain, plain.contiguous(memory_format=torch.channels_last), plain.permute(3, 2, 1, 0).clone()]
+    tensors[2] = tensors[2].contiguous().permute(3, 2, 1, 0)
+    for tensor in tensors:
+        on_cuda[tensor.data_ptr()] = CUDA
+        before = tensor._version
+        assert cuda.fill_orthogonal([Matrix("w", tensor, (6, 36), Part(0, (36, 1)), 1.0)], 3) == []
+        assert torch.equal(tensor, plain) and (tensor != 0.0).any()
+        assert tensor._version > before
+
+
+def test_a_captured_launch_keeps_its_table(
+    device: Device, native: EmulatedModule, on_cuda: dict[int, torch.device]
+) -> None:
+    matrices = matrices_of([(8, 8)])
+    on_cuda[matrices[0].tensor.data_ptr()] = CUDA
+    cuda.fill_orthogonal(matrices, 3)
+    assert cuda._kept_for_graphs == []
+    device.capturing = True
+    cuda.fill_orthogonal(matrices, 3)
+    assert len(cuda._kept_for_graphs) == 1
+
+
+def test_a_failed_launch_of_orthogonal_matrices_writes_nothing(
+    native: EmulatedModule, on_cuda: dict[int, torch.device]
+) -> None:
+    matrices = matrices_of([(8, 8)])
+    on_cuda[matrices[0].tensor.data_ptr()] = CUDA
+    native.fail_next_launch()
+    with pytest.raises(RuntimeError, match="CUDA error while launching a kernel: cudaErrorLaunchOutOfResources"):
+        cuda.fill_orthogonal(matrices, 3)
+    assert (matrices[0].tensor == 0.0).all()

@@ -94,11 +94,11 @@ def compile_driver(folder: Path, *flags: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(out))
 
 
-def ptx_driver(folder: Path, ptx: str) -> ctypes.CDLL:
+def ptx_driver(folder: Path, ptx: str, kernel: str = "fill") -> ctypes.CDLL:
     (folder / "kernel.ptx").write_text(ptx, encoding="utf-8")
-    translate = [sys.executable, str(ROOT / "tests/ptx_to_cpp.py"), "kernel.ptx", "--entry-name", "fill_kernel"]
+    translate = [sys.executable, str(ROOT / "tests/ptx_to_cpp.py"), "kernel.ptx", "--entry-name", f"{kernel}_kernel"]
     subprocess.run([*translate, "-o", "kernel.h"], check=True, cwd=folder)
-    return compile_driver(folder, f'-DPTX_KERNEL="{folder / "kernel.h"}"')
+    return compile_driver(folder, f'-DPTX_{kernel.upper()}="{folder / "kernel.h"}"')
 
 
 class Emulated:
@@ -115,6 +115,10 @@ class Emulated:
         """How large the emulated device is, and in what order it runs blocks and threads."""
         self._kernel.configure(multiprocessors, blocks, ctypes.c_ulonglong(order_seed))
 
+    def configure_shared(self, shared_bytes: int) -> None:
+        """How much shared memory a block of the emulated device can ask for."""
+        self._kernel.configure_shared(shared_bytes)
+
     def launches(self) -> int:
         return int(self._kernel.device_launches())
 
@@ -128,6 +132,16 @@ class Emulated:
         )
         if error:
             raise RuntimeError(message.value.decode() or f"CUDA error {error}")
+
+    def orthogonal(self, table: np.ndarray[Any, Any], shared_bytes: int, seed: int) -> None:
+        sizes = ctypes.c_longlong(len(table)), ctypes.c_longlong(shared_bytes), ctypes.c_ulonglong(seed)
+        message = ctypes.create_string_buffer(500)
+        if error := self._kernel.orthogonal(_pointer(table), *sizes, message, 500):
+            raise RuntimeError(message.value.decode() or f"CUDA error {error}")
+
+    def orthogonal_fits(self, rows: int, columns: int, dtype: torch.dtype) -> bool:
+        sizes = ctypes.c_longlong(rows), ctypes.c_longlong(columns)
+        return bool(self._host.orthogonal_fits(*sizes, fastinit.table.DTYPES[dtype]))
 
     def fail_next_launch(self) -> None:
         self._kernel.fail_next_launch()

@@ -92,7 +92,7 @@ void fill_cuda(const CudaTable& table, uint64_t seed, int device, uint64_t strea
   const auto blocks = static_cast<unsigned>(std::min(table.num_chunks, resident_blocks));
   const auto* tasks = reinterpret_cast<const Task*>(table.address);
   const auto* first_chunk = reinterpret_cast<const int*>(tasks + table.num_tasks);
-  launch(fill_kernel, blocks, kThreads, reinterpret_cast<cudaStream_t>(stream), tasks, first_chunk,
+  launch(fill_kernel, blocks, kThreads, 0, reinterpret_cast<cudaStream_t>(stream), tasks, first_chunk,
          static_cast<int>(table.num_tasks), static_cast<int>(table.num_chunks), seed);
 }
 

@@ -4,6 +4,7 @@
 #include "chunks.h"
 #include "sources.h"
 #include "stores.h"
+#include "warp.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
@@ -228,15 +229,6 @@ FASTINIT_DEVICE void fill_unsampled(const Task& task, const ChunkRange& chunks) 
   } else {
     fill_mapped(task, [&] { return DiagonalSource<4>(task); }, chunks);
   }
-}
-
-// Changes nothing, since all threads of the warp have the same. But it tells the compiler so, and what follows from it
-// (the round keys) then lies in registers that the warp shares.
-FASTINIT_DEVICE int uniform(int value) { return __shfl_sync(0xFFFFFFFF, value, 0); }
-FASTINIT_DEVICE uint64_t uniform(uint64_t value) {
-  const uint32_t low = __shfl_sync(0xFFFFFFFF, static_cast<uint32_t>(value), 0);
-  const uint32_t high = __shfl_sync(0xFFFFFFFF, static_cast<uint32_t>(value >> 32), 0);
-  return low | static_cast<uint64_t>(high) << 32;
 }
 
 FASTINIT_DEVICE void fill_chunks(const Task& task, uint64_t seed, const SharedQuantile& hot, const ChunkRange& chunks) {

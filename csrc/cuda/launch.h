@@ -37,6 +37,14 @@ inline int multiprocessors(int device) {
   return count;
 }
 
+// The most shared memory that a block can ask for.
+inline int most_shared_bytes(int device) {
+  int bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "asking for the size of shared memory");
+  return bytes;
+}
+
 template <class... Parameters>
 int blocks_per_multiprocessor(void (*kernel)(Parameters...), int threads) {
   int blocks = 0;
@@ -47,12 +55,21 @@ int blocks_per_multiprocessor(void (*kernel)(Parameters...), int threads) {
 // How many kernels this process has launched.
 inline std::atomic<int64_t> launches{0};
 
+// What a block may have of dynamic shared memory without asking for it.
+constexpr size_t kSharedBytesForAll = 48 << 10;
+
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, cudaStream_t stream,
+void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, size_t shared_bytes, cudaStream_t stream,
             const Arguments&... arguments) {
+  if (shared_bytes > kSharedBytesForAll) {
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        "asking for shared memory");
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), "launching a kernel");
   launches.fetch_add(1, std::memory_order_relaxed);

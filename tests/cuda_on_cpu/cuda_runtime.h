@@ -11,9 +11,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
+#include <map>
 #include <memory>  // it says __noinline__ itself, so it has to come before the macro of that name
 #include <mutex>
 #include <numeric>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include "fibers.h"
 
@@ -22,7 +27,9 @@
 #define __host__
 #define __constant__
 #define __grid_constant__
-#define __shared__ static thread_local  // where SharedMemory finds it
+// Where SharedMemory finds it; in a function it is static. What a file declares as `extern __shared__ T name[]`, in a
+// namespace, is defined by whoever includes it: CUDA_ON_CPU_DYNAMIC_SHARED(T, name).
+#define __shared__ thread_local
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
@@ -115,9 +122,16 @@ inline int device_count = 1;
 inline int multiprocessors = 132;
 inline int threads_per_multiprocessor = 2048;
 inline int blocks_per_multiprocessor = -1;  // what the occupancy call answers; -1: as many as those threads allow
+inline int shared_bytes = 227 << 10;        // that a block can ask for
 inline cudaStreamCaptureStatus capture_status = cudaStreamCaptureStatusNone;
 // For tests to read.
 inline int64_t launches = 0;  // that ran
+
+// The dynamic shared memory of the kernels of this program or library: at most kMostSharedBytes, where a thread has it.
+constexpr size_t kMostSharedBytes = 227 << 10, kSharedBytesForAll = 48 << 10;
+inline char* (*dynamic_shared)() = nullptr;
+inline size_t dynamic_shared_bytes = 0;                       // of the launch that runs
+inline std::map<const void*, size_t> shared_bytes_of_kernel;  // that were asked for
 
 inline dim3 grid_dim, block_dim;
 inline thread_local cudaError_t last_error = cudaSuccess;
@@ -152,15 +166,32 @@ class SharedMemory {
         },
         this);
   }
-  ~SharedMemory() { std::copy(saved_.begin(), saved_.end(), begin_); }
-  void poison() { std::fill_n(begin_, saved_.size(), '\xff'); }
+  ~SharedMemory() {
+    guard(false);
+    std::copy(saved_.begin(), saved_.end(), begin_);
+  }
+  void poison() {
+    guard(false);
+    std::fill_n(begin_, saved_.size(), '\xff');
+    guard(true);
+  }
 
  private:
+  // AddressSanitizer reports what lies beyond the dynamic shared memory of the launch.
+  static void guard([[maybe_unused]] bool on) {
+#ifdef __SANITIZE_ADDRESS__
+    if (!dynamic_shared) return;
+    char* const end = dynamic_shared() + dynamic_shared_bytes;
+    const size_t beyond = kMostSharedBytes - dynamic_shared_bytes;
+    on ? __asan_poison_memory_region(end, beyond) : __asan_unpoison_memory_region(end, beyond);
+#endif
+  }
+
   char* begin_;
   std::vector<char> saved_;
 };
 
-inline cudaError_t check(const cudaLaunchConfig_t& config) {
+inline cudaError_t check(const cudaLaunchConfig_t& config, const void* kernel) {
   const auto outside = [](const dim3& size, unsigned x, unsigned y, unsigned z) {
     return size.x - 1 >= x || size.y - 1 >= y || size.z - 1 >= z;  // 0 too, by wrapping around
   };
@@ -169,21 +200,25 @@ inline cudaError_t check(const cudaLaunchConfig_t& config) {
       block.x * block.y * block.z > kMaxThreads) {
     return cudaErrorInvalidConfiguration;
   }
-  if (config.dynamicSmemBytes > 227 << 10) return cudaErrorInvalidValue;
-  if (config.dynamicSmemBytes == 0 && config.numAttrs == 0) return cudaSuccess;
-  std::fprintf(stderr, "cuda_on_cpu: neither dynamic shared memory nor launch attributes are emulated\n");
+  const auto asked_for = shared_bytes_of_kernel.find(kernel);
+  const size_t most = asked_for == shared_bytes_of_kernel.end() ? kSharedBytesForAll : asked_for->second;
+  if (config.dynamicSmemBytes > std::max(most, kSharedBytesForAll)) return cudaErrorInvalidValue;
+  if (config.numAttrs == 0 && (config.dynamicSmemBytes == 0 || dynamic_shared)) return cudaSuccess;
+  std::fprintf(stderr, "cuda_on_cpu: no launch attributes are emulated, and no dynamic shared memory is defined\n");
   return cudaErrorNotSupported;
 }
 
-inline cudaError_t launch(const cudaLaunchConfig_t& config, void (*function)(void*), void* arguments) {
+inline cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*function)(void*),
+                          void* arguments) {
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
   if (fail_next_launch != cudaSuccess) return report(std::exchange(fail_next_launch, cudaSuccess));
-  const cudaError_t error = check(config);
+  const cudaError_t error = check(config, kernel);
   if (error != cudaSuccess) return report(error);
   ++launches;
   grid_dim = config.gridDim;
   block_dim = config.blockDim;
+  dynamic_shared_bytes = config.dynamicSmemBytes;
   const auto index = [](const dim3& size, uint64_t i) {
     const uint64_t row = i / size.x;
     return uint3{unsigned(i % size.x), unsigned(row % size.y), unsigned(row / size.y)};
@@ -209,6 +244,11 @@ inline cudaError_t launch(const cudaLaunchConfig_t& config, void (*function)(voi
 
 }  // namespace cuda_on_cpu
 
+#define CUDA_ON_CPU_DYNAMIC_SHARED(type, name)                          \
+  thread_local type name[cuda_on_cpu::kMostSharedBytes / sizeof(type)]; \
+  [[maybe_unused]] static const auto cuda_on_cpu_dynamic_shared =       \
+      cuda_on_cpu::dynamic_shared = [] { return reinterpret_cast<char*>(name); }
+
 template <typename... ExpTypes, typename... ActTypes>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(ExpTypes...), ActTypes&&... args) {
   static_assert((std::is_trivially_copyable<ExpTypes>::value && ...), "CUDA copies arguments byte by byte");
@@ -217,7 +257,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (!kernel) return cuda_on_cpu::report(cudaErrorInvalidDeviceFunction);
   return [&](ExpTypes... values) {
     auto thread = [&] { kernel(values...); };
-    return cuda_on_cpu::launch(*config, [](void* f) { (*static_cast<decltype(thread)*>(f))(); }, &thread);
+    const auto call = [](void* f) { (*static_cast<decltype(thread)*>(f))(); };
+    return cuda_on_cpu::launch(*config, reinterpret_cast<const void*>(kernel), call, &thread);
   }(std::forward<ActTypes>(args)...);
 }
 
@@ -234,8 +275,10 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxThreadsPerBlock = 1,
   cudaDevAttrWarpSize = 10,
   cudaDevAttrMultiProcessorCount = 16,
-  cudaDevAttrMaxThreadsPerMultiProcessor = 39
+  cudaDevAttrMaxThreadsPerMultiProcessor = 39,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 inline cudaError_t cudaPeekAtLastError() { return cuda_on_cpu::last_error; }
 inline cudaError_t cudaGetLastError() { return std::exchange(cuda_on_cpu::last_error, cudaSuccess); }
@@ -259,7 +302,8 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       {cudaDevAttrMaxThreadsPerBlock, cuda_on_cpu::kMaxThreads},
       {cudaDevAttrWarpSize, cuda_on_cpu::kWarp},
       {cudaDevAttrMultiProcessorCount, cuda_on_cpu::multiprocessors},
-      {cudaDevAttrMaxThreadsPerMultiProcessor, cuda_on_cpu::threads_per_multiprocessor}};
+      {cudaDevAttrMaxThreadsPerMultiProcessor, cuda_on_cpu::threads_per_multiprocessor},
+      {cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda_on_cpu::shared_bytes}};
   const auto found = values.find(attribute);
   if (found == values.end()) return cuda_on_cpu::report(cudaErrorInvalidValue);
   *value = found->second;
@@ -271,6 +315,15 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel ke
   if (block_size <= 0) return cuda_on_cpu::report(cudaErrorInvalidValue);
   const int most = std::min(32, cuda_on_cpu::threads_per_multiprocessor / block_size);
   *blocks = cuda_on_cpu::blocks_per_multiprocessor >= 0 ? cuda_on_cpu::blocks_per_multiprocessor : most;
+  return cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
+  if (!kernel) return cuda_on_cpu::report(cudaErrorInvalidDeviceFunction);
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > cuda_on_cpu::shared_bytes) {
+    return cuda_on_cpu::report(cudaErrorInvalidValue);
+  }
+  cuda_on_cpu::shared_bytes_of_kernel[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(value);
   return cudaSuccess;
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,

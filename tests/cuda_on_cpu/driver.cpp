@@ -1,14 +1,22 @@
-// fill_cuda as a shared library for the CPU, driven by test_cuda_on_cpu.py through ctypes: csrc/cuda/fill.cu itself or,
-// with PTX_KERNEL, what nvcc made of its kernel (ptx_to_cpp.py), launched like fill_cuda launches it.
-#if defined(PTX_KERNEL)
+// The CUDA backend as a shared library for the CPU, driven by test_cuda_on_cpu.py through ctypes: csrc/cuda/*.cu itself
+// or what nvcc made of a kernel (ptx_to_cpp.py), launched like its own host code does it: PTX_FILL or PTX_ORTHOGONAL.
+#if defined(PTX_FILL) || defined(PTX_ORTHOGONAL)
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
-#include "core/task.h"
-#include PTX_KERNEL
+#include "core/orthogonal.h"
+#include "core/prepare.h"
+#if defined(PTX_FILL)
+#include PTX_FILL
+#else
+#include PTX_ORTHOGONAL
+#endif
 #else
 #include "cuda/fill.cu"
+#include "cuda/orthogonal.cu"
+
+CUDA_ON_CPU_DYNAMIC_SHARED(double, fastinit::matrix_memory);
 #endif
 
 #include <cstdio>
@@ -26,6 +34,8 @@ __attribute__((visibility("default"))) void configure(int multiprocessors, int b
   cuda_on_cpu::order_seed = order_seed;
 }
 
+__attribute__((visibility("default"))) void configure_shared(int bytes) { cuda_on_cpu::shared_bytes = bytes; }
+
 __attribute__((visibility("default"))) void fail_next_launch() {
   cuda_on_cpu::fail_next_launch = cudaErrorLaunchOutOfResources;
 }
@@ -33,7 +43,7 @@ __attribute__((visibility("default"))) void fail_next_launch() {
 // Launches that the emulated device has run.
 __attribute__((visibility("default"))) long long device_launches() { return cuda_on_cpu::launches; }
 
-#if defined(PTX_KERNEL)
+#if defined(PTX_FILL)
 
 // `image` is a table as write_cuda_table made it. Returns 0, or a CUDA error.
 __attribute__((visibility("default"))) int fill(const void* image, long long num_tasks, long long num_chunks,
@@ -47,6 +57,29 @@ __attribute__((visibility("default"))) int fill(const void* image, long long num
   return cudaLaunchKernelEx(&config, ptx_fill_kernel, reinterpret_cast<uint64_t>(tasks),
                             reinterpret_cast<uint64_t>(tasks + num_tasks), static_cast<uint32_t>(num_tasks),
                             static_cast<uint32_t>(num_chunks), static_cast<uint64_t>(seed));
+}
+
+#elif defined(PTX_ORTHOGONAL)
+
+// `image` is an array of OrthogonalMatrix. Returns 0, or a CUDA error.
+__attribute__((visibility("default"))) int orthogonal(const void* image, long long num_matrices, long long shared_bytes,
+                                                      unsigned long long seed, char* /*message*/, int /*capacity*/) {
+  if (shared_bytes == 0) return 0;
+  Task standard{};
+  standard.distribution = fastinit::Distribution::kNormal;
+  standard.parameter[1] = 1.0;
+  fastinit::prepare(standard);
+  orthogonal_kernel_Param2 sampler;
+  static_assert(sizeof sampler == sizeof standard.sampler);
+  std::memcpy(&sampler, &standard.sampler, sizeof sampler);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(num_matrices));
+  config.blockDim = dim3(256);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  const auto bytes = static_cast<int>(shared_bytes);
+  cudaFuncSetAttribute(ptx_orthogonal_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  return cudaLaunchKernelEx(&config, ptx_orthogonal_kernel, reinterpret_cast<uint64_t>(image),
+                            static_cast<uint64_t>(seed), sampler);
 }
 
 #else
@@ -68,6 +101,20 @@ __attribute__((visibility("default"))) long long counted_launches() { return fas
 __attribute__((visibility("default"))) int fill(const void* image, long long num_tasks, long long num_chunks,
                                                 unsigned long long seed, char* message, int capacity) try {
   fastinit::fill_cuda({reinterpret_cast<uint64_t>(image), num_tasks, num_chunks}, seed, 0, 0);
+  return 0;
+} catch (const std::exception& error) {
+  std::snprintf(message, static_cast<size_t>(capacity), "%s", error.what());
+  return 1;
+}
+
+__attribute__((visibility("default"))) int orthogonal_fits(long long rows, long long columns, int dtype) {
+  return fastinit::orthogonal_cuda_fits(rows, columns, static_cast<fastinit::Dtype>(dtype), 0) ? 1 : 0;
+}
+
+// `image` is an array of OrthogonalMatrix. Returns 0, or 1 with a message.
+__attribute__((visibility("default"))) int orthogonal(const void* image, long long num_matrices, long long shared_bytes,
+                                                      unsigned long long seed, char* message, int capacity) try {
+  fastinit::orthogonal_cuda({reinterpret_cast<uint64_t>(image), num_matrices, shared_bytes}, seed, 0, 0);
   return 0;
 } catch (const std::exception& error) {
   std::snprintf(message, static_cast<size_t>(capacity), "%s", error.what());

@@ -118,6 +118,16 @@ __global__ void unwritten_kernel(unsigned* out) {
   shared[threadIdx.x] = threadIdx.x;
 }
 
+extern __shared__ unsigned dynamic_words[];
+
+// The same of dynamic shared memory, of which there are `count` words.
+__global__ void dynamic_kernel(unsigned* out, int count) {
+  for (int i = threadIdx.x; i < count; i += kBlock) {
+    out[blockIdx.x * count + i] = dynamic_words[i];
+    dynamic_words[i] = i;
+  }
+}
+
 __global__ void order_kernel(int* next, int* ranks) {
   ranks[blockIdx.x * blockDim.x + threadIdx.x] = atomicAdd(next, 1);
 }
@@ -166,6 +176,16 @@ cudaError_t launch_sum(const Table& table, T* sum, unsigned* num_blocks, cudaStr
 
 template cudaError_t launch_sum<float>(const Table&, float*, unsigned*, cudaStream_t);
 template cudaError_t launch_sum<unsigned long long>(const Table&, unsigned long long*, unsigned*, cudaStream_t);
+
+inline cudaError_t launch_dynamic(unsigned* out, int count, size_t asked_for) {
+  cudaLaunchConfig_t config = launch_config(2, kBlock);
+  config.dynamicSmemBytes = count * sizeof(unsigned);
+  const int bytes = static_cast<int>(asked_for);
+  if (cudaError_t error = cudaFuncSetAttribute(dynamic_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) {
+    return error;
+  }
+  return cudaLaunchKernelEx(&config, dynamic_kernel, out, count);
+}
 
 inline cudaError_t launch_transpose(const float* in, float* out, int rows, int columns) {
   const cudaLaunchConfig_t config =

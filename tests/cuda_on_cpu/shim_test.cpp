@@ -8,6 +8,8 @@
 
 #include "shim_kernels.cu"
 
+CUDA_ON_CPU_DYNAMIC_SHARED(unsigned, dynamic_words);
+
 namespace {
 
 int failures = 0;
@@ -95,6 +97,14 @@ void test_shared_memory() {
   CHECK(run(3, kBlock, unwritten_kernel, out.data()) == cudaSuccess);
   CHECK(out == std::vector<unsigned>(out.size(), ~0u));
   CHECK(bystander == 17);
+  for (int count : {1, 500, 12 << 10, 25 << 10}) {
+    out.assign(2 * count, 0);
+    CHECK(launch_dynamic(out.data(), count, 100 << 10) == cudaSuccess);
+    CHECK(out == std::vector<unsigned>(out.size(), ~0u));
+  }
+  int optin = 0;
+  CHECK(cudaDeviceGetAttribute(&optin, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0) == cudaSuccess);
+  CHECK(optin == 227 << 10);
 }
 
 void test_order() {
@@ -125,9 +135,16 @@ void test_errors() {
   CHECK(cudaPeekAtLastError() == cudaErrorInvalidConfiguration);
   CHECK(cudaGetLastError() == cudaErrorInvalidConfiguration && cudaGetLastError() == cudaSuccess);
   cudaLaunchConfig_t config = launch_config(1, 32);
-  config.dynamicSmemBytes = (227 << 10) + 1;
+  config.dynamicSmemBytes = (48 << 10) + 1;  // without asking for it
   CHECK(cudaLaunchKernelEx(&config, empty_kernel) == cudaErrorInvalidValue);
-  config.dynamicSmemBytes = 16;
+  std::vector<unsigned> out(2 * 20000);
+  CHECK(launch_dynamic(out.data(), 20000, 79999) == cudaErrorInvalidValue);
+  CHECK(launch_dynamic(out.data(), 20000, (227 << 10) + 1) == cudaErrorInvalidValue);
+  cuda_on_cpu::shared_bytes = 64 << 10;
+  CHECK(launch_dynamic(out.data(), 17 << 10, 68 << 10) == cudaErrorInvalidValue);
+  cuda_on_cpu::shared_bytes = 227 << 10;
+  config = launch_config(1, 32);
+  config.numAttrs = 1;
   CHECK(cudaLaunchKernelEx(&config, empty_kernel) == cudaErrorNotSupported);
   cuda_on_cpu::fail_next_launch = cudaErrorLaunchOutOfResources;
   CHECK(run(1, 32, empty_kernel) == cudaErrorLaunchOutOfResources);
