@@ -22,6 +22,14 @@ const InstructionSet* instruction_sets();  // [kInstructionSets]
 bool fill_cpu(const Task* tasks, int64_t num_tasks, int threads, const char* isa,
               const std::function<bool()>& should_stop);
 
+// Whether orthogonal_cpu takes a matrix of this size. A matrix that it does not take is for products of whole matrices
+// (fastinit/orthogonal.py).
+bool orthogonal_cpu_fits(int64_t rows, int64_t columns, const char* isa);
+
+// Like fill_cpu, for orthogonal matrices. Throws std::bad_alloc; nothing was written then.
+bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint64_t seed, int threads, const char* isa,
+                    const std::function<bool()>& should_stop);
+
 // A table in the memory of a CUDA device. It holds no seed: one upload serves any number of fills.
 struct CudaTable {
   uint64_t address;
@@ -39,8 +47,7 @@ int64_t write_cuda_table(const Task* tasks, int64_t num_tasks, void* image);
 // enqueued then.
 void fill_cuda(const CudaTable& table, uint64_t seed, int device, uint64_t stream);
 
-// Whether orthogonal_cuda takes a matrix of this size on this device. A matrix that it does not take is for products of
-// whole matrices (fastinit/orthogonal.py).
+// Whether orthogonal_cuda takes a matrix of this size on this device.
 bool orthogonal_cuda_fits(int64_t rows, int64_t columns, Dtype dtype, int device);
 
 // Orthogonal matrices in the memory of a CUDA device: an array of OrthogonalMatrix.

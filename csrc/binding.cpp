@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
@@ -94,9 +95,16 @@ void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
   if (!std::isfinite(matrix.gain)) fail("a gain that is not finite");
   if (matrix.rows < 0 || matrix.columns < 0) fail("a negative number of rows or columns");
   if (matrix.rows == 0 || matrix.columns == 0) return;
+  const auto lies_within = [](int64_t first, int64_t end, int64_t size) {
+    return first >= 0 && first <= end && end <= size;
+  };
+  if (!lies_within(matrix.first_row, matrix.end_row, matrix.rows) ||
+      !lies_within(matrix.first_column, matrix.end_column, matrix.columns)) {
+    fail("a range beyond the matrix");
+  }
   if (matrix.data == 0) fail("elements without memory");
-  if (orthogonal_shared_bytes(matrix.rows, matrix.columns, matrix.dtype) < 0) {
-    fail(std::to_string(matrix.rows) + " x " + std::to_string(matrix.columns) + " is too large for one block");
+  if (std::max(matrix.rows, matrix.columns) > kMostTallRows) {
+    fail(std::to_string(matrix.rows) + " x " + std::to_string(matrix.columns) + " is too large");
   }
   if (!counts_up(matrix.rows, matrix.columns, matrix.global_offset, matrix.row_index_step, matrix.column_index_step)) {
     fail("global indices below 0 or beyond 2^63 - 1");
@@ -106,7 +114,8 @@ void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
   }
 }
 
-// Checks a table of orthogonal matrices. Returns what orthogonal_cuda needs of shared memory; 0 if all are empty.
+// Checks a table of orthogonal matrices for orthogonal_cuda. Returns what it needs of shared memory; 0 if all are
+// empty.
 int64_t check_orthogonal(const py::buffer& buffer) {
   const TableOf<OrthogonalMatrix> table(buffer);
   if (table.num_rows > std::numeric_limits<int32_t>::max()) throw py::value_error("table: too many rows");
@@ -114,7 +123,11 @@ int64_t check_orthogonal(const py::buffer& buffer) {
   for (int64_t row = 0; row < table.num_rows; ++row) {
     const OrthogonalMatrix& matrix = table.rows[row];
     check_matrix(matrix, row);
-    most = std::max(most, orthogonal_shared_bytes(matrix.rows, matrix.columns, matrix.dtype));
+    const int64_t bytes = orthogonal_shared_bytes(matrix.rows, matrix.columns, matrix.dtype);
+    if (bytes < 0) {
+      fail_row(row, std::to_string(matrix.rows) + " x " + std::to_string(matrix.columns) + " is too large for a block");
+    }
+    most = std::max(most, bytes);
   }
   return most;
 }
@@ -140,18 +153,37 @@ const char* forced_isa() {
                         "'");
 }
 
-void fill_table(const py::buffer& buffer, int threads) {
-  const Table table(buffer);
-  const char* isa = forced_isa();
+// Without the interpreter's lock; a signal stops it.
+template <class Fill>
+void fill_interruptibly(const Fill& fill) {
   bool finished = false;
   {
     const py::gil_scoped_release release;
-    finished = fill_cpu(table.rows, table.num_rows, threads, isa, [] {
+    finished = fill([] {
       const py::gil_scoped_acquire acquire;
       return PyErr_CheckSignals() != 0;
     });
   }
   if (!finished) throw py::error_already_set();
+}
+
+void fill_table(const py::buffer& buffer, int threads) {
+  const Table table(buffer);
+  const char* isa = forced_isa();
+  fill_interruptibly([&](const std::function<bool()>& should_stop) {
+    return fill_cpu(table.rows, table.num_rows, threads, isa, should_stop);
+  });
+}
+
+bool fits_orthogonal_cpu(int64_t rows, int64_t columns) { return orthogonal_cpu_fits(rows, columns, forced_isa()); }
+
+void orthogonal_cpu_table(const py::buffer& buffer, uint64_t seed, int threads) {
+  const TableOf<OrthogonalMatrix> table(buffer);
+  for (int64_t row = 0; row < table.num_rows; ++row) check_matrix(table.rows[row], row);
+  const char* isa = forced_isa();
+  fill_interruptibly([&](const std::function<bool()>& should_stop) {
+    return orthogonal_cpu(table.rows, table.num_rows, seed, threads, isa, should_stop);
+  });
 }
 
 #if defined(FASTINIT_CUDA)
@@ -168,7 +200,7 @@ void fill_cuda_table(uint64_t address, int64_t num_tasks, int64_t num_chunks, ui
   fill_cuda({address, num_tasks, num_chunks}, seed, device, stream);
 }
 
-bool fits_orthogonal(int64_t rows, int64_t columns, int32_t dtype, int device) {
+bool fits_orthogonal_cuda(int64_t rows, int64_t columns, int32_t dtype, int device) {
   return orthogonal_cuda_fits(rows, columns, static_cast<Dtype>(dtype), device);
 }
 
@@ -247,6 +279,10 @@ py::dict orthogonal_dtype() {
   fields.add("data", "u8", offsetof(OrthogonalMatrix, data));
   fields.add("rows", "i8", offsetof(OrthogonalMatrix, rows));
   fields.add("columns", "i8", offsetof(OrthogonalMatrix, columns));
+  fields.add("first_row", "i8", offsetof(OrthogonalMatrix, first_row));
+  fields.add("end_row", "i8", offsetof(OrthogonalMatrix, end_row));
+  fields.add("first_column", "i8", offsetof(OrthogonalMatrix, first_column));
+  fields.add("end_column", "i8", offsetof(OrthogonalMatrix, end_column));
   fields.add("row_memory_step", "i8", offsetof(OrthogonalMatrix, row_memory_step));
   fields.add("column_memory_step", "i8", offsetof(OrthogonalMatrix, column_memory_step));
   fields.add("global_offset", "i8", offsetof(OrthogonalMatrix, global_offset));
@@ -270,13 +306,15 @@ PYBIND11_MODULE(_C, module) {
   module.def("reseed", &reseed_table, py::arg("table"), py::arg("seed"));
   module.def("fill_cpu", &fill_table, py::arg("table"), py::arg("threads"));
   module.def("orthogonal_dtype", &orthogonal_dtype);
+  module.def("orthogonal_cpu_fits", &fits_orthogonal_cpu, py::arg("rows"), py::arg("columns"));
+  module.def("orthogonal_cpu", &orthogonal_cpu_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("check_orthogonal", &check_orthogonal, py::arg("table"));
 #if defined(FASTINIT_CUDA)
   module.attr("HAS_CUDA") = true;
   module.def("cuda_table", &cuda_table, py::arg("table"));
   module.def("fill_cuda", &fill_cuda_table, py::arg("address"), py::arg("num_tasks"), py::arg("num_chunks"),
              py::arg("seed"), py::arg("device"), py::arg("stream"));
-  module.def("orthogonal_cuda_fits", &fits_orthogonal, py::arg("rows"), py::arg("columns"), py::arg("dtype"),
+  module.def("orthogonal_cuda_fits", &fits_orthogonal_cuda, py::arg("rows"), py::arg("columns"), py::arg("dtype"),
              py::arg("device"));
   module.def("orthogonal_cuda", &orthogonal_cuda_table, py::arg("address"), py::arg("num_matrices"),
              py::arg("shared_bytes"), py::arg("seed"), py::arg("device"), py::arg("stream"));

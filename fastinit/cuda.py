@@ -5,16 +5,12 @@ Nothing here waits for the device. The memory comes from torch's caching allocat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fastinit import _native
-from fastinit.orthogonal import Matrix
-from fastinit.streams import name_id
-from fastinit.table import DTYPES, Table
+from fastinit.table import Table
 
 # What a captured graph reads whenever it is replayed. Nobody can tell when the last replay was, so it stays: the table
 # of a captured plan, some 240 bytes a tensor.
@@ -86,65 +82,16 @@ class CudaTable:
         _native.module.fill_cuda(image.data_ptr(), self._num_tasks, self._num_chunks, seed, self._device.index, stream)
 
 
-def fill_orthogonal(matrices: Sequence[Matrix], seed: int) -> list[Matrix]:
-    """Write the matrices on CUDA devices that a block of threads can hold, in one launch a device. Returns the others.
+def fill_orthogonal(table: NDArray[np.void], device: torch.device, seed: int) -> None:
+    """Enqueue the kernel for a table of orthogonal matrices (matrix_table.py) on the device's current stream.
 
     Raises:
-        RuntimeError: the CUDA run-time's error.
+        RuntimeError: the CUDA run-time's error. Nothing was enqueued.
     """
-    small: dict[torch.device, list[Matrix]] = {}
-    others = []
-    for matrix in matrices:
-        if matrix.tensor.device.type == "cuda" and _fits_a_block(matrix):
-            small.setdefault(matrix.tensor.device, []).append(matrix)
-        else:
-            others.append(matrix)
-    for device, group in small.items():
-        _fill_orthogonal_on(device, group, seed)
-    return others
-
-
-def _fits_a_block(matrix: Matrix) -> bool:
-    """By shape, dtype and device alone: neither the other matrices nor the layout may change how one is rounded."""
     assert _native.module is not None
-    index = matrix.tensor.device.index
-    fits: bool = _native.module.orthogonal_cuda_fits(*matrix.shape, DTYPES[matrix.tensor.dtype], index)
-    return fits
-
-
-def _fill_orthogonal_on(device: torch.device, matrices: Sequence[Matrix], seed: int) -> None:
-    assert _native.module is not None
-    # What takes long begins first, so that the device is not left with it at the end.
-    matrices = sorted(matrices, key=lambda matrix: matrix.tensor.numel() * min(matrix.shape), reverse=True)
-    views, copied = [], []
-    for matrix in matrices:
-        try:
-            views.append(matrix.tensor.view(matrix.shape))
-        except RuntimeError:  # its strides are no matrix's
-            views.append(matrix.tensor.new_empty(matrix.shape))
-            copied.append((matrix.tensor, views[-1]))
-    table = orthogonal_table(matrices, views)
     shared_bytes = _native.module.check_orthogonal(table)
     image, stream = _Upload(table.view(np.uint8), device).on_current_stream()
-    _native.module.orthogonal_cuda(image.data_ptr(), len(matrices), shared_bytes, seed, device.index, stream)
-    torch.autograd.graph.increment_version(views)
-    for tensor, view in copied:
-        tensor.copy_(view.view(tensor.shape))
-
-
-def orthogonal_table(matrices: Sequence[Matrix], views: Sequence[torch.Tensor]) -> NDArray[np.void]:
-    """A row of the native OrthogonalMatrix struct for each matrix, to be written to its view, which has its shape."""
-    assert _native.module is not None
-    table = np.zeros(len(matrices), np.dtype(_native.module.orthogonal_dtype()))
-    table["data"] = [view.data_ptr() for view in views]
-    table["rows"], table["columns"] = np.array([matrix.shape for matrix in matrices]).T
-    table["row_memory_step"], table["column_memory_step"] = np.array([view.stride() for view in views]).T
-    table["global_offset"] = [matrix.part.offset for matrix in matrices]
-    table["row_index_step"], table["column_index_step"] = np.array([matrix.part.strides for matrix in matrices]).T
-    table["name_id"] = np.frombuffer(b"".join([name_id(matrix.name) for matrix in matrices]), dtype="V16")
-    table["gain"] = [matrix.gain for matrix in matrices]
-    table["dtype"] = [DTYPES[view.dtype] for view in views]
-    return table
+    _native.module.orthogonal_cuda(image.data_ptr(), len(table), shared_bytes, seed, device.index, stream)
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from fastinit import _native, agreement, composed, cuda, fallback, orthogonal
+from fastinit import _native, agreement, composed, cuda, fallback, matrix_table, orthogonal
 from fastinit.checks import NAMELESS, check_overlaps, check_writable, memory_span
 from fastinit.distributions import Uniform, is_composed, is_random
 from fastinit.layout import Part
@@ -72,7 +72,7 @@ class NativeSource:
             table.fill_cpu(self._seed, torch.get_num_threads())
 
     def orthogonal(self, matrices: Sequence[Matrix]) -> None:
-        orthogonal.fill(cuda.fill_orthogonal(matrices, self._seed), self)
+        orthogonal.fill(matrix_table.fill_small(matrices, self._seed), self)
 
     def zero_rows(self, target: Target, zeros: int) -> None:
         # A column's zeros are where its smallest keys are: docs/STREAM.md, section 7.

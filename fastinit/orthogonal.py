@@ -52,6 +52,16 @@ class Matrix(NamedTuple):
     rows: Range | None = None  # None: all
     columns: Range | None = None
 
+    def row_range(self) -> Range:
+        return self.rows or (0, self.shape[0])
+
+    def column_range(self) -> Range:
+        return self.columns or (0, self.shape[1])
+
+    def range_shape(self) -> tuple[int, int]:
+        (row, end_row), (column, end_column) = self.row_range(), self.column_range()
+        return end_row - row, end_column - column
+
 
 class _Tall(NamedTuple):
     """A matrix with no more columns than rows: as it is, or transposed."""

@@ -14,6 +14,11 @@ from fastinit.distributions import Distribution
 
 needs_native = pytest.mark.skipif(_native.module is None, reason=f"needs the native code: {_native.reason}")
 
+needs_fma = pytest.mark.skipif(
+    _native.module is None or not _native.module.orthogonal_cpu_fits(1, 1),
+    reason="without fused multiply-add, small orthogonal matrices are made as large ones are",
+)
+
 INSTRUCTION_SETS = _native.module.supported_isas() if _native.module else []
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

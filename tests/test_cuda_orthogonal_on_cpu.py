@@ -17,14 +17,14 @@ import ptx_lint
 import pytest
 import test_golden
 import torch
-from conftest import DTYPES, needs_native
+from conftest import DTYPES, needs_fma, needs_native
 from test_cuda_on_cpu import ROOT, SENTINEL, Emulated, compile_driver, compile_ptx, ptx_driver, with_sentinels
 from test_orthogonal import SEED, product_of_reflectors
 
 from fastinit import _native, orthogonal
-from fastinit.cuda import orthogonal_table
 from fastinit.engine import NativeSource
 from fastinit.layout import Part
+from fastinit.matrix_table import fill_small, orthogonal_table
 from fastinit.orthogonal import Matrix
 
 pytestmark = [
@@ -128,6 +128,31 @@ def orthogonality(q: torch.Tensor, gain: float = 1.0) -> float:
 
 
 # ---- Values ----
+
+
+@needs_fma
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *LARGE], ids=str)
+def test_the_cpu_gives_the_same_bits(emulated: Emulated, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    if not emulated.orthogonal_fits(*shape, dtype):
+        return
+    of_cpu = torch.full(shape, torch.nan, dtype=dtype)
+    assert fill_small([matrix(of_cpu, gain=0.7)], SEED) == []
+    assert same(filled(emulated, shape, dtype, gain=0.7), of_cpu)
+
+
+@needs_fma
+def test_ranges_have_the_bits_of_the_whole(emulated: Emulated) -> None:
+    for shape in ((100, 60), (60, 100), (1000, 5)):
+        whole = filled(emulated, shape, torch.float32)
+        for rows, columns in (((0, 3), (2, 5)), ((7, 40), (0, shape[1])), ((0, shape[0]), (3, 4))):
+            part = torch.full((rows[1] - rows[0], columns[1] - columns[0]), torch.nan)
+            of = Matrix("w", part, shape, Part(0, (shape[1], 1)), 1.0, rows, columns)
+            fill(emulated, [of])
+            assert same(part, whole[slice(*rows), slice(*columns)])
+            of_cpu = torch.full_like(part, torch.nan)
+            fill_small([of._replace(tensor=of_cpu)], SEED)
+            assert same(of_cpu, part)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -369,8 +394,8 @@ def test_more_shared_memory_than_the_device_has_is_refused(host: ctypes.CDLL) ->
         ("rows", -1, "a negative number of rows or columns"),
         ("columns", -5, "a negative number of rows or columns"),
         ("data", 0, "elements without memory"),
-        ("rows", 1025, "1025 x 4 is too large for one block"),
-        ("columns", 2**62, f"8 x {2**62} is too large for one block"),
+        ("rows", 1025, "1025 x 4 is too large"),
+        ("columns", 2**62, f"8 x {2**62} is too large"),
         ("global_offset", -1, "global indices below 0 or beyond"),
         ("global_offset", 2**63 - 10, "global indices below 0 or beyond"),
         ("row_index_step", -1, "global indices below 0 or beyond"),
@@ -393,7 +418,7 @@ def test_other_arrays_are_no_tables() -> None:
     assert _native.module is not None
     table = orthogonal_table([matrix(torch.zeros(8, 4))] * 4, [torch.zeros(8, 4)] * 4)
     for wrong in (table[::2], table.reshape(2, 2), np.zeros(3), np.zeros(2, np.dtype(_native.module.task_dtype()))):
-        with pytest.raises(ValueError, match="table: expected a contiguous one-dimensional array of 96-byte rows"):
+        with pytest.raises(ValueError, match="table: expected a contiguous one-dimensional array of 128-byte rows"):
             _native.module.check_orthogonal(wrong)
 
 

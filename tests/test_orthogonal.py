@@ -17,7 +17,7 @@ from scipy import stats
 from torch import nn
 
 import fastinit
-from fastinit import engine, orthogonal
+from fastinit import engine, matrix_table, orthogonal
 from fastinit.distributions import Blocks, Orthogonal
 from fastinit.engine import NativeSource, Program
 from fastinit.layout import Part
@@ -48,6 +48,14 @@ def product_of_reflectors(
         q[:, j:] -= np.outer(q[:, j:] @ x, 2.0 * x / (x @ x))
     q = gain * q[:, :n] * signs
     return torch.from_numpy(np.ascontiguousarray(q.T if rows < columns else q))
+
+
+@pytest.fixture(params=["small", "products"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small matrices by the native code, or like large ones by products of whole matrices."""
+    if request.param == "products":
+        monkeypatch.setattr(matrix_table, "_is_small", lambda matrix: False)
+    return str(request.param)
 
 
 def matrix(shape: tuple[int, int], name: str = "w", dtype: torch.dtype = torch.float32, gain: float = 1.0) -> Matrix:
@@ -123,7 +131,7 @@ def test_calls_do_not_grow_with_the_number_of_layers(monkeypatch: pytest.MonkeyP
     counts = []
     for layers in (1, 20):
         calls = 0
-        fastinit.init_model_(nn.Sequential(*(nn.Linear(64, 96) for _ in range(layers))), "orthogonal", seed=0)
+        fastinit.init_model_(nn.Sequential(*(nn.Linear(64, 1100) for _ in range(layers))), "orthogonal", seed=0)
         counts.append(calls)
     assert counts == [1, 1]  # a panel
 

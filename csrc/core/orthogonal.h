@@ -1,17 +1,22 @@
-// The table of orthogonal matrices that crosses from Python to the CUDA backend: one OrthogonalMatrix each, plain data;
-// and what memory a multiprocessor needs for one. What a matrix holds: docs/STREAM.md, section 7.
+// The table of orthogonal matrices that crosses from Python to the backends: one OrthogonalMatrix each, plain data; and
+// which of them are small enough. What a matrix holds: docs/STREAM.md, section 7.
 #pragma once
+
+#include <cmath>
 
 #include "task.h"
 
 namespace fastinit {
 
-// gain * Q, for a Haar distributed Q. Element (i, j) lies at data + i row_memory_step + j column_memory_step, and owns
-// the random number of index global_offset + i row_index_step + j column_index_step. Steps are in elements.
+// gain * Q, for a Haar distributed Q, or a range of its rows and columns. Element (i, j) owns the random number of
+// index global_offset + i row_index_step + j column_index_step, and lies, if it is in the range, at data + (i -
+// first_row) row_memory_step + (j - first_column) column_memory_step. Steps are in elements.
 struct OrthogonalMatrix {
-  uint64_t data;  // address of element (0, 0)
+  uint64_t data;  // address of element (first_row, first_column)
   int64_t rows;
   int64_t columns;
+  int64_t first_row, end_row;
+  int64_t first_column, end_column;
   int64_t row_memory_step;
   int64_t column_memory_step;
   int64_t global_offset;
@@ -24,11 +29,29 @@ struct OrthogonalMatrix {
 };
 
 // Of the shared memory of a block, which holds a matrix's reflectors: 8.6 and 8.9 have no more, 8.0 and 9.0 have room
-// for more blocks then. And of the rows of a tall matrix: what the lanes of a warp hold in registers.
+// for more blocks then. And of the rows of a tall matrix: what the lanes of a warp hold in registers. On a CPU, larger
+// ones are faster by products of whole matrices.
 constexpr int64_t kMostSharedBytes = 99 << 10;
 constexpr int64_t kMostTallRows = 1024;
 
+// Sums over the rows of a column are sums over those of one remainder modulo kLanes, row after row, and then of these
+// by pairs 16, 8, 4, 2 and 1 apart: on every device, so that it rounds alike.
+constexpr int kLanes = 32;
+
+// Taken for a first entry that is zero: were it the only one, its reflector would have no direction.
+constexpr float kInsteadOfZero = 0x1p-40f;
+
 inline namespace FASTINIT_ISA {
+
+// Rounded once in double, too. The samplers do without, for processors that would emulate it: those do not multiply
+// reflectors (orthogonal_cpu_fits).
+FASTINIT_HD double exact_fma(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return __fma_rn(a, b, c);
+#else
+  return std::fma(a, b, c);
+#endif
+}
 
 // The same matrix, if need be seen transposed, with no fewer rows than columns.
 FASTINIT_HD OrthogonalMatrix tall(const OrthogonalMatrix& matrix) {
@@ -36,6 +59,10 @@ FASTINIT_HD OrthogonalMatrix tall(const OrthogonalMatrix& matrix) {
   OrthogonalMatrix turned = matrix;
   turned.rows = matrix.columns;
   turned.columns = matrix.rows;
+  turned.first_row = matrix.first_column;
+  turned.end_row = matrix.end_column;
+  turned.first_column = matrix.first_row;
+  turned.end_column = matrix.end_row;
   turned.row_memory_step = matrix.column_memory_step;
   turned.column_memory_step = matrix.row_memory_step;
   turned.row_index_step = matrix.column_index_step;

@@ -40,14 +40,6 @@ FillRange fill_range_of(int choice) {
   return kFillRanges[choice];
 }
 
-FillRange choose_fill_range(const char* isa) {
-  const InstructionSet* sets = instruction_sets();
-  for (int i = 0; i < kInstructionSets; ++i) {
-    if (sets[i].supported && (isa == nullptr || std::strcmp(isa, sets[i].name) == 0)) return fill_range_of(i);
-  }
-  return fill_range_portable;
-}
-
 // All tasks as one row of chunks; threads take runs of them.
 class ChunkQueue {
  public:
@@ -107,9 +99,17 @@ const InstructionSet* instruction_sets() {
   return sets;
 }
 
+int chosen_instruction_set(const char* isa) {
+  const InstructionSet* sets = instruction_sets();
+  for (int i = 0; i < kInstructionSets; ++i) {
+    if (sets[i].supported && (isa == nullptr || std::strcmp(isa, sets[i].name) == 0)) return i;
+  }
+  return kInstructionSets - 1;
+}
+
 bool fill_cpu(const Task* tasks, int64_t num_tasks, int threads, const char* isa,
               const std::function<bool()>& should_stop) {
-  const FillRange fill_range = choose_fill_range(isa);
+  const FillRange fill_range = fill_range_of(chosen_instruction_set(isa));
   int64_t numel = 0;
   int64_t bytes = 0;
   for (int64_t i = 0; i < num_tasks; ++i) {

@@ -14,4 +14,7 @@ void fill_range_avx2(const Task& task, int64_t begin, int64_t end, bool streamin
 void fill_range_avx512(const Task& task, int64_t begin, int64_t end, bool streaming);
 #endif
 
+// The place in instruction_sets() of the one to use: that of this name, or the best.
+int chosen_instruction_set(const char* isa);
+
 }  // namespace fastinit

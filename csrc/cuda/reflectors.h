@@ -24,19 +24,6 @@ inline namespace FASTINIT_ISA {
 constexpr int kMatrixThreads = 256;  // of a block
 constexpr int kMatrixWarps = kMatrixThreads / kLanes;
 
-// Taken for a first entry that is zero: were it the only one, its reflector would have no direction.
-constexpr float kInsteadOfZero = 0x1p-40f;
-
-// Rounded once in double, too. The samplers do without, for processors that would emulate it; here are only devices,
-// and the host in tests, where std::fma is exact as well.
-FASTINIT_HD double exact_fma(double a, double b, double c) {
-#if defined(__CUDA_ARCH__)
-  return __fma_rn(a, b, c);
-#else
-  return std::fma(a, b, c);
-#endif
-}
-
 // Q^-1 by the table in global memory. Nearly all values are in rows that two cache lines hold.
 struct GlobalQuantile {
   template <int kGroup>
@@ -147,7 +134,9 @@ FASTINIT_DEVICE void make_reflectors(const Reflectors<T>& reflectors, int warp, 
     T* x = reflectors.vector(j);
     T squares[1] = {0};
     FASTINIT_ROLL
-    for (int row = j + lane; row < reflectors.rows(); row += kLanes) squares[0] = exact_fma(x[row], x[row], squares[0]);
+    for (int row = j / kLanes * kLanes + lane; row < reflectors.rows(); row += kLanes) {
+      if (row >= j) squares[0] = exact_fma(x[row], x[row], squares[0]);
+    }
     warp_sums(squares, lane);
     if (lane != 0) continue;
     const T length = std::sqrt(squares[0]);
@@ -230,11 +219,12 @@ FASTINIT_DEVICE void multiply(const OrthogonalMatrix& tall, const Reflectors<T>&
   // The store is there once for each column: a loop, in which the registers move up, so that no index is a variable.
   const int bytes = static_cast<int>(element_bytes(tall.dtype));
   FASTINIT_ROLL
-  for (int row = lane; row < rows; row += kLanes) {
+  for (int row = lane; row < tall.end_row; row += kLanes) {
     FASTINIT_UNROLL
     for (int c = 0; c < kColumns; ++c) {
-      const int64_t place = row * tall.row_memory_step + (first + c) * tall.column_memory_step;
-      if (first + c < reflectors.columns()) {
+      const int64_t place =
+          (row - tall.first_row) * tall.row_memory_step + (first + c - tall.first_column) * tall.column_memory_step;
+      if (row >= tall.first_row && first + c < tall.end_column) {
         store_element(tall.data + static_cast<uint64_t>(place * bytes), element_of(x[c][0], tall.dtype), bytes);
       }
       FASTINIT_UNROLL
@@ -247,11 +237,12 @@ FASTINIT_DEVICE void multiply(const OrthogonalMatrix& tall, const Reflectors<T>&
 // on, back and forth, so that each has as much to do.
 template <int kRegisters, int kColumns, class T>
 FASTINIT_DEVICE void multiply_all(const OrthogonalMatrix& tall, const Reflectors<T>& reflectors, int warp, int lane) {
-  const int groups = (reflectors.columns() + kColumns - 1) / kColumns;
+  const int first = static_cast<int>(tall.first_column);
+  const int groups = (static_cast<int>(tall.end_column) - first + kColumns - 1) / kColumns;
   FASTINIT_ROLL
   for (int turn = 0; turn * kMatrixWarps < groups; ++turn) {
     const int taken = turn * kMatrixWarps + (turn % 2 == 0 ? warp : kMatrixWarps - 1 - warp);
-    if (taken < groups) multiply<kRegisters, kColumns>(tall, reflectors, (groups - 1 - taken) * kColumns, lane);
+    if (taken < groups) multiply<kRegisters, kColumns>(tall, reflectors, first + (groups - 1 - taken) * kColumns, lane);
   }
 }
 

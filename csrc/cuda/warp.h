@@ -3,12 +3,11 @@
 
 #include <cstdint>
 
-#include "core/platform.h"
+#include "core/orthogonal.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
-constexpr int kLanes = 32;
 constexpr uint32_t kAllLanes = 0xFFFFFFFF;
 
 // Changes nothing, since all threads of the warp have the same. But it tells the compiler so, and what follows from it

@@ -1,9 +1,10 @@
-// The fill loop in AVX-512 (F, BW, DQ, VL): sixteen lanes. Standard headers come before the target region, so that
+// The loops in AVX-512 (F, BW, DQ, VL): sixteen lanes. Standard headers come before the target region, so that
 // none of their inline functions are compiled for it and shared with code for lesser machines.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -23,12 +24,16 @@
 #include "fill_body.h"
 #include "instruction_sets.h"
 #include "lanes_avx512.h"
+#include "orthogonal_body.h"
+#include "vectors_avx512.h"
 
 namespace fastinit {
 
 void fill_range_avx512(const Task& task, int64_t begin, int64_t end, bool streaming) {
   fill_range<Avx512Lanes>(task, begin, end, streaming);
 }
+
+const MatrixSteps kMatrixStepsAvx512 = MatrixStepsOn<Avx512Lanes, Avx512Vector>::kSteps;
 
 }  // namespace fastinit
 

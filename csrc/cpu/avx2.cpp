@@ -1,9 +1,10 @@
-// The fill loop in AVX2 with FMA and F16C: eight lanes. Standard headers come before the target region, so that
+// The loops in AVX2 with FMA and F16C: eight lanes. Standard headers come before the target region, so that
 // none of their inline functions are compiled for it and shared with code for lesser machines.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -18,12 +19,16 @@
 #include "fill_body.h"
 #include "instruction_sets.h"
 #include "lanes_avx2.h"
+#include "orthogonal_body.h"
+#include "vectors_avx2.h"
 
 namespace fastinit {
 
 void fill_range_avx2(const Task& task, int64_t begin, int64_t end, bool streaming) {
   fill_range<Avx2Lanes>(task, begin, end, streaming);
 }
+
+const MatrixSteps kMatrixStepsAvx2 = MatrixStepsOn<Avx2Lanes, Avx2Vector>::kSteps;
 
 }  // namespace fastinit
 

@@ -1,0 +1,229 @@
+// orthogonal_cpu: small matrices each by a thread of its own, larger ones each by all threads together.
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "backends.h"
+#include "core/fp_environment.h"
+#include "core/prepare.h"
+#include "instruction_sets.h"
+#include "matrix_steps.h"
+
+namespace fastinit {
+namespace {
+
+// Operations, of rows * columns^2 a matrix, below which a thread costs more to start than it saves.
+constexpr double kLeastPerThread = 4e6;
+
+// A matrix whose vectors take more bytes than this is worked on by all threads: a core's cache holds no more, and
+// memory does not grow with the threads.
+constexpr int64_t kMostBytesAlone = int64_t{1} << 18;
+
+MatrixSteps steps_of(int choice) {
+#if defined(__x86_64__)
+  const MatrixSteps all[kInstructionSets] = {kMatrixStepsAvx512, kMatrixStepsAvx2, kMatrixStepsPortable};
+  return all[choice];
+#else
+  static_cast<void>(choice);
+  return kMatrixStepsPortable;
+#endif
+}
+
+int64_t entry_bytes(const OrthogonalMatrix& matrix) { return matrix.dtype == Dtype::kFloat64 ? 8 : 4; }
+
+double cost(const OrthogonalMatrix& tall) {
+  return static_cast<double>(tall.rows) * static_cast<double>(tall.columns) * static_cast<double>(tall.columns);
+}
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory allocate(int64_t bytes) {
+  constexpr int64_t kAlignment = 64;
+  void* memory = std::aligned_alloc(kAlignment, static_cast<size_t>((bytes / kAlignment + 1) * kAlignment));
+  if (memory == nullptr) throw std::bad_alloc();
+  return Memory(memory);
+}
+
+// Memory for the vectors and taus of one matrix at a time.
+class Workspace {
+ public:
+  void reserve(const OrthogonalMatrix& tall) {
+    vector_bytes_ = std::max(vector_bytes_, vector_entries(tall) * entry_bytes(tall));
+    tau_bytes_ = std::max(tau_bytes_, tall.columns * entry_bytes(tall));
+  }
+  void allocate_reserved() {
+    vectors_ = allocate(vector_bytes_);
+    taus_ = allocate(tau_bytes_);
+  }
+  MatrixWork work(const OrthogonalMatrix& tall, uint64_t seed, const Sampler& normal) const {
+    return {tall, derive_stream(tall.name_id, seed), normal, vectors_.get(), taus_.get()};
+  }
+
+ private:
+  int64_t vector_bytes_ = 0, tau_bytes_ = 0;
+  Memory vectors_, taus_;
+};
+
+// Units of work that threads take one after the other, and a place where they wait for each other.
+class Team {
+ public:
+  explicit Team(int threads) : threads_(threads) {}
+
+  template <class Do>
+  void share(int64_t units, const Do& unit) {
+    for (;;) {
+      const int64_t taken = next_.fetch_add(1, std::memory_order_relaxed);
+      if (taken >= units) break;
+      unit(taken);
+    }
+    wait();
+  }
+
+  // Whoever comes last lets the others go on, to units that count from 0 again.
+  void wait() {
+    const int64_t round = round_.load(std::memory_order_acquire);
+    if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      waiting_.store(0, std::memory_order_relaxed);
+      next_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+    } else {
+      while (round_.load(std::memory_order_acquire) == round) std::this_thread::yield();
+    }
+  }
+
+ private:
+  int threads_;
+  std::atomic<int64_t> next_{0};
+  std::atomic<int> waiting_{0};
+  std::atomic<int64_t> round_{0};
+};
+
+void write_matrix(const MatrixSteps& steps, const MatrixWork& work, void* scratch, Team& team) {
+  const OrthogonalMatrix& tall = work.tall;
+  const int64_t together = tall.dtype == Dtype::kFloat64 ? steps.columns_together_double : steps.columns_together_float;
+  const int64_t groups = (tall.end_column - tall.first_column + together - 1) / together;
+  team.share(sample_units(tall), [&](int64_t unit) { steps.sample(work, unit, scratch); });
+  team.share(tall.columns, [&](int64_t j) { steps.make(work, j); });
+  // From the right, where a group takes longest.
+  team.share(groups, [&](int64_t taken) {
+    steps.multiply(work, tall.first_column + (groups - 1 - taken) * together, scratch);
+  });
+}
+
+Sampler standard_normal(Dtype dtype) {
+  Task task{};
+  task.dtype = dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
+  task.distribution = Distribution::kNormal;
+  task.parameter[1] = 1.0;
+  prepare(task);
+  return task.sampler;
+}
+
+}  // namespace
+
+bool orthogonal_cpu_fits(int64_t rows, int64_t columns, const char* isa) {
+#if defined(__x86_64__) && !defined(__FMA__)
+  // Without the instruction, each product would be emulated.
+  if (chosen_instruction_set(isa) == kInstructionSets - 1) return false;
+#else
+  static_cast<void>(isa);
+#endif
+  return std::max(rows, columns) <= kMostTallRows;
+}
+
+bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint64_t seed, int threads, const char* isa,
+                    const std::function<bool()>& should_stop) {
+  const MatrixSteps steps = steps_of(chosen_instruction_set(isa));
+  std::vector<OrthogonalMatrix> wanted;
+  double total = 0;
+  for (int64_t i = 0; i < num_matrices; ++i) {
+    const OrthogonalMatrix matrix = tall(matrices[i]);
+    if (matrix.first_row == matrix.end_row || matrix.first_column == matrix.end_column) continue;
+    wanted.push_back(matrix);
+    total += cost(matrix);
+  }
+  threads = static_cast<int>(std::clamp(total / kLeastPerThread, 1.0, static_cast<double>(std::max(1, threads))));
+  // What takes long comes first: threads then end at about the same time.
+  std::stable_sort(wanted.begin(), wanted.end(),
+                   [](const OrthogonalMatrix& a, const OrthogonalMatrix& b) { return cost(a) > cost(b); });
+  const auto is_small = [](const OrthogonalMatrix& matrix) {
+    return vector_entries(matrix) * entry_bytes(matrix) <= kMostBytesAlone;
+  };
+  const auto small_begin = std::stable_partition(wanted.begin(), wanted.end(),
+                                                 [&](const OrthogonalMatrix& matrix) { return !is_small(matrix); });
+  // Few small ones would leave threads without work.
+  const int64_t num_small = wanted.end() - small_begin;
+  const int64_t num_shared =
+      num_small < 2 * threads ? static_cast<int64_t>(wanted.size()) : small_begin - wanted.begin();
+
+  Workspace shared;
+  std::vector<Workspace> own(static_cast<size_t>(threads));
+  int64_t scratch_bytes = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (static_cast<int64_t>(i) < num_shared) {
+      shared.reserve(wanted[i]);
+    } else {
+      for (Workspace& workspace : own) workspace.reserve(wanted[i]);
+    }
+    scratch_bytes = std::max(scratch_bytes, scratch_entries(wanted[i]) * entry_bytes(wanted[i]));
+  }
+  shared.allocate_reserved();
+  for (Workspace& workspace : own) workspace.allocate_reserved();
+  std::vector<Memory> scratch;
+  for (int i = 0; i < threads; ++i) scratch.push_back(allocate(scratch_bytes));
+  const Sampler of_float = standard_normal(Dtype::kFloat32);
+  const Sampler of_double = standard_normal(Dtype::kFloat64);
+
+  // A thread that the system does not give must not be waited for: all are there before any begins.
+  std::atomic<int> started{0};
+  std::atomic<bool> stopped{false};
+  std::atomic<int64_t> next{num_shared};
+  std::unique_ptr<Team> team;
+  const auto work = [&](int thread) {
+    const DefaultFpEnvironment environment;
+    const auto make_work = [&](const Workspace& workspace, int64_t i) {
+      const OrthogonalMatrix& matrix = wanted[static_cast<size_t>(i)];
+      return workspace.work(matrix, seed, matrix.dtype == Dtype::kFloat64 ? of_double : of_float);
+    };
+    void* const memory = scratch[static_cast<size_t>(thread)].get();
+    for (int64_t i = 0; i < num_shared; ++i) {
+      if (thread == 0 && should_stop()) stopped = true;
+      team->wait();
+      if (stopped) return;
+      write_matrix(steps, make_work(shared, i), memory, *team);
+    }
+    Team alone(1);
+    for (;;) {
+      if (thread == 0 && should_stop()) stopped = true;
+      const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+      if (stopped || i >= static_cast<int64_t>(wanted.size())) return;
+      write_matrix(steps, make_work(own[static_cast<size_t>(thread)], i), memory, alone);
+    }
+  };
+  std::vector<std::thread> workers;
+  try {
+    for (int i = 1; i < threads; ++i) {
+      workers.emplace_back([&, i] {
+        while (started.load(std::memory_order_acquire) == 0) std::this_thread::yield();
+        work(i);
+      });
+    }
+  } catch (const std::system_error&) {
+    // The system has no thread left to give: those there are do the work.
+  }
+  team = std::make_unique<Team>(static_cast<int>(workers.size()) + 1);
+  started.store(1, std::memory_order_release);
+  work(0);
+  for (std::thread& worker : workers) worker.join();
+  return !stopped;
+}
+
+}  // namespace fastinit
