@@ -511,6 +511,24 @@ def many_small(settings: Settings, first_run: bool = False) -> Work:
     return Work(label, 10**7, 4 * 10**7, contestants, (Wanted(50.0, "x torch"),), whole_calls=True, one_launch=True)
 
 
+def orthogonal(
+    count: int, side: int, settings: Settings, wanted: tuple[Wanted, ...] = (), one_launch: bool = False
+) -> Work:
+    """Square orthogonal matrices, against torch's, which factorises one after the other."""
+    side = max(1, side // settings.model_divisor)
+    tensors = [torch.empty(side, side, device=settings.device) for _ in range(count)]
+    plan = plan_tensors(tensors, "orthogonal", seed=0, backend="native")
+
+    def loop() -> None:
+        for tensor in tensors:
+            torch.nn.init.orthogonal_(tensor)
+
+    numel = count * side * side
+    label = f"orthogonal, float32, {'' if count == 1 else f'{count} of '}{side} x {side}"
+    contestants: dict[str, Callable[[], object]] = {"torch": loop, "fastinit": plan.run_}
+    return Work(label, numel, 4 * numel, contestants, wanted, whole_calls=True, one_launch=one_launch)
+
+
 def transposed(dtype_name: str, settings: Settings) -> Work:
     """A matrix that lies column by column: neighbours of the index lie a column apart."""
     dtype = DTYPES[dtype_name]
@@ -555,6 +573,9 @@ def works(settings: Settings, quick: bool) -> Iterator[tuple[str, Callable[[], W
     llama = partial(whole_model, "Llama 3 8B", llama_3_8b(), "bfloat16", settings)
     yield "Llama 3 8B", partial(llama, wanted=(Wanted(3.0, "x torch"),))
     yield "10 000 tensors", partial(many_small, settings)
+    yield "orthogonal 4096 x 4096", partial(orthogonal, 1, 4096, settings, (Wanted(15.0, "x torch"),))
+    yield "orthogonal 48 of 1024 x 1024", partial(orthogonal, 48, 1024, settings, (Wanted(20.0, "x torch"),))
+    yield "orthogonal 512 of 128 x 128", partial(orthogonal, 512, 128, settings, one_launch=True)
     gpt2 = partial(whole_model, "GPT-2 XL", models.gpt2_xl(), "float32", settings)
     yield "GPT-2 XL", gpt2
     yield "Llama 3 8B, first run", partial(llama, first_run=True)
@@ -610,7 +631,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
 
 
 def small_plan(arguments: argparse.Namespace) -> int:
-    """A few MB of every distribution, dtype and layout, compared with the CPU's."""
+    """A few MB of every distribution, dtype and layout, compared with the CPU's; and orthogonal matrices."""
     kinds: list[distributions.Distribution] = [
         distributions.Uniform(-0.5, 1.5),
         distributions.Normal(0.0, 1.0),
@@ -648,7 +669,7 @@ def small_plan(arguments: argparse.Namespace) -> int:
 
     ours, expected = targets(device), targets(torch.device("cpu"))
     program = engine.Program(ours, "native")
-    wrong = 0
+    wrong = wrong_orthogonal(device)
     for seed in (1, 2):
         program.run_(seed, None)
         engine.Program(expected, "native").run_(seed, None)
@@ -660,6 +681,23 @@ def small_plan(arguments: argparse.Namespace) -> int:
                 print(f"{target.name}: {target.distribution} in {target.dtype} differs from the CPU's")
     print(f"{len(ours)} tensors on {device}, {wrong} differences from the CPU")
     return 1 if wrong else 0
+
+
+def wrong_orthogonal(device: torch.device) -> int:
+    """How many of a few orthogonal matrices, of all that a block of threads can hold, are not orthogonal."""
+    shapes = [(1, 1), (7, 5), (5, 7), (33, 33), (64, 27), (130, 40), (20, 150), (300, 12), (128, 128)]
+    tensors = [torch.empty(shape, dtype=dtype, device=device) for dtype in DTYPES.values() for shape in shapes]
+    tensors += [torch.empty(30, 50, device=device).t(), torch.empty(40, 50, device=device)[3:20, ::2]]
+    fastinit.init_(tensors, "orthogonal", seed=0, backend="native")
+    wrong = 0
+    for tensor in tensors:
+        q = tensor.cpu().double()
+        product = q @ q.mT if q.shape[0] < q.shape[1] else q.mT @ q
+        error = float((product - torch.eye(len(product))).abs().max())
+        if not error < {2: 0.02, 4: 1e-5, 8: 1e-14}[tensor.dtype.itemsize]:
+            wrong += 1
+            print(f"{tuple(tensor.shape)} in {tensor.dtype} is not orthogonal, by {error}")
+    return wrong
 
 
 def one_launch_each(arguments: argparse.Namespace) -> int:
@@ -918,7 +956,8 @@ def everything(arguments: argparse.Namespace) -> int:
         if sanitizer is None:
             runner.skip(tool, "no compute-sanitizer")
             continue
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "1", *options, "--kernel-name", "kns=fill_kernel"]
+        # All our kernels have the namespace in their names.
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "1", *options, "--kernel-name", "kns=fastinit"]
         command += [sys.executable, str(THIS), "--small-plan", *["--dry-run"] * dry]
         runner.run(Part(tool, command, 75.0, "sanitizer.log", "SUMMARY", uncached))
     if arguments.quick or find_tool("ncu") is None:

@@ -397,7 +397,8 @@ def test_a_shard_of_columns_equals_the_slice_of_the_whole() -> None:
 
 def on_device(kind: Kind, parameters: tuple[float, ...], dtype: DType, seed: int, name: str, count: int) -> Any:
     tensor = marked(count, getattr(torch, dtype))
-    fastinit.init_([tensor], test_golden.scheme(kind, parameters), names=[name], seed=seed, backend="native")
+    # Without the planner, which refuses what a golden case has: a constant beyond the range of its dtype.
+    program_of([(name, tensor, test_golden.scheme(kind, parameters).distribution(None))]).run_(seed, None)
     return test_golden.as_values(tensor.cpu())
 
 
@@ -1072,6 +1073,169 @@ print("equal")
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, check=False
     )
     assert result.returncode == 0 and result.stdout.endswith("equal\n"), result.stderr[-3000:]
+
+
+# ---- Orthogonal matrices: those that a block of threads holds, and others ----
+
+SMALL = [(1, 1), (1, 9), (9, 1), (7, 5), (33, 32), (64, 27), (20, 150), (128, 128), (127, 128), (130, 40), (1000, 6)]
+SMALL_FLOAT32 = [(300, 64), (256, 128), (220, 220), (20, 1024)]
+LARGE = [(300, 300), (1500, 8), (200, 700)]
+
+
+@pytest.fixture
+def roomy() -> None:
+    """All that is small here is so for blocks of the device, too."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("needs a GPU whose blocks have 99 KiB of shared memory")
+
+
+def orthogonal_(tensors: Mapping[str, torch.Tensor], seed: int = 11, gain: float = 1.0) -> None:
+    scheme = fastinit.Orthogonal(gain)
+    fastinit.init_(list(tensors.values()), scheme, names=list(tensors), seed=seed, backend="native")
+
+
+def assert_orthogonal(tensor: torch.Tensor, gain: float = 1.0) -> None:
+    q = tensor.detach().cpu().double()
+    product = q @ q.mT if q.shape[0] < q.shape[1] else q.mT @ q
+    error = (product - gain**2 * torch.eye(len(product), dtype=torch.float64)).abs().max().item()
+    assert error < gain**2 * {2: 0.02, 4: 1e-5, 8: 2e-14}[tensor.dtype.itemsize], (tuple(tensor.shape), error)
+
+
+def small_matrices(device: torch.device = DEVICE) -> dict[str, torch.Tensor]:
+    """Of every dtype and layout."""
+    found = {f"{shape}.{dtype}": marked(shape, dtype, device) for shape in SMALL for dtype in DTYPES}
+    found |= {f"{shape}": marked(shape, torch.float32, device) for shape in SMALL_FLOAT32}
+    for layout, (_, view) in views_of((30, 50), torch.float32, device).items():
+        found[layout] = view
+    for layout, (_, view) in views_of((8, 4, 3, 3), torch.bfloat16, device).items():
+        found[f"kernel, {layout}"] = view
+    return found
+
+
+def test_orthogonal_matrices_are_those_of_the_cpu_to_rounding() -> None:
+    matrices, twins = small_matrices(), small_matrices(CPU)
+    for shape in LARGE:
+        matrices[f"large {shape}"], twins[f"large {shape}"] = marked(shape), marked(shape, device=CPU)
+    for each in (matrices, twins):
+        orthogonal_(each, gain=1.5)
+    for name, matrix in matrices.items():
+        assert_orthogonal(matrix.flatten(1), 1.5)
+        tolerance = {2: 0.01, 4: 4e-6, 8: 1e-14}[matrix.dtype.itemsize]
+        torch.testing.assert_close(matrix.cpu(), twins[name], rtol=0, atol=tolerance, msg=name)
+
+
+def test_orthogonal_matrices_have_the_same_bits_alone_and_in_every_layout() -> None:
+    """Of those in products of whole matrices, layouts differ in rounding."""
+    together = small_matrices()
+    orthogonal_(together)
+    for name, matrix in together.items():
+        alone = marked(tuple(matrix.shape), matrix.dtype) if ON_GPU else torch.empty_like(matrix)
+        orthogonal_({name: alone})
+        assert_same(alone, matrix, name)
+
+
+@needs_gpu
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the emulation is for Linux")
+def test_orthogonal_matrices_have_the_bits_of_the_kernel_on_a_cpu(roomy: None, tmp_path: Path) -> None:
+    """All arithmetic of the kernel is exactly rounded, so that what g++ makes of it gives the same."""
+    from test_cuda_on_cpu import Emulated, compile_driver
+
+    from fastinit.cuda import fill_orthogonal, orthogonal_table
+    from fastinit.layout import Part
+    from fastinit.orthogonal import Matrix
+
+    driver = compile_driver(tmp_path)
+    emulated = Emulated(driver, driver)
+    pairs = []
+    for shape in (*SMALL, *SMALL_FLOAT32):
+        for dtype in DTYPES if shape in SMALL else (torch.float32,):
+            both = [
+                Matrix(str(shape), marked(shape, dtype, device), shape, Part(3, (shape[1], 1)), 0.7)
+                for device in (DEVICE, CPU)
+            ]
+            pairs.append(both)
+    assert fill_orthogonal([ours for ours, _ in pairs], 5) == []
+    table = orthogonal_table([twin for _, twin in pairs], [twin.tensor for _, twin in pairs])
+    emulated.orthogonal(table, native().check_orthogonal(table), 5)
+    for ours, twin in pairs:
+        assert_same(ours.tensor, twin.tensor, (ours.shape, ours.tensor.dtype))
+
+
+def test_nothing_around_orthogonal_matrices_is_written() -> None:
+    for dtype in DTYPES:
+        for layout, (memory, view) in views_of((30, 50), dtype, DEVICE).items():
+            orthogonal_({"w": view})
+            assert_orthogonal(view)
+            view.fill_(MARK)
+            assert (memory == MARK).all(), (layout, dtype)
+
+
+@needs_gpu
+def test_one_launch_for_small_orthogonal_matrices(roomy: None) -> None:
+    matrices = small_matrices()
+    before = native().cuda_launches()
+    orthogonal_(matrices)
+    assert native().cuda_launches() == before + 1
+    orthogonal_({"empty": marked((0, 5))})
+    assert native().cuda_launches() == before + 1
+
+
+@needs_gpu
+def test_what_a_block_holds_is_a_matter_of_size_dtype_and_device(roomy: None) -> None:
+    def fits(shape: tuple[int, int], dtype: torch.dtype) -> bool:
+        index = torch.cuda.current_device()
+        return bool(native().orthogonal_cuda_fits(*shape, fastinit.table.DTYPES[dtype], index))
+
+    assert all(fits((rows, columns), torch.float32) for rows in (1, 64, 128) for columns in (1, 64, 128))
+    assert not any(fits(shape, dtype) for shape in LARGE for dtype in DTYPES)
+    assert all(fits(shape, dtype) for shape in SMALL for dtype in DTYPES)
+    assert all(fits(shape, torch.float32) for shape in SMALL_FLOAT32)
+
+
+def test_delta_orthogonal_kernels_are_orthogonal_at_their_middle() -> None:
+    for dtype in DTYPES:
+        kernels = [marked((24, 16, 3, 3), dtype, device) for device in (DEVICE, CPU)]
+        for kernel in kernels:
+            fastinit.init_([kernel], "delta_orthogonal", names=["w"], seed=3, backend="native")
+        assert_orthogonal(kernels[0][:, :, 1, 1])
+        tolerance = {2: 0.01, 4: 1e-6, 8: 1e-14}[dtype.itemsize]
+        torch.testing.assert_close(kernels[0].cpu(), kernels[1], rtol=0, atol=tolerance)
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_small_orthogonal_matrices_never_synchronise(roomy: None) -> None:
+    matrices = {"small": marked((100, 60)), "of a kernel": marked((8, 3, 3, 4)).permute(0, 3, 1, 2)}
+    orthogonal_(matrices)
+    wanted = {name: matrix.clone() for name, matrix in matrices.items()}
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for matrix in matrices.values():
+            matrix.zero_()
+        orthogonal_(matrices)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for name, matrix in matrices.items():
+        assert_same(matrix, wanted[name], name)
+
+
+@needs_gpu
+def test_graph_of_small_orthogonal_matrices(roomy: None, graph: Any) -> None:
+    matrices = small_matrices()
+    orthogonal_(matrices, seed=5)
+    wanted = {name: matrix.clone() for name, matrix in matrices.items()}
+    orthogonal_(matrices, seed=6)
+    with torch.cuda.graph(graph):
+        orthogonal_(matrices, seed=5)
+    for _ in range(3):
+        for matrix in matrices.values():
+            matrix.zero_()
+        overwrite_free_memory()
+        graph.replay()
+        torch.cuda.synchronize()
+        for name, matrix in matrices.items():
+            assert_same(matrix, wanted[name], name)
 
 
 # ---- Beyond 32 bits ----
