@@ -29,7 +29,7 @@ import pytest
 import reference
 import test_golden
 import torch
-from conftest import DTYPES, fill_native_row
+from conftest import DTYPES, fill_native_row, needs_fma
 from reference import DType, Kind
 from test_bits import bits
 from torch import nn
@@ -1134,31 +1134,19 @@ def test_orthogonal_matrices_have_the_same_bits_alone_and_in_every_layout() -> N
         assert_same(alone, matrix, name)
 
 
-@needs_gpu
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the emulation is for Linux")
-def test_orthogonal_matrices_have_the_bits_of_the_kernel_on_a_cpu(roomy: None, tmp_path: Path) -> None:
-    """All arithmetic of the kernel is exactly rounded, so that what g++ makes of it gives the same."""
-    from test_cuda_on_cpu import Emulated, compile_driver
-
-    from fastinit.cuda import fill_orthogonal, orthogonal_table
+@needs_fma
+def test_small_orthogonal_matrices_have_the_bits_of_the_cpu(roomy: None) -> None:
+    """All arithmetic of the kernel is exactly rounded, and so is that of the CPU's code, in the same order."""
     from fastinit.layout import Part
+    from fastinit.matrix_table import fill_small
     from fastinit.orthogonal import Matrix
 
-    driver = compile_driver(tmp_path)
-    emulated = Emulated(driver, driver)
-    pairs = []
     for shape in (*SMALL, *SMALL_FLOAT32):
         for dtype in DTYPES if shape in SMALL else (torch.float32,):
-            both = [
-                Matrix(str(shape), marked(shape, dtype, device), shape, Part(3, (shape[1], 1)), 0.7)
-                for device in (DEVICE, CPU)
-            ]
-            pairs.append(both)
-    assert fill_orthogonal([ours for ours, _ in pairs], 5) == []
-    table = orthogonal_table([twin for _, twin in pairs], [twin.tensor for _, twin in pairs])
-    emulated.orthogonal(table, native().check_orthogonal(table), 5)
-    for ours, twin in pairs:
-        assert_same(ours.tensor, twin.tensor, (ours.shape, ours.tensor.dtype))
+            tensors = [marked(shape, dtype, device) for device in (DEVICE, CPU)]
+            part = Part(3, (shape[1], 1))
+            assert fill_small([Matrix(str(shape), each, shape, part, 0.7) for each in tensors], 5) == []
+            assert_same(tensors[0], tensors[1], (shape, dtype))
 
 
 def test_nothing_around_orthogonal_matrices_is_written() -> None:
