@@ -28,6 +28,8 @@ OrthogonalMatrix make_matrix(const Shape& shape, Dtype dtype) {
   OrthogonalMatrix matrix{};
   matrix.rows = shape.rows;
   matrix.columns = shape.columns;
+  matrix.end_row = shape.rows;
+  matrix.end_column = shape.columns;
   matrix.row_memory_step = matrix.row_index_step = shape.columns;
   matrix.column_memory_step = matrix.column_index_step = 1;
   matrix.name_id[0] = static_cast<uint64_t>(shape.rows * 1000 + shape.columns);
@@ -130,6 +132,33 @@ double element_at(const unsigned char* place, Dtype dtype) {
   return dtype == Dtype::kFloat64 ? as_double : as_float;
 }
 
+// The CPU's own code gives the same bits in the same memory, in every instruction set, by threads apart and together.
+void check_cpu(std::vector<OrthogonalMatrix> matrices, const std::vector<std::vector<unsigned char>>& wanted) {
+  for (int set = 0; set < kInstructionSets; ++set) {
+    if (!instruction_sets()[set].supported) continue;
+    for (const int threads : {1, 3}) {
+      std::vector<std::vector<unsigned char>> memory;
+      for (size_t i = 0; i < wanted.size(); ++i) {
+        memory.emplace_back(wanted[i].size(), 0xA5);
+        matrices[i].data = reinterpret_cast<uint64_t>(memory[i].data());
+      }
+      const auto count = static_cast<int64_t>(matrices.size());
+      const char* isa = instruction_sets()[set].name;
+      orthogonal_cpu(matrices.data(), count, kSeed, threads, isa, [] { return false; });
+      bool same = memory == wanted;
+      // Alone, the largest ones are the work of all threads.
+      for (size_t i = 0; i < wanted.size(); ++i) {
+        std::fill(memory[i].begin(), memory[i].end(), 0xA5);
+        orthogonal_cpu(&matrices[i], 1, kSeed, threads, isa, [] { return false; });
+      }
+      same = same && memory == wanted;
+      if (same) continue;
+      ++failures;
+      std::printf("%s, %d threads: other bits than the kernel's\n", isa, threads);
+    }
+  }
+}
+
 // All in one launch, each in memory that ends with its last element.
 void test_matrices() {
   std::vector<OrthogonalMatrix> matrices;
@@ -156,6 +185,7 @@ void test_matrices() {
   orthogonal_cuda({reinterpret_cast<uint64_t>(matrices.data()), static_cast<int64_t>(matrices.size()), shared_bytes},
                   kSeed, 0, 0);
   if (cuda_launches() != before + 1) ++failures;
+  check_cpu(matrices, memory);
 
   for (size_t i = 0; i < matrices.size(); ++i) {
     const OrthogonalMatrix matrix = tall(matrices[i]);
