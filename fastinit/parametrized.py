@@ -76,7 +76,7 @@ class ThroughRightInverse:
         for each in chain:
             if isinstance(each, _SpectralNorm):  # its estimate of the norm is that of the weight before
                 each.train()
-                for _ in range(_POWER_ITERATIONS):
+                for _ in range(POWER_ITERATIONS):
                     each(*effective)
             effective = (each(*effective),)
         _check_no_nan(effective[0])
@@ -94,7 +94,7 @@ class ThroughRightInverse:
 
 
 # As many as torch's spectral_norm begins with.
-_POWER_ITERATIONS = 15
+POWER_ITERATIONS = 15
 
 
 @contextmanager
@@ -169,7 +169,7 @@ class ThroughSpectralNorm:
     def commit(self, prepared: Any) -> None:
         with torch.no_grad():
             self.originals()[0].copy_(prepared)
-            for _ in range(_POWER_ITERATIONS):
+            for _ in range(POWER_ITERATIONS):
                 self._hook.compute_weight(self._module, do_power_iteration=True)
         weight = self._hook.compute_weight(self._module, do_power_iteration=False)
         setattr(self._module, self._hook.name, weight)
