@@ -1,6 +1,6 @@
 """Weight initialisation for PyTorch: every parameter of a model in one pass, reproducible to the bit."""
 
-from fastinit import functional, presets
+from fastinit import adapters, functional, presets
 from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
 from fastinit.engine import FallbackWarning
@@ -27,7 +27,7 @@ from fastinit.functional import (
     xavier_uniform_,
     zeros_,
 )
-from fastinit.model import init_, init_model_
+from fastinit.model import init_, init_model_, materialize_
 from fastinit.mup import MuP, mup
 from fastinit.plan import Plan, Row
 from fastinit.planner import plan
@@ -89,6 +89,7 @@ __all__ = [
     "Where",
     "ZerO",
     "__version__",
+    "adapters",
     "calculate_gain",
     "constant_",
     "deepnorm",
@@ -105,6 +106,7 @@ __all__ = [
     "lecun_uniform_",
     "load_recipe",
     "lora_rules",
+    "materialize_",
     "mup",
     "normal_",
     "ones_",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -93,9 +93,14 @@ class Restoration:
         self._without_base = [(chain, each) for chain in modules for each in _without_base(chain)]
 
     @torch.no_grad()
-    def restore_(self, device: torch.device) -> None:
-        """Write the values, once `allocate_` has given the buffers memory. Plain attributes are put on `device`."""
+    def restore_(self, device: torch.device, modules: Container[nn.Module] | None = None) -> None:
+        """Write the values, once `allocate_` has given the buffers memory. Plain attributes are put on `device`.
+
+        With `modules`, those that one of them is the first to hold.
+        """
         for each in self._lost:
+            if modules is not None and each.module not in modules:
+                continue
             buffers = [place.holder()[place.own_name] for place in each.places if place.is_buffer]
             target = buffers[0] if buffers else None
             if target is not None and target.is_meta:

@@ -1,0 +1,144 @@
+"""Initialisation in the forms that other libraries ask for: functions of a module, or of a tensor. Examples are in
+docs/DISTRIBUTED.md."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastinit.agreement import shared_seed
+from fastinit.allocation import allocate_
+from fastinit.buffers import plan_restoration
+from fastinit.model import check_all_written, init_, materialize_
+from fastinit.plan import Plan, Row
+from fastinit.planner import plan
+from fastinit.recipe import Recipe
+from fastinit.registry import Scheme, as_scheme
+from fastinit.rules import Rule, Selector
+from fastinit.sharding import local_tensor
+
+
+def init_weights(
+    scheme: str | Scheme | Recipe, rules: Sequence[Rule | tuple[Selector, Any]] | None = None, **options: Any
+) -> Callable[..., None]:
+    """A function (model, buffer_device=None) that initialises what `model.to_empty(device=...)` has allocated.
+
+    Memory after `to_empty` holds nothing, and buffers have lost their values: this writes every parameter, and
+    computes every buffer again. Parameters that were one object before `to_empty` are so no longer; tie them first.
+    torchtitan's models have such a method, `init_weights`, with the device of the buffers.
+
+    Args:
+        scheme, rules: as for `plan`.
+        options: the others of `materialize_`, but for device and dtype.
+
+    Raises:
+        TypeError, ValueError: from the function, as `materialize_` does; and naming parameters that nothing covers.
+    """
+
+    def initialise(model: nn.Module, buffer_device: torch.device | str | None = None) -> None:
+        parameter = next(model.parameters(), None)
+        device = buffer_device or ("cpu" if parameter is None else local_tensor(parameter).device)
+        of_plan = {key: value for key, value in options.items() if key != "buffers"}
+        with warnings.catch_warnings():  # materialize_ gives them
+            warnings.simplefilter("ignore")
+            made = plan(model, scheme, rules, **of_plan)
+        if made.uncovered:
+            raise ValueError(f"no rule covers {', '.join(made.uncovered)}, which hold nothing after to_empty")
+        before = {module: dict(module._buffers) for module in model.modules()}
+        _forget(before)
+        try:
+            materialize_(model, scheme, rules, device=device, **options)
+        except Exception:
+            for module, buffers in before.items():
+                module._buffers.update(buffers)
+            raise
+
+    return initialise
+
+
+def _forget(buffers: dict[nn.Module, dict[str, torch.Tensor | None]]) -> None:
+    """Put buffers on the meta device, what is one object staying one."""
+    twins: dict[int, torch.Tensor] = {}
+    for module, own in buffers.items():
+        for own_name, buffer in own.items():
+            if buffer is not None:
+                twin = twins.setdefault(id(buffer), torch.empty_like(buffer, device="meta"))
+                module._buffers[own_name] = twin
+
+
+def param_init_fn(
+    model: nn.Module,
+    scheme: str | Scheme | Recipe,
+    rules: Sequence[Rule | tuple[Selector, Any]] | None = None,
+    *,
+    device: torch.device | str | int,
+    dtype: torch.dtype | None = None,
+    buffers: Sequence[tuple[Selector, Callable[[Any], Any]]] | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Callable[[nn.Module], None]:
+    """What FullyShardedDataParallel (FSDP1) takes as `param_init_fn`: it gives one module of `model` memory and values.
+
+    FSDP1 calls it for every module that it is about to flatten, so that no more than those of one of its units are
+    whole at a time. All is planned and checked here, where `model` is on the meta device and its names are those that
+    decide about random numbers.
+
+    Args:
+        model: what will be wrapped.
+        device, dtype, buffers: as for `materialize_`.
+        seed: None: one is drawn here, rank 0's for all ranks.
+        scheme, rules, generator, options: as for `plan`.
+
+    Raises:
+        TypeError, ValueError: as `materialize_` does; and for parametrised weights, which cannot be set in parts.
+    """
+    place = torch.device(device)
+    seed = shared_seed(generator) if seed is None else seed
+    made = plan(model, scheme, rules, seed=seed, **options)
+    check_all_written(made)
+    computed = [row.name for row in made.rows if row.assignment is not None]
+    if computed:
+        raise ValueError(f"{computed[0]}: is set through a parametrization; materialise the model before wrapping it")
+    restoration = plan_restoration(model, buffers, seed=seed)
+    rows = {id(row.tensor): row for row in made.rows if row.action == "init"}
+    written: set[int] = set()
+
+    def initialise(module: nn.Module) -> None:
+        own: list[tuple[str, Row]] = []
+        for own_name, parameter in module._parameters.items():
+            row = rows.get(id(parameter))
+            if row is not None and id(parameter) not in written:
+                own.append((own_name, row))
+                written.add(id(parameter))
+        allocate_(module, place, dtype, recurse=False)
+        here = [row._replace(tensor=module.get_parameter(own_name)) for own_name, row in own]
+        Plan(here, seed=seed, generator=None, backend=options.get("backend", "auto")).run_()
+        restoration.restore_(place, [module])
+
+    return initialise
+
+
+def init_method(scheme: str | Scheme, *, generator: torch.Generator | None = None) -> Callable[[torch.Tensor], None]:
+    """A function of a tensor that initialises it: Megatron-style `init_method` and `output_layer_init_method`.
+
+    Every call draws a seed: from `generator`, or from the default generator of the tensor's device, which Megatron's
+    tracker of random states governs. Such a function knows no names and sees a shard as if it were a whole, so its
+    values depend on the sharding, like torch's; `init_model_` after building does better.
+
+    Raises:
+        TypeError, ValueError: an unknown scheme; from the function, what `init_` raises.
+    """
+    made = as_scheme(scheme)
+
+    def initialise(tensor: torch.Tensor) -> None:
+        own = generator
+        if own is None and tensor.device.type == "cuda":
+            own = torch.cuda.default_generators[tensor.device.index or 0]
+        init_([tensor], made, names=[""], generator=own)
+
+    return initialise
