@@ -5,6 +5,7 @@ from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
 from fastinit.engine import FallbackWarning
 from fastinit.fans import FanAxes, Fans
+from fastinit.fingerprint import fingerprint
 from fastinit.functional import (
     calculate_gain,
     constant_,
@@ -95,6 +96,7 @@ __all__ = [
     "delta_orthogonal_",
     "dirac_",
     "eye_",
+    "fingerprint",
     "fixup",
     "functional",
     "init_",
