@@ -58,6 +58,7 @@ from fastinit.structured import (
     TimeStep,
     ZerO,
 )
+from fastinit.verify import verify
 
 __all__ = [
     "KEEP",
@@ -125,6 +126,7 @@ __all__ = [
     "trunc_normal_",
     "uniform_",
     "variance_scaling_",
+    "verify",
     "xavier_normal_",
     "xavier_uniform_",
     "zer_o",

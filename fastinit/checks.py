@@ -79,6 +79,21 @@ def check_dense(tensor: torch.Tensor, name: str) -> None:
         raise ValueError(f"{name}: is a lazily negated or conjugated view; resolve it first")
 
 
+def check_readable(tensor: torch.Tensor, name: str) -> None:
+    """Raise unless `tensor` is a dense tensor, or a DTensor whose local tensor is one, that has values.
+
+    Raises:
+        TypeError, ValueError: as `check_dense`.
+        ValueError: no memory (meta, freed).
+    """
+    check_dense(tensor, name)
+    local = local_tensor(tensor)
+    if local.is_meta:
+        raise ValueError(f"{name}: is on the meta device and has no values; materialise the model first")
+    if local.numel() > 0 and local.device.type in ("cpu", "cuda"):
+        check_allocated(local, name)
+
+
 _RANDOM_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _COMPLEX_DTYPES = frozenset({torch.complex64, torch.complex128})
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastinit.checks import check_allocated, check_dense
+from fastinit.checks import check_readable
 from fastinit.hashing import MASK, Hashed, key_of, sums
-from fastinit.layout import Part, whole
+from fastinit.layout import Part, box_of, whole
 from fastinit.sharding import (
+    check_not_flattened,
     is_dtensor,
     is_first_replica,
-    is_flattened,
     local_pieces,
     local_tensor,
     num_replicas,
@@ -119,12 +120,7 @@ def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, repli
     """The parameters of this rank."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    for prefix, module in model.named_modules():
-        if is_flattened(module):
-            raise ValueError(
-                f"{prefix or 'model'}: its parameters are flat pieces under FullyShardedDataParallel; take the "
-                "fingerprint inside FullyShardedDataParallel.summon_full_params(model)"
-            )
+    check_not_flattened(model)
     found: list[_Print] = []
     hashed: list[Hashed] = []
     owners: list[int] = []  # of every Hashed, a position in found
@@ -136,7 +132,7 @@ def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, repli
                 f"{name}: two parameters have this name, {full_names[name]} and {full_name}; rename a module, or give "
                 "names=, if they are parts of a larger model"
             )
-        _check(parameter, name)
+        check_readable(parameter, name)
         key = key_of(name, parameter.dtype, parameter.shape)
         parts = list(_parts(parameter, name))
         owners += [len(found)] * len(parts)
@@ -148,15 +144,6 @@ def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, repli
     return [each._replace(sum=total & MASK) for each, total in zip(found, totals, strict=True)]
 
 
-def _check(parameter: torch.Tensor, name: str) -> None:
-    check_dense(parameter, name)
-    local = local_tensor(parameter)
-    if local.is_meta:
-        raise ValueError(f"{name}: is on the meta device and has no values; materialise the model first")
-    if local.numel() > 0 and local.device.type in ("cpu", "cuda"):
-        check_allocated(local, name)
-
-
 def _parts(parameter: torch.Tensor, name: str) -> Iterable[tuple[torch.Tensor, Part]]:
     """The tensors of this rank, and where they lie in the global one."""
     everything, local = whole(parameter.shape), local_tensor(parameter).detach()
@@ -164,10 +151,8 @@ def _parts(parameter: torch.Tensor, name: str) -> Iterable[tuple[torch.Tensor, P
         yield local, everything
         return
     for piece in local_pieces(parameter, name):
-        box = local
-        for dim, (begin, size) in enumerate(zip(piece.local, piece.shape, strict=True)):
-            box = box.narrow(dim, begin, size)
-        offset = sum(begin * stride for begin, stride in zip(piece.begin, everything.strides, strict=True))
+        box = box_of(local, piece.local, piece.shape)
+        offset = sum(map(mul, piece.begin, everything.strides))
         yield box, Part(offset, everything.strides)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from hashlib import blake2b
-from math import prod
+from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from fastinit import _native
 from fastinit._native import FINGERPRINT_VERSION
-from fastinit.layout import Part
+from fastinit.layout import Part, box_of, boxes
 
 MASK = 2**64 - 1
 _STEP = 0x9E3779B97F4A7C15
@@ -118,7 +118,9 @@ def _dimensions(tensor: torch.Tensor, part: Part) -> list[Dimension]:
 def _sum_by_torch(tensor: torch.Tensor, key: int, part: Part) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     at_once = _AT_ONCE_ON_CPU if tensor.device.type == "cpu" else _AT_ONCE
-    for box, offset in _boxes(tensor, part.offset, part.strides, at_once):
+    for begin, shape in boxes(tensor.shape, at_once):
+        box = box_of(tensor, begin, shape)
+        offset = part.offset + sum(map(mul, begin, part.strides))
         # Before the mixing: key + index * _STEP. What multiplies an index of a dimension is a number already.
         state = torch.full((), _signed(key + offset * _STEP), dtype=torch.int64, device=tensor.device)
         for dim, (size, stride) in enumerate(zip(box.shape, part.strides, strict=True)):
@@ -129,18 +131,6 @@ def _sum_by_torch(tensor: torch.Tensor, key: int, part: Part) -> torch.Tensor:
             state = _mixed(state.bitwise_xor_(word))
         total += state.sum()
     return total
-
-
-def _boxes(tensor: torch.Tensor, offset: int, strides: Sequence[int], most: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Boxes of `most` elements at the most, and the global index of their first one."""
-    if tensor.numel() <= most:
-        yield tensor, offset
-        return
-    dim = next(dim for dim, size in enumerate(tensor.shape) if size > 1)
-    step = max(1, most // prod(tensor.shape[dim + 1 :]))
-    for begin in range(0, tensor.shape[dim], step):
-        box = tensor.narrow(dim, begin, min(step, tensor.shape[dim] - begin))
-        yield from _boxes(box, offset + begin * strides[dim], strides, most)
 
 
 def _words(box: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -59,6 +59,16 @@ def is_flattened(module: object) -> bool:
     return getattr(getattr(module, "training_state", None), "name", "") != "SUMMON_FULL_PARAMS"
 
 
+def check_not_flattened(model: torch.nn.Module) -> None:
+    """Raise ValueError if the parameters of a model are flat pieces under FullyShardedDataParallel."""
+    for prefix, module in model.named_modules():
+        if is_flattened(module):
+            raise ValueError(
+                f"{prefix or 'model'}: its parameters are flat pieces under FullyShardedDataParallel; read them inside "
+                "FullyShardedDataParallel.summon_full_params(model)"
+            )
+
+
 def pieces(shape: Sequence[int], splits: Sequence[Split]) -> list[Piece]:
     """The boxes that a rank holds of a tensor of `shape`, in the order in which they lie in its local tensor."""
     held = [ranges(size, [split for split in splits if split.dim == dim]) for dim, size in enumerate(shape)]

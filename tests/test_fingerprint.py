@@ -27,7 +27,7 @@ from torch.nn.utils import parametrizations
 import fastinit
 from fastinit import _native, hashing
 from fastinit.fingerprint import _prints, _Ranks, _ranks_of, _reduced
-from fastinit.layout import Part
+from fastinit.layout import Part, box_of, boxes
 
 # ---- docs/FINGERPRINT.md in NumPy ----
 
@@ -347,13 +347,18 @@ def test_several_threads_at_a_time() -> None:
     assert found == [expected] * 4
 
 
-def test_extra_memory_is_bounded() -> None:
-    """By the boxes that torch's operations take at a time, on a GPU say."""
-    tensor = torch.zeros(1).expand(3, 5000, 1000)
-    boxes = list(hashing._boxes(tensor, 7, (5_000_000, 1000, 1), hashing._AT_ONCE))
-    assert sum(box.numel() for box, _ in boxes) == tensor.numel()
-    assert max(box.numel() for box, _ in boxes) <= hashing._AT_ONCE <= 2**25 // (4 * 8)
-    assert boxes[0][1] == 7 and [offset for _, offset in boxes] == sorted(offset for _, offset in boxes)
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 0, 2), (5, 7), (1, 2, 3, 4), (3, 1, 50)])
+@pytest.mark.parametrize("most", [1, 6, 1000])
+def test_boxes_make_up_a_tensor(shape: tuple[int, ...], most: int) -> None:
+    """What bounds the memory of torch's operations, on a GPU say."""
+    numbers = torch.arange(math.prod(shape)).view(shape)
+    parts = []
+    for begin, of_box in boxes(shape, most):
+        assert math.prod(of_box) <= most
+        box = box_of(numbers, begin, of_box)
+        assert box.shape == of_box and (box.numel() == 0 or box.flatten()[0] == numbers[begin])
+        parts.append(box.flatten())
+    assert torch.equal(torch.cat(parts), numbers.flatten())
 
 
 # ---- errors ----
