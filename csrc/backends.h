@@ -1,8 +1,9 @@
-// What the binding calls: a backend fills a prepared table. Nothing else of a backend is visible.
+// What the binding calls: a backend fills a prepared table, or reads one. Nothing else of a backend is visible.
 #pragma once
 
 #include <functional>
 
+#include "core/fingerprint.h"
 #include "core/orthogonal.h"
 #include "core/task.h"
 
@@ -29,6 +30,10 @@ bool orthogonal_cpu_fits(int64_t rows, int64_t columns, const char* isa);
 // Like fill_cpu, for orthogonal matrices. Throws std::bad_alloc; nothing was written then.
 bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint64_t seed, int threads, const char* isa,
                     const std::function<bool()>& should_stop);
+
+// Adds up the hashes of the elements of every task (docs/FINGERPRINT.md): sums[num_tasks]. The rest as fill_cpu.
+bool fingerprint_cpu(const FingerprintTask* tasks, int64_t num_tasks, int threads, const char* isa, uint64_t* sums,
+                     const std::function<bool()>& should_stop);
 
 // A table in the memory of a CUDA device. It holds no seed: one upload serves any number of fills.
 struct CudaTable {

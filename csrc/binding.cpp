@@ -154,12 +154,12 @@ const char* forced_isa() {
 }
 
 // Without the interpreter's lock; a signal stops it.
-template <class Fill>
-void fill_interruptibly(const Fill& fill) {
+template <class Work>
+void call_interruptibly(const Work& work) {
   bool finished = false;
   {
     const py::gil_scoped_release release;
-    finished = fill([] {
+    finished = work([] {
       const py::gil_scoped_acquire acquire;
       return PyErr_CheckSignals() != 0;
     });
@@ -170,7 +170,7 @@ void fill_interruptibly(const Fill& fill) {
 void fill_table(const py::buffer& buffer, int threads) {
   const Table table(buffer);
   const char* isa = forced_isa();
-  fill_interruptibly([&](const std::function<bool()>& should_stop) {
+  call_interruptibly([&](const std::function<bool()>& should_stop) {
     return fill_cpu(table.rows, table.num_rows, threads, isa, should_stop);
   });
 }
@@ -181,9 +181,35 @@ void orthogonal_cpu_table(const py::buffer& buffer, uint64_t seed, int threads) 
   const TableOf<OrthogonalMatrix> table(buffer);
   for (int64_t row = 0; row < table.num_rows; ++row) check_matrix(table.rows[row], row);
   const char* isa = forced_isa();
-  fill_interruptibly([&](const std::function<bool()>& should_stop) {
+  call_interruptibly([&](const std::function<bool()>& should_stop) {
     return orthogonal_cpu(table.rows, table.num_rows, seed, threads, isa, should_stop);
   });
+}
+
+void check_fingerprint_task(const FingerprintTask& task, int64_t row) {
+  const auto fail = [row](const std::string& what) { fail_row(row, what); };
+  const int64_t bytes = task.element_bytes;
+  if (bytes != 1 && bytes != 2 && bytes != 4 && bytes != 8) fail("elements of " + std::to_string(bytes) + " bytes");
+  int64_t numel = 1;
+  for (const FingerprintTask::Dimension& dimension : task.dimension) {
+    if (dimension.size < 1) fail("a dimension of size " + std::to_string(dimension.size));
+    numel *= dimension.size;
+  }
+  if (numel != task.numel) fail("sizes that do not make up " + std::to_string(task.numel) + " elements");
+  if (task.data == 0) fail("elements without memory");
+}
+
+// One sum a row.
+py::array_t<uint64_t> fingerprint_table(const py::buffer& buffer, int threads) {
+  const TableOf<FingerprintTask> table(buffer);
+  for (int64_t row = 0; row < table.num_rows; ++row) check_fingerprint_task(table.rows[row], row);
+  const char* isa = forced_isa();
+  py::array_t<uint64_t> sums(table.num_rows);
+  uint64_t* const data = sums.mutable_data();
+  call_interruptibly([&](const std::function<bool()>& should_stop) {
+    return fingerprint_cpu(table.rows, table.num_rows, threads, isa, data, should_stop);
+  });
+  return sums;
 }
 
 #if defined(FASTINIT_CUDA)
@@ -294,6 +320,20 @@ py::dict orthogonal_dtype() {
   return fields.dtype(sizeof(OrthogonalMatrix));
 }
 
+// A FingerprintTask, as numpy.dtype takes it. `dimensions`: rows of size, step in memory, step of the index.
+py::dict fingerprint_dtype() {
+  static_assert(sizeof(FingerprintTask::Dimension) == 3 * sizeof(int64_t), "three integers");
+  const std::string dimensions = "(" + std::to_string(kFingerprintDimensions) + ",3)i8";
+  py::dict dtype;
+  dtype["names"] = py::make_tuple("data", "numel", "key", "global_offset", "element_bytes", "dimensions");
+  dtype["formats"] = py::make_tuple("u8", "i8", "u8", "i8", "i8", dimensions);
+  dtype["offsets"] = py::make_tuple(offsetof(FingerprintTask, data), offsetof(FingerprintTask, numel),
+                                    offsetof(FingerprintTask, key), offsetof(FingerprintTask, global_offset),
+                                    offsetof(FingerprintTask, element_bytes), offsetof(FingerprintTask, dimension));
+  dtype["itemsize"] = sizeof(FingerprintTask);
+  return dtype;
+}
+
 }  // namespace
 }  // namespace fastinit
 
@@ -309,6 +349,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("orthogonal_cpu_fits", &fits_orthogonal_cpu, py::arg("rows"), py::arg("columns"));
   module.def("orthogonal_cpu", &orthogonal_cpu_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("check_orthogonal", &check_orthogonal, py::arg("table"));
+  module.attr("FINGERPRINT_VERSION") = kFingerprintVersion;
+  module.def("fingerprint_dtype", &fingerprint_dtype);
+  module.def("fingerprint_cpu", &fingerprint_table, py::arg("table"), py::arg("threads"));
 #if defined(FASTINIT_CUDA)
   module.attr("HAS_CUDA") = true;
   module.def("cuda_table", &cuda_table, py::arg("table"));

@@ -5,6 +5,7 @@ from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
 from fastinit.engine import FallbackWarning
 from fastinit.fans import FanAxes, Fans
+from fastinit.fingerprint import fingerprint
 from fastinit.functional import (
     calculate_gain,
     constant_,
@@ -57,6 +58,7 @@ from fastinit.structured import (
     TimeStep,
     ZerO,
 )
+from fastinit.verify import verify
 
 __all__ = [
     "KEEP",
@@ -96,6 +98,7 @@ __all__ = [
     "delta_orthogonal_",
     "dirac_",
     "eye_",
+    "fingerprint",
     "fixup",
     "functional",
     "init_",
@@ -125,6 +128,7 @@ __all__ = [
     "trunc_normal_",
     "uniform_",
     "variance_scaling_",
+    "verify",
     "xavier_normal_",
     "xavier_uniform_",
     "zer_o",

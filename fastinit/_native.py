@@ -18,6 +18,7 @@ _KNOWN_ANSWER = (
 )
 
 STREAM_VERSION = 1
+FINGERPRINT_VERSION = 1
 
 
 def build_info() -> dict[str, Any]:
@@ -46,6 +47,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
             None,
             f"the compiled module has stream version {_C.STREAM_VERSION}, expected {STREAM_VERSION}: rebuild it",
         )
+    if getattr(_C, "FINGERPRINT_VERSION", None) != FINGERPRINT_VERSION:
+        return None, f"the compiled module has no fingerprint version {FINGERPRINT_VERSION}: rebuild it"
     return _C, None
 
 

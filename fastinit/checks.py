@@ -44,11 +44,23 @@ def _is_plain(tensor_type: type[torch.Tensor]) -> bool:
 
 
 def check_tensor(tensor: torch.Tensor, name: str) -> None:
+    """Raise unless `tensor` can be written to, once it has memory: it may be on the meta device.
+
+    Raises:
+        TypeError: not a tensor, a wrapper around others, or of another layout.
+        ValueError: a lazy one, an inference tensor, or a lazily negated or conjugated view.
+    """
+    check_dense(tensor, name)
+    if local_tensor(tensor).is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(f"{name}: is an inference tensor; write to it inside torch.inference_mode()")
+
+
+def check_dense(tensor: torch.Tensor, name: str) -> None:
     """Raise unless `tensor` is a dense tensor, or a DTensor whose local tensor is one. It may be on the meta device.
 
     Raises:
         TypeError: not a tensor, a wrapper around others, or of another layout.
-        ValueError: a lazy one, or elements that share memory.
+        ValueError: a lazy one, or a lazily negated or conjugated view.
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
@@ -63,10 +75,23 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got a nested one")
     if not _is_plain(type(tensor)):
         raise TypeError(f"{name}: expected a plain tensor, got {type(tensor).__name__}, a wrapper around others")
-    if tensor.is_inference() and not torch.is_inference_mode_enabled():
-        raise ValueError(f"{name}: is an inference tensor; write to it inside torch.inference_mode()")
     if tensor.is_neg() or tensor.is_conj():
         raise ValueError(f"{name}: is a lazily negated or conjugated view; resolve it first")
+
+
+def check_readable(tensor: torch.Tensor, name: str) -> None:
+    """Raise unless `tensor` is a dense tensor, or a DTensor whose local tensor is one, that has values.
+
+    Raises:
+        TypeError, ValueError: as `check_dense`.
+        ValueError: no memory (meta, freed).
+    """
+    check_dense(tensor, name)
+    local = local_tensor(tensor)
+    if local.is_meta:
+        raise ValueError(f"{name}: is on the meta device and has no values; materialise the model first")
+    if local.numel() > 0 and local.device.type in ("cpu", "cuda"):
+        check_allocated(local, name)
 
 
 _RANDOM_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
@@ -97,12 +122,22 @@ def memory_span(tensor: torch.Tensor, name: str) -> Span:
             f"{name}: several elements share memory (shape {tuple(tensor.shape)}, strides {tensor.stride()}), "
             "as after expand(); pass the tensor that owns it, or clone()"
         )
+    begin, length = check_allocated(tensor, name)
+    return Span(begin, begin + length, contiguous, not tensor.untyped_storage().resizable())
+
+
+def check_allocated(tensor: torch.Tensor, name: str) -> tuple[int, int]:
+    """The address of a non-empty tensor, and how many bytes its elements reach over.
+
+    Raises:
+        ValueError: the storage is smaller than the tensor (freed, or resized to nothing).
+    """
     begin = tensor.data_ptr()
     storage = tensor.untyped_storage()
-    length = tensor.numel() * tensor.element_size() if contiguous else extent(tensor)
+    length = tensor.numel() * tensor.element_size() if tensor.is_contiguous() else extent(tensor)
     if begin == 0 or tensor.storage_offset() * tensor.element_size() + length > storage.nbytes():
         raise ValueError(f"{name}: its storage of {storage.nbytes()} bytes is smaller than the tensor; was it freed?")
-    return Span(begin, begin + length, contiguous, not storage.resizable())
+    return begin, length
 
 
 def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:

@@ -44,6 +44,11 @@ def _obstacle(target: Target) -> str | None:
     return None
 
 
+def fills_natively(target: Target, backend: str) -> bool:
+    """Whether the native code fills a tensor; otherwise torch.nn.init does."""
+    return backend != "torch" and _obstacle(target) is None
+
+
 @cache
 def _warn_once(obstacle: str) -> None:
     warnings.warn(f"{obstacle}; using torch.nn.init instead", FallbackWarning, stacklevel=5)

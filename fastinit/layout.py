@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -90,6 +90,28 @@ def index_maps(tensor: torch.Tensor, part: Part | None = None) -> list[IndexMap]
             IndexMap(data_offset, numel, index_offset, length, rows, row_index, slab_index, step, row_step, slab_step)
         )
     return maps
+
+
+def boxes(shape: Sequence[int], most: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(begin, shape) of boxes of `most` elements at the most that make up a tensor, in row-major order."""
+    shape = tuple(shape)
+    if math.prod(shape) <= most:
+        yield (0,) * len(shape), shape
+        return
+    dim = next(dim for dim, size in enumerate(shape) if size > 1)
+    step = max(1, most // math.prod(shape[dim + 1 :]))
+    for first in range(0, shape[dim], step):
+        length = min(step, shape[dim] - first)
+        for begin, of_box in boxes((*shape[:dim], length, *shape[dim + 1 :]), most):
+            yield (*begin[:dim], first + begin[dim], *begin[dim + 1 :]), of_box
+
+
+def box_of(tensor: torch.Tensor, begin: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    """A view of a box of a tensor."""
+    for dim, (first, size) in enumerate(zip(begin, shape, strict=True)):
+        if size != tensor.shape[dim]:
+            tensor = tensor.narrow(dim, first, size)
+    return tensor
 
 
 def overlaps_itself(tensor: torch.Tensor) -> bool:

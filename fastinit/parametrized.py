@@ -82,6 +82,16 @@ class ThroughRightInverse:
         _check_no_nan(effective[0])
         return values, chain
 
+    def written(self, prepared: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What `commit` writes to, and the values; without estimates of norms, which change with every forward pass."""
+        values, chain = prepared
+        found = list(zip(self.originals(), values, strict=True))
+        for each, copied in zip(self._list, chain, strict=True):
+            if copied is not each and not isinstance(each, _SpectralNorm):
+                buffers = dict(copied.named_buffers())
+                found += [(buffer, buffers[name]) for name, buffer in each.named_buffers() if name in buffers]
+        return found
+
     @torch.no_grad()
     def commit(self, prepared: Any) -> None:
         values, chain = prepared
@@ -143,9 +153,12 @@ class ThroughWeightNorm:
         _check_no_nan(weight * (norm / norm))
         return [norm, weight]
 
+    def written(self, prepared: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(zip(self.originals(), prepared, strict=True))
+
     def commit(self, prepared: Any) -> None:
         with torch.no_grad():
-            for original, value in zip(self.originals(), prepared, strict=True):
+            for original, value in self.written(prepared):
                 original.copy_(value)
         # What is there until the next forward pass computes it anew.
         setattr(self._module, self._hook.name, self._hook.compute_weight(self._module))
@@ -165,6 +178,9 @@ class ThroughSpectralNorm:
     def prepare(self, weight: torch.Tensor) -> torch.Tensor:
         _check_no_nan(weight / weight.norm())
         return weight
+
+    def written(self, prepared: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.originals()[0], prepared)]
 
     def commit(self, prepared: Any) -> None:
         with torch.no_grad():

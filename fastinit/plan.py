@@ -46,7 +46,7 @@ class Row(NamedTuple):
     assignment: Assignment | None = None
 
 
-def _targets(row: Row) -> list[Target]:
+def targets_of(row: Row) -> list[Target]:
     """What this process writes of a row: all of a tensor, or the boxes of it that lie in the rank's local tensor.
 
     Raises:
@@ -110,10 +110,10 @@ class Plan:
         self.rows = tuple(rows)
         self.seed = seed
         self._generator = generator
-        self._backend = backend
+        self.backend = backend
         distributed = [row for row in self.rows if is_dtensor(row.tensor)]
         self._share_seed = share_seed or bool(distributed)
-        self._targets = [_targets(row) for row in self.rows]
+        self._targets = [targets_of(row) for row in self.rows]
         written = [
             (target, row.assignment) for row, each in zip(self.rows, self._targets, strict=True) for target in each
         ]
@@ -157,7 +157,7 @@ class Plan:
         The first call for a kind of values and a device measures (some milliseconds, 32 MiB). None where that is not
         possible: values that go through torch, orthogonal matrices.
         """
-        if self._backend == "torch":
+        if self.backend == "torch":
             return None
         return throughput.expected_seconds([target for each in self._targets for target in each])
 
@@ -209,7 +209,7 @@ class Plan:
         return found
 
     def _with(self, rows: Sequence[Row]) -> Plan:
-        return Plan(rows, seed=self.seed, generator=self._generator, backend=self._backend, share_seed=self._share_seed)
+        return Plan(rows, seed=self.seed, generator=self._generator, backend=self.backend, share_seed=self._share_seed)
 
     def _records(self) -> Iterable[dict[str, Any]]:
         for row, targets in zip(self.rows, self._targets, strict=True):

@@ -32,7 +32,7 @@ from fastinit.rules import (
     ruled_treatment,
 )
 from fastinit.schemes import DepthScaled, Scaled
-from fastinit.sharding import is_dtensor
+from fastinit.sharding import is_dtensor, is_flattened
 from fastinit.streams import Renaming, canonical_name, renaming, unchanged
 
 if TYPE_CHECKING:
@@ -357,14 +357,13 @@ class _Survey:
         """
         replicated = False
         for prefix, module in self._modules:
-            if type(module).__name__ == "FullyShardedDataParallel":
-                replicated = True
-                if getattr(getattr(module, "training_state", None), "name", "") != "SUMMON_FULL_PARAMS":
-                    raise ValueError(
-                        f"{prefix or 'model'}: its parameters are flat pieces under FullyShardedDataParallel; "
-                        "initialise inside FullyShardedDataParallel.summon_full_params(model), or before wrapping"
-                    )
-            replicated = replicated or isinstance(module, nn.parallel.DistributedDataParallel)
+            if is_flattened(module):
+                raise ValueError(
+                    f"{prefix or 'model'}: its parameters are flat pieces under FullyShardedDataParallel; "
+                    "initialise inside FullyShardedDataParallel.summon_full_params(model), or before wrapping"
+                )
+            wrapped = isinstance(module, nn.parallel.DistributedDataParallel)
+            replicated = replicated or wrapped or type(module).__name__ == "FullyShardedDataParallel"
         return replicated
 
     def _name(self, prefix: str, own_name: str) -> str:

@@ -51,6 +51,24 @@ def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return local
 
 
+def is_flattened(module: object) -> bool:
+    """Whether a module is torch's FullyShardedDataParallel with its parameters cut into flat pieces, as they are but
+    within `summon_full_params`."""
+    if type(module).__name__ != "FullyShardedDataParallel":
+        return False
+    return getattr(getattr(module, "training_state", None), "name", "") != "SUMMON_FULL_PARAMS"
+
+
+def check_not_flattened(model: torch.nn.Module) -> None:
+    """Raise ValueError if the parameters of a model are flat pieces under FullyShardedDataParallel."""
+    for prefix, module in model.named_modules():
+        if is_flattened(module):
+            raise ValueError(
+                f"{prefix or 'model'}: its parameters are flat pieces under FullyShardedDataParallel; read them inside "
+                "FullyShardedDataParallel.summon_full_params(model)"
+            )
+
+
 def pieces(shape: Sequence[int], splits: Sequence[Split]) -> list[Piece]:
     """The boxes that a rank holds of a tensor of `shape`, in the order in which they lie in its local tensor."""
     held = [ranges(size, [split for split in splits if split.dim == dim]) for dim, size in enumerate(shape)]

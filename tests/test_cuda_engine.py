@@ -98,9 +98,9 @@ def native(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> EmulatedModu
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, native: EmulatedModule) -> Device:
     state = Device()
-    targets = plan_module._targets
+    targets = plan_module.targets_of
     on_cuda = lambda row: [target._replace(device=CUDA) for target in targets(row)]  # noqa: E731
-    monkeypatch.setattr(plan_module, "_targets", on_cuda)
+    monkeypatch.setattr(plan_module, "targets_of", on_cuda)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: types.SimpleNamespace(cuda_stream=state.stream))
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
@@ -222,7 +222,7 @@ def test_tensors_on_several_devices(
 ) -> None:
     """One launch a CUDA device, and the rest on the CPU."""
     places = {"0.weight": CUDA, "0.bias": torch.device("cpu")}
-    targets = plan_module._targets
+    targets = plan_module.targets_of
     elsewhere = torch.device("cuda", 1)
     monkeypatch.setattr(
         plan_module,

@@ -1,0 +1,115 @@
+// Cuts tasks into chunks, and lets threads take them until none is left. Knows nothing of what is done with a chunk.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "core/fp_environment.h"
+
+namespace fastinit {
+
+// Elements. A chunk of one task is the unit of work: 8 microseconds or so, and what a small tensor is at most.
+constexpr int64_t kChunk = 32768;
+
+// A thread takes this many elements at a time at the most. 2^19 floats are a huge page: threads that share one would
+// both clear it when they touch it first.
+constexpr int64_t kMostPerClaim = int64_t{1} << 19;
+
+// Below this many elements a thread costs more to start than it saves.
+constexpr int64_t kLeastPerThread = 65536;
+
+constexpr auto kPollInterval = std::chrono::milliseconds(50);
+
+// All tasks as one row of chunks; threads take runs of them.
+class ChunkQueue {
+ public:
+  ChunkQueue(const std::vector<int64_t>& numels, int threads) : numels_(numels), first_chunk_(numels.size() + 1) {
+    int64_t numel = 0;
+    for (size_t i = 0; i < numels.size(); ++i) {
+      first_chunk_[i + 1] = first_chunk_[i] + (numels[i] + kChunk - 1) / kChunk;
+      numel += numels[i];
+    }
+    // Eight claims a thread even out their speeds; in chunks of the average size.
+    const int64_t chunks = first_chunk_.back();
+    const int64_t average = std::max<int64_t>(1, numel / std::max<int64_t>(1, chunks));
+    claim_ = std::clamp<int64_t>(chunks / (8 * threads), 1, std::max<int64_t>(1, kMostPerClaim / average));
+  }
+
+  // Calls work(task_index, begin, end) for the elements of one claim. Returns false once nothing is left.
+  template <class Work>
+  bool take_claim(const Work& work) {
+    const int64_t begin = next_.fetch_add(claim_, std::memory_order_relaxed);
+    const int64_t end = std::min(begin + claim_, first_chunk_.back());
+    if (begin >= end) return false;
+    // The last task whose first chunk is not beyond `begin`: tasks without elements have no chunk.
+    int64_t task_index = std::upper_bound(first_chunk_.begin(), first_chunk_.end(), begin) - first_chunk_.begin() - 1;
+    for (int64_t chunk = begin; chunk < end;) {
+      while (first_chunk_[task_index + 1] <= chunk) ++task_index;
+      const int64_t chunk_end = std::min(end, first_chunk_[task_index + 1]);
+      const int64_t from = (chunk - first_chunk_[task_index]) * kChunk;
+      const int64_t to = std::min(numels_[task_index], (chunk_end - first_chunk_[task_index]) * kChunk);
+      work(task_index, from, to);
+      chunk = chunk_end;
+    }
+    return true;
+  }
+
+  void stop() { next_.store(first_chunk_.back(), std::memory_order_relaxed); }
+
+ private:
+  const std::vector<int64_t>& numels_;
+  std::vector<int64_t> first_chunk_;  // [tasks + 1], prefix sums
+  int64_t claim_;                     // chunks
+  std::atomic<int64_t> next_{0};
+};
+
+// Calls work(task_index, begin, end) until all elements of all tasks are covered, on `threads` threads at the most, the
+// calling one among them. `should_stop` is asked by the calling thread, every 50 ms or so; once it says yes, the work
+// stops. Returns whether all was done.
+template <class Work>
+bool for_all_chunks(const std::vector<int64_t>& numels, int threads, const std::function<bool()>& should_stop,
+                    const Work& work) {
+  int64_t numel = 0;
+  for (const int64_t each : numels) numel += each;
+  threads = static_cast<int>(std::clamp<int64_t>(numel / kLeastPerThread, 1, std::max(1, threads)));
+  ChunkQueue queue(numels, threads);
+
+  const auto take_all = [&] {
+    const DefaultFpEnvironment environment;
+    while (queue.take_claim(work)) {
+    }
+    finish_streaming();
+  };
+  std::vector<std::thread> workers;
+  try {
+    for (int i = 1; i < threads; ++i) workers.emplace_back(take_all);
+  } catch (const std::system_error&) {
+    // The system has no thread left to give: those there are do the work.
+  }
+
+  bool stopped = false;
+  {
+    const DefaultFpEnvironment environment;
+    auto last_poll = std::chrono::steady_clock::now();
+    while (queue.take_claim(work)) {
+      const auto now = std::chrono::steady_clock::now();
+      if (now - last_poll < kPollInterval) continue;
+      last_poll = now;
+      if (should_stop()) {
+        stopped = true;
+        queue.stop();
+      }
+    }
+    finish_streaming();
+  }
+  for (std::thread& worker : workers) worker.join();
+  return !stopped;
+}
+
+}  // namespace fastinit
