@@ -32,7 +32,7 @@ from fastinit.rules import (
     ruled_treatment,
 )
 from fastinit.schemes import DepthScaled, Scaled
-from fastinit.sharding import is_dtensor, is_flattened
+from fastinit.sharding import is_dtensor, is_flattened, local_tensor
 from fastinit.streams import Renaming, canonical_name, renaming, unchanged
 
 if TYPE_CHECKING:
@@ -428,7 +428,7 @@ class _Survey:
         if position is not None:
             self.matched.add(position)
             return ruled_treatment(self._finder.rules[position], module)
-        if getattr(parameter, "_is_hf_initialized", False):
+        if getattr(parameter, "_is_hf_initialized", False) and not local_tensor(parameter).is_meta:
             return Treatment(None, "loaded weights (_is_hf_initialized): kept")
         # A lazy parameter has no shape; taken for a matrix it meets the check that says so.
         dimensions = 2 if nn.parameter.is_lazy(parameter) else parameter.dim()
