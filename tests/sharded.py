@@ -88,6 +88,8 @@ class Patterns(nn.Module):
         super().__init__()
         for name, (shape, _) in PATTERNS.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self.padded_sparse = nn.Embedding(13, 6, padding_idx=9)
+        self.padded_log_range = nn.Embedding(8, 5, padding_idx=-2)
 
 
 PATTERNS: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -135,7 +137,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     ),
     "patterns": (
         Patterns,
-        {"rules": [rule if isinstance(rule, Rule) else Rule(name, rule) for name, (_, rule) in PATTERNS.items()]},
+        {
+            "rules": [
+                *(rule if isinstance(rule, Rule) else Rule(name, rule) for name, (_, rule) in PATTERNS.items()),
+                Rule("padded_sparse.weight", fastinit.Sparse(0.4)),
+                Rule("padded_log_range.weight", "log_range"),
+            ]
+        },
     ),
 }
 

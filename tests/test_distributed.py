@@ -29,6 +29,7 @@ import fastinit
 from fastinit import engine
 from fastinit.distributions import Blocks, Constant, Normal, TruncNormal, Uniform, ZeroRow, is_random
 from fastinit.plan import Row
+from fastinit.streams import draw_seed
 
 pytestmark = needs_native
 
@@ -128,6 +129,25 @@ def test_fsdp_over_tensor_parallelism_holds_slices_of_the_whole(mesh: tuple[int,
 def test_offloaded_parameters_hold_slices_of_the_whole(dtype: str) -> None:
     for size in (2, 3):
         worlds.run(size, _check_slices, "gpt", "offloaded", (size,), "xavier_normal", dtype)
+
+
+def _check_uneven_fsdp_over_tensor_parallelism(mesh_shape: tuple[int, ...], scheme: str) -> None:
+    """Initialising needs no other rank, so that these may be simulated ones."""
+    size = math.prod(mesh_shape)
+    for rank in range(size):
+        with worlds.simulated_rank(rank, size):
+            mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("outer", "inner"))
+            wanted, found = _whole("tied_llama", scheme, "float32"), blank(sharded.tied_llama)
+            for model in (wanted, found):
+                sharded.fsdp_over_tensor_parallel(model, mesh)
+            fastinit.init_model_(found, scheme, seed=SEED)
+            assert_same_bits(sharded.held(found), sharded.held(wanted), (mesh_shape, rank))
+
+
+def test_uneven_fsdp_over_tensor_parallelism_holds_slices_of_the_whole() -> None:
+    """Where what FSDP2 leaves is not what distribute_tensor makes of the same placements: from six ranks on."""
+    for mesh in [(3, 2), (4, 2), (2, 3), (3, 4)]:
+        worlds.run_simulated(_check_uneven_fsdp_over_tensor_parallelism, mesh, "normal")
 
 
 def _check_placements(model: str, mesh_shape: tuple[int, ...], scheme: str, dtype: str, at_most: int) -> None:
@@ -243,22 +263,25 @@ def test_replicas_are_equal_whatever_torchs_seed_is() -> None:
 
 
 def _check_drawn_seed(wrap: bool) -> None:
-    """With seed=None on every rank, rank 0's."""
+    """With seed=None on every rank, rank 0's; and every rank's generator is as if it had drawn the seeds."""
+    wholes, parts = [blank(sharded.llama) for _ in range(2)], [blank(sharded.llama) for _ in range(2)]
     torch.manual_seed(1000)
-    wanted = fastinit.init_model_(blank(sharded.llama), "normal")
-    again = fastinit.init_model_(blank(sharded.llama), "normal")
+    for whole in wholes:
+        fastinit.init_model_(whole, "normal")
+    if not wrap:
+        for model in (*wholes, *parts):
+            sharded.fsdp(model, mesh_of((3,)))
     torch.manual_seed(1000 + dist.get_rank())
-    for whole in (wanted, again):
-        found = blank(sharded.llama)
-        if wrap:
-            fastinit.init_model_(nn.parallel.DistributedDataParallel(found), "normal")
-        else:
-            sharded.fsdp(whole, mesh_of((3,)))
-            sharded.fsdp(found, mesh_of((3,)))
-            with CommDebugMode() as communication:
-                fastinit.init_model_(found, "normal")
-            assert communication.get_total_counts() == 0, "the seed goes through the store"
-        assert_same_bits(sharded.held(found), sharded.held(whole))
+    with CommDebugMode() as communication:
+        for part in parts:
+            fastinit.init_model_(nn.parallel.DistributedDataParallel(part) if wrap else part, "normal")
+    assert wrap or communication.get_total_counts() == 0, "the seed goes through the store"
+    state = torch.get_rng_state()
+    torch.manual_seed(1000 + dist.get_rank())
+    for part, whole in zip(parts, wholes, strict=True):
+        assert_same_bits(sharded.held(part), sharded.held(whole))
+        draw_seed(None)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("wrap", [False, True], ids=["DTensors", "DistributedDataParallel"])
@@ -288,6 +311,18 @@ def _check_no_communication() -> None:
 
 def test_an_int_seed_needs_no_communication() -> None:
     worlds.run(4, _check_no_communication)
+
+
+def _initialise_alone() -> None:
+    model = blank(sharded.llama)
+    sharded.fsdp(model, mesh_of((3,)))
+    if dist.get_rank() == 1:
+        fastinit.init_model_(model, "normal", seed=SEED)
+
+
+def test_with_an_int_seed_no_rank_waits_for_another() -> None:
+    """Whatever kind of communication there might be: the other ranks take no part."""
+    worlds.run(3, _initialise_alone, seconds=20.0)
 
 
 # ---- tensors by themselves ----
