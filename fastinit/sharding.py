@@ -107,13 +107,13 @@ def ranges(size: int, splits: Sequence[Split]) -> list[Range]:
 def _in_order(splits: Sequence[Split]) -> list[Split]:
     """The splits of one dimension in the order in which they were made.
 
-    A stride equal to the parts of all later splits says that those came first (FSDP2 divides what tensor parallelism
-    left): taken so, the parts are right where they are uneven, too.
+    A stride equal to the parts of all later splits, none of which has a stride of another kind, says that those came
+    first (FSDP2 divides what tensor parallelism left): taken so, the parts are right where they are uneven, too.
     """
     ordered: list[Split] = []
     parts = 1
     for split in reversed(splits):
-        if split.stride > 1 and split.stride == parts:
+        if split.stride > 1 and split.stride == parts and all(later.stride == 1 for later in ordered):
             ordered.append(split._replace(stride=1))
         else:
             ordered.insert(0, split)
@@ -156,11 +156,11 @@ def splits_of(tensor: DTensor, name: str) -> list[Split]:
             continue
         if placement.is_partial():
             raise ValueError(
-                f"{name}: its placement {placement} on mesh dimension {position} holds terms of a sum, not values; "
+                f"{name}: its placement {placement!r} on mesh dimension {position} holds terms of a sum, not values; "
                 "redistribute it to Replicate or Shard first"
             )
         if kind not in ("Shard", "_StridedShard"):
-            raise ValueError(f"{name}: expected placements Shard and Replicate, got {placement}")
+            raise ValueError(f"{name}: expected placements Shard and Replicate, got {placement!r}")
         shard: Any = placement
         stride = int(shard.split_factor) if kind == "_StridedShard" else 1
         splits.append(Split(shard.dim % max(tensor.dim(), 1), sizes[position], coordinate[position], stride))

@@ -142,37 +142,46 @@ class VisionTransformer(nn.Module):
 
 
 class _LlamaAttention(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, key_width: int) -> None:
         super().__init__()
         self.wq = nn.Linear(width, width, bias=False)
-        self.wk = nn.Linear(width, width // 2, bias=False)
-        self.wv = nn.Linear(width, width // 2, bias=False)
+        self.wk = nn.Linear(width, key_width, bias=False)
+        self.wv = nn.Linear(width, key_width, bias=False)
         self.wo = nn.Linear(width, width, bias=False)
 
 
 class _LlamaFeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w1 = nn.Linear(width, 3 * width, bias=False)
-        self.w2 = nn.Linear(3 * width, width, bias=False)
-        self.w3 = nn.Linear(width, 3 * width, bias=False)
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
 
 
 class _LlamaBlock(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, key_width: int, hidden: int) -> None:
         super().__init__()
-        self.attention = _LlamaAttention(width)
-        self.feed_forward = _LlamaFeedForward(width)
+        self.attention = _LlamaAttention(width, key_width)
+        self.feed_forward = _LlamaFeedForward(width, hidden)
         self.attention_norm = nn.RMSNorm(width)
         self.ffn_norm = nn.RMSNorm(width)
 
 
 class Llama(nn.Module):
-    """torchtitan's names: its layers are a dictionary."""
+    """torchtitan's names: its layers are a dictionary. The keys' width is half of the queries' if not given."""
 
-    def __init__(self, width: int = 128, depth: int = 3, vocabulary: int = 500) -> None:
+    def __init__(
+        self,
+        width: int = 128,
+        depth: int = 3,
+        vocabulary: int = 500,
+        *,
+        key_width: int | None = None,
+        hidden: int | None = None,
+    ) -> None:
         super().__init__()
+        sizes = (width, key_width or width // 2, hidden or 3 * width)
         self.tok_embeddings = nn.Embedding(vocabulary, width)
-        self.layers = nn.ModuleDict({str(layer): _LlamaBlock(width) for layer in range(depth)})
+        self.layers = nn.ModuleDict({str(layer): _LlamaBlock(*sizes) for layer in range(depth)})
         self.norm = nn.RMSNorm(width)
         self.output = nn.Linear(width, vocabulary, bias=False)
