@@ -22,6 +22,7 @@ from conftest import needs_native
 from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -473,6 +474,59 @@ def _check_from_meta() -> None:
 
 def test_a_model_from_the_meta_device() -> None:
     worlds.run(4, _check_from_meta)
+
+
+def _check_materialized(model: str, layout: str, mesh_shape: tuple[int, ...], dtype: str, first: bool) -> None:
+    """Before or after the model is spread: what was never on meta, ties and all."""
+    make, arguments = sharded.MODELS[model]
+    mesh, spread = mesh_of(mesh_shape), sharded.LAYOUTS[layout]
+    wanted = _whole(model, "xavier_uniform", dtype)
+    spread(wanted, mesh)
+    with torch.device("meta"):
+        found = make()
+    options: dict[str, Any] = {"device": "cpu", "dtype": DTYPES[dtype], "seed": SEED, **arguments}
+    with CommDebugMode() as communication:
+        if first:
+            fastinit.materialize_(found, "xavier_uniform", **options)
+        spread(found, mesh)
+        if not first:
+            fastinit.materialize_(found, "xavier_uniform", **options)
+    assert first or communication.get_total_counts() == 0
+    assert_same_bits(sharded.held(found), sharded.held(wanted), (model, layout, mesh_shape, first))
+    tied = [len(list(each.parameters())) for each in (found, wanted)]
+    assert tied[0] == tied[1]
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["after", "before"])
+def test_materialised_models_hold_slices_of_the_whole(first: bool) -> None:
+    for size in (2, 3, 4):
+        for model in ("tied_llama", "gpt", "mixture"):
+            worlds.run(size, _check_materialized, model, "fsdp", (size,), "bfloat16", first)
+    worlds.run(4, _check_materialized, "llama", "fsdp_over_tensor_parallel", (2, 2), "float32", first)
+    worlds.run(2, _check_materialized, "llama", "tensor_parallel", (2,), "float32", first)
+
+
+class _Tabled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("table", torch.arange(4.0) * 3)
+
+
+def _check_not_materialized() -> None:
+    """A buffer that cannot be restored, a parameter that would keep what its memory holds: on every rank."""
+    for rules, message in (((), r"cannot restore table"), ([("linear.bias", fastinit.KEEP)], r"linear\.bias")):
+        with torch.device("meta"):
+            model = _Tabled()
+        fully_shard(model, mesh=mesh_of((2, 2)))
+        for strict in (False, True):
+            with pytest.raises(ValueError, match=message):
+                fastinit.materialize_(model, "normal", rules, device="cpu", seed=SEED, strict=strict)
+        assert all(parameter.to_local().is_meta for parameter in model.parameters())  # type: ignore[attr-defined]
+
+
+def test_what_cannot_be_materialised_is_refused_by_name_on_every_rank() -> None:
+    worlds.run(4, _check_not_materialized)
 
 
 def _volume(box: str, shape: torch.Size) -> int:
