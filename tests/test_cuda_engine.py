@@ -226,7 +226,7 @@ def test_tensors_on_several_devices(
     elsewhere = torch.device("cuda", 1)
     monkeypatch.setattr(
         plan_module,
-        "_targets",
+        "targets_of",
         lambda row: [target._replace(device=places.get(row.name, elsewhere)) for target in targets(row)],
     )
     monkeypatch.setattr(torch.Tensor, "to", lambda self, to, non_blocking: self.clone())
