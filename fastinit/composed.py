@@ -30,7 +30,7 @@ from fastinit.distributions import (
     inverse_softplus,
 )
 from fastinit.layout import Part
-from fastinit.orthogonal import WORKSPACE_BYTES, Matrix, compute_dtype
+from fastinit.orthogonal import Matrix, compute_dtype, workspace_bytes
 from fastinit.sharding import Range
 from fastinit.table import Target, begin_of, name_of_part, part_of, pieces
 
@@ -217,7 +217,7 @@ def _fill_spectral(targets: Sequence[Target], source: Source) -> None:
             sides.append(Matrix(name, vectors, (length, rank), part, 1.0, _unless_all(rows, length)))
             held += vectors.numel() * dtype.itemsize
         batch.append((target, sides[0], sides[1]))
-        if held >= WORKSPACE_BYTES or position == len(targets) - 1:
+        if held >= workspace_bytes(target.device) or position == len(targets) - 1:
             source.orthogonal([side for _, *both in batch for side in both])
             for each, left, right in batch:
                 _multiply(each, left.tensor, right.tensor)

@@ -26,6 +26,8 @@ from fastinit.table import Target
 _NORMAL = Normal(0.0, 1.0)
 # Matrices of one shape are computed together, as many as this holds; one that alone is larger is computed in its place.
 WORKSPACE_BYTES = 2**23
+# A GPU needs more work at a time than a cache holds: launching takes longer than what is launched.
+CUDA_WORKSPACE_BYTES = 2**28
 # Reflectors in a panel, at the most: enough for products to run at full speed, few enough for the work within a panel
 # to stay small beside them. Triangular factors wider than 2 PART are multiplied in strips of PART, without most zeros.
 PANEL = 192
@@ -86,11 +88,16 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def workspace_bytes(device: torch.device) -> int:
+    """How much of a batch of matrices may be in work at a time."""
+    return CUDA_WORKSPACE_BYTES if device.type == "cuda" else WORKSPACE_BYTES
+
+
 @torch.no_grad()
 def fill(matrices: Sequence[Matrix], source: Source) -> None:
     """Write all matrices, those of one shape together.
 
-    Memory beyond the results: WORKSPACE_BYTES, and a panel of PANEL columns for each matrix in work; a matrix in
+    Memory beyond the results: `workspace_bytes`, and a panel of PANEL columns for each matrix in work; a matrix in
     float16 or bfloat16, or in strides that are no matrix's, is computed in a copy.
 
     A range costs its share of all rows or columns, for rows of a tall matrix (columns of a wide one) up to three halves
@@ -108,7 +115,7 @@ def fill(matrices: Sequence[Matrix], source: Source) -> None:
             groups.setdefault(key, []).append(matrix)
     for group in groups.values():
         of = _Common(group[0])
-        at_once = max(1, WORKSPACE_BYTES // of.bytes)
+        at_once = max(1, workspace_bytes(of.device) // of.bytes)
         for begin in range(0, len(group), at_once):
             _fill_together(of, group[begin : begin + at_once], source)
 
