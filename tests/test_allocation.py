@@ -6,11 +6,13 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import gloo
 import pytest
 import torch
+import torch.distributed as dist
+import worlds
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -285,9 +287,13 @@ def test_importing_does_not_import_the_distributed_tensor() -> None:
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
-    with gloo.alone():
+def alone(tmp_path: Path) -> Iterator[None]:
+    """This process as a group of one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
         yield
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.export's own
@@ -349,11 +355,12 @@ class Uneven(nn.Module):
         return output
 
 
-def _fsdp(rank: int) -> None:
+def _fsdp() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
     from torch.distributed.tensor import DTensor
 
+    rank = dist.get_rank()
     mesh = init_device_mesh("cpu", (2,))
     tokens = torch.tensor([0, 6, 3])
     expected = Uneven()
@@ -387,10 +394,10 @@ def _fsdp(rank: int) -> None:
 
 
 def test_fsdp2_with_uneven_shards_ties_offload_and_mixed_precision() -> None:
-    gloo.run(_fsdp)
+    worlds.run(2, _fsdp)
 
 
-def _tensor_parallel(rank: int) -> None:
+def _tensor_parallel() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -416,10 +423,10 @@ def _tensor_parallel(rank: int) -> None:
 
 
 def test_parallelize_module() -> None:
-    gloo.run(_tensor_parallel)
+    worlds.run(2, _tensor_parallel)
 
 
-def _two_dimensions(rank: int) -> None:
+def _two_dimensions() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
@@ -438,4 +445,4 @@ def _two_dimensions(rank: int) -> None:
 
 @pytest.mark.slow
 def test_fully_shard_over_parallelize_module() -> None:
-    gloo.run(_two_dimensions, size=4)
+    worlds.run(4, _two_dimensions)

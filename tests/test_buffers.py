@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import gloo
 import pytest
 import torch
+import torch.distributed as dist
+import worlds
 import zoo
 from torch import nn
 
@@ -621,9 +623,13 @@ def test_the_older_weight_norm_has_a_weight_before_the_first_pass() -> None:
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
-    with gloo.alone():
+def alone(tmp_path: Path) -> Iterator[None]:
+    """This process as a group of one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
         yield
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")
@@ -676,10 +682,11 @@ class Tables(nn.Module):
         self.rows = torch.arange(15.0).view(5, 3)
 
 
-def _distributed_buffers(rank: int) -> None:
+def _distributed_buffers() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard, distribute_module, distribute_tensor
 
+    rank = dist.get_rank()
     with torch.device("meta"):
         model = Tables()
     mesh = init_device_mesh("cpu", (2,))
@@ -696,4 +703,4 @@ def _distributed_buffers(rank: int) -> None:
 
 
 def test_buffers_that_are_distributed() -> None:
-    gloo.run(_distributed_buffers)
+    worlds.run(2, _distributed_buffers)
