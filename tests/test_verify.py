@@ -106,6 +106,7 @@ def test_by_bits() -> None:
     assert fastinit.verify(model, plan) == ("weight",)
 
 
+@needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_dtypes_and_memory_formats(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Linear(9, 5)).to(dtype)
@@ -404,6 +405,7 @@ def _sharded(mesh_shape: tuple[int, ...], tensor_parallel: bool) -> list[tuple[s
     return found
 
 
+@needs_native
 @pytest.mark.parametrize(("size", "mesh", "tensor_parallel"), [(2, (2,), False), (3, (3,), False), (4, (2, 2), True)])
 def test_sharded_models(size: int, mesh: tuple[int, ...], tensor_parallel: bool) -> None:
     found = worlds.run(size, _sharded, mesh, tensor_parallel)
