@@ -15,9 +15,10 @@ from fastinit.streams import draw_seed
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-# How long other ranks wait for rank 0's seed.
-SEED_TIMEOUT = timedelta(minutes=5)
+# How long ranks wait for another: for rank 0's seed; under `strict`, for those of their meshes.
+TIMEOUT = timedelta(minutes=5)
 _seeds_shared = 0
+_meetings: dict[str, int] = {}  # of every group of ranks, how many there were
 
 
 def shared_seed(generator: torch.Generator | None) -> int:
@@ -26,7 +27,7 @@ def shared_seed(generator: torch.Generator | None) -> int:
     Every rank draws, so that their generators stay in step.
 
     Raises:
-        RuntimeError: rank 0 drew no seed within SEED_TIMEOUT.
+        RuntimeError: rank 0 drew no seed within TIMEOUT.
     """
     global _seeds_shared
     seed = draw_seed(generator)
@@ -39,10 +40,10 @@ def shared_seed(generator: torch.Generator | None) -> int:
         store.set(key, str(seed))
         return seed
     try:
-        store.wait([key], SEED_TIMEOUT)
+        store.wait([key], TIMEOUT)
     except RuntimeError as error:
         raise RuntimeError(
-            f"seed: rank 0 drew none within {SEED_TIMEOUT.total_seconds():.0f} s for this rank, {dist.get_rank()}; "
+            f"seed: rank 0 drew none within {TIMEOUT.total_seconds():.0f} s for this rank, {dist.get_rank()}; "
             "with seed=None, every rank must initialise the model, in the same order; or pass the same int on all"
         ) from error
     return int(store.get(key))
@@ -58,6 +59,7 @@ def check_agreement(entries: Sequence[tuple[DeviceMesh, list[Entry]]], failure: 
 
     Raises:
         ValueError: on every rank of the mesh, saying which rank differs, and in what.
+        RuntimeError: ranks of a mesh did not come within TIMEOUT: without `strict`, or with other meshes.
     """
     problem = failure
     for mesh, own in entries:
@@ -67,9 +69,28 @@ def check_agreement(entries: Sequence[tuple[DeviceMesh, list[Entry]]], failure: 
             group = mesh.get_group(dimension)
             if dist.get_backend(group) == "fake":
                 continue
+            _meet(group)
             problem = _compare(group, own, problem)
     if problem is not None and problem != failure:
         raise ValueError(f"strict: {problem}")
+
+
+def _meet(group: Any) -> None:
+    """Wait, for TIMEOUT, until all ranks of a group are here: an exchange that some do not take part in has no end."""
+    ranks = dist.get_process_group_ranks(group)
+    place = blake2b(repr(ranks).encode(), digest_size=16).hexdigest()
+    _meetings[place] = number = _meetings.get(place, 0) + 1
+    keys = {rank: f"fastinit/strict/{place}/{number}/{rank}" for rank in ranks}
+    store = dist.distributed_c10d._get_default_store()
+    store.set(keys[dist.get_rank()], "")
+    try:
+        store.wait(list(keys.values()), TIMEOUT)
+    except RuntimeError as error:
+        missing = [str(rank) for rank, key in keys.items() if not store.check([key])]
+        raise RuntimeError(
+            f"strict: ranks {', '.join(missing)} did not come within {TIMEOUT.total_seconds():.0f} s; all ranks of a "
+            "mesh must pass strict=True, for DTensors on the same meshes in the same order"
+        ) from error
 
 
 def _compare(group: Any, own: list[Entry], problem: str | None) -> str | None:

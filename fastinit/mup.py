@@ -222,11 +222,12 @@ class _Said(NamedTuple):
     fan: FanConvention | None
     split: int | tuple[int, ...] | None
     split_dim: int | None
+    zero_row: int | None
 
     def rule(self, names: Sequence[str]) -> Rule:
         schemes = tuple(each.scheme if each.factor == 1.0 else each for each in self.schemes)
         scheme = schemes if len(schemes) > 1 else schemes[0]
-        return Rule(Where(name=tuple(names)), scheme, self.fan, self.split, self.split_dim)
+        return Rule(Where(name=tuple(names)), scheme, self.fan, self.split, self.split_dim, self.zero_row)
 
 
 def _say(
@@ -252,16 +253,17 @@ def _say(
     if not needs_fans and all(each.factor == 1.0 for each in scaled):
         return None  # the recipe's own rule or scheme says just this
     split_dim = None if rule is None else rule.split_dim
+    zero_row = None if rule is None else rule.zero_row
     if split is not None and split_dim is None:
         split_dim = geometry_of(fan, module, own_name, parameter.shape).out_dim
     if not needs_fans:
-        return _Said(scaled, None if rule is None else rule.fan, split, split_dim)
+        return _Said(scaled, None if rule is None else rule.fan, split, split_dim, zero_row)
     try:
         geometry = base.geometry(fan, name, module, own_name, base_shape)
         fans = geometry.fans
         if split is not None and split_dim is not None:
             fans = _fans_of_block(geometry, base_shape, split, split_dim)
-        return _Said(scaled, fans, split, split_dim)
+        return _Said(scaled, fans, split, split_dim, zero_row)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
 

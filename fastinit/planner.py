@@ -162,6 +162,8 @@ def _distribution(
         if len(set(sizes)) > 1:
             fans = None  # every block has its own
     if treatment.zero_row is not None and distribution != Constant(0.0):
+        if not shape or not -shape[0] <= treatment.zero_row < shape[0]:
+            raise ValueError(f"zero_row: expected a row of shape {tuple(shape)}, got {treatment.zero_row}")
         if isinstance(distribution, Blocks) and distribution.dim == 0:
             raise ValueError("split: expected another dimension than the rows, of which one is a padding row")
         distribution = ZeroRow(treatment.zero_row % shape[0], shape[0], distribution)

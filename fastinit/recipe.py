@@ -18,7 +18,7 @@ from fastinit.rules import KEEP, Rule, Selector, Where, as_fan, as_rules, flagge
 
 _RECIPE_KEYS = ("name", "source", "scheme", "fan", "rules")
 _WHERE_KEYS = ("name", "regex", "type", "shape", "dims", "requires_grad")
-_RULE_KEYS = (*_WHERE_KEYS, "scheme", "keep", "fan", "split", "split_dim")
+_RULE_KEYS = (*_WHERE_KEYS, "scheme", "keep", "fan", "split", "split_dim", "zero_row")
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,8 @@ def _rule_to_data(rule: Rule, key: str) -> dict[str, Any]:
         data["split"] = rule.split if isinstance(rule.split, int) else list(rule.split)
     if rule.split_dim is not None:
         data["split_dim"] = rule.split_dim
+    if rule.zero_row is not None:
+        data["zero_row"] = rule.zero_row
     return data
 
 
@@ -227,6 +229,7 @@ def _rule_from_data(data: Any, key: str) -> Rule:
             _fan_from_data(data["fan"], f"{key}.fan") if "fan" in data else None,
             tuple(split) if isinstance(split, list) else split,
             data.get("split_dim"),
+            data.get("zero_row"),
         )
     except (ValueError, TypeError) as error:
         message = str(error)

@@ -180,6 +180,8 @@ class Rule:
     split: the parameter is several maps fused along one dimension: how many equal ones, or the size of each. Each is
         initialised as a map of its own.
     split_dim: that dimension; None: the one that the fans take for the outputs.
+    zero_row: a row (along dimension 0) that is zero under any scheme. None: the padding row of an embedding. For a
+        weight that is tied to an embedding elsewhere, as that of a head in another pipeline stage.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -190,6 +192,7 @@ class Rule:
     fan: FanConvention | None = None
     split: int | tuple[int, ...] | None = None
     split_dim: int | None = None
+    zero_row: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.scheme, (tuple, list)):
@@ -201,6 +204,11 @@ class Rule:
         self._check_select()
         self._check_fan()
         self._check_split()
+        if self.zero_row is not None:
+            if type(self.zero_row) is not int:
+                raise TypeError(f"zero_row: expected an int, got {self.zero_row!r}")
+            if self.scheme is KEEP:
+                raise ValueError(f"zero_row: contradicts KEEP, got {self.zero_row!r}")
 
     def _check_select(self) -> None:
         select = self.select
@@ -437,8 +445,10 @@ def ruled_treatment(rule: Rule, module: nn.Module) -> Treatment:
     """What `rule` says; the padding row of an embedding stays zero under any scheme."""
     if rule.scheme is KEEP:
         return Treatment(None, f"{rule}: kept", rule=rule)
-    padding = module.padding_idx if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else None
-    return Treatment(rule.scheme, str(rule), zero_row=padding, rule=rule)  # type: ignore[arg-type]
+    row = rule.zero_row
+    if row is None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        row = module.padding_idx
+    return Treatment(rule.scheme, str(rule), zero_row=row, rule=rule)  # type: ignore[arg-type]
 
 
 def lora_rules(a: str | Scheme = _LORA_A) -> list[Rule]:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.debug import CommDebugMode
 
 import fastinit
-from fastinit import engine
+from fastinit import agreement, engine
 from fastinit.distributions import Blocks, Constant, Normal, TruncNormal, Uniform, ZeroRow, is_random
 from fastinit.plan import Row
 from fastinit.streams import draw_seed
@@ -637,6 +638,38 @@ def _check_refusals() -> None:
 
 def test_what_cannot_be_initialised_is_refused_by_name_on_every_rank() -> None:
     worlds.run(4, _check_refusals)
+
+
+def _check_missing_rank() -> None:
+    agreement.TIMEOUT = timedelta(seconds=2)
+    mesh, model = mesh_of((2,)), blank(sharded.llama)
+    if dist.get_rank() == 1:  # it forgot to shard
+        fastinit.init_model_(model, "normal", seed=SEED, strict=True)
+        return
+    sharded.fsdp(model, mesh)
+    with pytest.raises(RuntimeError, match=r"strict: ranks 1 did not come within 2 s; all ranks of a mesh must pass"):
+        fastinit.init_model_(model, "normal", seed=SEED, strict=True)
+    assert all((local == 7.0).all() for local in sharded.held(model).values())
+
+
+def test_under_strict_nobody_waits_for_ever_for_a_rank_that_forgot_to_shard() -> None:
+    worlds.run_fresh(2, _check_missing_rank)
+
+
+def _check_missing_seed() -> None:
+    agreement.TIMEOUT = timedelta(seconds=2)
+    model = blank(sharded.llama)
+    sharded.fsdp(model, mesh_of((2,)))
+    if dist.get_rank() == 1:
+        with pytest.raises(
+            RuntimeError, match=r"seed: rank 0 drew none within 2 s for this rank, 1; .* every rank must"
+        ):
+            fastinit.init_model_(model, "normal")
+        assert all((local == 7.0).all() for local in sharded.held(model).values())
+
+
+def test_nobody_waits_for_ever_for_a_seed() -> None:
+    worlds.run_fresh(2, _check_missing_seed)
 
 
 def _check_disagreement(what: str) -> str:

@@ -440,7 +440,7 @@ BAD_RULES: list[tuple[Any, str]] = [
     (
         {"nam": "a", "scheme": "zeros"},
         "rules[2]: key: expected one of name, regex, type, shape, dims, requires_grad, scheme, keep, "
-        "fan, split, split_dim, got 'nam'; did you mean 'name'?",
+        "fan, split, split_dim, zero_row, got 'nam'; did you mean 'name'?",
     ),
     ({"name": 3, "scheme": "zeros"}, "rules[2].name: expected a glob or several, got 3"),
     ({"name": ["a", 3], "scheme": "zeros"}, "rules[2].name: expected a glob or several, got ('a', 3)"),

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from conftest import needs_native
 from torch import nn
 
 import fastinit
-from fastinit import KEEP, Fans, Normal, Rule, Uniform, VarianceScaling, Where, distributions
+from fastinit import KEEP, Fans, Normal, Rule, Uniform, VarianceScaling, Where, _native, distributions
 from fastinit.rules import RuleFinder, Selector
 
 
@@ -610,3 +611,51 @@ def test_loaded_weights_are_kept_unless_a_rule_says_otherwise() -> None:
     plan.run_()
     assert (model[0].weight == 7.0).all() and (model[0].bias == 3.0).all() and (model[1].bias == 0.0).all()
     assert plan.rows[0].reason == "loaded weights (_is_hf_initialized): kept" and plan.rows[0].covered
+
+
+# ---- rows that are zero ----
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4, padding_idx=3)
+        self.head = nn.Linear(4, 10, bias=False)
+        self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("row", [3, -7])
+def test_a_head_in_another_stage_has_the_padding_row_of_its_embedding(row: int) -> None:
+    whole = fastinit.init_model_(Tied(), "normal", seed=0)
+    stage = nn.ModuleDict({"head": nn.Linear(4, 10, bias=False)})
+    rules = [Rule("embed.weight", "normal", zero_row=row)]
+    fastinit.init_model_(stage, "normal", rules, seed=0, names={"head.weight": "embed.weight"})
+    weight = stage.get_parameter("head.weight")
+    assert (weight[3] == 0.0).all()
+    if _native.module is not None:
+        assert torch.equal(weight, whole.embed.weight)
+
+
+@pytest.mark.parametrize(
+    ("zero_row", "scheme", "error", "message"),
+    [
+        (10, "normal", ValueError, r"weight: .*zero_row: expected a row of shape \(10, 4\), got 10"),
+        (-11, "normal", ValueError, r"zero_row: expected a row of shape \(10, 4\), got -11"),
+        (1.0, "normal", TypeError, "zero_row: expected an int, got 1.0"),
+        (True, "normal", TypeError, "zero_row: expected an int, got True"),
+        (1, fastinit.KEEP, ValueError, "zero_row: contradicts KEEP, got 1"),
+    ],
+)
+def test_rows_that_are_none_are_refused(zero_row: Any, scheme: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        fastinit.plan(nn.Linear(4, 10), "normal", [Rule("weight", scheme, zero_row=zero_row)])
+
+
+def test_rows_of_zeros_go_into_recipes_and_through_mup(tmp_path: Path) -> None:
+    recipe = fastinit.Recipe("kaiming_normal", [Rule("embed.weight", "kaiming_normal", zero_row=5)])
+    for name in ("recipe.json", "recipe.toml"):
+        recipe.save(tmp_path / name)
+        assert fastinit.load_recipe(tmp_path / name).rules == recipe.rules
+    for given in (recipe, fastinit.mup(Tied(), Tied(), recipe)):
+        weight = fastinit.init_model_(Tied(), given, seed=0).embed.weight
+        assert (weight == 0.0).all(dim=1).nonzero().flatten().tolist() == [5]
