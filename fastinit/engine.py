@@ -147,7 +147,6 @@ class Program:
         self._checked = [target for target in targets if target.device.type in NATIVE_DEVICES]
         self._checked_tensors = [target.tensor for target in self._checked]
         self._native_tensors = [target.tensor for target in self._native] + [tensor for _, tensor in distributed]
-        self._shapes = [target.tensor.shape for target in self._checked]
         self._on_cpu = [target for target in self._native if target.device.type == "cpu"]
         self._on_cuda: dict[torch.device, list[Target]] = {}
         for target in self._native:
@@ -184,8 +183,9 @@ class Program:
         return list(map(torch.Tensor.data_ptr, tensors)), list(map(torch.Tensor.numel, tensors))
 
     def _check_unchanged(self) -> None:
-        for target, shape in zip(self._checked, self._shapes, strict=True):
+        for target in self._checked:
             tensor = target.tensor
+            shape = target.shape if target.begin is None else tensor.shape  # of a box: a view that nobody else has
             if (tensor.shape, tensor.dtype, tensor.device) != (shape, target.dtype, target.device):
                 raise ValueError(
                     f"{target.name}: planned as {tuple(shape)} {target.dtype} on {target.device}, is now "

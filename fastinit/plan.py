@@ -46,7 +46,7 @@ class Row(NamedTuple):
     assignment: Assignment | None = None
 
 
-def targets_of(row: Row) -> list[Target]:
+def targets_of(row: Row) -> Sequence[Target]:
     """What this process writes of a row: all of a tensor, or the boxes of it that lie in the rank's local tensor.
 
     Raises:
@@ -54,9 +54,9 @@ def targets_of(row: Row) -> list[Target]:
     """
     tensor, distribution = row.tensor, row.distribution
     if row.action != "init" or distribution is None:
-        return []
+        return ()
     if not is_dtensor(tensor):
-        return [Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, distribution)]
+        return (Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, distribution),)
     found = []
     for piece in local_pieces(tensor, row.name):
         local = local_tensor(tensor)
@@ -113,14 +113,19 @@ class Plan:
         self.backend = backend
         distributed = [row for row in self.rows if is_dtensor(row.tensor)]
         self._share_seed = share_seed or bool(distributed)
-        self._targets = [targets_of(row) for row in self.rows]
-        written = [
-            (target, row.assignment) for row, each in zip(self.rows, self._targets, strict=True) for target in each
-        ]
+        plain: list[Target] = []
+        assigned: list[tuple[Target, Assignment]] = []
+        for row in self.rows:
+            for target in targets_of(row):
+                if row.assignment is None:
+                    plain.append(target)
+                else:
+                    assigned.append((target, row.assignment))
+        self._targets = [*plain, *(target for target, _ in assigned)]
         self._program = engine.Program(
-            [target for target, assignment in written if assignment is None],
+            plain,
             backend,
-            [(target, assignment) for target, assignment in written if assignment is not None],
+            assigned,
             [(row.name, row.tensor) for row in distributed if row.action == "init"],
             share_seed=self._share_seed,
         )
@@ -144,12 +149,12 @@ class Plan:
     @property
     def numel(self) -> int:
         """How many elements the plan writes: of DTensors, those of this rank."""
-        return sum(target.tensor.numel() for each in self._targets for target in each)
+        return sum(target.tensor.numel() for target in self._targets)
 
     @property
     def nbytes(self) -> int:
         """How many bytes the plan writes: of DTensors, those of this rank."""
-        return sum(target.tensor.numel() * target.dtype.itemsize for each in self._targets for target in each)
+        return sum(target.tensor.numel() * target.dtype.itemsize for target in self._targets)
 
     def expected_seconds(self) -> float | None:
         """How long `run_` will take on memory that was touched before, from speeds measured on this machine.
@@ -159,7 +164,7 @@ class Plan:
         """
         if self.backend == "torch":
             return None
-        return throughput.expected_seconds([target for each in self._targets for target in each])
+        return throughput.expected_seconds(self._targets)
 
     def filter(
         self,
@@ -212,13 +217,13 @@ class Plan:
         return Plan(rows, seed=self.seed, generator=self._generator, backend=self.backend, share_seed=self._share_seed)
 
     def _records(self) -> Iterable[dict[str, Any]]:
-        for row, targets in zip(self.rows, self._targets, strict=True):
+        for row in self.rows:
             distribution = row.distribution
             yield {
                 "name": row.name,
                 "action": row.action,
                 "shape": list(row.tensor.shape),
-                "here": _here(row, targets),
+                "here": _here(row),
                 "dtype": str(row.tensor.dtype).removeprefix("torch."),
                 "device": str(row.tensor.device),
                 "numel": row.tensor.numel(),
@@ -307,7 +312,7 @@ class Plan:
         return "\n".join(lines)
 
     def _expected(self) -> str:
-        if any(target.device.type != "cpu" for each in self._targets for target in each):
+        if any(target.device.type != "cpu" for target in self._targets):
             return ""  # measuring takes memory and time of a device: only when asked
         seconds = self.expected_seconds()
         return "" if seconds is None else f", about {throughput.as_text(seconds)}"
@@ -316,11 +321,11 @@ class Plan:
         return f"<fastinit.Plan of {len(self.rows)} rows>"
 
 
-def _here(row: Row, targets: Sequence[Target]) -> str | None:
+def _here(row: Row) -> str | None:
     """The indices of a DTensor that this rank writes."""
     if row.action != "init" or not is_dtensor(row.tensor):
         return None
-    return " and ".join(map(_box, targets)) or "nothing"
+    return " and ".join(map(_box, targets_of(row))) or "nothing"
 
 
 def _box(target: Target) -> str:
