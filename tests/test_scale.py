@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 import fastinit
 from fastinit import sharding
 from fastinit.layout import index_maps
+from fastinit.plan import targets_of
 from fastinit.sharding import Piece, Split
 from fastinit.table import Target, begin_of, part_of, part_of_tensor
 
@@ -168,8 +169,8 @@ def _check_tiling(sample: Sequence[int]) -> int:
                     _assert_tiled(tensor.shape, held, sharding.num_replicas(tensor))
                     arithmetic[name] = held
             planned: dict[str, list[tuple[tuple[int, ...], ...]]] = {}
-            for each in fastinit.plan(model, "xavier_normal", seed=0)._targets:
-                for target in each:
+            for row in fastinit.plan(model, "xavier_normal", seed=0).rows:
+                for target in targets_of(row):
                     _assert_maps_cover(target)
                     planned.setdefault(target.name, []).append((begin_of(target), tuple(target.tensor.shape)))
             for name, held in arithmetic.items():
