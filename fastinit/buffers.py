@@ -7,8 +7,6 @@ the meta device, so that it costs and disturbs nothing. What nobody can compute 
 
 from __future__ import annotations
 
-import inspect
-import sys
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,29 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fastinit.buffer_ways import BUFFER_METHODS, MODULE_METHODS, Way, conventional, method, own_ways, rotary
 from fastinit.parametrized import POWER_ITERATIONS, SpectralNorm
 from fastinit.rules import KEEP, Rule, Selector
 from fastinit.streams import canonical_name, derive_stream
-
-# Methods that compute nothing but buffers: torch's of BatchNorm and InstanceNorm, timm's, AReaL's, torchtune's,
-# torchvision's of Swin (version 2 computes a table of coordinates in the one for the bias).
-_BUFFER_METHODS = (
-    "reset_running_stats",
-    "init_non_persistent_buffers",
-    "init_buffers",
-    "rope_init",
-    "define_relative_position_index",
-    "define_relative_position_bias_table",
-)
-# Methods that initialise a module, buffers included: torch's and litgpt's, torchtitan's and nanochat's, NeMo
-# AutoModel's, DINOv3's. Written to parameters without memory, they cost nothing.
-_MODULE_METHODS = ("reset_parameters", "init_weights", "initialize_weights", "_init_weights")
 
 
 class _Place(NamedTuple):
@@ -399,21 +383,23 @@ class _Search:
 
     def by_modules(self) -> None:
         for each in self._left():
-            ways = [*_own_ways(each.module), *self._initialisers(each.module)]
+            ways = [*own_ways(each.module), *self._initialisers(each.module)]
             if hasattr(each.module, "inv_freq") and hasattr(each.module, "config"):
-                ways.append(("rope_init_fn", each.module, partial(_rotary, each.module)))
-            ways += [(f"{name}()", each.module, _method(each.module, name)) for name in _MODULE_METHODS]
+                ways.append(("rope_init_fn", each.module, partial(rotary, each.module)))
+            ways += [(f"{name}()", each.module, method(each.module, name)) for name in MODULE_METHODS]
             self._try(each, ways)
-            if not each.way and (value := _conventional(each)) is not None:
+            is_known = each.places[0].is_buffer or each.tensor.numel() == 0
+            value = conventional(each.own_name, each.module, each.tensor) if is_known and not each.way else None
+            if value is not None:
                 each.value, each.way = value, "follows from its name and shape"
         for each in self._left():
             for ancestor in self._ancestors[each.module]:
                 ways = self._initialisers(ancestor)
-                for name in (*_BUFFER_METHODS, *_MODULE_METHODS):
-                    ways.append((f"{name}()", ancestor, _method(ancestor, name)))
+                for name in (*BUFFER_METHODS, *MODULE_METHODS):
+                    ways.append((f"{name}()", ancestor, method(ancestor, name)))
                 self._try(each, ways)
 
-    def _try(self, wanted: _Lost, ways: Sequence[tuple[str, nn.Module, Callable[[], Any] | None]]) -> None:
+    def _try(self, wanted: _Lost, ways: Sequence[Way]) -> None:
         for label, module, function in ways:
             if wanted.way:
                 return
@@ -424,7 +410,7 @@ class _Search:
                 if error:
                     wanted.failed.append(f"{way} raised {error}")
 
-    def _initialisers(self, module: nn.Module) -> list[tuple[str, nn.Module, Callable[[], Any] | None]]:
+    def _initialisers(self, module: nn.Module) -> list[Way]:
         """What a model of transformers does for each of its modules: the `_init_weights` of the innermost one."""
         for owner in (module, *self._ancestors[module]):
             module_type: Any = type(owner)
@@ -495,87 +481,3 @@ def _put_blank(each: _Lost) -> None:
 
 def _category(dtype: torch.dtype) -> str:
     return "floating" if dtype.is_floating_point else "complex" if dtype.is_complex else str(dtype)
-
-
-def _method(module: nn.Module, name: str) -> Callable[[], Any] | None:
-    """A method that asks for nothing, or for the device of the buffers; None: there is none of that name."""
-    method = getattr(module, name, None)
-    if not callable(method):
-        return None
-    try:
-        parameters = inspect.signature(method).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    device = {"buffer_device": torch.device("cpu")} if any(each.name == "buffer_device" for each in parameters) else {}
-    for each in parameters:
-        required = each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-        if required and each.name not in device:
-            return None
-    return lambda: method(**device)
-
-
-def _own_ways(module: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[], Any] | None]]:
-    if isinstance(module, _SpectralNorm):
-        yield "starts at random", module, partial(_start, module, "_u", "_v", module.eps)
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, SpectralNorm):
-            start = partial(_start, module, f"{hook.name}_u", f"{hook.name}_v", hook.eps)
-            yield f"{hook.name} starts at random", module, start
-    for name in _BUFFER_METHODS:
-        yield f"{name}()", module, _method(module, name)
-
-
-def _start(module: Any, u: str, v: str, eps: float) -> None:
-    """As torch's spectral_norm begins. It wants the weight for the rest: see `Restoration.settle_`."""
-    for name in (u, v):
-        functional.normalize(getattr(module, name).normal_(), dim=0, eps=eps, out=getattr(module, name))
-
-
-def _rotary(module: Any) -> None:
-    """The frequencies of transformers' rotary embeddings, outside of one of its models."""
-    function = getattr(module, "rope_init_fn", None)
-    if function is None and getattr(module, "rope_type", None) == "default":
-        function = module.compute_default_rope_parameters
-    if function is None:
-        function = sys.modules["transformers.modeling_rope_utils"].ROPE_INIT_FUNCTIONS[module.rope_type]
-    frequencies = function(module.config)[0]
-    module.inv_freq = frequencies
-    if hasattr(module, "original_inv_freq"):
-        module.original_inv_freq = frequencies.clone()
-
-
-_INTEGERS = (torch.int64, torch.int32)
-
-
-def _conventional(each: _Lost) -> torch.Tensor | None:
-    """The value of a buffer whose meaning is certain, or None."""
-    name, module, shape, dtype = each.own_name, each.module, tuple(each.tensor.shape), each.tensor.dtype
-    if 0 in shape:
-        return torch.empty(shape, dtype=dtype, device="cpu")
-    if not each.places[0].is_buffer:
-        return None
-    is_row = len(shape) == 1 or (len(shape) == 2 and shape[0] == 1)
-    if name == "position_ids" and dtype in _INTEGERS and is_row:
-        return torch.arange(shape[-1], dtype=dtype, device="cpu").view(shape)
-    if name == "token_type_ids" and dtype in _INTEGERS and is_row:
-        return torch.zeros(shape, dtype=dtype, device="cpu")
-    if "num_batches_tracked" in module._buffers:
-        return _statistics(name, module, shape, dtype)
-    if "c_attn" in module._modules:  # GPT-2's, nanoGPT's and minGPT's attention
-        if name == "bias" and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]:
-            return torch.ones(shape[2:], dtype=dtype, device="cpu").tril().view(shape)
-        if name == "masked_bias" and shape == () and dtype.is_floating_point:
-            return torch.tensor(-1e4, dtype=dtype, device="cpu")
-    return None
-
-
-def _statistics(name: str, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
-    """Those of a normalisation that counts batches as torch's does: mean 0, variance 1, no batch seen."""
-    mean, variance = module._buffers.get("running_mean"), module._buffers.get("running_var")
-    if mean is None or variance is None or mean.shape != variance.shape or mean.dim() != 1:
-        return None
-    if name == "num_batches_tracked" and shape == () and dtype == torch.int64:
-        return torch.tensor(0, dtype=dtype, device="cpu")
-    if name in ("running_mean", "running_var") and dtype.is_floating_point:
-        return torch.full(shape, float(name == "running_var"), dtype=dtype, device="cpu")
-    return None
