@@ -9,6 +9,7 @@ from torch import nn
 
 from fastinit import composed
 from fastinit.distributions import Constant, Diagonal, Normal, TruncNormal, Uniform, is_random
+from fastinit.layout import box_of
 from fastinit.orthogonal import Matrix
 from fastinit.streams import derive_stream
 from fastinit.table import Target
@@ -29,8 +30,7 @@ def fill(target: Target, seed: int | None, generator: torch.Generator | None) ->
     # torch's numbers depend on how many came before: a shard is cut out of the whole.
     every = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     composed.fill_all([target._replace(tensor=every, begin=None)], TorchSource(generator))
-    held = tuple(slice(first, first + size) for first, size in zip(target.begin, target.tensor.shape, strict=True))
-    target.tensor.detach().copy_(every[held])
+    target.tensor.detach().copy_(box_of(every, target.begin, target.tensor.shape))
 
 
 class TorchSource:

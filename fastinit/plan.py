@@ -14,6 +14,7 @@ from fastinit import engine, throughput
 from fastinit.distributions import Distribution
 from fastinit.engine import Assignment
 from fastinit.fans import Fans
+from fastinit.layout import box_of
 from fastinit.registry import Scheme, check_choice, describe
 from fastinit.rules import Where
 from fastinit.sharding import is_dtensor, local_pieces, local_tensor
@@ -60,9 +61,8 @@ def targets_of(row: Row) -> Sequence[Target]:
     found = []
     for piece in local_pieces(tensor, row.name):
         local = local_tensor(tensor)
-        for dim, (first, size) in enumerate(zip(piece.local, piece.shape, strict=True)):
-            if size != local.shape[dim]:
-                local = local.detach().narrow(dim, first, size)
+        if piece.shape != tuple(local.shape):
+            local = box_of(local.detach(), piece.local, piece.shape)
         begin = None if piece.shape == tuple(tensor.shape) else piece.begin
         found.append(Target(row.name, local, tensor.shape, local.dtype, local.device, distribution, None, begin))
     return found
