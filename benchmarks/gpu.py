@@ -42,11 +42,13 @@ import torch
 from run import processor
 
 import fastinit
-from fastinit import _native, distributions, engine
-from fastinit.plan import Plan
-from fastinit.planner import plan_tensors
-from fastinit.registry import Scheme
-from fastinit.table import Table, Target
+from fastinit import _native
+from fastinit.plans import Plan
+from fastinit.rules.survey import plan_tensors
+from fastinit.run import engine
+from fastinit.run.table import Table, Target
+from fastinit.schemes import distributions
+from fastinit.schemes.base import Scheme
 
 ROOT = Path(__file__).resolve().parents[1]
 THIS = Path(__file__).resolve()

@@ -24,7 +24,7 @@ bool fill_cpu(const Task* tasks, int64_t num_tasks, int threads, const char* isa
               const std::function<bool()>& should_stop);
 
 // Whether orthogonal_cpu takes a matrix of this size. A matrix that it does not take is for products of whole matrices
-// (fastinit/orthogonal.py).
+// (fastinit/run/orthogonal.py).
 bool orthogonal_cpu_fits(int64_t rows, int64_t columns, const char* isa);
 
 // Like fill_cpu, for orthogonal matrices. Throws std::bad_alloc; nothing was written then.

@@ -1,11 +1,10 @@
 """Weight initialisation for PyTorch: every parameter of a model in one pass, reproducible to the bit."""
 
-from fastinit import adapters, functional, presets
+from fastinit import adapters, functional
 from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
-from fastinit.engine import FallbackWarning
-from fastinit.fans import FanAxes, Fans
-from fastinit.fingerprint import fingerprint
+from fastinit.audit.fingerprint import fingerprint
+from fastinit.audit.verify import verify
 from fastinit.functional import (
     calculate_gain,
     constant_,
@@ -28,16 +27,19 @@ from fastinit.functional import (
     xavier_uniform_,
     zeros_,
 )
-from fastinit.model import init_, init_model_, materialize_
-from fastinit.mup import MuP, mup
-from fastinit.plan import Plan, Row
-from fastinit.planner import plan
-from fastinit.presets import preset, preset_names
-from fastinit.recipe import Recipe, load_recipe
-from fastinit.registry import Scheme, register_scheme, scheme, scheme_names
-from fastinit.residual import deepnorm, fixup, residual_zeros, t_fixup, zer_o
-from fastinit.rules import KEEP, Rule, Where, lora_rules
-from fastinit.schemes import (
+from fastinit.model import init_, init_model_, materialize_, plan
+from fastinit.plans import Plan, Row
+from fastinit.recipes import presets
+from fastinit.recipes.files import Recipe, load_recipe
+from fastinit.recipes.mup import MuP, mup
+from fastinit.recipes.presets import preset, preset_names
+from fastinit.recipes.residual import deepnorm, fixup, residual_zeros, t_fixup, zer_o
+from fastinit.rules.roles import lora_rules
+from fastinit.rules.select import KEEP, Rule, Where
+from fastinit.run.engine import FallbackWarning
+from fastinit.schemes.base import Scheme, register_scheme, scheme, scheme_names
+from fastinit.schemes.fans import FanAxes, Fans
+from fastinit.schemes.named import (
     Constant,
     DepthScaled,
     Normal,
@@ -46,7 +48,7 @@ from fastinit.schemes import (
     Uniform,
     VarianceScaling,
 )
-from fastinit.structured import (
+from fastinit.schemes.structured import (
     DeltaOrthogonal,
     Dirac,
     Eye,
@@ -58,7 +60,6 @@ from fastinit.structured import (
     TimeStep,
     ZerO,
 )
-from fastinit.verify import verify
 
 __all__ = [
     "KEEP",

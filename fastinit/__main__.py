@@ -8,8 +8,9 @@ import sys
 
 import torch
 
-from fastinit import _native, cuda
+from fastinit import _native
 from fastinit._version import __version__
+from fastinit.run import cuda
 
 
 def info() -> None:
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command == "info":
         info()
     else:
-        from fastinit import demo
+        from fastinit.cli import demo
 
         demo.run()
     return 0

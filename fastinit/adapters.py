@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastinit.agreement import shared_seed
-from fastinit.allocation import allocate_
-from fastinit.buffers import plan_restoration
-from fastinit.model import check_all_written, init_, materialize_
-from fastinit.plan import Plan, Row
-from fastinit.planner import plan
-from fastinit.recipe import Recipe
-from fastinit.registry import Scheme, as_scheme
-from fastinit.rules import Rule, Selector
-from fastinit.sharding import local_tensor
+from fastinit.distributed.agreement import shared_seed
+from fastinit.distributed.shards import local_tensor
+from fastinit.meta.allocation import allocate_
+from fastinit.meta.buffers import plan_restoration
+from fastinit.model import check_all_written, init_, materialize_, plan
+from fastinit.plans import Plan, Row
+from fastinit.recipes.files import Recipe
+from fastinit.rules.select import Rule, Selector
+from fastinit.schemes.base import Scheme, as_scheme
 
 
 def init_weights(

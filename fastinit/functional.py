@@ -15,11 +15,12 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import torch
 
-from fastinit import schemes, structured
-from fastinit.fans import FanAxes, FanConvention
-from fastinit.gains import calculate_gain as calculate_gain
-from fastinit.planner import plan_tensors
-from fastinit.registry import Scheme
+from fastinit.rules.survey import plan_tensors
+from fastinit.schemes import named as schemes
+from fastinit.schemes import structured
+from fastinit.schemes.base import Scheme
+from fastinit.schemes.fans import FanAxes, FanConvention
+from fastinit.schemes.gains import calculate_gain as calculate_gain
 
 Fan = Literal["fan_in", "fan_out"]
 SequenceT = TypeVar("SequenceT", bound=Sequence[torch.Tensor])

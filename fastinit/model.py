@@ -5,21 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from fastinit.allocation import allocate_
-from fastinit.buffers import plan_restoration
-from fastinit.fans import FanConvention
-from fastinit.plan import Plan
-from fastinit.planner import plan, plan_tensors
-from fastinit.recipe import Recipe
-from fastinit.registry import Scheme
-from fastinit.rules import Rule, Selector
-from fastinit.sharding import local_tensor
-from fastinit.streams import Renaming
+from fastinit.distributed import agreement
+from fastinit.distributed.shards import local_tensor
+from fastinit.meta.allocation import allocate_
+from fastinit.meta.buffers import plan_restoration
+from fastinit.plans import Plan
+from fastinit.recipes.files import Recipe
+from fastinit.recipes.presets import as_recipe
+from fastinit.rules.depths import check_layers
+from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
+from fastinit.rules.survey import Survey, plan_tensors
+from fastinit.run.streams import Renaming, renaming
+from fastinit.schemes.base import Scheme, as_scheme
+from fastinit.schemes.fans import FanConvention
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -66,6 +72,107 @@ def init_model_(
         layers=layers,
     ).run_()
     return model
+
+
+def plan(
+    model: nn.Module,
+    scheme: str | Scheme | Recipe,
+    rules: Sequence[Rule | tuple[Selector, Any]] | None = None,
+    *,
+    fan: FanConvention | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    backend: str = "auto",
+    strict: bool = False,
+    names: Renaming | None = None,
+    layers: int | Mapping[str, int] | None = None,
+) -> Plan:
+    """What `init_model_` with the same arguments would write. Nothing is written, and no random number drawn.
+
+    Every parameter and every buffer has a row with the reason for its treatment: the first rule that matches; else
+    zeros for biases, ones for normalisation weights (zeros where the module computes 1 + weight), their published
+    values for LoRA adapters, state spaces and slopes, the scheme for everything with two dimensions or more, with the
+    padding row of an embedding zero. A parameter that several modules share is initialised once, under the first of
+    its names in the order of `model.named_parameters()`. Parametrised weights are set through `right_inverse`, so that
+    the weight in effect follows the scheme. DTensors are planned by their global shape, and this rank writes its part
+    of them. Parameters on the meta device can be planned, for `materialize_` to write. Vectors that are none of these,
+    integers, loaded weights (`_is_hf_initialized`) and all buffers are kept. Frozen parameters are initialised like
+    others, and stay frozen.
+
+    Args:
+        model: any module with its parameters allocated.
+        scheme: for the matrices: a registered name or a scheme; or a preset's name or a recipe.
+        rules: `Rule` objects or (selector, scheme) pairs, the first match wins; before those of a recipe.
+        fan: how to read fans where a rule does not say: "torch" (the default, torch.nn.init's), "module" (what the
+            module computes), "jax", "keras", `Fans` or `FanAxes`. None: the recipe's, or "torch".
+        seed: 0 <= seed < 2**64: every value becomes a pure function of it, of the name and of the position.
+            None: a seed is drawn from `generator`, or from torch's default CPU generator, whenever the plan runs.
+        generator: where to draw the seed from, if not from the default.
+        backend: "auto", "native" or "torch".
+        strict: refuse parameters that nothing covers, and rules of `rules` that match nothing; and compare what the
+            ranks of every mesh plan for its DTensors, and their seeds: an exchange, in which all ranks must take part.
+        names: of parameters in the whole, where `model` is a part of it: a pipeline stage, the experts of a rank. A
+            mapping of names and their beginnings ({"layers.0": "layers.24"}), or a function from canonical name to
+            canonical name. Rules see the names of the whole; parameters of one name in two stages (tied ones) get the
+            same values.
+        layers: how many layers the stacks of the whole have, for schemes that look at the depth: an int, or one for
+            every prefix ({"encoder.block.": 12}). Needed with `names`, where the model does not tell.
+
+    Raises:
+        TypeError, ValueError: naming the parameter and what is wrong with it; under `strict`, on every rank of a mesh
+            if it happens on one.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_layers(layers)
+    survey = Survey(model, renaming(names), layers)
+    planned = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict)
+    return _agreed(planned, survey.meshes()) if strict else planned()
+
+
+def _plan(
+    survey: Survey,
+    scheme: str | Scheme | Recipe,
+    rules: Sequence[Rule | tuple[Selector, Any]] | None,
+    fan: FanConvention | None,
+    seed: int | None,
+    generator: torch.Generator | None,
+    backend: str,
+    strict: bool,
+) -> Plan:
+    recipe = as_recipe(scheme, survey.model)
+    own_rules = as_rules(rules)
+    rows = survey.rows(
+        as_scheme(recipe.scheme), recipe.fan if fan is None else fan, RuleFinder([*own_rules, *as_rules(recipe.rules)])
+    )
+    # A recipe serves many models; that one lacks a part of what it has rules for is no mistake.
+    _report_unmatched([rule for at, rule in enumerate(own_rules) if at not in survey.matched], strict)
+    made = Plan(rows, seed=seed, generator=generator, backend=backend, share_seed=survey.is_replicated())
+    if strict and made.uncovered:
+        raise ValueError("strict: no rule covers " + ", ".join(made.uncovered))
+    return made
+
+
+def _agreed(planned: Callable[[], Plan], meshes: Sequence[DeviceMesh]) -> Plan:
+    """The plan, once the ranks of all meshes have compared theirs."""
+    if not meshes:
+        return planned()
+    try:
+        made = planned()
+    except Exception as error:
+        agreement.check_agreement([(mesh, []) for mesh in meshes], str(error))
+        raise
+    agreement.check_agreement([(mesh, made.entries(mesh)) for mesh in meshes], None)
+    return made
+
+
+def _report_unmatched(rules: Sequence[Rule], strict: bool) -> None:
+    if not rules:
+        return
+    message = "no parameter matches " + ", ".join(map(str, rules))
+    if strict:
+        raise ValueError(f"strict: {message}")
+    warnings.warn(message, stacklevel=3)
 
 
 def materialize_(

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import fastinit.table
-from fastinit import _native, engine
-from fastinit.distributions import Distribution
+import fastinit.run.table
+from fastinit import _native
+from fastinit.run import engine
+from fastinit.schemes.distributions import Distribution
 
 needs_native = pytest.mark.skipif(_native.module is None, reason=f"needs the native code: {_native.reason}")
 
@@ -41,8 +42,8 @@ def fill_native_row(
     for field, value in fields.items():
         table[field] = value
     table["name_id"] = np.frombuffer(name_id, "V16")
-    table["dtype"] = fastinit.table.DTYPES[tensor.dtype]
-    table["distribution"] = fastinit.table.DISTRIBUTIONS[type(distribution)]
+    table["dtype"] = fastinit.run.table.DTYPES[tensor.dtype]
+    table["distribution"] = fastinit.run.table.DISTRIBUTIONS[type(distribution)]
     table["parameter"] = distribution + (0.0,) * (5 - len(distribution))
     assert native.prepare(table) is None
     native.reseed(table, seed)

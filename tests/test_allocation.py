@@ -16,7 +16,7 @@ import worlds
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastinit.allocation import _offloaded, allocate_
+from fastinit.meta.allocation import _offloaded, allocate_
 
 CPU = torch.device("cpu")
 

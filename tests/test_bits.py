@@ -11,9 +11,9 @@ from conftest import DTYPES, INSTRUCTION_SETS, fill_native_row, needs_native
 from torch import nn
 
 import fastinit
-from fastinit import distributions
-from fastinit.registry import Scheme
-from fastinit.streams import name_id
+from fastinit.run.streams import name_id
+from fastinit.schemes import distributions
+from fastinit.schemes.base import Scheme
 
 pytestmark = needs_native
 

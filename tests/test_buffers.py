@@ -16,8 +16,8 @@ from torch import nn
 
 import fastinit
 from fastinit import Where
-from fastinit.allocation import allocate_
-from fastinit.buffers import Restoration, plan_restoration
+from fastinit.meta.allocation import allocate_
+from fastinit.meta.buffers import Restoration, plan_restoration
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,10 @@ from conftest import DTYPES, needs_native
 from torch import nn
 
 import fastinit
-from fastinit import engine
-from fastinit.distributions import Blocks, Distribution, Normal, Orthogonal, Sparse, ZeroRow
-from fastinit.engine import Program
-from fastinit.table import Target
+from fastinit.run import engine
+from fastinit.run.engine import Program
+from fastinit.run.table import Target
+from fastinit.schemes.distributions import Blocks, Distribution, Normal, Orthogonal, Sparse, ZeroRow
 
 pytestmark = needs_native
 

@@ -35,16 +35,17 @@ from test_bits import bits
 from torch import nn
 
 import fastinit
-import fastinit.table
-from fastinit import _native, engine
-from fastinit.demo import GPT2, Size
-from fastinit.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
-from fastinit.fans import Fans
-from fastinit.plan import Plan
-from fastinit.planner import plan_tensors
-from fastinit.registry import Scheme
-from fastinit.streams import name_id
-from fastinit.table import Target
+import fastinit.run.table
+from fastinit import _native
+from fastinit.cli.demo import GPT2, Size
+from fastinit.plans import Plan
+from fastinit.rules.survey import plan_tensors
+from fastinit.run import engine
+from fastinit.run.streams import name_id
+from fastinit.run.table import Target
+from fastinit.schemes.base import Scheme
+from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
+from fastinit.schemes.fans import Fans
 
 DEVICE = torch.device(os.environ.get("FASTINIT_TEST_CUDA_DEVICE", "cuda"))
 ON_GPU = DEVICE.type == "cuda"
@@ -156,8 +157,8 @@ def fill_native_rows(rows: Sequence[NativeRow], seed: int) -> None:
         for field, value in fields.items():
             entry[field] = value
         entry["name_id"] = np.frombuffer(digest, "V16")
-        entry["dtype"] = fastinit.table.DTYPES[tensor.dtype]
-        entry["distribution"] = fastinit.table.DISTRIBUTIONS[type(distribution)]
+        entry["dtype"] = fastinit.run.table.DTYPES[tensor.dtype]
+        entry["distribution"] = fastinit.run.table.DISTRIBUTIONS[type(distribution)]
         entry["parameter"] = distribution + (0.0,) * (5 - len(distribution))
     assert native().prepare(table) is None
     image, num_chunks = native().cuda_table(table)
@@ -762,7 +763,7 @@ def test_tensors_that_share_memory_are_refused() -> None:
 @needs_gpu
 def test_a_device_that_is_not_there_is_an_error_and_others_stay_usable() -> None:
     tensor = marked(1000)
-    table = fastinit.table.Table([Target("w", tensor, tensor.shape, tensor.dtype, tensor.device, Normal(0.0, 1.0))])
+    table = fastinit.run.table.Table([Target("w", tensor, tensor.shape, tensor.dtype, tensor.device, Normal(0.0, 1.0))])
     image, num_chunks = native().cuda_table(table.rows)
     on_gpu = torch.from_numpy(image).to(DEVICE)
     arguments = {"address": on_gpu.data_ptr(), "num_tasks": 1, "num_chunks": num_chunks, "seed": 11, "stream": 0}
@@ -1137,9 +1138,9 @@ def test_orthogonal_matrices_have_the_same_bits_alone_and_in_every_layout() -> N
 @needs_fma
 def test_small_orthogonal_matrices_have_the_bits_of_the_cpu(roomy: None) -> None:
     """All arithmetic of the kernel is exactly rounded, and so is that of the CPU's code, in the same order."""
-    from fastinit.layout import Part
-    from fastinit.matrix_table import fill_small
-    from fastinit.orthogonal import Matrix
+    from fastinit.run.index_maps import Part
+    from fastinit.run.matrix_table import fill_small
+    from fastinit.run.orthogonal import Matrix
 
     for shape in (*SMALL, *SMALL_FLOAT32):
         for dtype in DTYPES if shape in SMALL else (torch.float32,):
@@ -1172,7 +1173,7 @@ def test_one_launch_for_small_orthogonal_matrices(roomy: None) -> None:
 def test_what_a_block_holds_is_a_matter_of_size_dtype_and_device(roomy: None) -> None:
     def fits(shape: tuple[int, int], dtype: torch.dtype) -> bool:
         index = torch.cuda.current_device()
-        return bool(native().orthogonal_cuda_fits(*shape, fastinit.table.DTYPES[dtype], index))
+        return bool(native().orthogonal_cuda_fits(*shape, fastinit.run.table.DTYPES[dtype], index))
 
     assert all(fits((rows, columns), torch.float32) for rows in (1, 64, 128) for columns in (1, 64, 128))
     assert not any(fits(shape, dtype) for shape in LARGE for dtype in DTYPES)

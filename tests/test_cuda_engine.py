@@ -17,15 +17,16 @@ from test_cuda_on_cpu import compile_driver
 from torch import nn
 
 import fastinit
-from fastinit import _native, cuda
-from fastinit.layout import Part
-from fastinit.matrix_table import fill_small
-from fastinit.orthogonal import Matrix
+from fastinit import _native
+from fastinit.run import cuda
+from fastinit.run.index_maps import Part
+from fastinit.run.matrix_table import fill_small
+from fastinit.run.orthogonal import Matrix
 
 pytestmark = needs_native
 
 CUDA = torch.device("cuda", 0)
-plan_module = importlib.import_module("fastinit.plan")  # whose name in the package is that of the function
+plan_module = importlib.import_module("fastinit.plans")
 
 
 class EmulatedModule:
@@ -240,13 +241,13 @@ def test_without_a_backend_for_cuda_it_falls_back_and_says_so(
     device: Device, native: EmulatedModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "HAS_CUDA", False, raising=False)
-    fastinit.engine._warn_once.cache_clear()
+    fastinit.run.engine._warn_once.cache_clear()
     with pytest.warns(fastinit.FallbackWarning, match="built without a backend for cuda; using torch.nn.init"):
         fastinit.init_model_(model(), "normal")
     fastinit.init_model_(model(), "normal")  # once is enough
     with pytest.raises(ValueError, match=r"0.weight: backend='native' cannot fill it: .* without a backend for cuda"):
         fastinit.init_model_(model(), "normal", backend="native")
-    fastinit.engine._warn_once.cache_clear()
+    fastinit.run.engine._warn_once.cache_clear()
 
 
 # ---- Orthogonal matrices ----

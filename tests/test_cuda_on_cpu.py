@@ -22,11 +22,11 @@ import reference
 import torch
 from conftest import DTYPES, needs_native
 
-import fastinit.table
+import fastinit.run.table
 from fastinit import _native
-from fastinit.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
-from fastinit.layout import index_maps
-from fastinit.streams import name_id
+from fastinit.run.index_maps import index_maps
+from fastinit.run.streams import name_id
+from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
 
 ROOT = Path(__file__).resolve().parents[1]
 NVCC = shutil.which("nvcc")
@@ -141,7 +141,7 @@ class Emulated:
 
     def orthogonal_fits(self, rows: int, columns: int, dtype: torch.dtype) -> bool:
         sizes = ctypes.c_longlong(rows), ctypes.c_longlong(columns)
-        return bool(self._host.orthogonal_fits(*sizes, fastinit.table.DTYPES[dtype]))
+        return bool(self._host.orthogonal_fits(*sizes, fastinit.run.table.DTYPES[dtype]))
 
     def fail_next_launch(self) -> None:
         self._kernel.fail_next_launch()
@@ -183,8 +183,8 @@ def make_table(num_rows: int) -> np.ndarray[Any, Any]:
 
 def describe(row: Any, name: str, distribution: Distribution, dtype: torch.dtype) -> None:
     row["name_id"] = np.frombuffer(name_id(name), "V16")
-    row["dtype"] = fastinit.table.DTYPES[dtype]
-    row["distribution"] = fastinit.table.DISTRIBUTIONS[type(distribution)]
+    row["dtype"] = fastinit.run.table.DTYPES[dtype]
+    row["distribution"] = fastinit.run.table.DISTRIBUTIONS[type(distribution)]
     row["parameter"] = distribution + (0.0,) * (5 - len(distribution))
     row["row_length"] = row["rows_per_slab"] = row["element_memory_step"] = 1
 

@@ -1,6 +1,6 @@
 """The kernel for small orthogonal matrices without a GPU: csrc/cuda/orthogonal.cu, run on the CPU as
 test_cuda_on_cpu.py does it, twice: the very file, and what nvcc makes of it. Against the product of reflectors written
-out in NumPy, against fastinit/orthogonal.py, and against itself: alone, among others, in any order, to the bit."""
+out in NumPy, against fastinit/run/orthogonal.py, and against itself: alone, among others, in any order, to the bit."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from conftest import DTYPES, needs_fma, needs_native
 from test_cuda_on_cpu import ROOT, SENTINEL, Emulated, compile_driver, compile_ptx, ptx_driver, with_sentinels
 from test_orthogonal import SEED, product_of_reflectors
 
-from fastinit import _native, orthogonal
-from fastinit.engine import NativeSource
-from fastinit.layout import Part
-from fastinit.matrix_table import fill_small, orthogonal_table
-from fastinit.orthogonal import Matrix
+from fastinit import _native
+from fastinit.run import orthogonal
+from fastinit.run.engine import NativeSource
+from fastinit.run.index_maps import Part
+from fastinit.run.matrix_table import fill_small, orthogonal_table
+from fastinit.run.orthogonal import Matrix
 
 pytestmark = [
     needs_native,

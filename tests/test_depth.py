@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import fastinit
-from fastinit import DepthScaled, Scaled, distributions
-from fastinit.depths import Depths
-from fastinit.registry import Scheme, distribution_of
+from fastinit import DepthScaled, Scaled
+from fastinit.rules.depths import Depths
+from fastinit.schemes import distributions
+from fastinit.schemes.base import Scheme, distribution_of
 
 
 def stack_of(layers: int, prefix: str = "h") -> nn.Module:

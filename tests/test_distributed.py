@@ -28,10 +28,11 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.debug import CommDebugMode
 
 import fastinit
-from fastinit import agreement, engine
-from fastinit.distributions import Blocks, Constant, Normal, TruncNormal, Uniform, ZeroRow, is_random
-from fastinit.plan import Row
-from fastinit.streams import draw_seed
+from fastinit.distributed import agreement
+from fastinit.plans import Row
+from fastinit.run import engine
+from fastinit.run.streams import draw_seed
+from fastinit.schemes.distributions import Blocks, Constant, Normal, TruncNormal, Uniform, ZeroRow, is_random
 
 pytestmark = needs_native
 

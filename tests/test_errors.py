@@ -14,7 +14,7 @@ from conftest import DTYPES, needs_native
 from torch import nn
 
 import fastinit
-from fastinit.registry import Scheme
+from fastinit.schemes.base import Scheme
 
 FAN_SCHEMES = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "lecun_uniform", "lecun_normal"]
 PLAIN_SCHEMES: list[str | Scheme] = ["uniform", "normal", "trunc_normal", "zeros", "ones", fastinit.Constant(2.0)]

@@ -89,7 +89,7 @@ def test_native_backend_refuses_by_name(without_native: None) -> None:
 
 @needs_native
 def test_complex_tensors_fall_back_and_the_others_do_not() -> None:
-    from fastinit import engine
+    from fastinit.run import engine
 
     engine._warn_once.cache_clear()
     real, complex_ = torch.empty(50), torch.empty(50, dtype=torch.complex64)

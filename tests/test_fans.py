@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fastinit
-from fastinit.distributions import Blocks
-from fastinit.fans import (
+from fastinit.schemes.distributions import Blocks
+from fastinit.schemes.fans import (
     FAN_NAMES,
     FanAxes,
     FanConvention,

@@ -25,9 +25,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.utils import parametrizations
 
 import fastinit
-from fastinit import _native, hashing
-from fastinit.fingerprint import _prints, _Ranks, _ranks_of, _reduced
-from fastinit.layout import Part, box_of, boxes
+from fastinit import _native
+from fastinit.audit import hashing
+from fastinit.audit.fingerprint import _prints, _Ranks, _ranks_of, _reduced
+from fastinit.run.index_maps import Part, box_of, boxes
 
 # ---- docs/FINGERPRINT.md in NumPy ----
 

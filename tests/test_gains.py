@@ -15,8 +15,8 @@ from conftest import needs_native
 from torch import nn
 
 import fastinit
-from fastinit.gains import MEASURED_GAINS, TORCH_NONLINEARITIES
-from fastinit.schemes import VarianceScaling
+from fastinit.schemes.gains import MEASURED_GAINS, TORCH_NONLINEARITIES
+from fastinit.schemes.named import VarianceScaling
 
 SMOOTH: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": nn.functional.gelu,

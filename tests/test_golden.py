@@ -18,10 +18,11 @@ from conftest import INSTRUCTION_SETS, fill_native_row, needs_native
 from reference import DType, Kind, Values
 
 import fastinit
-from fastinit import _native, distributions
-from fastinit.engine import Program
-from fastinit.streams import derive_stream, name_id
-from fastinit.table import Target
+from fastinit import _native
+from fastinit.run.engine import Program
+from fastinit.run.streams import derive_stream, name_id
+from fastinit.run.table import Target
+from fastinit.schemes import distributions
 
 VECTORS = Path(__file__).parent / "vectors"
 GOLDEN: dict[str, Any] = json.loads((VECTORS / "stream_v1.json").read_text(encoding="utf-8"))

@@ -15,9 +15,9 @@ from conftest import DTYPES, needs_native
 from scipy import integrate, stats
 
 import fastinit
-from fastinit.fans import FanConvention
-from fastinit.planner import plan_tensors
-from fastinit.registry import Scheme
+from fastinit.rules.survey import plan_tensors
+from fastinit.schemes.base import Scheme
+from fastinit.schemes.fans import FanConvention
 
 FAN_IN, FAN_OUT = 2000, 5000
 MATRIX = (FAN_OUT, FAN_IN)  # ten million elements

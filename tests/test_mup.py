@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 import fastinit
-from fastinit import distributions
-from fastinit.mup import MuPRow
-from fastinit.registry import Scheme
+from fastinit.recipes.mup import MuPRow
+from fastinit.schemes import distributions
+from fastinit.schemes.base import Scheme
 
 INPUTS, CLASSES, BASE = 5, 3, 16
 

@@ -17,12 +17,12 @@ from scipy import stats
 from torch import nn
 
 import fastinit
-from fastinit import engine, matrix_table, orthogonal
-from fastinit.distributions import Blocks, Orthogonal
-from fastinit.engine import NativeSource, Program
-from fastinit.layout import Part
-from fastinit.orthogonal import Matrix
-from fastinit.table import Target
+from fastinit.run import engine, matrix_table, orthogonal
+from fastinit.run.engine import NativeSource, Program
+from fastinit.run.index_maps import Part
+from fastinit.run.orthogonal import Matrix
+from fastinit.run.table import Target
+from fastinit.schemes.distributions import Blocks, Orthogonal
 
 pytestmark = needs_native
 

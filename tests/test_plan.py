@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ from conftest import needs_native
 from torch import nn
 
 import fastinit
-from fastinit import _native, distributions
-from fastinit.streams import canonical_name
+from fastinit.run.streams import canonical_name
+from fastinit.schemes import distributions
 
 
 class GemmaRMSNorm(nn.Module):
@@ -357,75 +356,6 @@ def _numel(row: fastinit.Row) -> int:
     ],
     ids=str,
 )
-def test_plans_are_sorted(mixed: Mixed, by: Any, key: Callable[[fastinit.Row], Any]) -> None:
-    plan = fastinit.plan(mixed, "xavier_uniform", seed=1)
-    for reverse in (False, True):
-        rows = plan.sorted(by, reverse=reverse).rows
-        assert [row.name for row in rows] != [row.name for row in plan.rows]
-        assert {row.name for row in rows} == {row.name for row in plan.rows}
-        keys = [key(row) for row in rows]
-        assert keys == sorted(keys, reverse=reverse)
-
-
-def test_plans_are_sorted_by_what_the_schemes_are_called(mixed: Mixed) -> None:
-    rows = fastinit.plan(mixed, "xavier_uniform").sorted("scheme").rows
-    assert [row.action for row in rows[:5]].count("init") == 0  # no scheme
-    schemes = ["ones", "xavier_uniform", "zeros"]
-    found = [
-        record["scheme"] for record in json.loads(fastinit.plan(mixed, "xavier_uniform").sorted("scheme").to_json())
-    ]
-    assert list(dict.fromkeys(found)) == [None, *schemes]
-
-
-def test_unknown_orders_are_refused(mixed: Mixed) -> None:
-    with pytest.raises(ValueError, match=r"^by: expected one of name, numel, .*, got 'fan_inn'; did you mean 'fan_in'"):
-        fastinit.plan(mixed, "normal").sorted("fan_inn")
-
-
-@pytest.mark.parametrize("seed", [1, None])
-def test_an_order_changes_no_value(seed: int | None) -> None:
-    models = [Mixed(), Mixed()]
-    for model, by in zip(models, ("name", "numel"), strict=True):
-        torch.manual_seed(3)
-        plan = fastinit.plan(model, "normal", [("scale", "normal")], seed=seed).sorted(by, reverse=True)
-        if seed is not None or _native.module is not None:
-            plan.run_()
-    for name, value in models[0].named_parameters():
-        assert torch.equal(value, models[1].get_parameter(name)) or (seed is None and _native.module is None), name
-
-
-def test_records_hold_what_the_plan_says(mixed: Mixed) -> None:
-    plan = fastinit.plan(mixed, "xavier_uniform")
-    records = plan.to_records()
-    kinds = {"name": "U", "action": "U", "shape": "U", "here": "U", "dtype": "U", "device": "U", "numel": "i",
-             "bytes": "i", "scheme": "U", "fan_in": "i", "fan_out": "i", "distribution": "U", "mean": "f", "std": "f",
-             "covered": "b", "reason": "U"}  # fmt: skip
-    assert {name: records.dtype[name].kind for name in records.dtype.names} == kinds
-    by_name = {record["name"]: record for record in records}
-    assert len(by_name) == len(plan.rows)
-    conv, scale = by_name["conv.weight"], by_name["scale"]
-    assert tuple(conv)[:11] == (
-        "conv.weight", "init", "8x3x3x3", "", "float32", "cpu", 216, 864, "xavier_uniform", 27, 72,
-    )  # fmt: skip
-    assert conv["std"] == pytest.approx(math.sqrt(2.0 / 99)) and conv["covered"] and conv["reason"] == "matrix"
-    assert (scale["fan_in"], scale["scheme"], scale["distribution"], scale["covered"]) == (-1, "", "", False)
-    assert math.isnan(scale["std"]) and math.isnan(scale["mean"])
-    assert records[records.action == "init"].bytes.sum() == plan.nbytes
-
-
-def test_an_empty_plan_has_everything() -> None:
-    model = nn.ReLU()
-    plan = fastinit.plan(model, "normal", seed=0, strict=True)
-    plan.run_()
-    assert (plan.rows, plan.uncovered, plan.numel, plan.nbytes) == ((), (), 0, 0)
-    assert json.loads(plan.to_json()) == []
-    records = plan.to_records()
-    assert len(records) == 0
-    assert records.dtype.names == fastinit.plan(nn.Linear(2, 2), "normal").to_records().dtype.names
-    assert str(plan).startswith("name  shape") and "0 tensors, 0 elements" in str(plan)
-    assert fastinit.plan(nn.Linear(2, 2), "normal").filter("nothing").sorted("std").rows == ()
-
-
 class Infinite:
     """A scheme of a user, with an infinite number."""
 
@@ -452,38 +382,6 @@ def test_json_holds_no_infinities() -> None:
     assert [record["std"] for record in records[:2]] == [0.5, pytest.approx(math.sqrt(1.0 - 2.0 / math.pi))]
     assert [record["mean"] for record in records[2:]] == [None, None]
     assert records[0]["distribution"] == "N(0, 0.5^2) in [-inf, inf]" and records[2]["distribution"] == "-inf"
-
-
-@needs_native
-def test_expected_seconds_grow_with_values_and_tensors() -> None:
-    def seconds(tensors: int, size: int, scheme: str = "normal") -> float:
-        model = nn.ParameterList(nn.Parameter(torch.empty(size, size)) for _ in range(tensors))
-        expected = fastinit.plan(model, scheme).expected_seconds()
-        assert expected is not None
-        return expected
-
-    one, many, large = seconds(1, 2), seconds(1000, 2), seconds(1, 2048)
-    assert 0.0 < one < 1e-3 and many == pytest.approx(1000 * one) and large > 4 * one
-    assert seconds(1, 4) < 2.0 * one  # the values of small tensors take less than the tensors
-    assert seconds(2, 2048) == pytest.approx(2 * large)
-    assert fastinit.plan(nn.ReLU(), "normal").expected_seconds() == 0.0
-
-
-@needs_native
-def test_expected_seconds_are_unknown_where_torch_writes() -> None:
-    model = nn.Linear(8, 8)
-    assert fastinit.plan(model, "normal", backend="torch").expected_seconds() is None
-    assert fastinit.plan(model, "orthogonal").expected_seconds() is None
-    assert fastinit.plan(model, "orthogonal").filter("bias").expected_seconds() is not None
-    assert fastinit.plan(nn.Linear(8, 8, dtype=torch.complex64), "normal").expected_seconds() is None
-    assert re.search(r", about \d.* m?s$", fastinit.plan(model, "normal").summary())
-    assert "about" not in fastinit.plan(model, "orthogonal").summary()
-
-
-@pytest.mark.usefixtures("without_native")
-def test_expected_seconds_are_unknown_without_the_extension() -> None:
-    plan = fastinit.plan(nn.Linear(8, 8), "normal")
-    assert plan.expected_seconds() is None and "about" not in plan.summary()
 
 
 class Stack(nn.Module):

@@ -15,8 +15,9 @@ from scipy import stats
 from torch import nn
 
 import fastinit
-from fastinit import distributions, presets
-from fastinit.distributions import Distribution
+from fastinit import presets
+from fastinit.schemes import distributions
+from fastinit.schemes.distributions import Distribution
 
 # The library's own code, at import.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers", "ignore::FutureWarning:transformers")

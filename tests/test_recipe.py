@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 import fastinit
-from fastinit import KEEP, FanAxes, Fans, Recipe, Rule, Scheme, Where, distributions, load_recipe
-from fastinit.recipe import recipe_from_data
-from fastinit.registry import from_data, to_data
+from fastinit import KEEP, FanAxes, Fans, Recipe, Rule, Scheme, Where, load_recipe
+from fastinit.recipes.files import recipe_from_data
+from fastinit.schemes import distributions
+from fastinit.schemes.base import from_data, to_data
 
 try:
     import tomllib

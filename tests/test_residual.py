@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 import fastinit
-from fastinit import Recipe, distributions
+from fastinit import Recipe
+from fastinit.schemes import distributions
 
 WIDTH, HIDDEN = 12, 20
 

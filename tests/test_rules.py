@@ -16,8 +16,9 @@ from conftest import needs_native
 from torch import nn
 
 import fastinit
-from fastinit import KEEP, Fans, Normal, Rule, Uniform, VarianceScaling, Where, _native, distributions
-from fastinit.rules import RuleFinder, Selector
+from fastinit import KEEP, Fans, Normal, Rule, Uniform, VarianceScaling, Where, _native
+from fastinit.rules.select import RuleFinder, Selector
+from fastinit.schemes import distributions
 
 
 class Special(nn.Linear):

@@ -25,11 +25,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import fastinit
-from fastinit import sharding
-from fastinit.layout import index_maps
-from fastinit.plan import targets_of
-from fastinit.sharding import Piece, Split
-from fastinit.table import Target, begin_of, part_of, part_of_tensor
+from fastinit.distributed import shards as sharding
+from fastinit.distributed.shards import Piece, Split
+from fastinit.plans import targets_of
+from fastinit.run.index_maps import index_maps
+from fastinit.run.table import Target, begin_of, part_of, part_of_tensor
 
 pytestmark = needs_native
 

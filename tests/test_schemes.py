@@ -12,9 +12,9 @@ from conftest import DTYPES
 from torch import nn
 
 import fastinit
-from fastinit import distributions
-from fastinit.fans import torch_fans
-from fastinit.schemes import STD_WITHIN_TWO_SIGMA
+from fastinit.schemes import distributions
+from fastinit.schemes.fans import torch_fans
+from fastinit.schemes.named import STD_WITHIN_TWO_SIGMA
 
 SHARED = [
     "uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_",

@@ -19,8 +19,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from fastinit import sharding
-from fastinit.sharding import Piece, Split
+from fastinit.distributed import shards as sharding
+from fastinit.distributed.shards import Piece, Split
 
 # A placement without torch: None for Replicate, d for Shard(d), (d, s) for _StridedShard(d, split_factor=s).
 Sketch = int | tuple[int, int] | None

@@ -9,10 +9,11 @@ import torch
 from conftest import INSTRUCTION_SETS, needs_fma, needs_native
 
 import fastinit
-from fastinit import _native, matrix_table
-from fastinit.layout import Part
-from fastinit.matrix_table import fill_small, orthogonal_table
-from fastinit.orthogonal import Matrix
+from fastinit import _native
+from fastinit.run import matrix_table
+from fastinit.run.index_maps import Part
+from fastinit.run.matrix_table import fill_small, orthogonal_table
+from fastinit.run.orthogonal import Matrix
 
 SEED = 7
 SHAPES = [(1, 1), (1, 5), (5, 1), (3, 4), (31, 17), (32, 32), (33, 64), (65, 40), (100, 129), (257, 256), (1024, 40)]
@@ -102,7 +103,7 @@ def test_steps_and_offsets_of_random_numbers_are_those_of_the_elements() -> None
     made = [torch.empty(shape) for _ in range(2)]
     fill_small([Matrix("w", made[0], shape, Part(offset, steps), 1.0)], SEED)
     fastinit.orthogonal.fill(
-        [Matrix("w", made[1], shape, Part(offset, steps), 1.0)], fastinit.engine.NativeSource(SEED)
+        [Matrix("w", made[1], shape, Part(offset, steps), 1.0)], fastinit.run.engine.NativeSource(SEED)
     )
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-6)
 

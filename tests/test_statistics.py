@@ -24,7 +24,7 @@ from reference import DType, Kind
 from scipy import special, stats
 
 import fastinit
-from fastinit.streams import derive_stream
+from fastinit.run.streams import derive_stream
 
 ALPHA = 1e-9
 

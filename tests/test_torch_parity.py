@@ -15,7 +15,8 @@ from conftest import DTYPES, needs_native
 from torch import nn
 
 import fastinit
-from fastinit import engine, functional
+from fastinit import functional
+from fastinit.run import engine
 
 IN_PLACE = [name for name in nn.init.__all__ if name.endswith("_")]
 DEPRECATED = [name for name in nn.init.__all__ if name != "calculate_gain" and not name.endswith("_")]

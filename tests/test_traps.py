@@ -12,11 +12,11 @@ from conftest import needs_native
 from torch import nn
 
 import fastinit
-from fastinit.fallback import haar_by_factorisation
-from fastinit.layout import Part
-from fastinit.planner import plan_tensors
-from fastinit.streams import name_id
-from fastinit.table import Table, Target
+from fastinit.rules.survey import plan_tensors
+from fastinit.run.index_maps import Part
+from fastinit.run.streams import name_id
+from fastinit.run.table import Table, Target
+from fastinit.run.torch_source import haar_by_factorisation
 
 BF16 = torch.bfloat16
 

@@ -1,0 +1,1 @@
+"""Reads what a model holds, and never writes."""

@@ -1,0 +1,250 @@
+"""One number for the values of all parameters of a model, the same on one device and on many (docs/FINGERPRINT.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import mul
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastinit.audit.hashing import MASK, Hashed, key_of, sums
+from fastinit.distributed.shards import (
+    check_not_flattened,
+    is_dtensor,
+    is_first_replica,
+    local_pieces,
+    local_tensor,
+    num_replicas,
+)
+from fastinit.run.index_maps import Part, box_of, whole
+from fastinit.run.memory import check_readable
+from fastinit.run.streams import Renaming, canonical_name, renaming
+
+
+def fingerprint(
+    model: nn.Module,
+    *,
+    names: Renaming | None = None,
+    group: dist.ProcessGroup | None = None,
+    replicated: bool = True,
+) -> int:
+    """A 64-bit hash of the global values of all parameters of `model`: the same on one device and on many.
+
+    sum over parameters p and indices i of mix((key(p) + i * 0x9E3779B97F4A7C15) ^ bits(p[i])) modulo 2^64, where
+    key(p) is a hash of the canonical name, the dtype and the global shape, i the row-major index in the global tensor,
+    bits(...) the value's bits, so that 0 and -0 differ, and mix SplitMix64's finaliser. So it depends on nothing but
+    the values: not on devices, sharding, memory formats and the order of parameters. Parameters that modules share
+    count once, under their first name in the order of `named_parameters()`; parametrised weights by what they are
+    computed from; buffers not at all.
+
+    Every rank reads what it holds, and one all-reduce of a few integers follows, in which all ranks of the group must
+    take part. Elements that several ranks hold are counted once and compared: replicas that differ are an error on
+    every rank.
+
+    Args:
+        model: any module whose parameters have memory. Nothing is written.
+        names: of parameters in the whole, where `model` is a part of it: as in `fastinit.plan`.
+        group: the process group over which the parameters are spread; None: the default one, if there is one.
+        replicated: whether the ranks of the group hold the same parameters, as replicas or as shards of DTensors
+            (data, fully sharded and tensor parallel). False: ranks have parameters of their own (pipeline stages,
+            experts). Those of one name, tied over two stages, then count once, and must be equal. This takes an
+            exchange of all names.
+
+    Raises:
+        TypeError: a parameter that is not a dense tensor.
+        ValueError: a parameter without memory (meta), or of unknown placement; two of one name; replicas that differ;
+            under `replicated`, ranks that hold different parameters. On every rank if it happens on one.
+
+    >>> from fastinit import init_model_
+    >>> f"{fingerprint(init_model_(torch.nn.Linear(2, 2), 'ones')):016x}"
+    'f620f75bbd5ce7c5'
+    """
+    ranks = _ranks_of(group)
+    failure: Exception | None = None
+    prints: list[_Print] = []
+    try:
+        prints = _prints(model, renaming(names), ranks, replicated)
+    except Exception as error:  # the other ranks wait for this one
+        if ranks.size == 1:
+            raise
+        failure = error
+    if ranks.size == 1:
+        return sum(each.sum for each in prints) & MASK
+    combine = _combine_replicated if replicated else _combine_own
+    return combine(prints, ranks, failure)
+
+
+class _Ranks(NamedTuple):
+    """The processes over which a model is spread, and this one's place among them."""
+
+    group: Any
+    size: int
+    rank: int
+    members: tuple[int, ...]  # ranks in the default group, in the order of this one
+
+
+class _Print(NamedTuple):
+    """The hash of what this rank holds of a parameter.
+
+    `holders` is the first of the ranks that together hold all of the parameter, `copies` how many of them hold every
+    element, `counted` whether this one is the first of those.
+    """
+
+    name: str
+    key: int
+    sum: int
+    counted: bool
+    copies: int
+    holders: int
+
+    def difference(self) -> int:
+        """What adds up to zero over ranks that hold the same: every copy, less `copies` times the first one."""
+        return self.sum - (self.copies * self.sum if self.counted else 0)
+
+
+def _ranks_of(group: Any) -> _Ranks:
+    if group is None and not (dist.is_available() and dist.is_initialized()):
+        return _Ranks(None, 1, 0, (0,))
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    if rank < 0:
+        raise ValueError("group: this process is not a member of it")
+    if size > 1 and dist.get_backend(group) == "fake":
+        raise ValueError("group: its backend is 'fake', over which ranks cannot compare what they hold")
+    return _Ranks(group, size, rank, tuple(dist.get_process_group_ranks(group)))
+
+
+def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, replicated: bool) -> list[_Print]:
+    """The parameters of this rank."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_not_flattened(model)
+    found: list[_Print] = []
+    hashed: list[Hashed] = []
+    owners: list[int] = []  # of every Hashed, a position in found
+    full_names: dict[str, str] = {}
+    for full_name, parameter in model.named_parameters():
+        name = rename(canonical_name(full_name))
+        if full_names.setdefault(name, full_name) != full_name:
+            raise ValueError(
+                f"{name}: two parameters have this name, {full_names[name]} and {full_name}; rename a module, or give "
+                "names=, if they are parts of a larger model"
+            )
+        check_readable(parameter, name)
+        key = key_of(name, parameter.dtype, parameter.shape)
+        parts = list(_parts(parameter, name))
+        owners += [len(found)] * len(parts)
+        hashed += [Hashed(key, tensor, part) for tensor, part in parts]
+        found.append(_Print(name, key, 0, *_place(parameter, name, ranks, replicated)))
+    totals = [0] * len(found)
+    for owner, total in zip(owners, sums(hashed), strict=True):
+        totals[owner] += total
+    return [each._replace(sum=total & MASK) for each, total in zip(found, totals, strict=True)]
+
+
+def _parts(parameter: torch.Tensor, name: str) -> Iterable[tuple[torch.Tensor, Part]]:
+    """The tensors of this rank, and where they lie in the global one."""
+    everything, local = whole(parameter.shape), local_tensor(parameter).detach()
+    if not is_dtensor(parameter):
+        yield local, everything
+        return
+    for piece in local_pieces(parameter, name):
+        box = box_of(local, piece.local, piece.shape)
+        offset = sum(map(mul, piece.begin, everything.strides))
+        yield box, Part(offset, everything.strides)
+
+
+def _place(parameter: torch.Tensor, name: str, ranks: _Ranks, replicated: bool) -> tuple[bool, int, int]:
+    """Whether this rank counts its elements, how many ranks hold each of them, and the first that holds any."""
+    if is_dtensor(parameter):
+        mesh = parameter.device_mesh.mesh.flatten().tolist()
+        if not set(ranks.members).issuperset(mesh):
+            raise ValueError(f"{name}: is distributed over ranks {mesh}, not all of which are in the group")
+        counted, copies = is_first_replica(parameter), num_replicas(parameter)
+        if replicated:
+            # On a smaller mesh, as of the data parallel ranks alone, the others have meshes and copies of their own.
+            if ranks.size % len(mesh) != 0 or parameter.device_mesh.get_coordinate() is None:
+                raise ValueError(
+                    f"{name}: is distributed over {len(mesh)} of the {ranks.size} ranks of the group, and the others "
+                    "cannot all have copies; if they have parameters of their own, give replicated=False"
+                )
+            counted, copies = counted and ranks.members[0] in mesh, copies * (ranks.size // len(mesh))
+        return counted, copies, mesh[0]
+    if replicated:
+        return ranks.rank == 0, ranks.size, 0
+    return True, 1, dist.get_rank() if ranks.size > 1 else 0
+
+
+def _combine_replicated(prints: Sequence[_Print], ranks: _Ranks, failure: Exception | None) -> int:
+    """All ranks hold parameters of the same names: one all-reduce, and another one if replicas differ."""
+    names = sum(each.key for each in prints)
+    total, difference, other_names, failures = _reduced(
+        [
+            sum(each.sum for each in prints if each.counted),
+            sum(each.difference() for each in prints),
+            names - (ranks.size * names if ranks.rank == 0 else 0),
+            failure is not None,
+        ],
+        ranks,
+    )
+    if failures:
+        raise failure or ValueError("group: another rank of it could not take the fingerprint of its parameters")
+    if other_names:
+        raise ValueError(
+            "replicated: the ranks of the group hold parameters of different names, shapes or dtypes; give "
+            "replicated=False (and names=, if theirs are not those in the whole)"
+        )
+    if difference:
+        in_order = sorted(prints)
+        differences = _reduced([each.difference() for each in in_order], ranks)
+        raise _differing([each.name for each, by in zip(in_order, differences, strict=True) if by])
+    return total
+
+
+def _combine_own(prints: Sequence[_Print], ranks: _Ranks, failure: Exception | None) -> int:
+    """Ranks hold different parameters: all see the names and hashes of all."""
+    mine = ([(each.name, each.holders, each.sum, each.counted, each.difference()) for each in prints], failure is None)
+    gathered: list[Any] = [None] * ranks.size
+    dist.all_gather_object(gathered, mine, group=ranks.group)
+    if not all(succeeded for _, succeeded in gathered):
+        raise failure or ValueError("group: another rank of it could not take the fingerprint of its parameters")
+    totals: dict[str, dict[int, int]] = {}  # of every name: from its holders to their hash
+    differing: dict[str, int] = {}
+    for entries, _ in gathered:
+        for name, holders, of_rank, counted, difference in entries:
+            of_name = totals.setdefault(name, {})
+            of_name[holders] = (of_name.get(holders, 0) + of_rank * counted) & MASK
+            differing[name] = (differing.get(name, 0) + difference) & MASK
+    unequal = [name for name, of_name in totals.items() if differing[name] or len(set(of_name.values())) > 1]
+    if unequal:
+        raise _differing(unequal)
+    return sum(next(iter(of_name.values())) for of_name in totals.values()) & MASK
+
+
+def _differing(names: Sequence[str]) -> ValueError:
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return ValueError(f"{shown}: replicas differ, the ranks of the group hold other values of the same elements")
+
+
+_SHOWN = 6
+
+
+def _reduced(numbers: Sequence[int], ranks: _Ranks) -> list[int]:
+    """Sums over all ranks, modulo 2^64. In halves of 32 bits, whose sums never overflow."""
+    halves = [half for number in numbers for half in (number & 0xFFFFFFFF, number >> 32 & 0xFFFFFFFF)]
+    tensor = torch.tensor(halves, dtype=torch.int64, device=_device_of(ranks.group))
+    dist.all_reduce(tensor, group=ranks.group)
+    found = tensor.tolist()
+    return [(low + (high << 32)) & MASK for low, high in zip(found[::2], found[1::2], strict=True)]
+
+
+def _device_of(group: Any) -> torch.device:
+    """A device whose tensors the group can reduce: the CPU, if it can."""
+    spread: Any = group or dist.group.WORLD
+    kinds = spread._device_types
+    if torch.device("cpu") in kinds:
+        return torch.device("cpu")
+    kind = kinds[0].type
+    return torch.device(kind, torch.get_device_module(kind).current_device())

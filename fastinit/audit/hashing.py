@@ -1,0 +1,162 @@
+"""The sum of the hashes of a tensor's elements (docs/FINGERPRINT.md): natively on the CPU, or in torch's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from hashlib import blake2b
+from operator import mul
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fastinit import _native
+from fastinit._native import FINGERPRINT_VERSION
+from fastinit.run.index_maps import Part, box_of, boxes
+
+MASK = 2**64 - 1
+_STEP = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS = (30, 27, 31)
+_PERSON = b"fastprnt" + FINGERPRINT_VERSION.to_bytes(8, "little")
+
+_NATIVE_BYTES = (1, 2, 4, 8)
+_NATIVE_DIMENSIONS = 8  # csrc/core/fingerprint.h
+# Elements that torch's operations take at a time, with three or four integers of 64 bits for each: 32 MiB at the most;
+# on a CPU, what its cache holds.
+_AT_ONCE = 2**20
+_AT_ONCE_ON_CPU = 2**15
+
+
+class Hashed(NamedTuple):
+    """A tensor that is `part` of the parameter with this key."""
+
+    key: int
+    tensor: torch.Tensor
+    part: Part
+
+
+def key_of(name: str, dtype: torch.dtype, shape: Sequence[int]) -> int:
+    """64 bits of BLAKE2b of a parameter's canonical name, dtype and global shape."""
+    text = "\0".join((name, str(dtype).removeprefix("torch."), ",".join(map(str, shape))))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8, person=_PERSON).digest(), "little")
+
+
+@torch.no_grad()
+def sums(hashed: Sequence[Hashed]) -> list[int]:
+    """One sum modulo 2^64 a tensor. Reads only; extra memory is at most 32 MiB."""
+    found = [0] * len(hashed)
+    natively: list[int] = []
+    by_torch: list[tuple[int, torch.Tensor]] = []
+    for position, (key, tensor, part) in enumerate(hashed):
+        if tensor.numel() == 0:
+            continue
+        if _is_native(tensor):
+            natively.append(position)
+        else:
+            by_torch.append((position, _sum_by_torch(tensor.detach(), key, part)))
+    if natively:
+        native = _native.module
+        assert native is not None
+        table = _table([hashed[position] for position in natively])
+        for position, total in zip(natively, native.fingerprint_cpu(table, torch.get_num_threads()), strict=True):
+            found[position] = int(total)
+    # Each device is waited for once.
+    for device in {total.device for _, total in by_torch}:
+        of_device = [(position, total) for position, total in by_torch if total.device == device]
+        totals = torch.stack([total for _, total in of_device]).tolist()
+        for (position, _), total in zip(of_device, totals, strict=True):
+            found[position] = total & MASK
+    return found
+
+
+def _is_native(tensor: torch.Tensor) -> bool:
+    return (
+        _native.module is not None
+        and tensor.device.type == "cpu"
+        and tensor.element_size() in _NATIVE_BYTES
+        and tensor.dim() <= _NATIVE_DIMENSIONS
+    )
+
+
+def _table(hashed: Sequence[Hashed]) -> np.ndarray[Any, Any]:
+    """Rows of the native FingerprintTask struct."""
+    table = np.zeros(len(hashed), dtype=_task_dtype())
+    table["data"] = [tensor.data_ptr() for _, tensor, _ in hashed]
+    table["numel"] = [tensor.numel() for _, tensor, _ in hashed]
+    table["key"] = [key for key, _, _ in hashed]
+    table["global_offset"] = [part.offset for _, _, part in hashed]
+    table["element_bytes"] = [tensor.element_size() for _, tensor, _ in hashed]
+    table["dimensions"] = [_dimensions(tensor, part) for _, tensor, part in hashed]
+    return table
+
+
+@cache
+def _task_dtype() -> np.dtype[np.void]:
+    assert _native.module is not None
+    dtype: np.dtype[np.void] = np.dtype(_native.module.fingerprint_dtype())
+    return dtype
+
+
+Dimension = tuple[int, int, int]  # size, step in memory, step of the global index
+
+
+def _dimensions(tensor: torch.Tensor, part: Part) -> list[Dimension]:
+    """All of the native dimensions, those with the longest steps in memory first, as few of them in use as can be."""
+    steps = zip(tensor.shape, tensor.stride(), part.strides, strict=True)
+    merged: list[Dimension] = []
+    for size, step, index_step in sorted(steps, key=lambda each: -each[1]):
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == size * step and merged[-1][2] == size * index_step:
+            size *= merged.pop()[0]
+        merged.append((size, step, index_step))
+    return [(1, 1, 1)] * (_NATIVE_DIMENSIONS - len(merged)) + merged
+
+
+def _sum_by_torch(tensor: torch.Tensor, key: int, part: Part) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    at_once = _AT_ONCE_ON_CPU if tensor.device.type == "cpu" else _AT_ONCE
+    for begin, shape in boxes(tensor.shape, at_once):
+        box = box_of(tensor, begin, shape)
+        offset = part.offset + sum(map(mul, begin, part.strides))
+        # Before the mixing: key + index * _STEP. What multiplies an index of a dimension is a number already.
+        state = torch.full((), _signed(key + offset * _STEP), dtype=torch.int64, device=tensor.device)
+        for dim, (size, stride) in enumerate(zip(box.shape, part.strides, strict=True)):
+            steps = torch.arange(size, device=tensor.device) * _signed(stride * _STEP)
+            state = state + steps.view(-1, *[1] * (box.dim() - dim - 1))
+        state = state.reshape(-1)
+        for word in _words(box):
+            state = _mixed(state.bitwise_xor_(word))
+        total += state.sum()
+    return total
+
+
+def _words(box: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The elements' bits, in int64: once, or for elements of 16 bytes their low and their high half."""
+    flat, size = box.reshape(-1), box.element_size()
+    if size == 1:
+        yield flat.view(torch.uint8).to(torch.int64)
+    elif size == 2:
+        yield flat.view(torch.int16).to(torch.int64).bitwise_and_(0xFFFF)
+    elif size == 4:
+        yield flat.view(torch.int32).to(torch.int64).bitwise_and_(0xFFFFFFFF)
+    elif size == 8:
+        yield flat.view(torch.int64)
+    else:
+        yield from flat.contiguous().view(torch.int64).view(-1, size // 8).unbind(1)
+
+
+def _mixed(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finaliser, in place. Products wrap."""
+    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
+        x.bitwise_xor_((x >> shift).bitwise_and_(2 ** (64 - shift) - 1))  # >> copies the sign
+        if multiplier != 1:
+            x.mul_(_signed(multiplier))
+    return x
+
+
+def _signed(x: int) -> int:
+    """The int64 that is x modulo 2^64."""
+    return ((x + 2**63) & MASK) - 2**63

@@ -1,0 +1,234 @@
+"""Whether a model holds what a plan writes: filled once more, a piece at a time, and compared. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fastinit.distributed.shards import check_not_flattened
+from fastinit.plans import Plan, Row, targets_of
+from fastinit.run import engine
+from fastinit.run.index_maps import box_of, boxes
+from fastinit.run.memory import check_readable
+from fastinit.run.parametrized import Computed, computed_weights
+from fastinit.run.streams import Renaming, canonical_name, renaming
+from fastinit.run.table import Target, begin_of
+from fastinit.schemes.distributions import (
+    Blocks,
+    DeltaOrthogonal,
+    Distribution,
+    IdentityPlus,
+    Orthogonal,
+    Spectral,
+    TimeStep,
+    ZeroRow,
+    is_composed,
+)
+
+# Of values that are filled once more at a time: what the allocator has at hand, and mostly in the cache. A tensor that
+# is computed as a whole may take more.
+_SCRATCH_BYTES = 2**24
+# Rounding errors of orthogonal matrices, in units of the precision that they are computed in, for vectors of length 1.
+_ROUNDING = 32.0
+
+
+@torch.no_grad()
+def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit: int = 10) -> tuple[str, ...]:
+    """The names of the first parameters of `model` that do not hold what `plan` would write; none: an empty tuple.
+
+    To the bit, so that a NaN equals itself and 0 differs from -0. Where values come out of matrix products or the
+    system's mathematical library (orthogonal matrices and what is made of them, time steps), |difference| <=
+    2 eps |value| + 32 e scale is let pass, with eps the precision of the dtype, e that of the computation (float32, or
+    float64 for float64), and scale the gain or the largest singular value. Likewise, with the largest value for a
+    scale, what a parametrisation makes of a weight; compared are then its originals, and its buffers but for the
+    estimates of a spectral norm.
+
+    Only rows that the plan writes are compared, each with the parameter of its name. The plan may have been made from
+    another instance of the model: on another device, or without the sharding. Of DTensors this process reads what it
+    holds; nothing is exchanged between ranks. Takes a few times the time of filling, and 16 MiB of
+    memory, but for tensors that are computed as a whole.
+
+    Args:
+        model: any module whose parameters have memory.
+        plan: with a seed.
+        names: of parameters in the whole, where `model` is a part of it: as in `fastinit.plan`.
+        limit: how many names are enough.
+
+    Raises:
+        TypeError: a model, plan or parameter of another type.
+        ValueError: the plan has no seed; a parameter that the model lacks, or of another shape or dtype, or without
+            memory (meta).
+
+    >>> from fastinit import init_model_, plan
+    >>> model = torch.nn.Linear(3, 2)
+    >>> verify(init_model_(model, "xavier_uniform", seed=0), plan(model, "xavier_uniform", seed=0))
+    ()
+    >>> verify(model, plan(model, "xavier_uniform", seed=1))
+    ('weight',)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan: expected a fastinit.Plan, got {type(plan).__name__}")
+    if plan.seed is None:
+        raise ValueError("plan: expected one with a seed; without, every run writes other values")
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"limit: expected an int of 1 or more, got {limit!r}")
+    check_not_flattened(model)
+    held = _held(model, renaming(names))
+    rows = [(row, _matching(row, held)) for row in plan.rows if row.action == "init"]
+    differing: dict[str, None] = {}
+    for batch in _batches(rows, plan.backend):
+        for piece in _differing(batch, plan):
+            differing.setdefault(piece.target.name)
+        if len(differing) >= limit:
+            break
+    return tuple(differing)[:limit]
+
+
+_Weight = torch.Tensor | Computed
+
+
+def _held(model: nn.Module, rename: Callable[[str], str]) -> dict[str, _Weight]:
+    """Parameters, and weights that are computed from others, by their names."""
+    parameters: dict[str, _Weight] = {
+        rename(canonical_name(name)): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not nn.parameter.is_lazy(parameter)
+    }
+    computed: dict[str, _Weight] = {
+        rename(canonical_name(f"{prefix}.{each.own_name}" if prefix else each.own_name)): each
+        for prefix, module in model.named_modules()
+        for each in computed_weights(module)
+    }
+    return parameters | computed  # an original that has its weight's name gives way
+
+
+def _matching(row: Row, held: dict[str, _Weight]) -> _Weight:
+    """What the model holds under the name of a row.
+
+    Raises:
+        TypeError, ValueError: nothing, or what the row cannot be for.
+    """
+    found = held.get(row.name)
+    if found is None:
+        raise ValueError(f"{row.name}: the model has no such parameter; plan.filter(...) leaves rows out")
+    tensor = found.weight if isinstance(found, Computed) else found
+    check_readable(tensor, row.name)
+    if (tensor.shape, tensor.dtype) != (row.tensor.shape, row.tensor.dtype):
+        raise ValueError(
+            f"{row.name}: planned as {tuple(row.tensor.shape)} {row.tensor.dtype}, the model's is "
+            f"{tuple(tensor.shape)} {tensor.dtype}"
+        )
+    return found
+
+
+class _Piece(NamedTuple):
+    """Values that a model holds, and the target that would be written there; for a computed weight, all of it."""
+
+    target: Target
+    computed: Computed | None
+
+    def nbytes(self) -> int:
+        return self.target.tensor.numel() * self.target.dtype.itemsize
+
+
+def _batches(rows: list[tuple[Row, _Weight]], backend: str) -> Iterator[list[_Piece]]:
+    """Pieces of all rows in their order, as many together as the scratch memory holds."""
+    batch: list[_Piece] = []
+    nbytes = 0
+    for row, found in rows:
+        for piece in _pieces(row, found, backend):
+            if batch and nbytes + piece.nbytes() > _SCRATCH_BYTES:
+                yield batch
+                batch, nbytes = [], 0
+            batch.append(piece)
+            nbytes += piece.nbytes()
+    if batch:
+        yield batch
+
+
+def _pieces(row: Row, found: _Weight, backend: str) -> Iterator[_Piece]:
+    computed, tensor = (found, found.weight) if isinstance(found, Computed) else (None, found)
+    for target in targets_of(row._replace(tensor=tensor)):
+        if computed is not None or is_composed(target.distribution) or not engine.fills_natively(target, backend):
+            yield _Piece(target, computed)
+            continue
+        for begin, shape in boxes(target.tensor.shape, _SCRATCH_BYTES // target.dtype.itemsize):
+            if shape == tuple(target.tensor.shape):
+                yield _Piece(target, None)
+                continue
+            at = tuple(map(sum, zip(begin_of(target), begin, strict=True)))
+            yield _Piece(target._replace(tensor=box_of(target.tensor.detach(), begin, shape), begin=at), None)
+
+
+def _differing(batch: list[_Piece], plan: Plan) -> Iterator[_Piece]:
+    expected = [piece.target._replace(tensor=_scratch(piece.target, plan.backend)) for piece in batch]
+    engine.Program(expected, plan.backend).run_(plan.seed, None)
+    for piece, target in zip(batch, expected, strict=True):
+        if piece.computed is None:
+            equal = _equal(piece.target.tensor.detach(), target.tensor, _scale(target.distribution))
+        else:
+            equal = _holds(piece.computed, target)
+        if not equal:
+            yield piece
+
+
+def _scratch(target: Target, backend: str) -> torch.Tensor:
+    tensor = target.tensor
+    if engine.fills_natively(target, backend):
+        return torch.empty_like(tensor)
+    # torch's random numbers depend on where elements lie.
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
+
+def _holds(computed: Computed, target: Target) -> bool:
+    """Whether a weight's originals are what is made of its values."""
+    try:
+        prepared = computed.setter.prepare(target.tensor)
+    except Exception as error:
+        raise ValueError(f"{target.name}: cannot be set through its parametrization: {error}") from error
+    return all(
+        given.shape == value.shape and (value.numel() == 0 or _equal(given.detach(), value, float(value.abs().max())))
+        for given, value in computed.setter.written(prepared)
+    )
+
+
+def _scale(distribution: Distribution) -> float | None:
+    """What rounding errors are proportional to; None: there are none."""
+    if isinstance(distribution, Blocks):
+        scales = [scale for each in distribution.each if (scale := _scale(each)) is not None]
+        return max(scales, default=None)
+    if isinstance(distribution, ZeroRow):
+        return _scale(distribution.rest)
+    if isinstance(distribution, (Orthogonal, DeltaOrthogonal)):
+        return abs(distribution.gain)
+    if isinstance(distribution, Spectral):
+        return max(map(abs, distribution.values))
+    if isinstance(distribution, IdentityPlus):
+        return abs(distribution.identity) + abs(distribution.gain)
+    return 1.0 if isinstance(distribution, TimeStep) else None
+
+
+def _equal(given: torch.Tensor, expected: torch.Tensor, scale: float | None) -> bool:
+    if torch.equal(_bits(given), _bits(expected)):
+        return True
+    if scale is None or not (given.dtype.is_floating_point or given.dtype.is_complex):
+        return False
+    computed_in = torch.float64 if given.dtype in (torch.float64, torch.complex128) else torch.float32
+    allowed = expected.abs().to(computed_in) * (2.0 * torch.finfo(given.dtype).eps)
+    allowed += _ROUNDING * torch.finfo(computed_in).eps * scale
+    common = torch.promote_types(given.dtype, computed_in)
+    return bool(((given.to(common) - expected.to(common)).abs() <= allowed).all())
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.view(_INTEGERS[tensor.element_size()])

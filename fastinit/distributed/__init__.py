@@ -1,0 +1,1 @@
+"""What this rank holds of a tensor, and what ranks agree on."""

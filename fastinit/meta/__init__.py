@@ -1,0 +1,1 @@
+"""Models born on the meta device: their memory and their buffers."""

@@ -1,0 +1,214 @@
+"""Memory for a model that was built on the meta device. What stands in that memory is for others to write: nothing is
+zeroed here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from fastinit.run.index_maps import extent, overlaps_itself
+from fastinit.run.memory import Span, check_overlaps
+from fastinit.run.parametrized import SpectralNorm
+from fastinit.run.streams import canonical_name
+
+
+class _Found(NamedTuple):
+    """A parameter or buffer, under the first of its names, and all the places where modules have it."""
+
+    name: str
+    tensor: torch.Tensor
+    places: list[tuple[nn.Module, str]]
+
+
+def allocate_(
+    model: nn.Module, device: torch.device, dtype: torch.dtype | None = None, *, recurse: bool = True
+) -> None:
+    """Give every parameter and every buffer of `model` that is on the meta device memory on `device`.
+
+    The memory is left as it comes, never zeroed. A parameter keeps its strides, its mesh and placements if it is a
+    DTensor, its type, attributes, hooks and `requires_grad`, and stays the same object: ties, optimizers and lists that
+    have it keep it. Where something refers to it weakly, as torch.export does, or an autograd graph does, torch cannot
+    exchange the memory; then a new parameter takes its place in all modules of `model`. A gradient is dropped, and so
+    is `_is_hf_initialized`: the new memory holds no loaded weight.
+
+    Parameters that have memory already stay as and where they are, in whatever dtype. Buffers that have are moved to
+    `device`. A parameter that FSDP2 offloads goes to the CPU, where it wants it.
+
+    Args:
+        model: any module, before or after `fully_shard`, `parallelize_module` or a split into stages.
+        device: where to; not meta.
+        dtype: of the floating-point parameters; None: each keeps its own, as integers and complex ones always do.
+            Buffers keep theirs (frequencies of a rotary embedding need their digits), except those that torch computes
+            with beside a weight and wants alike: statistics of a normalisation, and what belongs to a parametrisation.
+        recurse: False: only what `model` itself holds, without its children.
+
+    Raises:
+        TypeError, ValueError: naming a parameter or buffer that cannot be allocated: lazy, not dense, or one of two
+            that share memory without being one object. Nothing is changed then.
+    """
+    if device.type == "meta":
+        raise ValueError("device: expected one with memory, got meta")
+    modules = list(model.named_modules()) if recurse else [("", model)]
+    parameters = _found(modules, "_parameters")
+    buffers = _found(modules, "_buffers")
+    _check([*parameters, *buffers], parameters)
+    alike = _buffers_like_weights(module for _, module in modules)
+    kept = []
+    with torch.no_grad(), _not_filled():
+        offloaded = _offloaded(module for _, module in modules)
+        for found in parameters:
+            if found.tensor.is_meta:
+                at = torch.device("cpu") if id(found.tensor) in offloaded else device
+                kept.append(_allocate_parameter(found, at, dtype))
+        for found in buffers:
+            _allocate_buffer(found, device, dtype if id(found.tensor) in alike else None)
+        if kept:
+            _account_again(module for _, module in modules)
+    for restore in kept:
+        restore()
+
+
+def _found(modules: Iterable[tuple[str, nn.Module]], kind: str) -> list[_Found]:
+    """Every object of the given kind once, in the order of the model."""
+    found: dict[int, _Found] = {}
+    for prefix, module in modules:
+        for own_name, tensor in getattr(module, kind).items():
+            if tensor is not None:
+                name = canonical_name(f"{prefix}.{own_name}" if prefix else own_name)
+                found.setdefault(id(tensor), _Found(name, tensor, [])).places.append((module, own_name))
+    return list(found.values())
+
+
+def _check(every: Iterable[_Found], parameters: Iterable[_Found]) -> None:
+    lazy = [found.name for found in every if nn.parameter.is_lazy(found.tensor)]
+    if lazy:
+        raise ValueError(f"{', '.join(lazy)}: lazy, and without a shape; run a forward pass first")
+    spans: dict[int, list[tuple[Span, str]]] = {}
+    for name, tensor, _ in parameters:
+        if not tensor.is_meta:
+            continue
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+            kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else f"layout {tensor.layout}"
+            raise TypeError(f"{name}: expected a dense (strided) tensor, got {kind}")
+        if is_traceable_wrapper_subclass(tensor) or tensor.numel() == 0:
+            continue
+        if overlaps_itself(tensor):
+            raise ValueError(
+                f"{name}: several elements share memory (shape {tuple(tensor.shape)}, strides {tensor.stride()}), "
+                "as after expand(); clone() it"
+            )
+        begin = int(tensor.storage_offset()) * tensor.element_size()
+        span = Span(begin, begin + extent(tensor), tensor.is_contiguous(), False)
+        spans.setdefault(tensor.untyped_storage()._cdata, []).append((span, name))
+    for sharing in spans.values():
+        check_overlaps(sharing)
+
+
+def _buffers_like_weights(modules: Iterable[nn.Module]) -> set[int]:
+    """Buffers of which torch expects the dtype of the weight beside them."""
+    found: set[int] = set()
+    for module in modules:
+        if isinstance(module, (_NormBase, parametrize.ParametrizationList)):
+            found |= {id(buffer) for buffer in module.buffers()}
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                found |= {id(module._buffers[hook.name + ending]) for ending in ("_u", "_v")}
+    return found
+
+
+@contextmanager
+def _not_filled() -> Iterator[None]:
+    """Deterministic algorithms would fill what torch.empty gives; here everything is written afterwards."""
+    setting: Any = torch.utils.deterministic
+    before = setting.fill_uninitialized_memory
+    setting.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        setting.fill_uninitialized_memory = before
+
+
+def _fsdp_parameters(module: nn.Module) -> list[Any]:
+    """What FSDP2 keeps for each parameter of its module; of a module that it does not manage, nothing."""
+    state: Any = getattr(module, "_get_fsdp_state", lambda: None)()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # before torch had several groups a module
+        groups = [group for group in [getattr(state, "_fsdp_param_group", None)] if group is not None]
+    return [each for group in groups for each in group.fsdp_params]
+
+
+def _offloaded(modules: Iterable[nn.Module]) -> set[int]:
+    """Parameters that FSDP2 keeps on the CPU and brings to the device when it computes."""
+    return {id(each.sharded_param) for module in modules for each in _fsdp_parameters(module) if each.offload_to_cpu}
+
+
+def _empty_like(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+    """New memory for `tensor`: its strides, its type, its mesh and placements."""
+    given = dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
+    empty = torch.empty_like(tensor, device=device, dtype=given)
+    if is_traceable_wrapper_subclass(tensor):
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        return empty.requires_grad_(tensor.requires_grad)
+    made: torch.Tensor = torch.Tensor._make_subclass(type(tensor), empty, tensor.requires_grad)
+    return made
+
+
+def _attributes(tensor: torch.Tensor) -> dict[str, Any]:
+    return {key: value for key, value in tensor.__dict__.items() if key != "_is_hf_initialized"}
+
+
+def _allocate_parameter(found: _Found, device: torch.device, dtype: torch.dtype | None) -> Callable[[], None]:
+    """Give a parameter memory, and return what puts back what hangs on it."""
+    parameter: Any = found.tensor
+    attributes = _attributes(parameter)
+    hooks, after_hooks = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
+    fresh: Any = _empty_like(parameter, device, dtype)
+    try:
+        torch.utils.swap_tensors(parameter, fresh)  # type: ignore[no-untyped-call]
+        allocated = parameter
+    except RuntimeError:  # referred to weakly, or by an autograd graph
+        allocated = fresh
+        for module, own_name in found.places:
+            module._parameters[own_name] = allocated
+
+    def restore() -> None:
+        allocated.__dict__.pop("_is_hf_initialized", None)
+        allocated.__dict__.update(attributes)
+        # The same dictionaries: the handles that were given out can still remove their hooks.
+        if hooks is not None:
+            allocated._backward_hooks = hooks
+        if after_hooks is not None:
+            allocated._post_accumulate_grad_hooks = after_hooks
+
+    return restore
+
+
+def _allocate_buffer(found: _Found, device: torch.device, dtype: torch.dtype | None) -> None:
+    buffer = found.tensor
+    if buffer.is_meta:
+        moved = _empty_like(buffer, device, dtype)
+    elif is_traceable_wrapper_subclass(buffer):
+        return  # its mesh says where it is
+    else:
+        moved = buffer.to(device)
+    if moved is not buffer:
+        moved.__dict__.update(_attributes(buffer))
+        for module, own_name in found.places:
+            module._buffers[own_name] = moved
+
+
+def _account_again(modules: Iterable[nn.Module]) -> None:
+    """Let FSDP2 look at its shards again."""
+    for module in modules:
+        for each in _fsdp_parameters(module):
+            # As Module.to and to_empty have it done: it pads and pins the shard, and gathers from it. Left to
+            # the first forward pass, that would exchange the memory of shards that somebody may hold by then.
+            each.reset_sharded_param()

@@ -1,0 +1,1 @@
+"""Rules put together: files, presets, residual nets, muP."""

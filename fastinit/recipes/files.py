@@ -1,0 +1,257 @@
+"""Recipes: a scheme, rules and a fan convention together, with a name; as objects, as JSON and as TOML."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastinit.rules.select import KEEP, Rule, Selector, Where, as_fan, as_rules, flagged
+from fastinit.schemes.base import Scheme, as_scheme, check_choice, from_data, to_data
+from fastinit.schemes.fans import FanAxes, FanConvention
+
+_RECIPE_KEYS = ("name", "source", "scheme", "fan", "rules")
+_WHERE_KEYS = ("name", "regex", "type", "shape", "dims", "requires_grad")
+_RULE_KEYS = (*_WHERE_KEYS, "scheme", "keep", "fan", "split", "split_dim", "zero_row")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to initialise a kind of model: `scheme` for the matrices, `rules` before the defaults, `fan` to read fans.
+
+    `name` and `source` say what it is and where it was published. `init_model_` and `plan` take one in place of a
+    scheme; rules given beside it come first.
+
+    >>> Recipe("xavier_uniform", [("*.head.weight", "zeros")]).to_json(indent=None)
+    '{"scheme": "xavier_uniform", "rules": [{"name": "*.head.weight", "scheme": "zeros"}]}'
+    """
+
+    scheme: Scheme | str
+    rules: Sequence[Rule | tuple[Selector, Any]] = ()
+    fan: FanConvention = "torch"
+    name: str | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scheme", as_scheme(self.scheme))
+        object.__setattr__(self, "rules", as_rules(self.rules))
+        object.__setattr__(self, "fan", as_fan(self.fan))
+
+    def to_data(self) -> dict[str, Any]:
+        """The recipe as plain data: what its JSON and TOML hold.
+
+        Raises:
+            ValueError: naming the rule that holds a function, or a scheme that is not registered.
+        """
+        data: dict[str, Any] = {}
+        for key in ("name", "source"):
+            if getattr(self, key) is not None:
+                data[key] = getattr(self, key)
+        data["scheme"] = to_data(as_scheme(self.scheme))
+        if self.fan != "torch":
+            data["fan"] = _fan_to_data(self.fan)
+        rules = as_rules(self.rules)
+        if rules:
+            data["rules"] = [_rule_to_data(rule, f"rules[{at}]") for at, rule in enumerate(rules)]
+        return data
+
+    def to_json(self, indent: int | None = 1) -> str:
+        """The recipe as JSON, which `load_recipe` reads."""
+        return json.dumps(self.to_data(), indent=indent, ensure_ascii=False)
+
+    def to_toml(self) -> str:
+        """The recipe as TOML, which `load_recipe` reads."""
+        data = self.to_data()
+        rules = data.pop("rules", [])
+        lines = [f"{key} = {_toml(value)}" for key, value in data.items()]
+        for rule in rules:
+            lines += ["", "[[rules]]", *(f"{key} = {_toml(value)}" for key, value in rule.items())]
+        return "\n".join(lines) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the recipe to a .json or .toml file.
+
+        Raises:
+            ValueError: another suffix, or a recipe that cannot be written (to_data).
+        """
+        path = Path(path)
+        check_choice("path", path.suffix, (".json", ".toml"))
+        path.write_text(self.to_json() + "\n" if path.suffix == ".json" else self.to_toml(), encoding="utf-8")
+
+
+def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a .json or .toml file.
+
+    Raises:
+        ValueError: another suffix, no valid JSON or TOML, an unknown key or a value that does not fit, naming the file
+            and the key.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    check_choice("path", path.suffix, (".json", ".toml"))
+    try:
+        text = path.read_text(encoding="utf-8")
+        return recipe_from_data(json.loads(text) if path.suffix == ".json" else _parse_toml(text))
+    # json's and tomllib's errors are ValueErrors, too, and tell the line; depth exhausts the parsers' stacks.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def recipe_from_data(data: Any) -> Recipe:
+    """The recipe that `Recipe.to_data` made the data of.
+
+    Raises:
+        ValueError: naming the key, what was expected there and what came.
+    """
+    data = _table(data, "recipe", _RECIPE_KEYS, prefix="")
+    if "scheme" not in data:
+        raise ValueError("scheme: expected the name of a scheme or a table with its name and arguments, got none")
+    for key in ("name", "source"):
+        if not isinstance(data.get(key, ""), str):
+            raise ValueError(f"{key}: expected a string, got {data[key]!r}")
+    rules = data.get("rules", [])
+    if not isinstance(rules, list):
+        raise ValueError(f"rules: expected an array of tables, got {rules!r}")
+    return Recipe(
+        from_data(data["scheme"], "scheme"),
+        [_rule_from_data(rule, f"rules[{at}]") for at, rule in enumerate(rules)],
+        _fan_from_data(data["fan"], "fan") if "fan" in data else "torch",
+        data.get("name"),
+        data.get("source"),
+    )
+
+
+def _table(data: Any, key: str, known: Sequence[str], prefix: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{key}: expected a table, got {data!r}")
+    for each in data:
+        check_choice(f"{prefix}key", each, known)
+    return data
+
+
+def _fan_to_data(fan: FanConvention) -> Any:
+    if isinstance(fan, FanAxes):
+        return {axis: list(value) if isinstance(value, tuple) else value for axis, value in fan._asdict().items()}
+    return list(fan) if isinstance(fan, tuple) else fan
+
+
+def _fan_from_data(data: Any, key: str) -> FanConvention:
+    try:
+        if isinstance(data, Mapping):
+            axes = _table(data, key, FanAxes._fields, prefix="")
+            return as_fan(
+                FanAxes(**{axis: tuple(each) if isinstance(each, list) else each for axis, each in axes.items()})
+            )
+        return as_fan(data)
+    except (ValueError, TypeError) as error:
+        message = str(error)
+        separator = "." if message.startswith(FanAxes._fields) else ": "
+        raise ValueError(f"{key}{separator}{message.removeprefix('fan: ')}") from error
+
+
+def _type_name(given: str | type[nn.Module]) -> str:
+    return given if isinstance(given, str) else f"{given.__module__}.{given.__qualname__}"
+
+
+def _rule_to_data(rule: Rule, key: str) -> dict[str, Any]:
+    select = rule.select
+    data: dict[str, Any] = {}
+    if isinstance(select, str):
+        data["name"] = select
+    elif isinstance(select, re.Pattern):
+        data["regex"] = flagged(select)
+    elif isinstance(select, (type, tuple)):
+        types = [_type_name(each) for each in (select if isinstance(select, tuple) else (select,))]
+        data["type"] = types[0] if len(types) == 1 else types
+    elif isinstance(select, Where):
+        for each in _WHERE_KEYS:
+            value = getattr(select, each)
+            if each == "type" and value is not None:
+                types = [_type_name(one) for one in (value if isinstance(value, tuple) else (value,))]
+                value = types[0] if len(types) == 1 else types
+            elif each == "name" and isinstance(value, tuple):
+                value = list(value)
+            elif each == "shape" and value is not None:
+                value = [-1 if size is None else size for size in value]
+            if value is not None:
+                data[each] = value
+    else:
+        raise ValueError(f"{key}: a function cannot be written to a recipe: {select!r}")
+    if rule.scheme is KEEP:
+        data["keep"] = True
+    elif isinstance(rule.scheme, tuple):
+        data["scheme"] = [to_data(as_scheme(each), f"{key}.scheme[{at}]") for at, each in enumerate(rule.scheme)]
+    else:
+        data["scheme"] = to_data(as_scheme(rule.scheme), f"{key}.scheme")
+    if rule.fan is not None:
+        data["fan"] = _fan_to_data(rule.fan)
+    if rule.split is not None:
+        data["split"] = rule.split if isinstance(rule.split, int) else list(rule.split)
+    if rule.split_dim is not None:
+        data["split_dim"] = rule.split_dim
+    if rule.zero_row is not None:
+        data["zero_row"] = rule.zero_row
+    return data
+
+
+def _rule_from_data(data: Any, key: str) -> Rule:
+    data = _table(data, key, _RULE_KEYS, prefix=f"{key}: ")
+    keep = data.get("keep", False)
+    if not isinstance(keep, bool):
+        raise ValueError(f"{key}.keep: expected true or false, got {keep!r}")
+    if keep == ("scheme" in data):
+        raise ValueError(f"{key}: expected either a scheme or keep = true, got {'both' if keep else 'neither'}")
+    scheme: Any = KEEP
+    if not keep and isinstance(data["scheme"], list):
+        scheme = tuple(from_data(each, f"{key}.scheme[{at}]") for at, each in enumerate(data["scheme"]))
+    elif not keep:
+        scheme = from_data(data["scheme"], f"{key}.scheme")
+    properties = {each: data[each] for each in _WHERE_KEYS if each in data}
+    if not properties:
+        raise ValueError(f"{key}: expected one of {', '.join(_WHERE_KEYS)} at least, got none")
+    try:
+        for each in ("name", "type", "shape"):
+            if isinstance(properties.get(each), list):
+                properties[each] = tuple(properties[each])
+        select: Selector = Where(**properties)
+        if list(properties) == ["name"] and isinstance(data["name"], str):
+            select = data["name"]
+        split = data.get("split")
+        return Rule(
+            select,
+            scheme,
+            _fan_from_data(data["fan"], f"{key}.fan") if "fan" in data else None,
+            tuple(split) if isinstance(split, list) else split,
+            data.get("split_dim"),
+            data.get("zero_row"),
+        )
+    except (ValueError, TypeError) as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(key) else f"{key}.{message}") from error
+
+
+def _toml(value: Any) -> str:
+    """A value in TOML, on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+
+
+def _parse_toml(text: str) -> Any:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
+    return tomllib.loads(text)

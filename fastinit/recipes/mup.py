@@ -1,0 +1,321 @@
+"""muP: std and learning rates that stay right when a model is widened (Yang, Hu et al. 2022, "Tensor Programs V")."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from fastinit.recipes.files import Recipe
+from fastinit.recipes.presets import as_recipe
+from fastinit.rules.roles import Treatment, default_treatment, ruled_treatment
+from fastinit.rules.select import Rule, RuleFinder, Where, as_rules
+from fastinit.run.parametrized import computed_weights
+from fastinit.run.streams import canonical_name
+from fastinit.schemes.base import Scheme, as_scheme, check_choice, distribution_of
+from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geometry_of, module_geometry
+from fastinit.schemes.named import Constant, Scaled
+
+Role = Literal["hidden", "input", "output", "vector", "fixed"]
+Optimizer = Literal["adam", "sgd"]
+
+
+class MuPRow(NamedTuple):
+    """A parameter under muP. `width_in`, `width_out`: how many times as many inputs and outputs as in the base model.
+
+    `std_factor` multiplies the std that the base model's parameter has; `output_factor` is what the model must
+    multiply the layer's input by (its output, but for the bias); `adam` and `sgd` multiply the learning rate.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    width_in: float
+    width_out: float
+    std_factor: float
+    output_factor: float
+    adam: float
+    sgd: float
+
+
+@dataclass(frozen=True)
+class MuP(Recipe):
+    """The recipe of `mup`, with a row for every parameter: `print` shows them, `parameter_groups` is for the
+    optimizer."""
+
+    rows: tuple[MuPRow, ...] = ()
+
+    def learning_rates(self, optimizer: Optimizer = "adam") -> dict[str, float]:
+        """The multiplier of the learning rate for every parameter, by canonical name."""
+        check_choice("optimizer", optimizer, ("adam", "sgd"))
+        return {row.name: float(getattr(row, optimizer)) for row in self.rows}
+
+    def parameter_groups(self, model: nn.Module, lr: float, optimizer: Optimizer = "adam") -> list[dict[str, Any]]:
+        """Groups for torch.optim: parameters of one multiplier together, with `lr` times it.
+
+        Raises:
+            ValueError: a parameter that the recipe was not made for.
+        """
+        rates = self.learning_rates(optimizer)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for full_name, parameter in model.named_parameters():
+            name = canonical_name(full_name)
+            if name not in rates:
+                raise ValueError(f"{name}: expected a parameter of the model that mup was called with")
+            groups.setdefault(rates[name], []).append(parameter)
+        return [{"params": parameters, "lr": lr * rate} for rate, parameters in groups.items()]
+
+    def __str__(self) -> str:
+        titles = ("name", "shape", "role", "width in", "width out", "std x", "output x", "Adam lr x", "SGD lr x")
+        lines = [titles]
+        for row in self.rows:
+            numbers = (f"{number:.6g}" for number in row[3:])
+            lines.append((row.name, "x".join(map(str, row.shape)), row.role, *numbers))  # type: ignore[arg-type]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+
+
+def mup(
+    model: nn.Module,
+    base: nn.Module | Mapping[str, Sequence[int]],
+    scheme: str | Scheme | Recipe,
+    *,
+    output_multiplier: bool = False,
+) -> MuP:
+    """The maximal update parametrisation of a model, relative to a narrower `base` model.
+
+    A dimension that differs from the base's has a width, m times the base's. With sigma the std that `scheme` gives the
+    parameter in the base model:
+
+        role     m > 1 for       std                     Adam lr    SGD lr
+        input    outputs         sigma                   1          m_out
+        hidden   both            sigma / sqrt(m_in)      1 / m_in   m_out / m_in
+        output   inputs          sigma / m_in            1 / m_in   1 / m_in
+        vector   its only one    as the base's           1          m
+
+    (Yang et al. 2022, table 3, relative to a base as in its section B.1). With `output_multiplier` its table 8
+    instead, which tied embeddings need: output weights keep sigma, the model multiplies their input by 1 / m_in, and
+    their learning rates are 1 for Adam and m_in for SGD. Attention must divide by the width of a head instead of its
+    root (definition 4.1).
+
+    Inputs and outputs are what the module computes with the parameter. The rows of an embedding are looked up, so that
+    their number is no width; tables that are added (`pos_embed`, `cls_token`) are vectors. Orthogonal matrices and
+    identities shrink by themselves as they grow, and are scaled by what that leaves.
+
+    Args:
+        model: the wide model. base: the same model at the width that its hyperparameters were tuned at, on any device
+            ("meta" will do), or the shapes of its parameters by canonical name.
+        scheme: what the base model is initialised with: a scheme, a preset or a recipe.
+
+    Raises:
+        ValueError: base lacks a parameter, or has it with another number of dimensions; embedding and output share
+            their weight without `output_multiplier`; a weight is parametrised.
+
+    >>> wide, base = torch.nn.Linear(64, 64), torch.nn.Linear(16, 16)
+    >>> print(mup(wide, base, "kaiming_normal"))
+    name    shape  role    width in  width out  std x  output x  Adam lr x  SGD lr x
+    weight  64x64  hidden  4         4          0.5    1         0.25       1
+    bias    64     vector  1         4          1      1         1          4
+    """
+    shapes = _Base(base)
+    recipe = as_recipe(scheme, model)
+    finder = RuleFinder(as_rules(recipe.rules))
+    rows: list[MuPRow] = []
+    first: dict[int, MuPRow] = {}  # id of a parameter -> its row
+    made: dict[Any, tuple[_Said, list[str]]] = {}  # what a rule says -> the parameters that it is for
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        for computed in computed_weights(module):
+            raise ValueError(f"{canonical_name(dot + computed.own_name)}: expected a weight that is a parameter itself")
+        for own_name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = canonical_name(dot + own_name)
+            tied_to = first.get(id(parameter))
+            base_shape = shapes.shape(name, parameter, None if tied_to is None else tied_to.name)
+            row = _row(name, module, own_name, parameter, base_shape, output_multiplier)
+            if tied_to is not None:
+                if {row.role, tied_to.role} == {"input", "output"}:
+                    if not output_multiplier:
+                        raise ValueError(
+                            f"{name}: is tied to {tied_to.name}, input and output weights at once: expected "
+                            "output_multiplier=True"
+                        )
+                    rows.append(row)
+                continue
+            first[id(parameter)] = row
+            rows.append(row)
+            position = finder.find(name, module, parameter)
+            if position is None and getattr(parameter, "_is_hf_initialized", False):
+                continue
+            treatment = (
+                default_treatment(name, module, own_name, parameter, parameter.dim(), as_scheme(recipe.scheme))
+                if position is None
+                else ruled_treatment(finder.rules[position], module)
+            )
+            if treatment.scheme is None or isinstance(treatment.scheme, Constant):
+                continue
+            said = _say(name, module, own_name, parameter, row, treatment, recipe.fan, shapes)
+            if said is not None:
+                key = (id(treatment.scheme), *said[1:], *(each.factor for each in said.schemes))
+                made.setdefault(key, (said, []))[1].append(name)
+    rules = [said.rule(of_rule) for said, of_rule in made.values()]
+    source = f"Yang, Hu et al. 2022, Tensor Programs V, table {8 if output_multiplier else 3}"
+    return MuP(recipe.scheme, [*rules, *recipe.rules], recipe.fan, "mup", source, tuple(rows))
+
+
+class _Base:
+    """The base model: the shapes of its parameters, and its modules where it is one."""
+
+    def __init__(self, base: nn.Module | Mapping[str, Sequence[int]]) -> None:
+        self._modules: dict[str, nn.Module] = {}
+        self._shapes: Mapping[str, Sequence[int]]
+        if isinstance(base, nn.Module):
+            named = base.named_parameters(remove_duplicate=False)
+            self._shapes = {canonical_name(name): parameter.shape for name, parameter in named}
+            for prefix, module in base.named_modules(remove_duplicate=False):
+                for own_name in module._parameters:
+                    self._modules[canonical_name(f"{prefix}.{own_name}" if prefix else own_name)] = module
+        else:
+            self._shapes = base
+
+    def shape(self, name: str, parameter: torch.Tensor, tied_to: str | None = None) -> tuple[int, ...]:
+        known = name if tied_to is None or name in self._shapes else tied_to
+        if known not in self._shapes:
+            raise ValueError(f"{name}: expected a parameter of this name in the base model, found none")
+        shape = tuple(self._shapes[known])
+        if len(shape) != parameter.dim():
+            raise ValueError(f"{name}: expected {parameter.dim()} dimensions in the base model, got shape {shape}")
+        if any((size == 0) != (of_base == 0) for size, of_base in zip(parameter.shape, shape, strict=True)):
+            raise ValueError(f"{name}: expected a base of no empty dimension, got shape {shape}")
+        return shape
+
+    def geometry(
+        self, fan: FanConvention, name: str, module: nn.Module, own_name: str, shape: Sequence[int]
+    ) -> Geometry:
+        """How the base's parameter is a map. Shapes alone leave some modules' fans open: those are refused."""
+        if name in self._modules:
+            return geometry_of(fan, self._modules[name], own_name, shape)
+        weight = name.removesuffix(own_name) + "weight"
+        if len(shape) < 2 and fan in ("weight", "module") and weight in self._shapes:
+            shape, own_name = tuple(self._shapes[weight]), "weight"
+        found = geometry_of(fan, module, own_name, shape)
+        if fan == "module" and len(shape) >= 2:
+            wide = geometry_of(fan, module, own_name, getattr(module, own_name).shape)
+            if wide[1:] != found[1:] or found.groups != 1:
+                raise ValueError(
+                    f"{name}: fans of {type(module).__name__}: expected a base that is a module, not shapes"
+                )
+        return found
+
+
+class _Said(NamedTuple):
+    """What a rule for a parameter under muP says."""
+
+    schemes: tuple[Scaled, ...]
+    fan: FanConvention | None
+    split: int | tuple[int, ...] | None
+    split_dim: int | None
+    zero_row: int | None
+
+    def rule(self, names: Sequence[str]) -> Rule:
+        schemes = tuple(each.scheme if each.factor == 1.0 else each for each in self.schemes)
+        scheme = schemes if len(schemes) > 1 else schemes[0]
+        return Rule(Where(name=tuple(names)), scheme, self.fan, self.split, self.split_dim, self.zero_row)
+
+
+def _say(
+    name: str,
+    module: nn.Module,
+    own_name: str,
+    parameter: torch.Tensor,
+    row: MuPRow,
+    treatment: Treatment,
+    fan: FanConvention,
+    base: _Base,
+) -> _Said | None:
+    """A rule that gives the parameter its std: the scheme with the fans of the base, times the factor of the role."""
+    given = treatment.scheme
+    assert given is not None
+    schemes = given if isinstance(given, tuple) else (given,)
+    rule = treatment.rule
+    fan = fan if rule is None or rule.fan is None else rule.fan
+    split = None if rule is None else rule.split
+    base_shape = base.shape(name, parameter)
+    scaled = tuple(Scaled(each, row.std_factor * _shrinks(each, base_shape, parameter.shape)) for each in schemes)
+    needs_fans = any(each.needs_fans for each in schemes)
+    if not needs_fans and all(each.factor == 1.0 for each in scaled):
+        return None  # the recipe's own rule or scheme says just this
+    split_dim = None if rule is None else rule.split_dim
+    zero_row = None if rule is None else rule.zero_row
+    if split is not None and split_dim is None:
+        split_dim = geometry_of(fan, module, own_name, parameter.shape).out_dim
+    if not needs_fans:
+        return _Said(scaled, None if rule is None else rule.fan, split, split_dim, zero_row)
+    try:
+        geometry = base.geometry(fan, name, module, own_name, base_shape)
+        fans = geometry.fans
+        if split is not None and split_dim is not None:
+            fans = _fans_of_block(geometry, base_shape, split, split_dim)
+        return _Said(scaled, fans, split, split_dim, zero_row)
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
+
+
+def _fans_of_block(geometry: Geometry, shape: Sequence[int], split: int | tuple[int, ...], dim: int) -> Fans:
+    """The fans that each of the equal blocks has in the base model."""
+    dim %= len(shape)
+    sizes = (1,) * split if isinstance(split, int) else split
+    if len(set(sizes)) > 1 or shape[dim] % len(sizes) != 0:
+        raise ValueError(f"split: expected equal blocks, in the base model too, or a scheme without fans, got {split}")
+    return block_fans(geometry, shape, dim, shape[dim] // len(sizes))
+
+
+def _shrinks(scheme: Scheme, base_shape: Sequence[int], shape: Sequence[int]) -> float:
+    """By how much a scheme that looks at the shape (orthogonal, identity) has smaller values in the wide model."""
+    inner: Any = scheme
+    while hasattr(inner, "scheme"):
+        inner = inner.scheme
+    if tuple(base_shape) == tuple(shape) or not hasattr(inner, "distribution_of"):
+        return 1.0
+    of_base, of_wide = (distribution_of(inner, each, None) for each in (base_shape, shape))
+    size = math.hypot(of_wide.mean(), of_wide.std())
+    return 1.0 if size == 0.0 else math.hypot(of_base.mean(), of_base.std()) / size
+
+
+# Learned tables that are parameters by themselves (pos_embed, cls_token ...): they are added, not multiplied by.
+_ADDED = re.compile(r"embed|token|position|latent|bias")
+
+
+def _ratio(size: int, of_base: int) -> float:
+    return 1.0 if size == of_base else size / of_base
+
+
+def _row(
+    name: str, module: nn.Module, own_name: str, parameter: torch.Tensor, base: tuple[int, ...], output_multiplier: bool
+) -> MuPRow:
+    shape = tuple(parameter.shape)
+    role: Role
+    if len(shape) < 2 or ("weight" not in own_name and _ADDED.search(own_name)):
+        wider = math.prod(map(_ratio, shape, base))
+        role = "fixed" if wider == 1.0 else "vector"
+        return MuPRow(name, shape, role, 1.0, wider, 1.0, 1.0, 1.0, wider)
+    geometry = module_geometry(module, own_name, shape)
+    is_table = isinstance(module, (nn.Embedding, nn.EmbeddingBag))  # of any number of rows: they are looked up
+    width_in = 1.0 if is_table else _ratio(shape[geometry.in_dim], base[geometry.in_dim])
+    width_out = _ratio(shape[geometry.out_dim], base[geometry.out_dim])
+    if width_in == 1.0:
+        role = "fixed" if width_out == 1.0 else "input"
+        return MuPRow(name, shape, role, 1.0, width_out, 1.0, 1.0, 1.0, width_out)
+    if width_out == 1.0:
+        if output_multiplier:
+            return MuPRow(name, shape, "output", width_in, 1.0, 1.0, 1.0 / width_in, 1.0, width_in)
+        return MuPRow(name, shape, "output", width_in, 1.0, 1.0 / width_in, 1.0, 1.0 / width_in, 1.0 / width_in)
+    return MuPRow(name, shape, "hidden", width_in, width_out, width_in**-0.5, 1.0, 1.0 / width_in, width_out / width_in)

@@ -1,0 +1,142 @@
+"""What a parameter is, and what it gets where no rule says otherwise: one table, read from top to bottom."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from fastinit.rules.select import KEEP, Rule
+from fastinit.schemes.base import Scheme
+from fastinit.schemes.named import Constant, Normal, kaiming_uniform
+from fastinit.schemes.structured import LogRange, TimeStep
+
+
+class Treatment(NamedTuple):
+    """What happens to a parameter. `scheme` None: it keeps its values; `covered`: whether anything decided so."""
+
+    scheme: Scheme | tuple[Scheme, ...] | None
+    reason: str
+    covered: bool = True
+    zero_row: int | None = None  # index along dimension 0 that is set to zero
+    rule: Rule | None = None
+
+
+_TORCH_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+_NORM_NAME = re.compile(r"Norm(Gated|\dd|\dP)?$")
+
+# These compute x * (1 + weight): their weight starts at zero (transformers 5.23: `1.0 + self.weight` in its models).
+_ZERO_CENTERED_NORM = re.compile(
+    r"^(Parametrized)?((T5|Vault|Recurrent)?Gemma[23]?|T5Gemma2|Qwen3Next|Qwen3_5(Moe)?|Qwen4ExpText|Step3p7|MiniMaxM3VL"
+    r"|MuseSparkText(Centered|InputScaled))RMSNorm$|^VideoPrismLayerNorm$|LayerNorm1P$"
+)
+
+_BIAS_NAME = re.compile(r"(^|_)bias$|^bias_(ih|hh)_l\d+(_reverse)?$|^b_(q|k|v|o)$")
+
+# PEFT's and loralib's adapters: the update B A is zero at the start because B is (Hu et al. 2021, section 4.1); A has
+# the kaiming_uniform with a = sqrt(5) of both libraries. Of embeddings it is A that is zero, and B N(0, 1).
+_LORA_ZERO = re.compile(r"(^|\.)(lora_B|lora_embedding_A)(\.|$)")
+_LORA_A_NAME = re.compile(r"(^|\.)lora_A(\.|$)")
+_LORA_EMBEDDING_B = re.compile(r"(^|\.)lora_embedding_B(\.|$)")
+
+_ZEROS = Constant(0.0)
+_ONES = Constant(1.0)
+_STANDARD_NORMAL = Normal()
+_LORA_A = kaiming_uniform(a=5.0**0.5)
+_LOG_RANGE = LogRange()
+_TIME_STEP = TimeStep()
+
+
+@lru_cache(maxsize=4096)
+def _is_norm(module_type: type) -> bool:
+    return issubclass(module_type, _TORCH_NORMS) or _NORM_NAME.search(module_type.__name__) is not None
+
+
+def _is_zero_centered(module: nn.Module) -> bool:
+    # zero_centered_gamma: the switch of TransformerEngine's norms.
+    return bool(_ZERO_CENTERED_NORM.search(type(module).__name__) or getattr(module, "zero_centered_gamma", False))
+
+
+@lru_cache(maxsize=4096)
+def _is_bias(parameter_name: str) -> bool:
+    return _BIAS_NAME.search(parameter_name) is not None
+
+
+def default_treatment(
+    name: str, module: nn.Module, own_name: str, parameter: torch.Tensor, dimensions: int, scheme: Scheme
+) -> Treatment:
+    """Biases zeros, normalisation weights ones (zeros where the module computes 1 + w), matrices the scheme.
+
+    Parameters that mean something else have their published values: LoRA adapters, the state space of Mamba, slopes of
+    PReLU, LayerScale. `own_name` is the parameter's name in `module`. A vector that is none of these is kept and not
+    covered; so are integers, which hold packed or quantised values.
+    """
+    if not (parameter.dtype.is_floating_point or parameter.dtype.is_complex):
+        return Treatment(None, f"{parameter.dtype}: not sampled", covered=False)
+    if own_name == "bias" and not name.endswith("dt_proj.bias"):
+        return Treatment(_ZEROS, "bias")
+    special = _special_treatment(name, module, own_name, dimensions)
+    if special is not None:
+        return special
+    if _is_bias(own_name):
+        return Treatment(_ZEROS, "bias")
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    if _is_norm(module_type) and (dimensions < 2 or isinstance(module, _TORCH_NORMS)):
+        if _is_zero_centered(module):
+            return Treatment(_ZEROS, f"{type(module).__name__} computes 1 + weight")
+        return Treatment(_ONES, "normalisation weight")
+    if dimensions >= 2:
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None:
+            return Treatment(scheme, f"embedding, padding row {module.padding_idx} zero", zero_row=module.padding_idx)
+        return Treatment(scheme, "matrix")
+    return Treatment(None, f"{dimensions}-d, neither bias nor normalisation weight: no rule", covered=False)
+
+
+def _special_treatment(name: str, module: nn.Module, own_name: str, dimensions: int) -> Treatment | None:
+    """Parameters whose values mean something that neither a scheme for matrices nor zeros give."""
+    if "lora_" in name:
+        if _LORA_ZERO.search(name):
+            return Treatment(_ZEROS, "LoRA: the update starts at zero")
+        if _LORA_A_NAME.search(name) and dimensions >= 2:
+            return Treatment(_LORA_A, "LoRA: kaiming_uniform, a = sqrt(5)")
+        if _LORA_EMBEDDING_B.search(name):
+            return Treatment(_STANDARD_NORMAL, "LoRA of an embedding: N(0, 1)")
+    if own_name == "A_log" or own_name == "D" or own_name == "dt_bias" or name.endswith("dt_proj.bias"):
+        if own_name == "A_log":
+            return Treatment(_LOG_RANGE, "state space: log(1 ... n)")
+        if own_name == "D":
+            return Treatment(_ONES, "state space: skip connection")
+        return Treatment(_TIME_STEP, "state space: time steps 0.001 to 0.1")
+    if isinstance(module, nn.PReLU):
+        return Treatment(Constant(float(module.init)), "PReLU: its initial slope")
+    if dimensions == 1:
+        initial = getattr(module, "init_values", None)  # timm's LayerScale
+        if isinstance(initial, (int, float)):
+            return Treatment(Constant(float(initial)), f"{type(module).__name__}: its init_values")
+    return None
+
+
+def ruled_treatment(rule: Rule, module: nn.Module) -> Treatment:
+    """What `rule` says; the padding row of an embedding stays zero under any scheme."""
+    if rule.scheme is KEEP:
+        return Treatment(None, f"{rule}: kept", rule=rule)
+    row = rule.zero_row
+    if row is None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        row = module.padding_idx
+    return Treatment(rule.scheme, str(rule), zero_row=row, rule=rule)  # type: ignore[arg-type]
+
+
+def lora_rules(a: str | Scheme = _LORA_A) -> list[Rule]:
+    """Rules for LoRA adapters: `a` for A, zeros for B (Hu et al. 2021, section 4.1: A normal).
+
+    The default is the kaiming_uniform of PEFT, which every plan applies without a rule; PEFT's "gaussian" is
+    Normal(std=1 / rank).
+    """
+    return [
+        Rule(_LORA_ZERO, "zeros"),
+        Rule(_LORA_A_NAME, a),
+        Rule(_LORA_EMBEDDING_B, "normal"),
+    ]

@@ -1,0 +1,100 @@
+"""Tables on CUDA devices: uploaded once for every stream that they run on, and filled by one kernel launch each.
+
+Nothing here waits for the device. The memory comes from torch's caching allocators, in the order of the stream.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastinit import _native
+from fastinit.run.table import Table
+
+# What a captured graph reads whenever it is replayed. Nobody can tell when the last replay was, so it stays: the table
+# of a captured plan, some 240 bytes a tensor.
+_kept_for_graphs: list[torch.Tensor] = []
+
+
+def obstacle() -> str | None:
+    """Why the native code cannot fill CUDA tensors, or None."""
+    assert _native.module is not None
+    if not _native.module.HAS_CUDA:
+        return "the native code is built without a backend for cuda"
+    if torch.version.cuda is None:
+        return "the native code is built for CUDA, and this torch is not"
+    return None
+
+
+class _Upload:
+    """Bytes that kernels read, copied to their device once for every stream."""
+
+    def __init__(self, image: NDArray[np.uint8], device: torch.device) -> None:
+        self._image = torch.from_numpy(image)
+        self._device = device
+        self._uploaded: dict[int, torch.Tensor] = {}  # stream handle -> the image on the device
+
+    def on_current_stream(self) -> tuple[torch.Tensor, int]:
+        """The image as the device's current stream finds it, to be held until the kernel is enqueued; the handle."""
+        stream = torch.cuda.current_stream(self._device)
+        with torch.cuda.device(self._device), torch.cuda.stream(stream):
+            on_device = self._captured() if torch.cuda.is_current_stream_capturing() else self._copied(stream)
+        return on_device, stream.cuda_stream
+
+    def _copied(self, stream: torch.cuda.Stream) -> torch.Tensor:
+        on_device = self._uploaded.get(stream.cuda_stream)
+        if on_device is None:
+            # Pinned, for a copy from pageable memory would wait for the stream. The allocator keeps the pinned memory
+            # until the copy is done.
+            on_device = self._image.pin_memory().to(self._device, non_blocking=True)
+            self._uploaded[stream.cuda_stream] = on_device
+        return on_device
+
+    def _captured(self) -> torch.Tensor:
+        if self._uploaded:  # before the capture, which began by waiting for all streams
+            on_device = next(iter(self._uploaded.values()))
+            _kept_for_graphs.append(on_device)
+            return on_device
+        pinned = self._image.pin_memory()
+        _kept_for_graphs.append(pinned)
+        return pinned.to(self._device, non_blocking=True)
+
+
+class CudaTable:
+    """The rows of a table whose tensors all lie on one device."""
+
+    def __init__(self, table: Table, device: torch.device) -> None:
+        assert _native.module is not None
+        image, self._num_chunks = _native.module.cuda_table(table.rows)
+        self._num_tasks = len(table.rows)
+        self._device = device
+        self._upload = _Upload(image, device)
+
+    def fill(self, seed: int) -> None:
+        """Enqueue the kernel on the device's current stream.
+
+        Raises:
+            RuntimeError: the CUDA run-time's error. Nothing was enqueued.
+        """
+        assert _native.module is not None
+        image, stream = self._upload.on_current_stream()
+        _native.module.fill_cuda(image.data_ptr(), self._num_tasks, self._num_chunks, seed, self._device.index, stream)
+
+
+def fill_orthogonal(table: NDArray[np.void], device: torch.device, seed: int) -> None:
+    """Enqueue the kernel for a table of orthogonal matrices (matrix_table.py) on the device's current stream.
+
+    Raises:
+        RuntimeError: the CUDA run-time's error. Nothing was enqueued.
+    """
+    assert _native.module is not None
+    shared_bytes = _native.module.check_orthogonal(table)
+    image, stream = _Upload(table.view(np.uint8), device).on_current_stream()
+    _native.module.orthogonal_cuda(image.data_ptr(), len(table), shared_bytes, seed, device.index, stream)
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether the current stream of a CUDA device is being captured into a graph."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,88 @@
+"""The table of small orthogonal matrices that crosses to the native code, which makes all of them in one pass.
+
+Larger ones are for orthogonal.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastinit import _native
+from fastinit.run import cuda
+from fastinit.run.orthogonal import Matrix
+from fastinit.run.streams import name_id
+from fastinit.run.table import DTYPES
+
+
+def fill_small(matrices: Sequence[Matrix], seed: int) -> list[Matrix]:
+    """Write the matrices that are small enough for the native code, all of a device together. Returns the others.
+
+    Raises:
+        RuntimeError: the CUDA run-time's error.
+    """
+    small: dict[torch.device, list[Matrix]] = {}
+    others = []
+    for matrix in matrices:
+        if matrix.tensor.numel() == 0:
+            continue
+        if _is_small(matrix):
+            small.setdefault(matrix.tensor.device, []).append(matrix)
+        else:
+            others.append(matrix)
+    for device, group in small.items():
+        _fill_together(device, group, seed)
+    return others
+
+
+def _is_small(matrix: Matrix) -> bool:
+    """By shape, dtype and device alone: neither the other matrices nor the layout may change how one is rounded."""
+    assert _native.module is not None
+    device = matrix.tensor.device
+    fits: bool = (
+        _native.module.orthogonal_cuda_fits(*matrix.shape, DTYPES[matrix.tensor.dtype], device.index)
+        if device.type == "cuda"
+        else _native.module.orthogonal_cpu_fits(*matrix.shape)
+    )
+    return fits
+
+
+def _fill_together(device: torch.device, matrices: list[Matrix], seed: int) -> None:
+    assert _native.module is not None
+    # What takes long begins first, so that a device is not left with it at the end.
+    matrices.sort(key=lambda matrix: matrix.tensor.numel() * min(matrix.shape), reverse=True)
+    views, copied = [], []
+    for matrix in matrices:
+        try:
+            views.append(matrix.tensor.view(matrix.range_shape()))
+        except RuntimeError:  # its strides are no matrix's
+            views.append(matrix.tensor.new_empty(matrix.range_shape()))
+            copied.append((matrix.tensor, views[-1]))
+    table = orthogonal_table(matrices, views)
+    if device.type == "cuda":
+        cuda.fill_orthogonal(table, device, seed)
+    else:
+        _native.module.orthogonal_cpu(table, seed, torch.get_num_threads())
+    torch.autograd.graph.increment_version(views)
+    for tensor, view in copied:
+        tensor.copy_(view.view(tensor.shape))
+
+
+def orthogonal_table(matrices: Sequence[Matrix], views: Sequence[torch.Tensor]) -> NDArray[np.void]:
+    """A row of the native OrthogonalMatrix struct for each matrix, to be written to its view, which has its range."""
+    assert _native.module is not None
+    table = np.zeros(len(matrices), np.dtype(_native.module.orthogonal_dtype()))
+    table["data"] = [view.data_ptr() for view in views]
+    table["rows"], table["columns"] = np.array([matrix.shape for matrix in matrices]).T
+    table["first_row"], table["end_row"] = np.array([matrix.row_range() for matrix in matrices]).T
+    table["first_column"], table["end_column"] = np.array([matrix.column_range() for matrix in matrices]).T
+    table["row_memory_step"], table["column_memory_step"] = np.array([view.stride() for view in views]).T
+    table["global_offset"] = [matrix.part.offset for matrix in matrices]
+    table["row_index_step"], table["column_index_step"] = np.array([matrix.part.strides for matrix in matrices]).T
+    table["name_id"] = np.frombuffer(b"".join([name_id(matrix.name) for matrix in matrices]), dtype="V16")
+    table["gain"] = [matrix.gain for matrix in matrices]
+    table["dtype"] = [DTYPES[view.dtype] for view in views]
+    return table

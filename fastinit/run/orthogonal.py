@@ -1,0 +1,290 @@
+"""Haar distributed orthogonal matrices as products of random Householder reflectors: no factorisation, all products.
+
+Let x_j be m - j + 1 independent normals for j = 1 ... n <= m, H_j the reflector of coordinates j ... m that takes x_j
+to a multiple of the first axis, and d_j minus the sign of the first entry of x_j. Then H_1 H_2 ... H_n diag(d), cut to
+its first n columns, is Haar distributed (Stewart 1980, section 3; Mezzadri 2007, section 6): it has the law of the Q of
+a Gaussian matrix's QR factorisation. The reflectors of a panel act together as I - V T V^T, where T is upper triangular
+and T^-1 has v_j.v_j / 2 on its diagonal and V^T V above it (compact WY: Schreiber, Van Loan 1989; the inverse: Puglisi
+1992).
+
+The vectors come from a source of random values, panel by panel, so that nothing but the result is ever whole in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from fastinit.distributed.shards import Range
+from fastinit.run.index_maps import Part
+from fastinit.run.table import Target
+from fastinit.schemes.distributions import Normal
+
+_NORMAL = Normal(0.0, 1.0)
+# Matrices of one shape are computed together, as many as this holds; one that alone is larger is computed in its place.
+WORKSPACE_BYTES = 2**23
+# A GPU needs more work at a time than a cache holds: launching takes longer than what is launched.
+CUDA_WORKSPACE_BYTES = 2**28
+# Reflectors in a panel, at the most: enough for products to run at full speed, few enough for the work within a panel
+# to stay small beside them. Triangular factors wider than 2 PART are multiplied in strips of PART, without most zeros.
+PANEL = 192
+LEAST = 64
+PART = 64
+
+
+class Source(Protocol):
+    """Where normals come from."""
+
+    def fill_all(self, targets: Sequence[Target]) -> None: ...
+
+
+class Matrix(NamedTuple):
+    """A matrix of `shape`, or a range of its rows and of its columns, to write into `tensor`, whose elements are those
+    in row-major order; element (i, j) owns the random number with the index offset + i strides[0] + j strides[1] of
+    `part`."""
+
+    name: str
+    tensor: torch.Tensor
+    shape: tuple[int, int]
+    part: Part
+    gain: float
+    rows: Range | None = None  # None: all
+    columns: Range | None = None
+
+    def row_range(self) -> Range:
+        return self.rows or (0, self.shape[0])
+
+    def column_range(self) -> Range:
+        return self.columns or (0, self.shape[1])
+
+    def range_shape(self) -> tuple[int, int]:
+        (row, end_row), (column, end_column) = self.row_range(), self.column_range()
+        return end_row - row, end_column - column
+
+
+class _Tall(NamedTuple):
+    """A matrix with no more columns than rows: as it is, or transposed."""
+
+    name: str
+    rows: int
+    columns: int
+    offset: int
+    row_step: int
+    column_step: int
+
+
+def _tall(matrix: Matrix) -> tuple[_Tall, bool]:
+    (rows, columns), (row_step, column_step) = matrix.shape, matrix.part.strides
+    if rows >= columns:
+        return _Tall(matrix.name, rows, columns, matrix.part.offset, row_step, column_step), False
+    return _Tall(matrix.name, columns, rows, matrix.part.offset, column_step, row_step), True
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def workspace_bytes(device: torch.device) -> int:
+    """How much of a batch of matrices may be in work at a time."""
+    return CUDA_WORKSPACE_BYTES if device.type == "cuda" else WORKSPACE_BYTES
+
+
+@torch.no_grad()
+def fill(matrices: Sequence[Matrix], source: Source) -> None:
+    """Write all matrices, those of one shape together.
+
+    Memory beyond the results: `workspace_bytes`, and a panel of PANEL columns for each matrix in work; a matrix in
+    float16 or bfloat16, or in strides that are no matrix's, is computed in a copy.
+
+    A range costs its share of all rows or columns, for rows of a tall matrix (columns of a wide one) up to three halves
+    of that and memory for rows as long as the matrix is tall; and the reflectors, which every range needs.
+
+    Raises:
+        ValueError: a range that does not lie within its matrix.
+    """
+    groups: dict[tuple[object, ...], list[Matrix]] = {}
+    for matrix in matrices:
+        _check_range("rows", matrix.rows, matrix.shape[0])
+        _check_range("columns", matrix.columns, matrix.shape[1])
+        if matrix.tensor.numel() > 0:
+            key = (matrix.shape, matrix.rows, matrix.columns, matrix.tensor.dtype, matrix.tensor.device)
+            groups.setdefault(key, []).append(matrix)
+    for group in groups.values():
+        of = _Common(group[0])
+        at_once = max(1, workspace_bytes(of.device) // of.bytes)
+        for begin in range(0, len(group), at_once):
+            _fill_together(of, group[begin : begin + at_once], source)
+
+
+def _check_range(what: str, given: Range | None, size: int) -> None:
+    if given is not None and not 0 <= given[0] <= given[1] <= size:
+        raise ValueError(f"{what}: expected a range within 0 and {size}, got {given[0]} to {given[1]}")
+
+
+class _Common:
+    """What matrices of one shape, and the same range of it, have in common."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.dtype, self.device = compute_dtype(matrix.tensor.dtype), matrix.tensor.device
+        tall, self.transposed = _tall(matrix)
+        rows, columns = (matrix.columns, matrix.rows) if self.transposed else (matrix.rows, matrix.columns)
+        # Of the tall one. Of both, the rows are computed, and columns of them kept.
+        self.by_rows = rows is not None
+        self.rows, self.columns = rows or (0, tall.rows), columns or (0, tall.columns)
+        length = tall.rows if self.by_rows else self.columns[1] - self.columns[0]
+        self.bytes = (self.rows[1] - self.rows[0]) * length * self.dtype.itemsize
+
+
+def _fill_together(of: _Common, batch: Sequence[Matrix], source: Source) -> None:
+    found = [_tall(matrix)[0] for matrix in batch]
+    gains = torch.tensor([matrix.gain for matrix in batch], dtype=of.dtype, device=of.device)
+    begin, end = of.columns
+    if of.by_rows:
+        space = torch.empty(len(batch), of.rows[1] - of.rows[0], found[0].rows, dtype=of.dtype, device=of.device)
+        results = _rows(found, space, gains, source, of.rows[0])[:, :, begin:end]
+        results = results.mT if of.transposed else results
+    else:
+        view = _as_matrix(batch[0], of) if len(batch) == 1 else None
+        if view is not None:
+            _columns(found, (view.mT if of.transposed else view).unsqueeze(0), gains, source, begin, end)
+            return
+        # Row-major for a tall one, column-major for a wide one, which is row-major again when it is turned back.
+        shape = (end - begin, found[0].rows) if of.transposed else (found[0].rows, end - begin)
+        results = torch.empty(len(batch), *shape, dtype=of.dtype, device=of.device)
+        _columns(found, results.mT if of.transposed else results, gains, source, begin, end)
+    for matrix, result in zip(batch, results, strict=True):
+        matrix.tensor.copy_(result.reshape(matrix.tensor.shape))
+
+
+def _as_matrix(matrix: Matrix, of: _Common) -> torch.Tensor | None:
+    """The tensor's own memory as the columns to compute, if products can be written to it as it lies."""
+    if matrix.tensor.dtype != of.dtype:
+        return None
+    lengths = (of.rows[1] - of.rows[0], of.columns[1] - of.columns[0])
+    try:
+        view = matrix.tensor.view(lengths[::-1] if of.transposed else lengths)
+    except RuntimeError:
+        return None
+    return view if 1 in view.stride() else None
+
+
+def _no_zeros(first: torch.Tensor) -> torch.Tensor:
+    """First entries of the vectors: a zero that is the only entry would leave its reflector without direction."""
+    return first.masked_fill_(first == 0.0, 2.0**-40)
+
+
+class _Panel(NamedTuple):
+    """Reflectors begin ... begin + width of every matrix of a batch: I + V T V^T, and the signs of their columns."""
+
+    v: torch.Tensor  # (batch, rows - begin, width), zero above its diagonal
+    t: torch.Tensor  # (batch, width, width), upper triangular: minus the T of compact WY
+    signs: torch.Tensor  # (batch, width)
+
+
+def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, source: Source) -> _Panel:
+    """The panel, made of new random values in `space`, which is long enough for it."""
+    rows = of[0].rows - begin
+    v = space[: len(of) * rows * width]
+    # Random values are made along rows of consecutive indices.
+    by_rows = of[0].column_step <= of[0].row_step
+    v = v.view(len(of), rows, width) if by_rows else v.view(len(of), width, rows)
+    targets = []
+    for tall, values in zip(of, v, strict=True):
+        offset = tall.offset + begin * (tall.row_step + tall.column_step)
+        steps = (tall.row_step, tall.column_step)
+        part = Part(offset, steps if by_rows else steps[::-1])
+        targets.append(Target(tall.name, values, values.shape, values.dtype, values.device, _NORMAL, part))
+    source.fill_all(targets)
+    if not by_rows:
+        v = v.mT
+    top = v[:, :width]
+    top.copy_(top.tril())
+    first = _no_zeros(top.diagonal(dim1=1, dim2=2))
+    signs = torch.where(first < 0.0, -1.0, 1.0).to(v.dtype)
+    inverse = torch.empty(len(of), width, width, dtype=v.dtype, device=v.device)
+    for begin_of_strip, end in _parts(width):  # the upper triangle of X^T X
+        torch.bmm(v[:, :, :end].mT, v[:, :, begin_of_strip:end], out=inverse[:, :end, begin_of_strip:end])
+    # v_j is x_j with its first entry moved away from zero by |x_j|. That adds to V^T V what the rows of `top` say, and
+    # v_j.v_j / 2 is |x_j|^2 + |x_j| |x_jj|.
+    squares = inverse.diagonal(dim1=1, dim2=2).clone()
+    shifts = signs * squares.sqrt()
+    inverse.add_(top.mT * shifts[:, None, :])
+    inverse.diagonal(dim1=1, dim2=2).copy_(squares + shifts * first)
+    first.add_(shifts)
+    unit = torch.eye(width, dtype=v.dtype, device=v.device).neg_().expand_as(inverse)
+    return _Panel(v, torch.linalg.solve_triangular(inverse.triu_(), unit, upper=True), -signs)
+
+
+def _width(of: _Tall) -> int:
+    """How many reflectors a panel has: a share of the columns, for a small matrix at least what a call is worth.
+
+    It depends on the matrix alone: with other panels the products would be rounded otherwise.
+    """
+    share = of.columns // 4 if of.rows >= 2 * of.columns else of.columns // 8
+    return max(1, min(PANEL, of.columns, max(LEAST, share)))
+
+
+def _parts(width: int) -> list[tuple[int, int]]:
+    step = PART if width > 2 * PART else width
+    return [(begin, min(begin + step, width)) for begin in range(0, width, step)]
+
+
+def _columns(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Source, begin: int, end: int) -> None:
+    """Write columns begin ... end of every matrix into q, (batch, rows, end - begin).
+
+    The last panel acts first, on what lies below and to the right of its corner: the other columns are still those of
+    the identity, the other rows zero. So the products shrink with the panels, 4/3 n^3 operations for a square of order
+    n.
+    """
+    batch, rows, _ = q.shape
+    width = _width(of[0])
+    space = torch.empty(batch * rows * width, dtype=q.dtype, device=q.device)
+    products, folded = torch.empty(2, batch * width * (end - begin), dtype=q.dtype, device=q.device)
+    for k in reversed(range(0, end, width)):
+        panel = _panel(of, k, min(width, end - k), space, source)
+        own_width = panel.t.shape[1]
+        after = k + own_width
+        top, below = panel.v[:, :own_width], panel.v[:, own_width:]
+        right = q[:, after:, max(after, begin) - begin :]  # columns that later panels made
+        if right.numel() > 0:
+            shape = (batch, own_width, right.shape[2])
+            x, y = (each[: math.prod(shape)].view(shape) for each in (products, folded))
+            torch.bmm(below.mT, right, out=x)
+            for first, last in _parts(own_width):
+                torch.bmm(panel.t[:, first:last, first:], x[:, first:], out=y[:, first:last])
+            above = q[:, k:after, max(after, begin) - begin :]
+            for first, last in _parts(own_width):
+                torch.bmm(top[:, first:last, :last], y[:, :last], out=above[:, first:last])
+            right.baddbmm_(below, y)
+        new = slice(max(k, begin) - k, min(after, end) - k)
+        if new.start < new.stop:
+            own = q[:, k:, max(k, begin) - begin : min(after, end) - begin]
+            factors = (panel.signs * gains[:, None])[:, None, new]
+            upper = (panel.t @ top.mT)[:, :, new] * factors  # upper triangular, but for the columns before `new`
+            for first, last in _parts(new.stop - new.start):
+                reach = new.start + last
+                torch.bmm(panel.v[:, :, :reach], upper[:, :reach, first:last], out=own[:, :, first:last])
+            own[:, new].diagonal(dim1=1, dim2=2).add_(factors[:, 0])
+
+
+def _rows(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Source, begin: int) -> torch.Tensor:
+    """Rows begin ... begin + q.shape[1] of every matrix, computed in q, (batch, rows wanted, all rows); a view of
+    it."""
+    batch, wanted, rows = q.shape
+    columns = of[0].columns
+    q.zero_()
+    q[:, :, begin : begin + wanted].diagonal(dim1=1, dim2=2).fill_(1.0)
+    width = _width(of[0])
+    space = torch.empty(batch * rows * width, dtype=q.dtype, device=q.device)
+    signs = []
+    for k in range(0, columns, width):
+        panel = _panel(of, k, min(width, columns - k), space, source)
+        right = q[:, :, k:]
+        right.baddbmm_((right @ panel.v) @ panel.t, panel.v.mT)
+        signs.append(panel.signs)
+    found = q[:, :, :columns]
+    return found.mul_((torch.cat(signs, dim=1) * gains[:, None])[:, None])

@@ -1,0 +1,228 @@
+"""Weights that are computed from other parameters: finding them, and setting those through the inverse.
+
+torch's parametrizations (torch.nn.utils.parametrize, with `right_inverse`), and the older weight_norm and
+spectral_norm, which compute the weight in a hook. Assigning to such a weight would do nothing: the next forward pass
+computes it again.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from fastinit.distributed.shards import is_dtensor
+
+# The attribute torch.nn.utils.spectral_norm is the function, and hides the module.
+SpectralNorm: Any = importlib.import_module("torch.nn.utils.spectral_norm").SpectralNorm
+
+
+class Computed(NamedTuple):
+    """A weight `own_name` that a module computes from `originals`, what it is now, and how to set it."""
+
+    own_name: str
+    originals: list[nn.Parameter]
+    weight: torch.Tensor
+    setter: ThroughRightInverse | ThroughWeightNorm | ThroughSpectralNorm
+    reason: str
+
+
+class ThroughRightInverse:
+    """Sets the originals of a parametrised weight: right_inverse of every parametrization, the last one first."""
+
+    def __init__(self, module: nn.Module, own_name: str, parametrizations: parametrize.ParametrizationList) -> None:
+        self._module, self._own_name = module, own_name
+        self._list: Any = parametrizations
+
+    def originals(self) -> list[Any]:
+        chain = self._list
+        if chain.is_tensor:
+            return [chain.original]
+        return [getattr(chain, f"original{position}") for position in range(chain.ntensors)]
+
+    @torch.no_grad()
+    def compute(self) -> torch.Tensor:
+        """The weight as it is. Unlike the module's attribute, it updates no estimate of a norm and fills no cache."""
+        modes = [(each, each.training) for each in self._list.modules()]
+        self._list.eval()
+        try:
+            weight: torch.Tensor = self._list()
+        finally:
+            for each, training in modes:
+                each.training = training
+        return weight.detach().requires_grad_(any(each.requires_grad for each in self.originals()))
+
+    @torch.no_grad()
+    def prepare(self, weight: torch.Tensor) -> object:
+        # right_inverse may write to buffers, as that of `orthogonal` does: to those of copies, until all is checked.
+        chain = copy.deepcopy(list(self._list)) if next(self._list.buffers(), None) is not None else list(self._list)
+        value: Any = weight
+        with _random_numbers_of_its_own(weight.device):
+            for each in reversed(chain):
+                value = each.right_inverse(value)
+        values = (value,) if isinstance(value, torch.Tensor) else tuple(value)
+        given, wanted = [tuple(each.shape) for each in values], [tuple(each.shape) for each in self.originals()]
+        if given != wanted:
+            raise ValueError(f"right_inverse gives shapes {given}, expected {wanted}")
+        effective = values
+        for each in chain:
+            if isinstance(each, _SpectralNorm):  # its estimate of the norm is that of the weight before
+                each.train()
+                for _ in range(POWER_ITERATIONS):
+                    each(*effective)
+            effective = (each(*effective),)
+        _check_no_nan(effective[0])
+        return values, chain
+
+    def written(self, prepared: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What `commit` writes to, and the values; without estimates of norms, which change with every forward pass."""
+        values, chain = prepared
+        found = list(zip(self.originals(), values, strict=True))
+        for each, copied in zip(self._list, chain, strict=True):
+            if copied is not each and not isinstance(each, _SpectralNorm):
+                buffers = dict(copied.named_buffers())
+                found += [(buffer, buffers[name]) for name, buffer in each.named_buffers() if name in buffers]
+        return found
+
+    @torch.no_grad()
+    def commit(self, prepared: Any) -> None:
+        values, chain = prepared
+        for original, value in zip(self.originals(), values, strict=True):
+            original.copy_(value)
+        for each, copied in zip(self._list, chain, strict=True):
+            if copied is not each:
+                _copy_buffers(each, copied)
+        parametrize._cache.pop((id(self._module), self._own_name), None)
+
+
+# As many as torch's spectral_norm begins with.
+POWER_ITERATIONS = 15
+
+
+@contextmanager
+def _random_numbers_of_its_own(device: torch.device) -> Iterator[None]:
+    """`orthogonal` completes a basis at random: always the same way, and not at the global generator's cost."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(0)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _copy_buffers(to: nn.Module, source: nn.Module) -> None:
+    for module, other in zip(to.modules(), source.modules(), strict=True):
+        for name, buffer in other._buffers.items():
+            own = module._buffers.get(name)
+            if own is None or buffer is None or own.shape != buffer.shape:
+                module._buffers[name] = buffer
+            else:
+                own.copy_(buffer)
+
+
+def _check_no_nan(weight: torch.Tensor) -> None:
+    if weight.isnan().any():
+        raise ValueError("the weight comes out as NaN; a direction of length zero cannot be normalised")
+
+
+class ThroughWeightNorm:
+    """Sets weight_g and weight_v of the older torch.nn.utils.weight_norm: v = weight, g = its norms."""
+
+    def __init__(self, module: nn.Module, hook: WeightNorm) -> None:
+        self._module, self._hook = module, hook
+
+    def originals(self) -> list[Any]:
+        return [getattr(self._module, self._hook.name + ending) for ending in ("_g", "_v")]
+
+    @torch.no_grad()
+    def prepare(self, weight: torch.Tensor) -> Sequence[torch.Tensor]:
+        norm = torch.norm_except_dim(weight, 2, self._hook.dim)
+        _check_no_nan(weight * (norm / norm))
+        return [norm, weight]
+
+    def written(self, prepared: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(zip(self.originals(), prepared, strict=True))
+
+    def commit(self, prepared: Any) -> None:
+        with torch.no_grad():
+            for original, value in self.written(prepared):
+                original.copy_(value)
+        # What is there until the next forward pass computes it anew.
+        setattr(self._module, self._hook.name, self._hook.compute_weight(self._module))
+
+
+class ThroughSpectralNorm:
+    """Sets weight_orig of the older torch.nn.utils.spectral_norm, and its estimate of the norm, weight_u and
+    weight_v."""
+
+    def __init__(self, module: nn.Module, hook: Any) -> None:
+        self._module, self._hook = module, hook
+
+    def originals(self) -> list[Any]:
+        return [getattr(self._module, self._hook.name + "_orig")]
+
+    @torch.no_grad()
+    def prepare(self, weight: torch.Tensor) -> torch.Tensor:
+        _check_no_nan(weight / weight.norm())
+        return weight
+
+    def written(self, prepared: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.originals()[0], prepared)]
+
+    def commit(self, prepared: Any) -> None:
+        with torch.no_grad():
+            self.originals()[0].copy_(prepared)
+            for _ in range(POWER_ITERATIONS):
+                self._hook.compute_weight(self._module, do_power_iteration=True)
+        weight = self._hook.compute_weight(self._module, do_power_iteration=False)
+        setattr(self._module, self._hook.name, weight)
+
+
+def computed_weights(module: nn.Module) -> Iterator[Computed]:
+    """The weights that `module` computes from parameters of its own, and that can be set.
+
+    Where a parametrization has no right_inverse, its originals are parameters like others.
+
+    Raises:
+        ValueError: originals that are DTensors: their weight is not theirs alone.
+    """
+    if "parametrizations" in module._modules and parametrize.is_parametrized(module):
+        for own_name, chain in module.parametrizations.items():  # type: ignore[operator,union-attr]
+            setter = ThroughRightInverse(module, own_name, chain)
+            if not all(hasattr(each, "right_inverse") for each in chain):
+                continue
+            by = " and ".join(type(each).__name__.lstrip("_") for each in chain)
+            _check_not_sharded(own_name, setter.originals(), by)
+            yield Computed(own_name, setter.originals(), setter.compute(), setter, f"set through {by}.right_inverse")
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            through = ThroughWeightNorm(module, hook)
+            originals = through.originals()
+            _check_not_sharded(hook.name, originals, "weight_norm")
+            yield Computed(hook.name, originals, originals[1], through, "set through weight_norm")
+        elif isinstance(hook, SpectralNorm):
+            spectral = ThroughSpectralNorm(module, hook)
+            originals = spectral.originals()
+            _check_not_sharded(hook.name, originals, "spectral_norm")
+            yield Computed(hook.name, originals, originals[0], spectral, "set through spectral_norm")
+
+
+def _check_not_sharded(own_name: str, originals: Sequence[torch.Tensor], by: str) -> None:
+    if any(map(is_dtensor, originals)):
+        raise ValueError(
+            f"{own_name}: is set through {by} from DTensors, which needs the whole weight; initialise it before it is "
+            "sharded, or give its originals a rule of their own"
+        )

@@ -1,0 +1,1 @@
+"""From a shape and its fans to a distribution."""

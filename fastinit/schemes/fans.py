@@ -1,0 +1,256 @@
+"""fan_in and fan_out of a parameter: how many inputs meet in an output, and how many outputs an input reaches.
+
+Four conventions read them off a shape or a module: torch's, JAX's, Keras' and what the module really computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fastinit.run.parametrized import ThroughRightInverse
+
+
+class Fans(NamedTuple):
+    fan_in: int
+    fan_out: int
+
+
+class Geometry(NamedTuple):
+    """How a parameter is a map: its fans, which dimensions are in and out, and how many equal maps lie along `out_dim`.
+
+    With `blocks` > 1 (fused projections, gates) the fans are those of one block. With `groups` > 1 dimension 0 counts
+    the channels of all groups, the fans those of one. `given`: the fans are no function of the shape.
+    """
+
+    fans: Fans
+    in_dim: int = 1
+    out_dim: int = 0
+    blocks: int = 1
+    groups: int = 1
+    given: bool = False
+
+
+class FanAxes(NamedTuple):
+    """JAX's convention: fan_in and fan_out are the sizes of these axes, times the receptive field: all other axes but
+    the batch's.
+
+    The defaults are those of jax.nn.initializers.variance_scaling: kernels are (..., in, out).
+    """
+
+    in_axis: int | tuple[int, ...] = -2
+    out_axis: int | tuple[int, ...] = -1
+    batch_axis: int | tuple[int, ...] = ()
+
+
+FanConvention = Literal["torch", "module", "jax", "keras", "weight"] | Fans | FanAxes
+FAN_NAMES = ("torch", "module", "jax", "keras", "weight")
+
+
+def torch_fans(shape: Sequence[int]) -> Fans:
+    """The fans that `torch.nn.init` computes: dimension 1 is in, dimension 0 is out, the rest is the receptive field.
+
+    fan_in = shape[1] * prod(shape[2:]), fan_out = shape[0] * prod(shape[2:]).
+
+    Raises:
+        ValueError: fewer than two dimensions.
+
+    >>> torch_fans((64, 3, 7, 7))
+    Fans(fan_in=147, fan_out=3136)
+    """
+    if len(shape) < 2:
+        raise ValueError(f"fans need at least 2 dimensions, got shape {tuple(shape)}")
+    receptive_field = math.prod(shape[2:])
+    return Fans(shape[1] * receptive_field, shape[0] * receptive_field)
+
+
+def axes_fans(shape: Sequence[int], axes: FanAxes = FanAxes()) -> Fans:  # noqa: B008 (immutable)
+    """The fans that JAX computes: fan_in = prod(in axes) * field, fan_out = prod(out axes) * field, without the batch
+    axes.
+
+    Raises:
+        ValueError: fewer than two dimensions, an axis out of range, or one that stands for two things.
+
+    >>> axes_fans((3, 3, 16, 32))
+    Fans(fan_in=144, fan_out=288)
+    """
+    dimensions = len(shape)
+    if dimensions < 2:
+        raise ValueError(f"fans need at least 2 dimensions, got shape {tuple(shape)}")
+    seen: set[int] = set()
+
+    def size(name: str, axis: int | tuple[int, ...]) -> int:
+        product = 1
+        for each in (axis,) if isinstance(axis, int) else axis:
+            if not -dimensions <= each < dimensions:
+                raise ValueError(f"{name}: expected an axis of shape {tuple(shape)}, got {each}")
+            if each % dimensions in seen:
+                raise ValueError(f"{name}: axis {each} of shape {tuple(shape)} stands for another already")
+            seen.add(each % dimensions)
+            product *= shape[each]
+        return product
+
+    fan_in, fan_out = size("in_axis", axes.in_axis), size("out_axis", axes.out_axis)
+    size("batch_axis", axes.batch_axis)
+    field = math.prod(size for dimension, size in enumerate(shape) if dimension not in seen)
+    return Fans(fan_in * field, fan_out * field)
+
+
+def keras_fans(shape: Sequence[int]) -> Fans:
+    """The fans that Keras computes: kernels are (..., in, out); a vector of n has (n, n), a scalar (1, 1); at least 1.
+
+    >>> keras_fans((7,))
+    Fans(fan_in=7, fan_out=7)
+    """
+    if len(shape) < 2:
+        size = max(1, math.prod(shape))
+        return Fans(size, size)
+    field = math.prod(shape[:-2])
+    return Fans(max(1, shape[-2] * field), max(1, shape[-1] * field))
+
+
+def weight_fans(module: nn.Module, shape: Sequence[int]) -> Fans:
+    """torch's fans of the `weight` beside a vector: what torch's own reset_parameters bounds a bias by."""
+    beside = None if len(shape) >= 2 else _shape_of(module, "weight")
+    return torch_fans(shape if beside is None else beside)
+
+
+def _shape_of(module: nn.Module, own_name: str) -> torch.Size | None:
+    """The shape of a parameter, or of a tensor computed in its place; None where there is none."""
+    if parametrize.is_parametrized(module, own_name):
+        chain: Any = module.parametrizations[own_name]  # type: ignore[index]
+        return ThroughRightInverse(module, own_name, chain).compute().shape
+    weight = getattr(module, own_name, None)
+    return weight.shape if isinstance(weight, torch.Tensor) else None
+
+
+def module_geometry(module: nn.Module, own_name: str, shape: Sequence[int]) -> Geometry:
+    """What the module really computes with its parameter `own_name`.
+
+    Convolutions count one group; transposed ones have in before out. The fused in_proj of MultiheadAttention is three
+    maps, weights of LSTM and GRU are one map a gate, of which each has the fans of its own (their biases those of a
+    square weight_hh). Bilinear sums over pairs. Rows of an Embedding are looked up and never summed, so the vocabulary
+    counts for neither fan: both are the width. GPT-2's Conv1D is (in, out). Three dimensions outside of convolutions
+    are stacked experts, (experts, out, in), or (experts, in, out) where the module says `is_transposed`. A bias has
+    the fans of the weight beside it.
+
+    Raises:
+        ValueError: a vector or scalar without a weight beside it.
+    """
+    if len(shape) < 2:
+        if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            return _recurrent(module, own_name, (*shape, module.hidden_size))
+        for name_beside in (own_name.replace("bias", "weight"), "weight") if "bias" in own_name else ():
+            beside = _shape_of(module, name_beside)
+            if beside is not None and len(beside) >= 2:
+                return module_geometry(module, name_beside, beside)._replace(in_dim=1, out_dim=0)
+        raise ValueError(f"fans need at least 2 dimensions, got shape {tuple(shape)}")
+    for kind, geometry in _GEOMETRIES:
+        if isinstance(module, kind):
+            return geometry(module, own_name, shape)
+    if _is_conv1d_of_gpt2(module, shape):
+        return Geometry(Fans(shape[0], shape[1]), in_dim=0, out_dim=1)
+    if len(shape) == 3:
+        if getattr(module, "is_transposed", False):
+            return Geometry(Fans(shape[1], shape[2]), in_dim=1, out_dim=2)
+        return Geometry(Fans(shape[2], shape[1]), in_dim=2, out_dim=1)
+    return Geometry(torch_fans(shape))
+
+
+def _convolution(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
+    field = math.prod(shape[2:])
+    # (out, in / groups, ...), or (in, out / groups, ...) if transposed: a group's share of dimension 0.
+    of_group = shape[0] // module.groups
+    if module.transposed:
+        return Geometry(Fans(of_group * field, shape[1] * field), in_dim=0, out_dim=1, groups=module.groups)
+    return Geometry(Fans(shape[1] * field, of_group * field), groups=module.groups)
+
+
+def _attention(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
+    if own_name == "in_proj_weight":
+        return Geometry(Fans(shape[1], shape[0] // 3), blocks=3)
+    if len(shape) == 3:  # bias_k, bias_v: (1, 1, width), one more key and value
+        return Geometry(Fans(shape[2], shape[2]))
+    return Geometry(torch_fans(shape))
+
+
+def _recurrent(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
+    if not own_name.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh")):  # weight_hr, an LSTM's projection
+        return Geometry(torch_fans(shape))
+    gates = shape[0] // module.hidden_size
+    return Geometry(Fans(shape[1], shape[0] // gates), blocks=gates)
+
+
+def _bilinear(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
+    return Geometry(Fans(shape[1] * shape[2], shape[0]))
+
+
+def _embedding(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
+    return Geometry(Fans(shape[1], shape[1]), in_dim=0, out_dim=1)
+
+
+def _is_conv1d_of_gpt2(module: Any, shape: Sequence[int]) -> bool:
+    # transformers.pytorch_utils.Conv1D: `nf` is the number of outputs, and the weight is (in, out).
+    return (
+        len(shape) == 2
+        and getattr(module, "nf", None) == shape[1]
+        and any(each.__name__ == "Conv1D" for each in type(module).__mro__)
+    )
+
+
+_GEOMETRIES: tuple[tuple[type[nn.Module], Callable[[Any, str, Sequence[int]], Geometry]], ...] = (
+    (nn.modules.conv._ConvNd, _convolution),
+    (nn.MultiheadAttention, _attention),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent),
+    (nn.Bilinear, _bilinear),
+    (nn.Embedding, _embedding),
+    (nn.EmbeddingBag, _embedding),
+)
+
+
+def geometry_of(convention: FanConvention, module: nn.Module | None, own_name: str, shape: Sequence[int]) -> Geometry:
+    """Fans and dimensions of a parameter by any convention; without a module, "module" and "weight" are "torch".
+
+    Raises:
+        ValueError: the convention has no fans for this shape.
+    """
+    if isinstance(convention, Fans):
+        return Geometry(convention, given=True)
+    if convention == "jax":
+        convention = FanAxes()
+    if isinstance(convention, FanAxes):
+        in_dim, out_dim = (_first(axis, len(shape)) for axis in convention[:2])
+        return Geometry(axes_fans(shape, convention), in_dim, out_dim)
+    if convention == "module" and module is not None:
+        return module_geometry(module, own_name, shape)
+    if convention == "weight" and module is not None:
+        return Geometry(weight_fans(module, shape))
+    if convention == "keras":
+        return Geometry(keras_fans(shape), in_dim=max(0, len(shape) - 2), out_dim=max(0, len(shape) - 1))
+    return Geometry(torch_fans(shape))
+
+
+def _first(axis: int | tuple[int, ...], dimensions: int) -> int:
+    axes = (axis,) if isinstance(axis, int) else axis
+    return axes[0] % max(dimensions, 1) if axes else -1
+
+
+def block_fans(geometry: Geometry, shape: Sequence[int], dim: int, size: int) -> Fans:
+    """The fans of one of several maps that lie along `dim`, `size` long: that dimension's share of its fan.
+
+    Fans that were given are those of every map.
+    """
+    fan_in, fan_out = geometry.fans
+    length = shape[dim] // geometry.groups if dim == 0 else shape[dim]
+    size = min(size, length)  # of a group; it may span several
+    if dim == geometry.out_dim and not geometry.given:
+        return Fans(fan_in, fan_out * geometry.blocks * size // length)
+    if dim == geometry.in_dim and not geometry.given:
+        return Fans(fan_in * size // length, fan_out)
+    return geometry.fans

@@ -1,0 +1,397 @@
+"""Schemes: from the shape and the fans of a parameter to the distribution of its values.
+
+A scheme is a small frozen object. One formula, `VarianceScaling`, carries all schemes that look at fans; the named ones
+are lines on top of it. `Scaled` and `DepthScaled` multiply any other. Strings name registered schemes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fastinit.schemes import distributions
+from fastinit.schemes.base import Scheme, as_scheme, at_layer, check_choice, distribution_of, register_scheme
+from fastinit.schemes.distributions import Distribution, truncated_std
+from fastinit.schemes.fans import Fans
+from fastinit.schemes.gains import calculate_gain
+
+# Standard deviation of a standard normal conditioned on [-2, 2]: sqrt(1 - 4 f(2) / (1 - 2 Q(2))).
+STD_WITHIN_TWO_SIGMA = 0.87962566103423978
+
+
+def check_finite(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, got {value!r}")
+
+
+def check_std(std: float) -> None:
+    check_finite(std=std)
+    if std < 0.0:
+        raise ValueError(f"std: expected std >= 0, got {std!r}")
+
+
+def _check_order(low_name: str, low: float, high_name: str, high: float) -> None:
+    for name, value in ((low_name, low), (high_name, high)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not low <= high:
+        raise ValueError(f"{low_name}, {high_name}: expected {low_name} <= {high_name}, got {low!r} and {high!r}")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every element is `value`."""
+
+    value: float
+    needs_fans = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, (int, float)):
+            raise TypeError(f"value: expected a number, got {self.value!r}")
+        try:
+            float(self.value)
+        except OverflowError as error:
+            raise ValueError(f"value: expected one within float64, got {self.value!r}") from error
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        # An integer that float64 cannot hold stays one, for tensors of integers.
+        as_float = float(self.value)
+        return distributions.Constant(as_float if as_float == self.value or as_float != as_float else self.value)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """U[low, high], both ends included.
+
+    Raises:
+        ValueError: a bound is not finite, or low > high.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    needs_fans = False
+
+    def __post_init__(self) -> None:
+        check_finite(low=self.low, high=self.high)
+        _check_order("low", self.low, "high", self.high)
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        return distributions.Uniform(float(self.low), float(self.high))
+
+
+@dataclass(frozen=True)
+class Normal:
+    """N(mean, std^2).
+
+    Raises:
+        ValueError: a number is not finite, or std < 0.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    needs_fans = False
+
+    def __post_init__(self) -> None:
+        check_finite(mean=self.mean)
+        check_std(self.std)
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        return distributions.Normal(float(self.mean), float(self.std))
+
+
+@dataclass(frozen=True)
+class TruncNormal:
+    """N(mean, sigma^2) conditioned on `bounds`.
+
+    The field has two conventions for the bounds and two for the std. unit="absolute" means the bounds as they are
+    (torch); unit="sigma" means mean + bound * sigma (JAX, Keras, TensorFlow). std_is="before" takes `std` for sigma
+    (torch, JAX's truncated_normal); std_is="after" wants `std` of the values that come out, and finds the sigma for
+    it.
+
+    Raises:
+        ValueError: a number is NaN, mean or std is infinite, std < 0, the bounds are out of order, unknown unit or
+            std_is, or no sigma gives values within absolute bounds so large a std.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    bounds: tuple[float, float] = (-2.0, 2.0)
+    unit: Literal["absolute", "sigma"] = "absolute"
+    std_is: Literal["before", "after"] = "before"
+    needs_fans = False
+
+    def __post_init__(self) -> None:
+        check_finite(mean=self.mean)
+        check_std(self.std)
+        if not isinstance(self.bounds, (tuple, list)) or len(self.bounds) != 2:
+            raise ValueError(f"bounds: expected two numbers, got {self.bounds!r}")
+        object.__setattr__(self, "bounds", tuple(self.bounds))
+        low, high = self.bounds
+        _check_order("bounds[0]", low, "bounds[1]", high)
+        check_choice("unit", self.unit, ("absolute", "sigma"))
+        check_choice("std_is", self.std_is, ("before", "after"))
+        self._sigma()
+
+    def _sigma(self) -> float:
+        if self.std_is == "before" or self.std == 0.0:
+            return self.std
+        low, high = self.bounds
+        if self.unit == "sigma":
+            within = truncated_std(low, high)
+            if within == 0.0:
+                raise ValueError(f"bounds: expected a range for std={self.std!r} after truncation, got {self.bounds!r}")
+            return self.std / within
+        return _sigma_before(self.std, low - self.mean, high - self.mean)
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        low, high = (float(bound) for bound in self.bounds)
+        sigma = float(self._sigma())
+        if self.unit == "sigma":
+            low, high = self.mean + low * sigma, self.mean + high * sigma
+        return distributions.TruncNormal(float(self.mean), sigma, low, high)
+
+
+def _sigma_before(std: float, low: float, high: float) -> float:
+    """The sigma with which N(0, sigma^2) conditioned on [low, high] has the standard deviation `std`, by bisection."""
+    if math.isinf(high - low):
+        largest = math.inf if math.isinf(low) and math.isinf(high) else 1e6 * std
+    else:
+        largest = (high - low) / math.sqrt(12.0)  # of the uniform, which a wide normal tends to
+        if std >= largest:
+            raise ValueError(
+                f"std: expected less than {largest:.6g}, that of the uniform within the bounds, after truncation, "
+                f"got {std!r}"
+            )
+    if math.isinf(largest):
+        return std
+    # Truncation makes the std smaller; and further than six sigma out cannot be sampled (csrc/core/prepare.h).
+    smaller = larger = max(std, low / 6.0, -high / 6.0)
+    if smaller * truncated_std(low / smaller, high / smaller) > std * (1.0 + 1e-12):
+        raise ValueError(f"std: expected one that bounds within six sigma of the mean leave, got {std!r}")
+    while larger * truncated_std(low / larger, high / larger) < std:
+        larger *= 2.0
+        if larger > 1e9 * std:
+            raise ValueError(f"std: no sigma gives std={std!r} within [{low!r}, {high!r}] of the mean")
+    for _ in range(200):
+        middle = 0.5 * (smaller + larger)
+        if middle in (smaller, larger):
+            break
+        if middle * truncated_std(low / middle, high / middle) < std:
+            smaller = middle
+        else:
+            larger = middle
+    return larger
+
+
+FanMode = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
+_FAN_MODES = ("fan_in", "fan_out", "fan_avg", "fan_geo_avg")
+_SHAPES = ("uniform", "normal", "truncated_normal")
+
+
+@dataclass(frozen=True)
+class VarianceScaling:
+    """Zero mean and variance scale / fan.
+
+    fan is fan_in, fan_out, their mean (fan_avg) or their geometric mean (fan_geo_avg). The shape is U[-b, b] with
+    b = sqrt(3 scale / fan); N(0, scale / fan); or, as in JAX and Keras, a normal truncated at two of its own sigma and
+    widened by 1 / 0.8796 so that its variance after truncation is scale / fan.
+
+    Raises:
+        ValueError: scale is negative or not finite, or an unknown mode or shape.
+    """
+
+    scale: float = 1.0
+    mode: FanMode = "fan_in"
+    shape: Literal["uniform", "normal", "truncated_normal"] = "normal"
+    needs_fans = True
+
+    def __post_init__(self) -> None:
+        check_finite(scale=self.scale)
+        if self.scale < 0.0:
+            raise ValueError(f"scale: expected scale >= 0, got {self.scale!r}")
+        check_choice("mode", self.mode, _FAN_MODES)
+        check_choice("shape", self.shape, _SHAPES)
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        assert fans is not None, "a scheme with needs_fans is given fans"
+        # In torch.nn.init's order of operations, so that its numbers come out to the last bit.
+        gain = math.sqrt(self.scale)
+        if self.mode == "fan_avg":
+            std = gain * math.sqrt(2.0 / (fans.fan_in + fans.fan_out))
+        elif self.mode == "fan_geo_avg":
+            std = gain / math.sqrt(math.sqrt(fans.fan_in * fans.fan_out))
+        else:
+            std = gain / math.sqrt(fans.fan_in if self.mode == "fan_in" else fans.fan_out)
+        if self.shape == "uniform":
+            bound = math.sqrt(3.0) * std
+            return distributions.Uniform(-bound, bound)
+        if self.shape == "normal":
+            return distributions.Normal(0.0, std)
+        sigma = std / STD_WITHIN_TWO_SIGMA
+        return distributions.TruncNormal(0.0, sigma, -2.0 * sigma, 2.0 * sigma)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """`factor` times the values of another scheme.
+
+    Raises:
+        ValueError: factor is negative or not finite.
+    """
+
+    scheme: Scheme
+    factor: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scheme", as_scheme(self.scheme))
+        check_finite(factor=self.factor)
+        if self.factor < 0.0:
+            raise ValueError(f"factor: expected factor >= 0, got {self.factor!r}")
+
+    @property
+    def needs_fans(self) -> bool:
+        return self.scheme.needs_fans
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        return distributions.scaled(self.scheme.distribution(fans), self.factor)
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None) -> Distribution:
+        return distributions.scaled(distribution_of(self.scheme, shape, fans), self.factor)
+
+    def at_layer(self, layer: int | None, layers: int | None) -> Scheme:
+        return Scaled(at_layer(self.scheme, layer, layers), self.factor)
+
+
+@dataclass(frozen=True)
+class DepthScaled:
+    """coefficient * (branches * depth)^-exponent times the values of another scheme: smaller, the deeper the model.
+
+    depth is the number of layers in the parameter's stack (by="depth"), or the parameter's own layer, counted from one
+    (by="layer"). GPT-2 and Megatron: sigma / sqrt(2 L) (Radford et al. 2019, section 2.3), the defaults; per-layer
+    sigma / sqrt(2 (l + 1)), l counted from zero: by="layer". A stack is what the first number in a parameter's name
+    counts ("h.0.", "h.1.", ...), among all parameters of the model; `layers` overrides its length, as a pipeline stage
+    must, which holds only some of them.
+
+    Raises:
+        ValueError: a number that is negative or not finite; when used, a parameter that is in no stack.
+    """
+
+    scheme: Scheme
+    by: Literal["depth", "layer"] = "depth"
+    branches: float = 2.0
+    exponent: float = 0.5
+    coefficient: float = 1.0
+    layers: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scheme", as_scheme(self.scheme))
+        check_choice("by", self.by, ("depth", "layer"))
+        check_finite(branches=self.branches, exponent=self.exponent, coefficient=self.coefficient)
+        if self.branches <= 0.0 or self.coefficient < 0.0:
+            raise ValueError(
+                f"branches, coefficient: expected branches > 0 and coefficient >= 0, got {self.branches!r} and "
+                f"{self.coefficient!r}"
+            )
+        if self.layers is not None and (type(self.layers) is not int or self.layers < 1):
+            raise ValueError(f"layers: expected layers >= 1, got {self.layers!r}")
+
+    @property
+    def needs_fans(self) -> bool:
+        return self.scheme.needs_fans
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        raise TypeError("DepthScaled depends on the layer: at_layer(layer, layers)")
+
+    def at_layer(self, layer: int | None, layers: int | None) -> Scheme:
+        if self.by == "layer":
+            if layer is None:
+                raise ValueError("expected a parameter in a stack of layers, whose name has its number; got none")
+            depth = layer + 1
+        elif (self.layers or layers) is None:
+            raise ValueError("expected a parameter in a stack of layers, or layers=; got neither")
+        else:
+            depth = self.layers or layers or 1
+        inner = at_layer(self.scheme, layer, layers)
+        if self.exponent == 0.5:
+            return Scaled(inner, self.coefficient / math.sqrt(self.branches * depth))
+        return Scaled(inner, self.coefficient * (self.branches * depth) ** -self.exponent)
+
+
+def _gain_squared(gain: float) -> float:
+    check_finite(gain=gain)
+    if gain < 0.0:
+        raise ValueError(f"gain: expected gain >= 0, got {gain!r}")
+    return gain * gain  # its square root is the gain again, to the bit
+
+
+def xavier_uniform(gain: float = 1.0) -> VarianceScaling:
+    """U[-b, b], b = gain sqrt(6 / (fan_in + fan_out)) (Glorot, Bengio, AISTATS 2010, section 4.2.1)."""
+    return VarianceScaling(_gain_squared(gain), "fan_avg", "uniform")
+
+
+def xavier_normal(gain: float = 1.0) -> VarianceScaling:
+    """N(0, 2 gain^2 / (fan_in + fan_out)) (Glorot, Bengio, AISTATS 2010)."""
+    return VarianceScaling(_gain_squared(gain), "fan_avg", "normal")
+
+
+def _kaiming_scale(a: float, mode: str, nonlinearity: str) -> float:
+    check_choice("mode", mode, ("fan_in", "fan_out"))
+    return _gain_squared(calculate_gain(nonlinearity, a))
+
+
+def kaiming_uniform(
+    a: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in", nonlinearity: str = "leaky_relu"
+) -> VarianceScaling:
+    """U[-b, b], b = gain sqrt(3 / fan) (He, Zhang, Ren, Sun, ICCV 2015, section 2.2); `a`: negative slope."""
+    return VarianceScaling(_kaiming_scale(a, mode, nonlinearity), mode, "uniform")
+
+
+def kaiming_normal(
+    a: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in", nonlinearity: str = "leaky_relu"
+) -> VarianceScaling:
+    """N(0, gain^2 / fan) (He, Zhang, Ren, Sun, ICCV 2015, section 2.2); `a`: negative slope of a leaky ReLU."""
+    return VarianceScaling(_kaiming_scale(a, mode, nonlinearity), mode, "normal")
+
+
+def lecun_uniform() -> VarianceScaling:
+    """U[-b, b], b = sqrt(3 / fan_in) (LeCun, Bottou, Orr, Müller, "Efficient BackProp", 1998, section 4.6)."""
+    return VarianceScaling(1.0, "fan_in", "uniform")
+
+
+def lecun_normal() -> VarianceScaling:
+    """Variance 1 / fan_in, a normal truncated at two sigma as in JAX and Keras (LeCun et al. 1998, section 4.6)."""
+    return VarianceScaling(1.0, "fan_in", "truncated_normal")
+
+
+def _zeros() -> Constant:
+    return Constant(0.0)
+
+
+def _ones() -> Constant:
+    return Constant(1.0)
+
+
+_BY_NAME: dict[str, Callable[..., Scheme]] = {
+    "uniform": Uniform,
+    "normal": Normal,
+    "trunc_normal": TruncNormal,
+    "constant": Constant,
+    "zeros": _zeros,
+    "ones": _ones,
+    "xavier_uniform": xavier_uniform,
+    "xavier_normal": xavier_normal,
+    "kaiming_uniform": kaiming_uniform,
+    "kaiming_normal": kaiming_normal,
+    "lecun_uniform": lecun_uniform,
+    "lecun_normal": lecun_normal,
+    "variance_scaling": VarianceScaling,
+    "scaled": Scaled,
+    "depth_scaled": DepthScaled,
+}
+for _name, _make in _BY_NAME.items():
+    register_scheme(_name, _make)

@@ -1,0 +1,322 @@
+"""Schemes that look at the shape: identities, orthogonal and sparse matrices, Hadamard's, and state-space
+parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastinit.schemes import distributions
+from fastinit.schemes.base import check_choice, register_scheme
+from fastinit.schemes.distributions import Distribution
+from fastinit.schemes.fans import Fans
+from fastinit.schemes.named import check_finite, check_std
+
+
+class _OfShape:
+    """What the schemes here have in common: no fans, and a distribution only of a shape."""
+
+    needs_fans = False
+
+    def distribution(self, fans: Fans | None) -> Distribution:
+        raise TypeError(f"{type(self).__name__} depends on the shape: distribution_of(shape, fans)")
+
+
+def _check_dimensions(shape: Sequence[int], *wanted: int) -> None:
+    if len(shape) not in wanted:
+        listed = ", ".join(map(str, wanted[:-1])) + " or " if len(wanted) > 1 else ""
+        raise ValueError(f"expected {listed}{wanted[-1]} dimensions, got shape {tuple(shape)}")
+
+
+def _kernel_middle(kernel: Sequence[int]) -> int:
+    """The row-major position of the middle of a kernel; of an even size, the later one of the two (torch's dirac_)."""
+    middle = 0
+    for size in kernel:
+        middle = middle * size + size // 2
+    return middle
+
+
+def _partial_identity(shape: Sequence[int]) -> Distribution:
+    rows, columns = shape
+    return distributions.Diagonal(1.0, 0, columns + 1, min(rows, columns), rows * columns)
+
+
+@dataclass(frozen=True)
+class Eye(_OfShape):
+    """The identity: ones on the main diagonal of a matrix, square or not, zeros elsewhere (torch.nn.init.eye_).
+
+    For recurrent networks of ReLUs: Le, Jaitly, Hinton 2015. Raises ValueError unless there are two dimensions.
+    """
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        _check_dimensions(shape, 2)
+        return _partial_identity(shape)
+
+
+@dataclass(frozen=True)
+class Dirac(_OfShape):
+    """The convolution that hands its input on: ones at the middle of the kernels (i, i), zeros elsewhere.
+
+    With groups, in every group of dim 0 by itself (torch.nn.init.dirac_). Shape (out, in / groups, kernel ...). Raises
+    ValueError unless there are three to five dimensions and groups divides dim 0.
+    """
+
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if type(self.groups) is not int:
+            raise TypeError(f"groups: expected an int, got {self.groups!r}")
+        if self.groups < 1:
+            raise ValueError(f"groups: expected groups >= 1, got {self.groups}")
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        _check_dimensions(shape, 3, 4, 5)
+        if shape[0] % self.groups != 0:
+            raise ValueError(f"expected dim 0 to be divisible by groups, got {shape[0]} and {self.groups}")
+        group_out, channels = shape[0] // self.groups, shape[1]
+        kernel = math.prod(shape[2:])
+        period = group_out * channels * kernel
+        first = _kernel_middle(shape[2:])
+        return distributions.Diagonal(1.0, first, (channels + 1) * kernel, min(group_out, channels), period)
+
+
+@dataclass(frozen=True)
+class Orthogonal(_OfShape):
+    """gain times a matrix with orthonormal rows or columns, whichever are fewer, Haar distributed
+    (torch.nn.init.orthogonal_).
+
+    The matrix is dim 0 against all others; with `column_axis`, all others against that one, as in JAX and Keras (there
+    -1). Saxe, McClelland, Ganguli 2014; Haar: Mezzadri 2007. Raises ValueError where there are fewer than two
+    dimensions, or no such axis.
+    """
+
+    gain: float = 1.0
+    column_axis: int | None = None
+
+    def __post_init__(self) -> None:
+        check_finite(gain=self.gain)
+        if self.column_axis is not None and type(self.column_axis) is not int:
+            raise TypeError(f"column_axis: expected an int or None, got {self.column_axis!r}")
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        if len(shape) < 2:
+            raise ValueError(f"expected 2 dimensions or more, got shape {tuple(shape)}")
+        axis = self.column_axis
+        if axis is not None and not -len(shape) <= axis < len(shape):
+            raise ValueError(f"column_axis: expected an axis of shape {tuple(shape)}, got {axis}")
+        rows = shape[0 if axis is None else axis]
+        columns = math.prod(shape) // rows
+        return distributions.Orthogonal(float(self.gain), min(rows, columns), max(rows, columns), axis)
+
+
+_SPECTRA = ("flat", "linear", "power", "marchenko_pastur")
+
+
+@dataclass(frozen=True)
+class Spectral(_OfShape):
+    """gain U diag(s) V^T: Haar distributed singular vectors, and singular values as given (the SVD scheme).
+
+    The matrix is dim 0 against all others, r its rank, min(rows, columns). `values` are the r singular values; or a
+    function of r that gives them; or "flat": 1; "linear": 1, 1 - 1/r, ..., 1/r; "power": 1, 2^-p, ..., r^-p with p =
+    `power`; "marchenko_pastur": the quantiles (i + 1/2) / r of those of a Gaussian matrix of variance 1 / max(rows,
+    columns) (Marchenko, Pastur 1967). Flat, it is `Orthogonal` (Saxe, McClelland, Ganguli 2014, section 3). Raises
+    ValueError for values that are negative, not finite, or not r in number, and for fewer than two dimensions.
+    """
+
+    values: str | tuple[float, ...] | Callable[[int], Sequence[float]] = "flat"
+    gain: float = 1.0
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_finite(gain=self.gain, power=self.power)
+        if isinstance(self.values, str):
+            check_choice("values", self.values, _SPECTRA)
+        elif not callable(self.values):
+            object.__setattr__(self, "values", tuple(self.values))
+            _check_singular_values(self.values)
+
+    def _singular_values(self, rows: int, columns: int) -> tuple[float, ...]:
+        rank = min(rows, columns)
+        if callable(self.values):
+            values = tuple(float(value) for value in self.values(rank))
+            _check_singular_values(values)
+        elif isinstance(self.values, tuple):
+            values = self.values
+        elif self.values == "flat":
+            values = (1.0,) * rank
+        elif self.values == "linear":
+            values = tuple(1.0 - i / rank for i in range(rank))
+        elif self.values == "power":
+            values = tuple((i + 1.0) ** -self.power for i in range(rank))
+        else:
+            values = _marchenko_pastur(rank, max(rows, columns))
+        if len(values) != rank:
+            raise ValueError(f"values: expected {rank}, the rank of {rows} x {columns}, got {len(values)}")
+        return values
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        if len(shape) < 2:
+            raise ValueError(f"expected 2 dimensions or more, got shape {tuple(shape)}")
+        rows, columns = shape[0], math.prod(shape[1:])
+        values = tuple(self.gain * value for value in self._singular_values(rows, columns))
+        return distributions.Spectral(values, rows, columns)
+
+
+def _check_singular_values(values: Sequence[float]) -> None:
+    for position, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"values[{position}]: expected a number, got {value!r}")
+        if not (math.isfinite(value) and value >= 0.0):
+            raise ValueError(f"values[{position}]: expected a finite number >= 0, got {value!r}")
+
+
+def _marchenko_pastur(rank: int, length: int) -> tuple[float, ...]:
+    """Quantiles of the singular values of a rank x length Gaussian matrix of variance 1 / length, largest first.
+
+    The squares have the density sqrt((b - x) (x - a)) / (2 pi c x) on [a, b] = (1 -+ sqrt(c))^2 with c = rank / length;
+    with x = (a + b) / 2 - cos(t) (b - a) / 2 it is smooth in t but for x = 0, and summed up over t.
+    """
+    ratio = rank / length
+    middle, half = 1.0 + ratio, 2.0 * math.sqrt(ratio)
+    edges = np.linspace(0.0, math.pi, 1 << 16)
+    t = 0.5 * (edges[1:] + edges[:-1])
+    mass = np.sin(t) ** 2 / (middle - half * np.cos(t))
+    cumulated = np.concatenate([[0.0], np.cumsum(mass)])
+    at = np.interp((np.arange(rank) + 0.5) / rank, cumulated / cumulated[-1], edges)
+    return tuple(np.sqrt(middle - half * np.cos(at))[::-1].tolist())
+
+
+@dataclass(frozen=True)
+class IdentityPlusOrthogonal(_OfShape):
+    """identity times the identity, plus gain times a Haar distributed orthogonal matrix; for recurrent weights.
+
+    identity = 1 and a small gain keep a hidden state nearly as it is (Le, Jaitly, Hinton 2015: the identity alone), and
+    give every unit a part in every other. Raises ValueError unless the matrix is square.
+    """
+
+    identity: float = 1.0
+    gain: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_finite(identity=self.identity, gain=self.gain)
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise ValueError(f"expected a square matrix, got shape {tuple(shape)}")
+        return distributions.IdentityPlus(float(self.identity), float(self.gain), shape[0])
+
+
+@dataclass(frozen=True)
+class DeltaOrthogonal(_OfShape):
+    """gain times an orthogonal matrix at the middle of the kernels, zeros elsewhere: a convolution that keeps norms.
+
+    Shape (out, in, kernel ...) of 3 to 5 dimensions with out >= in; the middle is (k - 1) // 2, as in JAX. Xiao,
+    Bahri, Sohl-Dickstein, Schoenholz, Pennington, ICML 2018, section 3 (algorithm 1). Raises ValueError for other
+    shapes.
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_finite(gain=self.gain)
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        _check_dimensions(shape, 3, 4, 5)
+        if shape[1] > shape[0]:
+            raise ValueError(f"expected no more inputs than outputs (dim 1 <= dim 0), got shape {tuple(shape)}")
+        return distributions.DeltaOrthogonal(float(self.gain), shape[0], shape[1], math.prod(shape[2:]))
+
+
+@dataclass(frozen=True)
+class Sparse(_OfShape):
+    """N(0, std^2), with ceil(sparsity * rows) randomly chosen zeros in every column (torch.nn.init.sparse_; Martens
+    2010).
+
+    Raises ValueError unless 0 <= sparsity <= 1 and there are two dimensions.
+    """
+
+    sparsity: float
+    std: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_finite(sparsity=self.sparsity)
+        if not 0.0 <= self.sparsity <= 1.0:
+            raise ValueError(f"sparsity: expected 0 <= sparsity <= 1, got {self.sparsity!r}")
+        check_std(self.std)
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        _check_dimensions(shape, 2)
+        return distributions.Sparse(float(self.std), math.ceil(self.sparsity * shape[0]), shape[0])
+
+
+@dataclass(frozen=True)
+class ZerO(_OfShape):
+    """Identity and Hadamard transforms, nothing random (Zhao, Schäfer, Anandkumar, TMLR 2022, algorithm 1).
+
+    A matrix of shape (out, in) with out <= in is the partial identity; one with out > in is the corner of
+    2^(-m/2) H, H being Sylvester's Hadamard matrix of order 2^m, m = ceil(log2 out): orthonormal before it was cut. A
+    convolution has it at the middle of its kernels. `transposed`: the shape is (in, out, ...). Raises ValueError for
+    fewer than two or more than five dimensions.
+    """
+
+    transposed: bool = False
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        _check_dimensions(shape, 2, 3, 4, 5)
+        columns, rows = shape[:2] if self.transposed else (shape[1], shape[0])
+        if rows <= columns:
+            return _partial_identity(shape) if len(shape) == 2 else Dirac().distribution_of(shape)
+        order = (rows - 1).bit_length()
+        return distributions.Hadamard(2.0 ** (-order / 2), math.prod(shape[2:]))
+
+
+@dataclass(frozen=True)
+class LogRange(_OfShape):
+    """log 1, log 2, ..., log n along the last dimension: A_log of Mamba (Gu, Dao 2023, section 3.6: S4D-Real)."""
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        if not shape:
+            raise ValueError("expected 1 dimension or more, got a scalar")
+        return distributions.LogRange(shape[-1])
+
+
+@dataclass(frozen=True)
+class TimeStep(_OfShape):
+    """softplus^-1(max(floor, exp U[log low, log high])): the bias that gives Mamba its time steps (Gu, Dao 2023,
+    section 3.6).
+
+    Raises ValueError unless 0 < low <= high and floor > 0.
+    """
+
+    low: float = 1e-3
+    high: float = 1e-1
+    floor: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_finite(low=self.low, high=self.high, floor=self.floor)
+        if not (0.0 < self.low <= self.high and self.floor > 0.0):
+            raise ValueError(
+                f"low, high, floor: expected 0 < low <= high and floor > 0, got {self.low!r}, {self.high!r}, "
+                f"{self.floor!r}"
+            )
+
+    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+        return distributions.TimeStep(float(self.low), float(self.high), float(self.floor))
+
+
+for _name, _make in {
+    "eye": Eye,
+    "dirac": Dirac,
+    "orthogonal": Orthogonal,
+    "delta_orthogonal": DeltaOrthogonal,
+    "svd": Spectral,
+    "identity_plus_orthogonal": IdentityPlusOrthogonal,
+    "sparse": Sparse,
+    "zer_o": ZerO,
+    "log_range": LogRange,
+    "time_step": TimeStep,
+}.items():
+    register_scheme(_name, _make)
