@@ -5,6 +5,7 @@ from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
 from fastinit.audit.fingerprint import fingerprint
 from fastinit.audit.verify import verify
+from fastinit.errors import ParameterError, UncoveredWarning
 from fastinit.functional import (
     calculate_gain,
     constant_,
@@ -77,6 +78,7 @@ __all__ = [
     "MuP",
     "Normal",
     "Orthogonal",
+    "ParameterError",
     "Plan",
     "Recipe",
     "Row",
@@ -87,6 +89,7 @@ __all__ = [
     "Spectral",
     "TimeStep",
     "TruncNormal",
+    "UncoveredWarning",
     "Uniform",
     "VarianceScaling",
     "Where",

@@ -100,7 +100,7 @@ def param_init_fn(
     seed = shared_seed(generator) if seed is None else seed
     made = plan(model, scheme, rules, seed=seed, **options)
     check_all_written(made)
-    computed = [row.name for row in made.rows if row.assignment is not None]
+    computed = [row.name for row in made.rows if row.place.assignment is not None]
     if computed:
         raise ValueError(f"{computed[0]}: is set through a parametrization; materialise the model before wrapping it")
     restoration = plan_restoration(model, buffers, seed=seed)
@@ -115,7 +115,7 @@ def param_init_fn(
                 own.append((own_name, row))
                 written.add(id(parameter))
         allocate_(module, place, dtype, recurse=False)
-        here = [row._replace(tensor=module.get_parameter(own_name)) for own_name, row in own]
+        here = [row.at(module.get_parameter(own_name)) for own_name, row in own]
         Plan(here, seed=seed, generator=None, backend=options.get("backend", "auto")).run_()
         restoration.restore_(place, [module])
 

@@ -1,6 +1,10 @@
-"""The error for a parameter that cannot be planned or written. It carries the parameter's name."""
+"""How the package says what is wrong: the error for one parameter, which carries its name, and warnings."""
 
 from __future__ import annotations
+
+import os
+import sys
+import warnings
 
 # What errors call a tensor that was given alone, whose name is empty.
 NAMELESS = "tensor"
@@ -20,3 +24,18 @@ class ParameterError(ValueError, TypeError):
 
     def __str__(self) -> str:
         return f"{self.name or NAMELESS}: {self.problem}"
+
+
+class UncoveredWarning(UserWarning):
+    """Parameters keep the values that they have, for no rule and no role says what they should be."""
+
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called fastinit, however deep in the package this is called."""
+    frame, level = sys._getframe(1), 2  # the caller of this function
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

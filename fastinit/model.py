@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastinit.distributed import agreement
-from fastinit.distributed.shards import local_tensor
+from fastinit.errors import UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
 from fastinit.plans import Plan
@@ -20,7 +20,7 @@ from fastinit.recipes.presets import as_recipe
 from fastinit.rules.depths import check_layers
 from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
 from fastinit.rules.survey import Survey, plan_tensors
-from fastinit.run.streams import Renaming, renaming
+from fastinit.run.names import Renamer, Renaming
 from fastinit.schemes.base import Scheme, as_scheme
 from fastinit.schemes.fans import FanConvention
 
@@ -124,8 +124,10 @@ def plan(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict: expected a bool, got {strict!r}")
     check_layers(layers)
-    survey = Survey(model, renaming(names), layers)
+    survey = Survey(model, Renamer(names), layers)
     planned = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict)
     return _agreed(planned, survey.meshes()) if strict else planned()
 
@@ -146,11 +148,22 @@ def _plan(
         as_scheme(recipe.scheme), recipe.fan if fan is None else fan, RuleFinder([*own_rules, *as_rules(recipe.rules)])
     )
     # A recipe serves many models; that one lacks a part of what it has rules for is no mistake.
-    _report_unmatched([rule for at, rule in enumerate(own_rules) if at not in survey.matched], strict)
+    survey.report_unmatched(own_rules, strict)
     made = Plan(rows, seed=seed, generator=generator, backend=backend, share_seed=survey.is_replicated())
-    if strict and made.uncovered:
-        raise ValueError("strict: no rule covers " + ", ".join(made.uncovered))
+    _report_uncovered(made.uncovered, strict)
     return made
+
+
+def _report_uncovered(names: Sequence[str], strict: bool) -> None:
+    if not names:
+        return
+    if strict:
+        raise ValueError("strict: no rule covers " + ", ".join(names))
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    warn(f"no rule covers {shown}: kept as they are; give them a rule, or KEEP", UncoveredWarning)
+
+
+_SHOWN = 6
 
 
 def _agreed(planned: Callable[[], Plan], meshes: Sequence[DeviceMesh]) -> Plan:
@@ -164,15 +177,6 @@ def _agreed(planned: Callable[[], Plan], meshes: Sequence[DeviceMesh]) -> Plan:
         raise
     agreement.check_agreement([(mesh, made.entries(mesh)) for mesh in meshes], None)
     return made
-
-
-def _report_unmatched(rules: Sequence[Rule], strict: bool) -> None:
-    if not rules:
-        return
-    message = "no parameter matches " + ", ".join(map(str, rules))
-    if strict:
-        raise ValueError(f"strict: {message}")
-    warnings.warn(message, stacklevel=3)
 
 
 def materialize_(
@@ -245,7 +249,7 @@ def materialize_(
 
 def check_all_written(made: Plan) -> None:
     """Refuse what would be left as it is while its memory holds nothing yet."""
-    left = [row for row in made.rows if row.action == "keep" and local_tensor(row.tensor).is_meta]
+    left = [row for row in made.rows if row.action == "keep" and row.device.type == "meta"]
     if left:
         raise ValueError(
             "parameters on the meta device that nothing would write to: "

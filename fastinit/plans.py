@@ -1,21 +1,25 @@
-"""The plan: what will be written where, and why, as plain data. Making one writes nothing; planner.py makes them."""
+"""The plan: what will be written where, and why, as plain data. Making or printing one touches no memory."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass, field, replace
+from fnmatch import translate
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
-from fastinit.distributed.shards import is_dtensor, local_pieces, local_tensor
-from fastinit.rules.select import Where
+from fastinit.distributed.shards import Piece, is_dtensor, local_pieces, local_tensor
+from fastinit.errors import ParameterError
 from fastinit.run import engine
-from fastinit.run.engine import Assignment
 from fastinit.run.index_maps import box_of
-from fastinit.run.streams import check_seed
-from fastinit.run.table import Target, begin_of
+from fastinit.run.places import Assignment, Place
+from fastinit.run.streams import as_seed
+from fastinit.run.table import Target
 from fastinit.schemes.base import Scheme, check_choice, describe
 from fastinit.schemes.distributions import Distribution
 from fastinit.schemes.fans import Fans
@@ -26,128 +30,193 @@ if TYPE_CHECKING:
 Action = Literal["init", "keep", "tied", "buffer", "original"]
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Row:
     """One parameter or buffer of a plan.
 
-    `name` is the canonical name, which together with the seed decides the random numbers. `action`: "init", it is
-    written; "keep"; "tied" to another parameter; "buffer", kept; "original", one that a parametrised weight is
-    computed from, and written through it. `scheme` is a tuple where fused blocks have one each. `covered` is false
-    where no rule decided.
+    name: the canonical name, which together with the seed decides the random numbers.
+    action: "init", it is written; "keep"; "tied" to another parameter; "buffer", kept; "original", one that a
+        parametrised weight is computed from, and written through it.
+    kind: the class of the module that holds it ("Linear"); empty for a tensor of a list.
+    shape, dtype, device: the global shape, None where a lazy module has none yet.
+    boxes: what this rank holds of a DTensor; None: all, or not distributed.
+    scheme: a tuple where fused blocks have one each. covered: false where no rule and no role decided.
+    frozen: whether it is a parameter that is not trained.
+    place: where the tensor is found when the plan runs. It is no part of what is compared and printed.
     """
 
     name: str
     action: Action
-    tensor: torch.Tensor
-    scheme: Scheme | tuple[Scheme, ...] | None
-    fans: Fans | None
-    distribution: Distribution | None
+    kind: str
+    shape: torch.Size | None
+    dtype: torch.dtype
+    device: torch.device
     reason: str
+    scheme: Scheme | tuple[Scheme, ...] | None = None
+    fans: Fans | None = None
+    distribution: Distribution | None = None
     covered: bool = True
-    assignment: Assignment | None = None
+    frozen: bool = False
+    boxes: tuple[Piece, ...] | None = None
+    place: Place = field(kw_only=True, compare=False, repr=False)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The tensor as the model has it now."""
+        return self.place.tensor()
+
+    @property
+    def numel(self) -> int:
+        """How many elements the whole has; 0 of a lazy one."""
+        return 0 if self.shape is None else self.shape.numel()
+
+    @property
+    def held(self) -> int:
+        """How many elements this rank holds."""
+        return self.numel if self.boxes is None else sum(math.prod(box.shape) for box in self.boxes)
+
+    def at(self, tensor: torch.Tensor) -> Row:
+        """The row for another tensor of the same name."""
+        return replace(self, place=Place.of_tensor(tensor))
 
 
-def targets_of(row: Row) -> Sequence[Target]:
-    """What this process writes of a row: all of a tensor, or the boxes of it that lie in the rank's local tensor.
+def boxes_of(tensor: torch.Tensor, name: str) -> tuple[Piece, ...] | None:
+    """What this rank holds of a DTensor; None for any other tensor.
 
     Raises:
-        ValueError: a DTensor with a Partial placement, or whose local tensor is not what the placements say.
+        ParameterError: a Partial placement, or a local tensor that is not what the placements say.
     """
-    tensor, distribution = row.tensor, row.distribution
-    if row.action != "init" or distribution is None:
-        return ()
+    return tuple(local_pieces(tensor, name)) if is_dtensor(tensor) else None
+
+
+def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
+    """What this process writes of a row to its tensor: all of it, or the boxes that lie in the rank's local tensor.
+
+    Raises:
+        ParameterError: the tensor is not as it was planned; or as `boxes_of`.
+    """
+    if row.action != "init" or row.distribution is None:
+        return []
+    if (tensor.shape, tensor.dtype) != (row.shape, row.dtype):
+        now = f"{_shown(tensor.shape)} {tensor.dtype}"
+        raise ParameterError(row.name, f"planned as {_shown(row.shape)} {row.dtype}, is now {now}; make a new plan")
+    if row.boxes is not None and not is_dtensor(tensor):
+        raise ParameterError(row.name, "planned as a DTensor, is now a plain tensor; make a new plan")
+    if not is_dtensor(tensor) and tensor.device != row.device and row.device.type != "meta":
+        raise ParameterError(row.name, f"planned on {row.device}, is now on {tensor.device}; make a new plan")
     if not is_dtensor(tensor):
-        return (Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, distribution),)
+        return [Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, row.distribution)]
     found = []
     for piece in local_pieces(tensor, row.name):
         local = local_tensor(tensor)
         if piece.shape != tuple(local.shape):
             local = box_of(local.detach(), piece.local, piece.shape)
         begin = None if piece.shape == tuple(tensor.shape) else piece.begin
-        found.append(Target(row.name, local, tensor.shape, local.dtype, local.device, distribution, None, begin))
+        found.append(Target(row.name, local, tensor.shape, local.dtype, local.device, row.distribution, None, begin))
     return found
 
 
-_COLUMNS = ("name", "shape", "here", "dtype", "device", "scheme", "fan in/out", "distribution", "std", "why")
-_HERE = _COLUMNS.index("here")
+@runtime_checkable
+class Selects(Protocol):
+    """What `Plan.filter` takes beside globs and functions: a `Where`."""
 
-
-def _scheme_name(row: Row) -> str | None:
-    if isinstance(row.scheme, tuple):
-        return " | ".join(map(describe, row.scheme))
-    return None if row.scheme is None else describe(row.scheme)
+    def matches(self, name: str, module: torch.nn.Module, parameter: torch.Tensor) -> bool: ...
 
 
 class Plan:
     """Rows for every parameter and buffer of a model (or tensors of a list), and how to run them.
 
-    `print(plan)` shows a table, `plan.to_json()` the same as data, `plan.run_()` writes the
-    values.
+    `print(plan)` shows a table with equal layers folded, `plan.to_json()` the rows as data, `plan.run_()` writes the
+    values. Two plans are equal if they would write the same values for the same reasons. What a run needs is made at
+    the first run, and kept; several threads may run one plan.
     """
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: Iterable[Row],
         *,
         seed: int | None,
         generator: torch.Generator | None,
         backend: str,
         share_seed: bool = False,
     ) -> None:
-        check_seed(seed)
+        self.seed = as_seed(seed)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: expected a torch.Generator or None, got {type(generator).__name__}")
         if seed is not None and generator is not None:
             raise ValueError("seed, generator: expected one of them at the most, got both")
+        check_choice("backend", backend, engine.BACKENDS)
         self.rows = tuple(rows)
-        self.seed = seed
-        self._generator = generator
         self.backend = backend
-        distributed = [row for row in self.rows if is_dtensor(row.tensor)]
-        self._share_seed = share_seed or bool(distributed)
-        plain: list[Target] = []
-        assigned: list[tuple[Target, Assignment]] = []
-        for row in self.rows:
-            for target in targets_of(row):
-                if row.assignment is None:
-                    plain.append(target)
-                else:
-                    assigned.append((target, row.assignment))
-        self._targets = [*plain, *(target for target, _ in assigned)]
-        self._program = engine.Program(
-            plain,
-            backend,
-            assigned,
-            [(row.name, row.tensor) for row in distributed if row.action == "init"],
-            share_seed=self._share_seed,
-        )
+        self._generator = generator
+        self._share_seed = share_seed or any(row.boxes is not None for row in self.rows)
+        self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
+        self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
+        self._lock = threading.Lock()
+        self._prepared: engine.Program | None = None
 
     def run_(self) -> None:
         """Write all values, in one pass. With a seed, running again gives the same bits.
 
+        The parameters are those that the model has now: one that was replaced since is written, if it is as planned.
+
         Raises:
-            ValueError: a tensor has no memory (meta); or lost it, or changed its shape, dtype or device, since the plan
-                was made; or a parametrisation cannot take the weight. Nothing is written then.
+            ParameterError: a tensor has no memory (meta), or lost it; its shape, dtype or device is not as planned; the
+                model has no such parameter any more; or a parametrisation cannot take the weight. Nothing is written
+                then.
             RuntimeError: CUDA's error if the kernel cannot be launched; without a seed, in a distributed model, no seed
-                came from rank 0.
+                came from the rank that gives it.
         """
-        self._program.run_(self.seed, self._generator)
+        for row in self._ties:
+            row.place.check_tied(row.name)
+        tensors = [row.place.current(row.name) for row in self._written]
+        with self._lock:
+            program = self._prepared
+            if program is None or not program.is_for(tensors):
+                program = self._prepared = self._made(tensors)
+        program.run_(self.seed, self._generator)
+
+    def _made(self, tensors: Sequence[torch.Tensor]) -> engine.Program:
+        plain: list[Target] = []
+        assigned: list[tuple[Target, Assignment]] = []
+        distributed: list[tuple[str, torch.Tensor]] = []
+        for row, tensor in zip(self._written, tensors, strict=True):
+            targets = targets_of(row, tensor)
+            assignment = row.place.assignment
+            if assignment is None:
+                plain += targets
+            else:
+                assigned += [(target, assignment) for target in targets]
+            if is_dtensor(tensor):
+                distributed.append((row.name, tensor))
+        share_seed = self._share_seed or bool(distributed)
+        return engine.Program(plain, self.backend, assigned, distributed, tensors=tensors, share_seed=share_seed)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return (self.rows, self.seed, self.backend) == (other.rows, other.seed, other.backend)
+
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def uncovered(self) -> tuple[str, ...]:
-        """Names of the parameters that no rule decided about."""
+        """Names of the parameters that no rule and no role decided about."""
         return tuple(row.name for row in self.rows if not row.covered)
 
     @property
     def numel(self) -> int:
         """How many elements the plan writes: of DTensors, those of this rank."""
-        return sum(target.tensor.numel() for target in self._targets)
+        return sum(row.held for row in self._written)
 
     @property
     def nbytes(self) -> int:
         """How many bytes the plan writes: of DTensors, those of this rank."""
-        return sum(target.tensor.numel() * target.dtype.itemsize for target in self._targets)
+        return sum(row.held * row.dtype.itemsize for row in self._written)
 
     def filter(
         self,
-        where: str | Where | Callable[[Row], bool] | None = None,
+        where: str | Selects | Callable[[Row], bool] | None = None,
         *,
         action: Action | None = None,
         covered: bool | None = None,
@@ -167,41 +236,17 @@ class Plan:
             for row in self.rows
             if select(row) and action in (None, row.action) and (covered is None or row.covered == covered)
         ]
-        return self._with(rows)
+        return Plan(rows, seed=self.seed, generator=self._generator, backend=self.backend, share_seed=self._share_seed)
 
     def entries(self, mesh: DeviceMesh) -> list[tuple[str, str]]:
         """What all ranks of a mesh must plan alike: the seed, and what happens to the DTensors on it."""
         found = [("seed", "not given" if self.seed is None else str(self.seed))]
         for row in self.rows:
-            if is_dtensor(row.tensor) and row.tensor.device_mesh == mesh:
-                what = f"{tuple(row.tensor.shape)} {row.tensor.dtype} {row.tensor.placements}"
+            tensor: Any = row.tensor if row.boxes is not None else None
+            if tensor is not None and tensor.device_mesh == mesh:
+                what = f"{tuple(tensor.shape)} {tensor.dtype} {tensor.placements}"
                 found.append((row.name, f"{row.action} {row.distribution!r} for {what}"))
         return found
-
-    def _with(self, rows: Sequence[Row]) -> Plan:
-        return Plan(rows, seed=self.seed, generator=self._generator, backend=self.backend, share_seed=self._share_seed)
-
-    def _records(self) -> Iterable[dict[str, Any]]:
-        for row in self.rows:
-            distribution = row.distribution
-            yield {
-                "name": row.name,
-                "action": row.action,
-                "shape": list(row.tensor.shape),
-                "here": _here(row),
-                "dtype": str(row.tensor.dtype).removeprefix("torch."),
-                "device": str(row.tensor.device),
-                "numel": row.tensor.numel(),
-                "bytes": row.tensor.numel() * row.tensor.element_size(),
-                "scheme": _scheme_name(row),
-                "fan_in": None if row.fans is None else row.fans.fan_in,
-                "fan_out": None if row.fans is None else row.fans.fan_out,
-                "distribution": None if distribution is None else str(distribution),
-                "mean": None if distribution is None else distribution.mean(),
-                "std": None if distribution is None else distribution.std(),
-                "covered": row.covered,
-                "reason": row.reason,
-            }
 
     def to_json(self) -> str:
         """The rows as a JSON array of objects; null for what is not there, and for infinities, which JSON lacks.
@@ -211,86 +256,195 @@ class Plan:
         records = [
             {
                 key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in each.items()
+                for key, value in _record(row).items()
             }
-            for each in self._records()
+            for row in self.rows
         ]
         return json.dumps(records, indent=1, allow_nan=False)
 
     def __str__(self) -> str:
-        lines: list[tuple[str, ...]] = [_COLUMNS]
-        for record in self._records():
-            fans = "" if record["fan_in"] is None else f"{record['fan_in']}/{record['fan_out']}"
-            lines.append(
-                (
-                    record["name"],
-                    "x".join(map(str, record["shape"])) or "scalar",
-                    record["here"] or "",
-                    record["dtype"],
-                    record["device"],
-                    record["scheme"] or record["action"],
-                    fans,
-                    record["distribution"] or "",
-                    "" if record["std"] is None else f"{record['std']:.4g}",
-                    record["reason"],
-                )
+        cells: dict[Any, tuple[str, ...]] = {}  # most rows of a model are like another
+        lines: list[tuple[str, tuple[str, ...]]] = []
+        for row in self.rows:
+            key: Any = (
+                row.shape,
+                row.dtype,
+                row.device,
+                row.distribution,
+                row.fans,
+                row.reason,
+                row.kind,
+                id(row.scheme),
             )
-        if all(line[_HERE] == "" for line in lines[1:]):  # nothing is distributed
-            lines = [line[:_HERE] + line[_HERE + 1 :] for line in lines]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+            key = (*key, row.action, row.boxes, row.frozen)
+            if key not in cells:
+                cells[key] = _cells(row)
+            lines.append((row.name, cells[key]))
+        table: list[tuple[str, ...]] = [("name", *_COLUMNS)]
+        table += [(name, *others) for name, others in _folded(lines)]
+        kept = [at for at in range(len(table[0])) if any(line[at] for line in table[1:]) or at < 2]
+        table = [tuple(line[at] for at in kept) for line in table]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        text = "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
         )
-        return f"{table}\n{self.summary()}"
+        return f"{text}\n{self.summary()}"
 
     def summary(self) -> str:
         """What the plan writes and what it does not, in a few lines."""
-        written = sum(row.action == "init" for row in self.rows)
-        lines = [f"{written} tensors, {self.numel:,} elements, {self.nbytes / 2**20:,.1f} MiB to write"]
+        lines = [
+            f"{len(self._written)} tensors, {self.numel:,} elements, {self.nbytes / 2**20:,.1f} MiB to write",
+        ]
         left: dict[str, list[str]] = {}
         for row in self.rows:
             if row.action == "keep":
                 left.setdefault("kept" if row.covered else "not covered by any rule", []).append(row.name)
-            elif row.action in ("tied", "buffer"):
-                left.setdefault({"tied": "tied to another", "buffer": "buffers, kept"}[row.action], []).append(row.name)
+            elif row.action == "tied":
+                left.setdefault("tied to another", []).append(row.name)
+            elif row.action == "buffer":
+                meta = "buffers without memory, for materialize_ to restore"
+                left.setdefault(meta if row.device.type == "meta" else "buffers, kept", []).append(row.name)
+            if row.frozen and row.action == "init":
+                left.setdefault("frozen, and written all the same", []).append(row.name)
         for what, names in left.items():
-            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-            lines.append(f"{what}: {shown}")
+            shown = [name for name, _ in _folded([(name, ()) for name in names])]
+            more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+            lines.append(f"{what}: {', '.join(shown[:_SHOWN])}{more}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"<fastinit.Plan of {len(self.rows)} rows>"
 
 
-def _here(row: Row) -> str | None:
-    """The indices of a DTensor that this rank writes."""
-    if row.action != "init" or not is_dtensor(row.tensor):
-        return None
-    return " and ".join(map(_box, targets_of(row))) or "nothing"
-
-
-def _box(target: Target) -> str:
-    """
-    >>> _box(Target("", torch.empty(2, 3), torch.Size((8, 3)), torch.float32, None, None, None, (4, 0)))
-    '[4:6, :]'
-    """
-    sizes = zip(begin_of(target), target.tensor.shape, target.shape, strict=True)
-    return f"[{', '.join(':' if size == whole else f'{begin}:{begin + size}' for begin, size, whole in sizes)}]"
-
-
+_COLUMNS = ("kind", "shape", "here", "dtype", "device", "scheme", "fan in/out", "distribution", "std", "why")
 _SHOWN = 6
 
 
-def _selection(where: str | Where | Callable[[Row], bool] | None) -> Callable[[Row], bool]:
+def _shown(shape: torch.Size | None) -> str:
+    return "lazy" if shape is None else str(tuple(shape))
+
+
+def _scheme_name(row: Row) -> str | None:
+    if isinstance(row.scheme, tuple):
+        return " | ".join(map(describe, row.scheme))
+    return None if row.scheme is None else describe(row.scheme)
+
+
+def _record(row: Row) -> dict[str, Any]:
+    distribution = row.distribution
+    return {
+        "name": row.name,
+        "action": row.action,
+        "kind": row.kind,
+        "shape": None if row.shape is None else list(row.shape),
+        "here": _here(row),
+        "dtype": str(row.dtype).removeprefix("torch."),
+        "device": str(row.device),
+        "numel": row.numel,
+        "bytes": row.numel * row.dtype.itemsize,
+        "scheme": _scheme_name(row),
+        "fan_in": None if row.fans is None else row.fans.fan_in,
+        "fan_out": None if row.fans is None else row.fans.fan_out,
+        "distribution": None if distribution is None else str(distribution),
+        "mean": None if distribution is None else distribution.mean(),
+        "std": None if distribution is None else distribution.std(),
+        "covered": row.covered,
+        "frozen": row.frozen,
+        "reason": row.reason,
+    }
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """What the table shows of a row, but for its name."""
+    distribution = row.distribution
+    return (
+        row.kind,
+        "lazy" if row.shape is None else "x".join(map(str, row.shape)) or "scalar",
+        _here(row) or "",
+        str(row.dtype).removeprefix("torch."),
+        str(row.device),
+        _scheme_name(row) or row.action,
+        "" if row.fans is None else f"{row.fans.fan_in}/{row.fans.fan_out}",
+        "" if distribution is None else str(distribution),
+        "" if distribution is None else f"{distribution.std():.4g}",
+        f"{row.reason}; frozen" if row.frozen else row.reason,
+    )
+
+
+def _here(row: Row) -> str | None:
+    """The indices of a DTensor that this rank writes."""
+    if row.action != "init" or row.boxes is None or row.shape is None:
+        return None
+    return " and ".join(_box(box, row.shape) for box in row.boxes) or "nothing"
+
+
+def _box(box: Piece, shape: Sequence[int]) -> str:
+    """
+    >>> _box(Piece((0, 0), (4, 0), (2, 3)), (8, 3))
+    '[4:6, :]'
+    """
+    sizes = zip(box.begin, box.shape, shape, strict=True)
+    return f"[{', '.join(':' if size == whole else f'{begin}:{begin + size}' for begin, size, whole in sizes)}]"
+
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def _folded(lines: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Names that differ in one number of a layer, and have the same cells, as one: `h.{0..47}.attn.weight`.
+
+    Numbers are folded from the last one in a name to the first, so that experts are folded within layers, and layers
+    with equal experts then.
+
+    >>> _folded([("h.0.w", ""), ("h.0.b", ""), ("h.1.w", ""), ("h.1.b", ""), ("h.2.w", "")])
+    [('h.{0..2}.w', ''), ('h.{0,1}.b', '')]
+    """
+    # A name as the text between its numbers, and the numbers as text.
+    items = [(tuple(_NUMBER.split(name)), _NUMBER.findall(name), cells) for name, cells in lines]
+    for position in reversed(range(max((len(numbers) for _, numbers, _ in items), default=0))):
+        groups: dict[Any, tuple[Any, list[str], Any, list[int]]] = {}
+        for text, numbers, cells in items:
+            if position >= len(numbers):
+                groups[len(groups), text] = (text, numbers, cells, [])
+                continue
+            key = (text, *numbers[:position], None, *numbers[position + 1 :], cells)
+            groups.setdefault(key, (text, numbers, cells, []))[3].append(int(numbers[position]))
+        items = []
+        for text, numbers, cells, found in groups.values():
+            if found:
+                numbers = [*numbers[:position], _numbers(found), *numbers[position + 1 :]]
+            items.append((text, numbers, cells))
+    return [("".join(map("".join, zip(text, [*numbers, ""], strict=True))), cells) for text, numbers, cells in items]
+
+
+def _numbers(found: Sequence[int]) -> str:
+    """
+    >>> _numbers([0, 1, 2, 5])
+    '{0..2,5}'
+    """
+    if len(found) == 1:
+        return str(found[0])
+    runs: list[list[int]] = []
+    for number in found:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    shown = (f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
+    return "{" + ",".join(shown) + "}"
+
+
+def _selection(where: str | Selects | Callable[[Row], bool] | None) -> Callable[[Row], bool]:
     if where is None:
         return lambda row: True
     if isinstance(where, str):
-        where = Where(name=where)
-    if isinstance(where, Where):
-        if where.type is not None:
+        glob = re.compile(translate(where))
+        return lambda row: glob.match(row.name) is not None
+    if isinstance(where, Selects):
+        if getattr(where, "type", None) is not None:
             raise ValueError("where: expected a Where without a type, for rows of a plan have no module")
-        glob = where
-        return lambda row: glob.matches(row.name, torch.nn.Module(), row.tensor)
+        selects, nowhere = where, torch.nn.Module()
+        return lambda row: selects.matches(row.name, nowhere, row.tensor)
     if not callable(where):
         raise TypeError(f"where: expected a glob, a Where or a function of the row, got {where!r}")
     return where

@@ -19,9 +19,10 @@ from fastinit.distributed.shards import (
     local_tensor,
     num_replicas,
 )
+from fastinit.errors import ParameterError
 from fastinit.run.index_maps import Part, box_of, whole
 from fastinit.run.memory import check_readable
-from fastinit.run.streams import Renaming, canonical_name, renaming
+from fastinit.run.names import Renamer, Renaming, named_parameters
 
 
 def fingerprint(
@@ -66,7 +67,7 @@ def fingerprint(
     failure: Exception | None = None
     prints: list[_Print] = []
     try:
-        prints = _prints(model, renaming(names), ranks, replicated)
+        prints = _prints(model, Renamer(names), ranks, replicated)
     except Exception as error:  # the other ranks wait for this one
         if ranks.size == 1:
             raise
@@ -125,12 +126,13 @@ def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, repli
     hashed: list[Hashed] = []
     owners: list[int] = []  # of every Hashed, a position in found
     full_names: dict[str, str] = {}
-    for full_name, parameter in model.named_parameters():
-        name = rename(canonical_name(full_name))
+    for canonical, full_name, parameter in named_parameters(model):
+        name = rename(canonical)
         if full_names.setdefault(name, full_name) != full_name:
-            raise ValueError(
-                f"{name}: two parameters have this name, {full_names[name]} and {full_name}; rename a module, or give "
-                "names=, if they are parts of a larger model"
+            raise ParameterError(
+                name,
+                f"two parameters have this name, {full_names[name]} and {full_name}; rename a module, or give "
+                "names=, if they are parts of a larger model",
             )
         check_readable(parameter, name)
         key = key_of(name, parameter.dtype, parameter.shape)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from fastinit.distributed.shards import check_not_flattened
+from fastinit.errors import ParameterError
 from fastinit.plans import Plan, Row, targets_of
 from fastinit.run import engine
 from fastinit.run.index_maps import box_of, boxes
 from fastinit.run.memory import check_readable
+from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters
 from fastinit.run.parametrized import Computed, computed_weights
-from fastinit.run.streams import Renaming, canonical_name, renaming
 from fastinit.run.table import Target, begin_of
 from fastinit.schemes.distributions import (
     Blocks,
@@ -78,7 +80,7 @@ def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit: expected an int of 1 or more, got {limit!r}")
     check_not_flattened(model)
-    held = _held(model, renaming(names))
+    held = _held(model, Renamer(names))
     rows = [(row, _matching(row, held)) for row in plan.rows if row.action == "init"]
     differing: dict[str, None] = {}
     for batch in _batches(rows, plan.backend):
@@ -95,14 +97,14 @@ _Weight = torch.Tensor | Computed
 def _held(model: nn.Module, rename: Callable[[str], str]) -> dict[str, _Weight]:
     """Parameters, and weights that are computed from others, by their names."""
     parameters: dict[str, _Weight] = {
-        rename(canonical_name(name)): parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
+        rename(name): parameter
+        for name, _, parameter in named_parameters(model, ties=True)
         if not nn.parameter.is_lazy(parameter)
     }
     computed: dict[str, _Weight] = {
-        rename(canonical_name(f"{prefix}.{each.own_name}" if prefix else each.own_name)): each
-        for prefix, module in model.named_modules()
-        for each in computed_weights(module)
+        rename(of.names_of(each.own_name)[0]): each
+        for of in named_modules(model)
+        for each in computed_weights(of.module)
     }
     return parameters | computed  # an original that has its weight's name gives way
 
@@ -115,13 +117,13 @@ def _matching(row: Row, held: dict[str, _Weight]) -> _Weight:
     """
     found = held.get(row.name)
     if found is None:
-        raise ValueError(f"{row.name}: the model has no such parameter; plan.filter(...) leaves rows out")
+        raise ParameterError(row.name, "the model has no such parameter; plan.filter(...) leaves rows out")
     tensor = found.weight if isinstance(found, Computed) else found
     check_readable(tensor, row.name)
-    if (tensor.shape, tensor.dtype) != (row.tensor.shape, row.tensor.dtype):
-        raise ValueError(
-            f"{row.name}: planned as {tuple(row.tensor.shape)} {row.tensor.dtype}, the model's is "
-            f"{tuple(tensor.shape)} {tensor.dtype}"
+    if (tensor.shape, tensor.dtype) != (row.shape, row.dtype):
+        raise ParameterError(
+            row.name,
+            f"planned as {tuple(row.shape or ())} {row.dtype}, the model's is {tuple(tensor.shape)} {tensor.dtype}",
         )
     return found
 
@@ -153,7 +155,7 @@ def _batches(rows: list[tuple[Row, _Weight]], backend: str) -> Iterator[list[_Pi
 
 def _pieces(row: Row, found: _Weight, backend: str) -> Iterator[_Piece]:
     computed, tensor = (found, found.weight) if isinstance(found, Computed) else (None, found)
-    for target in targets_of(row._replace(tensor=tensor)):
+    for target in targets_of(replace(row, device=tensor.device, boxes=None), tensor):
         if computed is not None or is_composed(target.distribution) or not engine.fills_natively(target, backend):
             yield _Piece(target, computed)
             continue
@@ -190,7 +192,7 @@ def _holds(computed: Computed, target: Target) -> bool:
     try:
         prepared = computed.setter.prepare(target.tensor)
     except Exception as error:
-        raise ValueError(f"{target.name}: cannot be set through its parametrization: {error}") from error
+        raise ParameterError(target.name, f"cannot be set through its parametrization: {error}") from error
     return all(
         given.shape == value.shape and (value.numel() == 0 or _equal(given.detach(), value, float(value.abs().max())))
         for given, value in computed.setter.written(prepared)

@@ -14,9 +14,9 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fastinit.run.index_maps import extent, overlaps_itself
-from fastinit.run.memory import Span, check_overlaps
+from fastinit.run.memory import Span, check_overlaps, span_from
+from fastinit.run.names import NamedModule, named_modules
 from fastinit.run.parametrized import SpectralNorm
-from fastinit.run.streams import canonical_name
 
 
 class _Found(NamedTuple):
@@ -55,14 +55,14 @@ def allocate_(
     """
     if device.type == "meta":
         raise ValueError("device: expected one with memory, got meta")
-    modules = list(model.named_modules()) if recurse else [("", model)]
+    modules = named_modules(model) if recurse else [NamedModule("", "", model)]
     parameters = _found(modules, "_parameters")
     buffers = _found(modules, "_buffers")
     _check([*parameters, *buffers], parameters)
-    alike = _buffers_like_weights(module for _, module in modules)
+    alike = _buffers_like_weights(each.module for each in modules)
     kept = []
     with torch.no_grad(), _not_filled():
-        offloaded = _offloaded(module for _, module in modules)
+        offloaded = _offloaded(each.module for each in modules)
         for found in parameters:
             if found.tensor.is_meta:
                 at = torch.device("cpu") if id(found.tensor) in offloaded else device
@@ -70,19 +70,19 @@ def allocate_(
         for found in buffers:
             _allocate_buffer(found, device, dtype if id(found.tensor) in alike else None)
         if kept:
-            _account_again(module for _, module in modules)
+            _account_again(each.module for each in modules)
     for restore in kept:
         restore()
 
 
-def _found(modules: Iterable[tuple[str, nn.Module]], kind: str) -> list[_Found]:
+def _found(modules: Iterable[NamedModule], kind: str) -> list[_Found]:
     """Every object of the given kind once, in the order of the model."""
     found: dict[int, _Found] = {}
-    for prefix, module in modules:
-        for own_name, tensor in getattr(module, kind).items():
+    for each in modules:
+        for own_name, tensor in getattr(each.module, kind).items():
             if tensor is not None:
-                name = canonical_name(f"{prefix}.{own_name}" if prefix else own_name)
-                found.setdefault(id(tensor), _Found(name, tensor, [])).places.append((module, own_name))
+                name = each.names_of(own_name)[0]
+                found.setdefault(id(tensor), _Found(name, tensor, [])).places.append((each.module, own_name))
     return list(found.values())
 
 
@@ -105,7 +105,7 @@ def _check(every: Iterable[_Found], parameters: Iterable[_Found]) -> None:
                 "as after expand(); clone() it"
             )
         begin = int(tensor.storage_offset()) * tensor.element_size()
-        span = Span(begin, begin + extent(tensor), tensor.is_contiguous(), False)
+        span = span_from(begin, extent(tensor), tensor)
         spans.setdefault(tensor.untyped_storage()._cdata, []).append((span, name))
     for sharing in spans.values():
         check_overlaps(sharing)

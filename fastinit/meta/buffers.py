@@ -20,10 +20,12 @@ from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fastinit.errors import warn
 from fastinit.meta.buffer_ways import BUFFER_METHODS, MODULE_METHODS, Way, conventional, method, own_ways, rotary
 from fastinit.rules.select import KEEP, Rule, Selector
+from fastinit.run.names import named_modules
 from fastinit.run.parametrized import POWER_ITERATIONS, SpectralNorm
-from fastinit.run.streams import canonical_name, derive_stream
+from fastinit.run.streams import derive_stream
 
 
 class _Place(NamedTuple):
@@ -199,7 +201,7 @@ def plan_restoration(
         TypeError, ValueError: naming all buffers that cannot be restored, or the pair that fails to do it.
     """
     rules = _as_rules(buffers)
-    names = {module: canonical_name(prefix) for prefix, module in model.named_modules()}
+    names = {each.module: each.name for each in named_modules(model)}
     lost = _find(model)
     _check_selectors(rules, model, lost, strict)
     if lost:
@@ -234,8 +236,8 @@ def _check_selectors(
 ) -> None:
     if not rules:
         return
-    every = [(canonical_name(f"{prefix}.{own_name}" if prefix else own_name), module, buffer)
-             for prefix, module in model.named_modules() for own_name, buffer in module._buffers.items()
+    every = [(each.names_of(own_name)[0], each.module, buffer)
+             for each in named_modules(model) for own_name, buffer in each.module._buffers.items()
              if buffer is not None]  # fmt: skip
     every += [(each.name, each.module, each.tensor) for each in lost]
     unmatched = [str(rule) for rule, _ in rules if not any(rule.matches(*each) for each in every)]
@@ -243,7 +245,7 @@ def _check_selectors(
         message = f"buffers: no buffer matches {', '.join(unmatched)}"
         if strict:
             raise ValueError(f"strict: {message}")
-        warnings.warn(message, stacklevel=4)
+        warn(message)
 
 
 def _check_whole(names: dict[nn.Module, str]) -> None:
@@ -264,7 +266,8 @@ def _check_whole(names: dict[nn.Module, str]) -> None:
 def _find(model: nn.Module) -> list[_Lost]:
     """Buffers and plain attributes that are on meta, each object once; what hooks compute from weights is none."""
     found: dict[int, _Lost] = {}
-    for prefix, module in model.named_modules():
+    for of in named_modules(model):
+        module = of.module
         computed = {
             hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, (WeightNorm, SpectralNorm))
         }
@@ -275,7 +278,7 @@ def _find(model: nn.Module) -> list[_Lost]:
                 continue
             if nn.parameter.is_lazy(tensor) or not tensor.is_meta:
                 continue
-            name = canonical_name(f"{prefix}.{own_name}" if prefix else own_name)
+            name = of.names_of(own_name)[0]
             found.setdefault(id(tensor), _Lost(name, tensor)).places.append(_Place(module, own_name, is_buffer))
     return list(found.values())
 

@@ -15,8 +15,8 @@ from fastinit.recipes.files import Recipe
 from fastinit.recipes.presets import as_recipe
 from fastinit.rules.roles import Treatment, default_treatment, ruled_treatment
 from fastinit.rules.select import Rule, RuleFinder, Where, as_rules
+from fastinit.run.names import canonical_name
 from fastinit.run.parametrized import computed_weights
-from fastinit.run.streams import canonical_name
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, distribution_of
 from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geometry_of, module_geometry
 from fastinit.schemes.named import Constant, Scaled
@@ -152,7 +152,7 @@ def mup(
                 continue
             first[id(parameter)] = row
             rows.append(row)
-            position = finder.find(name, module, parameter)
+            position = finder.find((name,), module, parameter)
             if position is None and getattr(parameter, "_is_hf_initialized", False):
                 continue
             treatment = (

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastinit.recipes.files import Recipe
 from fastinit.rules.select import Rule, Where
-from fastinit.run.streams import canonical_name
+from fastinit.run.names import canonical_name
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, scheme_names
 from fastinit.schemes.named import (
     Constant,

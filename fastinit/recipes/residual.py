@@ -12,7 +12,7 @@ from fastinit.recipes.presets import LAST_NORMS, as_recipe
 from fastinit.rules.depths import Depths
 from fastinit.rules.roles import default_treatment
 from fastinit.rules.select import Rule, Where
-from fastinit.run.streams import canonical_name
+from fastinit.run.names import canonical_name
 from fastinit.schemes.base import Scheme, as_scheme
 from fastinit.schemes.fans import module_geometry
 from fastinit.schemes.named import (

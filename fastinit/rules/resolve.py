@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +17,14 @@ from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geo
 from fastinit.schemes.named import DepthScaled, Scaled
 
 
+class Resolution(NamedTuple):
+    """What a parameter gets. `warning`: what its dtype makes of the values, where that is not what was meant."""
+
+    fans: Fans | None
+    distribution: Distribution
+    warning: str | None = None
+
+
 class Resolver:
     """From parameter and treatment to fans and distribution, remembering what equal parameters gave."""
 
@@ -26,6 +34,19 @@ class Resolver:
         self._known: dict[Any, tuple[Fans | None, Distribution]] = {}
 
     def __call__(
+        self,
+        name: str,
+        own_name: str,
+        module: nn.Module | None,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        treatment: Treatment,
+    ) -> Resolution:
+        return Resolution(
+            *self._resolve(name, own_name, module, torch.empty(shape, dtype=dtype, device="meta"), treatment)
+        )
+
+    def _resolve(
         self, name: str, own_name: str, module: nn.Module | None, tensor: torch.Tensor, treatment: Treatment
     ) -> tuple[Fans | None, Distribution]:
         scheme, rule, shape, dtype = treatment.scheme, treatment.rule, tensor.shape, tensor.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -27,14 +28,18 @@ class Treatment(NamedTuple):
 
 _TORCH_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 _NORM_NAME = re.compile(r"Norm(Gated|\dd|\dP)?$")
+# What a normalisation multiplies by and adds, in torch, transformers, TensorFlow's ports, the Annotated Transformer and
+# Glow. The shape may have axes of length 1 for broadcasting: (1, channels, 1, 1).
+_SCALE_NAMES = frozenset({"weight", "gamma", "scale", "g", "a_2"})
+_SHIFT_NAMES = frozenset({"bias", "beta", "shift", "b_2", "loc"})
 
 # These compute x * (1 + weight): their weight starts at zero (transformers 5.23: `1.0 + self.weight` in its models).
 _ZERO_CENTERED_NORM = re.compile(
-    r"^(Parametrized)?((T5|Vault|Recurrent)?Gemma[23]?|T5Gemma2|Qwen3Next|Qwen3_5(Moe)?|Qwen4ExpText|Step3p7|MiniMaxM3VL"
+    r"^((T5|Vault|Recurrent)?Gemma[23]?|T5Gemma2|Qwen3Next|Qwen3_5(Moe)?|Qwen4ExpText|Step3p7|MiniMaxM3VL"
     r"|MuseSparkText(Centered|InputScaled))RMSNorm$|^VideoPrismLayerNorm$|LayerNorm1P$"
 )
 
-_BIAS_NAME = re.compile(r"(^|_)bias$|^bias_(ih|hh)_l\d+(_reverse)?$|^b_(q|k|v|o)$")
+_BIAS_NAME = re.compile(r"(^|_)bias$|^bias_(ih|hh)(_l\d+)?(_reverse)?$|^b_(q|k|v|o)$")
 
 # PEFT's and loralib's adapters: the update B A is zero at the start because B is (Hu et al. 2021, section 4.1); A has
 # the kaiming_uniform with a = sqrt(5) of both libraries. Of embeddings it is A that is zero, and B N(0, 1).
@@ -51,18 +56,42 @@ _TIME_STEP = TimeStep()
 
 
 @lru_cache(maxsize=4096)
+def own_type(module_type: type) -> type:
+    """The class that its author wrote: without those that fully_shard, replicate and parametrizations make of it."""
+    while module_type.__name__.endswith(module_type.__bases__[-1].__name__):
+        first, made_from = module_type.__bases__[0], module_type.__bases__[-1]
+        sharded = len(module_type.__bases__) == 2 and first.__module__.startswith("torch.distributed.")
+        if not sharded and module_type.__name__ != f"Parametrized{made_from.__name__}":
+            break
+        module_type = made_from
+    return module_type
+
+
+def kind_of(module: nn.Module) -> str:
+    """What a module is, in the words of its author: the name of its class."""
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    return own_type(module_type).__name__
+
+
+@lru_cache(maxsize=4096)
 def _is_norm(module_type: type) -> bool:
-    return issubclass(module_type, _TORCH_NORMS) or _NORM_NAME.search(module_type.__name__) is not None
+    author: Any = module_type
+    return issubclass(module_type, _TORCH_NORMS) or _NORM_NAME.search(own_type(author).__name__) is not None
 
 
 def _is_zero_centered(module: nn.Module) -> bool:
     # zero_centered_gamma: the switch of TransformerEngine's norms.
-    return bool(_ZERO_CENTERED_NORM.search(type(module).__name__) or getattr(module, "zero_centered_gamma", False))
+    return bool(_ZERO_CENTERED_NORM.search(kind_of(module)) or getattr(module, "zero_centered_gamma", False))
 
 
 @lru_cache(maxsize=4096)
 def _is_bias(parameter_name: str) -> bool:
     return _BIAS_NAME.search(parameter_name) is not None
+
+
+def _long_axes(shape: Sequence[int]) -> int:
+    """How many axes are longer than one: a tensor of shape (1, C, 1, 1) is a vector."""
+    return sum(size != 1 for size in shape)
 
 
 def default_treatment(
@@ -84,15 +113,24 @@ def default_treatment(
     if _is_bias(own_name):
         return Treatment(_ZEROS, "bias")
     module_type: Any = type(module)  # mypy takes the types of modules for unhashable
-    if _is_norm(module_type) and (dimensions < 2 or isinstance(module, _TORCH_NORMS)):
-        if _is_zero_centered(module):
-            return Treatment(_ZEROS, f"{type(module).__name__} computes 1 + weight")
-        return Treatment(_ONES, "normalisation weight")
+    is_vector = dimensions < 2 or _long_axes(parameter.shape) < 2
+    if _is_norm(module_type) and (is_vector or isinstance(module, _TORCH_NORMS)):
+        return _of_norm(module, own_name)
     if dimensions >= 2:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None:
             return Treatment(scheme, f"embedding, padding row {module.padding_idx} zero", zero_row=module.padding_idx)
         return Treatment(scheme, "matrix")
     return Treatment(None, f"{dimensions}-d, neither bias nor normalisation weight: no rule", covered=False)
+
+
+def _of_norm(module: nn.Module, own_name: str) -> Treatment:
+    if own_name in _SHIFT_NAMES:
+        return Treatment(_ZEROS, "normalisation shift")
+    if own_name not in _SCALE_NAMES:
+        return Treatment(None, f"neither scale nor shift of {kind_of(module)}: no rule", covered=False)
+    if _is_zero_centered(module):
+        return Treatment(_ZEROS, f"{kind_of(module)} computes 1 + weight")
+    return Treatment(_ONES, "normalisation weight")
 
 
 def _special_treatment(name: str, module: nn.Module, own_name: str, dimensions: int) -> Treatment | None:
@@ -104,18 +142,18 @@ def _special_treatment(name: str, module: nn.Module, own_name: str, dimensions: 
             return Treatment(_LORA_A, "LoRA: kaiming_uniform, a = sqrt(5)")
         if _LORA_EMBEDDING_B.search(name):
             return Treatment(_STANDARD_NORMAL, "LoRA of an embedding: N(0, 1)")
-    if own_name == "A_log" or own_name == "D" or own_name == "dt_bias" or name.endswith("dt_proj.bias"):
-        if own_name == "A_log":
-            return Treatment(_LOG_RANGE, "state space: log(1 ... n)")
-        if own_name == "D":
-            return Treatment(_ONES, "state space: skip connection")
+    if own_name == "A_log":
+        return Treatment(_LOG_RANGE, "state space: log(1 ... n)")
+    if own_name == "D" and "A_log" in module._parameters:  # D alone may be any matrix
+        return Treatment(_ONES, "state space: skip connection")
+    if own_name == "dt_bias" or name.endswith("dt_proj.bias"):
         return Treatment(_TIME_STEP, "state space: time steps 0.001 to 0.1")
     if isinstance(module, nn.PReLU):
         return Treatment(Constant(float(module.init)), "PReLU: its initial slope")
     if dimensions == 1:
         initial = getattr(module, "init_values", None)  # timm's LayerScale
         if isinstance(initial, (int, float)):
-            return Treatment(Constant(float(initial)), f"{type(module).__name__}: its init_values")
+            return Treatment(Constant(float(initial)), f"{kind_of(module)}: its init_values")
     return None
 
 

@@ -324,7 +324,8 @@ class RuleFinder:
                 self._steps.append((None, position))
                 position += 1
 
-    def find(self, name: str, module: nn.Module, parameter: torch.Tensor) -> int | None:
+    def find(self, names: tuple[str, ...], module: nn.Module, parameter: torch.Tensor) -> int | None:
+        name = names[0]
         """The position of the first rule that matches, or None."""
         for expression, position in self._steps:
             if expression is None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from fastinit.distributed.shards import is_dtensor, is_flattened, local_tensor
-from fastinit.plans import Plan, Row
+from fastinit.errors import NAMELESS, ParameterError, warn
+from fastinit.plans import Action, Plan, Row, boxes_of
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
-from fastinit.rules.roles import Treatment, default_treatment, ruled_treatment
-from fastinit.rules.select import RuleFinder, as_fan
-from fastinit.run.memory import NAMELESS, check_tensor
+from fastinit.rules.roles import Treatment, default_treatment, kind_of, own_type, ruled_treatment
+from fastinit.rules.select import Rule, RuleFinder, as_fan
+from fastinit.run.memory import check_tensor
+from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules
 from fastinit.run.parametrized import computed_weights
-from fastinit.run.streams import canonical_name, unchanged
+from fastinit.run.places import Place, place_of
 from fastinit.schemes.base import Scheme, as_scheme
 from fastinit.schemes.fans import FanConvention
 
@@ -24,16 +26,46 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def _init_row(
-    name: str, own_name: str, module: nn.Module | None, tensor: torch.Tensor, treatment: Treatment, resolve: Resolver
-) -> Row:
-    scheme = treatment.scheme
-    assert scheme is not None
-    check_tensor(tensor, name or NAMELESS)
-    if tensor.numel() == 0:
-        return Row(name, "init", tensor, scheme, None, None, "empty")
-    fans, distribution = resolve(name, own_name, module, tensor, treatment)
-    return Row(name, "init", tensor, scheme, fans, distribution, treatment.reason)
+class _RowMaker:
+    """Rows of parameters that are written, and what is to be warned of in them."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolve = resolver
+        self.warnings: list[str] = []
+
+    def row(
+        self,
+        name: str,
+        own_name: str,
+        module: nn.Module | None,
+        tensor: torch.Tensor,
+        treatment: Treatment,
+        place: Place,
+        kind: str = "",
+    ) -> Row:
+        assert treatment.scheme is not None
+        check_tensor(tensor, name)
+        shape, boxes = tensor.shape, boxes_of(tensor, name)
+        fans = distribution = None
+        reason = treatment.reason
+        if shape.numel() == 0:
+            reason = "empty"
+        else:
+            fans, distribution, warning = self._resolve(name, own_name, module, shape, tensor.dtype, treatment)
+            if warning is not None:
+                self.warnings.append(f"{name or NAMELESS}: {warning}")
+        frozen = module is not None and not tensor.requires_grad
+        scheme = treatment.scheme
+        plain = (kind, shape, tensor.dtype, tensor.device, reason, scheme, fans, distribution)
+        return Row(name, "init", *plain, frozen=frozen, boxes=boxes, place=place)
+
+    def warn(self) -> None:
+        if self.warnings:
+            more = f"; and {len(self.warnings) - _SHOWN} more" if len(self.warnings) > _SHOWN else ""
+            warn("; ".join(self.warnings[:_SHOWN]) + more)
+
+
+_SHOWN = 6
 
 
 def plan_tensors(
@@ -48,42 +80,57 @@ def plan_tensors(
 ) -> Plan:
     """A plan that gives every tensor of a list the same scheme. `names` default to positions: "0", "1", ..."""
     scheme = as_scheme(scheme)
+    if isinstance(tensors, torch.Tensor):
+        raise TypeError("tensors: expected a list of tensors, got one tensor; pass [tensor]")
+    if isinstance(tensors, nn.Module):
+        raise TypeError(f"tensors: expected a list of tensors, got {type(tensors).__name__}; init_model_ takes models")
+    if not isinstance(tensors, Iterable):
+        raise TypeError(f"tensors: expected a list of tensors, got {type(tensors).__name__}")
     tensors = list(tensors)
-    if names is None:
-        names = [str(position) for position in range(len(tensors))]
-    elif len(names) != len(tensors):
-        raise ValueError(f"names: expected {len(tensors)}, one a tensor, got {len(names)}")
+    canonical = _checked_names(names, len(tensors))
     treatment = Treatment(scheme, "listed")
-    resolve = Resolver(as_fan(fan), Depths(()))
-    canonical = [canonical_name(name) for name in names]
-    if len(set(canonical)) != len(canonical):
-        twice = next(name for name in canonical if canonical.count(name) > 1)
-        raise ValueError(f"names: {twice!r} stands twice; tensors of one name would get the same values")
-    rows = [
-        _init_row(name, "", None, tensor, treatment, resolve) for name, tensor in zip(canonical, tensors, strict=True)
-    ]
+    maker = _RowMaker(Resolver(as_fan(fan), Depths(canonical)))
+    rows = []
+    for name, tensor in zip(canonical, tensors, strict=True):
+        rows.append(maker.row(name, "", None, tensor, treatment, Place.of_tensor(tensor)))
+    maker.warn()
     return Plan(rows, seed=seed, generator=generator, backend=backend)
+
+
+def _checked_names(names: Sequence[str] | None, count: int) -> list[str]:
+    if names is None:
+        return [str(position) for position in range(count)]
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"names: expected a list of names, got {names!r}")
+    names = list(names)
+    for each in names:
+        if not isinstance(each, str):
+            raise TypeError(f"names: expected a list of names, got {each!r} in it")
+    if len(names) != count:
+        raise ValueError(f"names: expected {count}, one a tensor, got {len(names)}")
+    canonical, seen = [canonical_name(name) for name in names], set()
+    for name in canonical:
+        if name in seen:
+            raise ValueError(f"names: {name!r} stands twice; tensors of one name would get the same values")
+        seen.add(name)
+    return canonical
 
 
 class Survey:
     """One walk through a model, in the order of its named_parameters()."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rename: Callable[[str], str],
-        layers: int | Mapping[str, int] | None,
-    ) -> None:
+    def __init__(self, model: nn.Module, rename: Renamer, layers: int | Mapping[str, int] | None) -> None:
         self.model = model
-        self._modules = list(model.named_modules())
+        self._modules = named_modules(model)
         self._rename = rename
         self._layers = layers
         self.matched: set[int] = set()
+        self.matched_ties: dict[int, tuple[str, str]] = {}  # rule -> (second name of a tie, its first)
 
     def meshes(self) -> list[DeviceMesh]:
         """Those of the model's DTensors, each once, in the order of the parameters."""
         found: dict[DeviceMesh, None] = {}
-        for _, module in self._modules:
+        for _, _, module in self._modules:
             for parameter in module._parameters.values():
                 if is_dtensor(parameter):
                     found.setdefault(parameter.device_mesh)
@@ -93,78 +140,97 @@ class Survey:
         """Whether a wrapper holds the model to be the same on several ranks.
 
         Raises:
-            ValueError: FSDP1 has cut the parameters into flat pieces.
+            ParameterError: FSDP1 has cut the parameters into flat pieces.
         """
         replicated = False
-        for prefix, module in self._modules:
+        for prefix, _, module in self._modules:
             if is_flattened(module):
-                raise ValueError(
-                    f"{prefix or 'model'}: its parameters are flat pieces under FullyShardedDataParallel; "
-                    "initialise inside FullyShardedDataParallel.summon_full_params(model), or before wrapping"
+                raise ParameterError(
+                    prefix or "model",
+                    "its parameters are flat pieces under FullyShardedDataParallel; initialise inside "
+                    "FullyShardedDataParallel.summon_full_params(model), or before wrapping",
                 )
-            wrapped = isinstance(module, nn.parallel.DistributedDataParallel)
-            replicated = replicated or wrapped or type(module).__name__ == "FullyShardedDataParallel"
+            replicated = replicated or _is_replicated(type(module))
         return replicated
-
-    def _name(self, prefix: str, own_name: str) -> str:
-        return self._rename(canonical_name(f"{prefix}.{own_name}" if prefix else own_name))
 
     def _names_in_stacks(self) -> Iterator[str]:
         """Names that have all numbers of layers in them: one a module, where the module's own has a number."""
-        for prefix, module in self._modules:
-            for own_name, parameter in module._parameters.items():
+        for each in self._modules:
+            in_stack = any(part.isdigit() for part in each.name.split("."))
+            for own_name, parameter in each.module._parameters.items():
                 if parameter is not None:
-                    yield self._name(prefix, own_name)
-                    if any(part.isdigit() for part in prefix.split(".")):
+                    yield self._rename(each.names_of(own_name)[0])
+                    if in_stack:
                         break
 
     def rows(self, scheme: Scheme, fan: FanConvention, finder: RuleFinder) -> list[Row]:
         """A row a parameter and buffer."""
         self._scheme = scheme
         self._finder = finder
-        depths = Depths(self._names_in_stacks(), self._layers, of_part=self._rename is not unchanged)
-        self._resolve = Resolver(as_fan(fan), depths)
+        depths = Depths(self._names_in_stacks(), self._layers, of_part=not self._rename.changes_nothing)
+        self._maker = _RowMaker(Resolver(as_fan(fan), depths))
+        self._taken: dict[str, str] = {}  # canonical name -> name in the model
+        self._first: dict[int, tuple[str, Place]] = {}  # id of a parameter -> its first name and place
+        self._computed: dict[int, str] = {}  # id of an original -> the weight that is set through it
         rows: list[Row] = []
-        names: dict[str, str] = {}  # canonical name -> name in the model
-        first_name: dict[int, str] = {}  # id of a parameter -> canonical name
-        computed: dict[int, str] = {}  # id of an original -> the weight that is set through it
-        for prefix, module in self._modules:
-            if "parametrizations" in module._modules or module._forward_pre_hooks:
-                rows += self._computed_rows(prefix, module, names, computed, first_name)
-            for own_name, parameter in module._parameters.items():
-                if parameter is None:
-                    continue
-                full_name = f"{prefix}.{own_name}" if prefix else own_name
-                name = self._rename(canonical_name(full_name))
-                if id(parameter) in first_name:
-                    reason = f"tied to {first_name[id(parameter)]}"
-                    rows.append(Row(name, "tied", parameter, None, None, None, reason))
-                    continue
-                if id(parameter) in computed:
-                    first_name[id(parameter)] = name
-                    reason = f"holds {computed[id(parameter)]}"
-                    rows.append(Row(full_name, "original", parameter, None, None, None, reason))
-                    continue
-                if names.setdefault(name, full_name) != full_name:
-                    raise ValueError(
-                        f"{name}: two parameters have this canonical name, {names[name]} and {full_name}; "
-                        "rename a module"
-                    )
-                first_name[id(parameter)] = name
-                treatment = self._treatment(name, own_name, module, parameter)
-                if treatment.scheme is None:
-                    rows.append(Row(name, "keep", parameter, None, None, None, treatment.reason, treatment.covered))
-                else:
-                    rows.append(_init_row(name, own_name, module, parameter, treatment, self._resolve))
-            for own_name, buffer in module._buffers.items():
+        for each in self._modules:
+            if "parametrizations" in each.module._modules or each.module._forward_pre_hooks:
+                rows += self._computed_rows(each)
+            kind = kind_of(each.module)
+            for own_name, parameter in each.module._parameters.items():
+                if parameter is not None:
+                    rows.append(self._parameter_row(each, kind, own_name, parameter))
+            for own_name, buffer in each.module._buffers.items():
                 if buffer is not None:
-                    name = self._name(prefix, own_name)
-                    reason = "buffer of a parametrisation" if "parametrizations." in prefix else "buffer: kept"
-                    rows.append(Row(name, "buffer", buffer, None, None, None, reason))
+                    rows.append(self._buffer_row(each, kind, own_name, buffer))
+        depths.check_prefixes()
+        self._rename.check_used()
+        self._maker.warn()
         return rows
 
-    def _treatment(self, name: str, own_name: str, module: nn.Module, parameter: torch.Tensor) -> Treatment:
-        position = self._finder.find(name, module, parameter)
+    def _parameter_row(self, of: NamedModule, kind: str, own_name: str, parameter: nn.Parameter) -> Row:
+        module = of.module
+        canonical, full_name = of.names_of(own_name)
+        name = self._rename(canonical)
+        if id(parameter) in self._first:
+            first_name, first = self._first[id(parameter)]
+            self._match_tie(name, canonical, full_name, first_name, module, parameter)
+            place = place_of(module, own_name, parameter, first)
+            return _kept(name, "tied", kind, parameter, f"tied to {first_name}", place)
+        place = place_of(module, own_name, parameter)
+        self._first[id(parameter)] = name, place
+        if id(parameter) in self._computed:
+            return _kept(full_name, "original", kind, parameter, f"holds {self._computed[id(parameter)]}", place)
+        if self._taken.setdefault(name, full_name) != full_name:
+            raise ParameterError(
+                name,
+                f"two parameters have this canonical name, {self._taken[name]} and {full_name}; rename a module",
+            )
+        treatment = self._treatment(name, canonical, full_name, own_name, module, parameter)
+        if treatment.scheme is None:
+            return _kept(name, "keep", kind, parameter, treatment.reason, place, covered=treatment.covered)
+        return self._maker.row(name, own_name, module, parameter, treatment, place, kind)
+
+    def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:
+        name = self._rename(of.names_of(own_name)[0])
+        if "parametrizations." in of.full_name:
+            reason = "buffer of a parametrisation"
+        else:
+            reason = "buffer: materialize_ restores it" if buffer.is_meta else "buffer: kept"
+        return _kept(name, "buffer", kind, buffer, reason, Place.of_tensor(buffer))
+
+    def _match_tie(
+        self, name: str, canonical: str, full_name: str, first_name: str, module: nn.Module, parameter: nn.Parameter
+    ) -> None:
+        """Note a rule that would have matched a tied parameter under this, its second name."""
+        position = self._finder.find((name, canonical, full_name), module, parameter)
+        if position is not None:
+            self.matched_ties.setdefault(position, (name, first_name))
+
+    def _treatment(
+        self, name: str, canonical: str, full_name: str, own_name: str, module: nn.Module, parameter: torch.Tensor
+    ) -> Treatment:
+        position = self._finder.find((name, canonical, full_name), module, parameter)
         if position is not None:
             self.matched.add(position)
             return ruled_treatment(self._finder.rules[position], module)
@@ -174,31 +240,66 @@ class Survey:
         dimensions = 2 if nn.parameter.is_lazy(parameter) else parameter.dim()
         return default_treatment(name, module, own_name, parameter, dimensions, self._scheme)
 
-    def _computed_rows(
-        self,
-        prefix: str,
-        module: nn.Module,
-        names: dict[str, str],
-        computed: dict[int, str],
-        first_name: dict[int, str],
-    ) -> list[Row]:
+    def _computed_rows(self, of: NamedModule) -> list[Row]:
         rows = []
-        for each in computed_weights(module):
-            full_name = f"{prefix}.{each.own_name}" if prefix else each.own_name
-            name = self._rename(canonical_name(full_name))
-            names[name] = full_name
-            planned = (computed | first_name).get
-            tied = next((found for each_of in each.originals if (found := planned(id(each_of))) is not None), None)
+        for each in computed_weights(of.module):
+            canonical, full_name = of.names_of(each.own_name)
+            name = self._rename(canonical)
+            self._taken[name] = full_name
+            kind, place = kind_of(of.module), Place.of_computed(each)
+            tied = next((found for original in each.originals if (found := self._planned(original)) is not None), None)
             if tied is not None:
-                rows.append(Row(name, "tied", each.weight, None, None, None, f"computed from what {tied} holds"))
+                rows.append(_kept(name, "tied", kind, each.weight, f"computed from what {tied} holds", place))
                 continue
-            treatment = self._treatment(name, each.own_name, module, each.weight)
+            treatment = self._treatment(name, canonical, full_name, each.own_name, of.module, each.weight)
             for original in each.originals:
-                computed[id(original)] = name
+                self._computed[id(original)] = name
             if treatment.scheme is None:
-                rows.append(Row(name, "keep", each.weight, None, None, None, treatment.reason, treatment.covered))
+                row = _kept(name, "keep", kind, each.weight, treatment.reason, place, covered=treatment.covered)
+                rows.append(row)
                 continue
-            reason = f"{treatment.reason}; {each.reason}"
-            row = _init_row(name, each.own_name, module, each.weight, treatment._replace(reason=reason), self._resolve)
-            rows.append(row._replace(assignment=each.setter))
+            treatment = treatment._replace(reason=f"{treatment.reason}; {each.reason}")
+            rows.append(self._maker.row(name, each.own_name, of.module, each.weight, treatment, place, kind))
         return rows
+
+    def _planned(self, original: nn.Parameter) -> str | None:
+        """The name of what an original is written for already."""
+        if id(original) in self._computed:
+            return self._computed[id(original)]
+        found = self._first.get(id(original))
+        return None if found is None else found[0]
+
+    def report_unmatched(self, rules: Sequence[Rule], strict: bool) -> None:
+        """Say which of the first rules of the finder match nothing; under `strict` refuse them."""
+        unmatched = []
+        for position, rule in enumerate(rules):
+            if position in self.matched:
+                continue
+            tie = self.matched_ties.get(position)
+            unmatched.append(f"{rule}" + (f" ({tie[0]} is tied to {tie[1]}, whose name decides)" if tie else ""))
+        if unmatched:
+            message = f"no parameter matches {', '.join(unmatched)}"
+            if strict:
+                raise ValueError(f"strict: {message}")
+            warn(message)
+
+
+def _kept(
+    name: str, action: Action, kind: str, tensor: torch.Tensor, reason: str, place: Place, *, covered: bool = True
+) -> Row:
+    """The row of what is not written."""
+    shape = None if nn.parameter.is_lazy(tensor) else tensor.shape
+    frozen = action == "keep" and not tensor.requires_grad
+    return Row(
+        name, action, kind, shape, tensor.dtype, tensor.device, reason, covered=covered, frozen=frozen, place=place
+    )
+
+
+def _is_replicated(module_type: type) -> bool:
+    """Whether modules of this type keep replicas alike: DDP, FSDP1, and what `replicate` makes of a class."""
+    if issubclass(module_type, nn.parallel.DistributedDataParallel):
+        return True
+    if module_type.__name__ == "FullyShardedDataParallel":
+        return True
+    kind: Any = module_type  # mypy takes the types of modules for unhashable
+    return own_type(kind) is not module_type and module_type.__bases__[0].__module__.endswith(".replicate")

@@ -6,21 +6,24 @@ apply. Nothing is written before everything was checked.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
-from typing import Protocol
+from operator import is_
+from typing import Any
 
 import torch
 
 from fastinit import _native
 from fastinit.distributed import agreement
 from fastinit.distributed.shards import local_tensor
-from fastinit.run import composed, cuda, matrix_table, orthogonal
-from fastinit.run import torch_source as fallback
+from fastinit.errors import ParameterError, warn
+from fastinit.run import composed, cuda, matrix_table, orthogonal, torch_source
+from fastinit.run.exact import exact_arithmetic
 from fastinit.run.index_maps import Part
-from fastinit.run.memory import NAMELESS, check_overlaps, check_writable, memory_span
+from fastinit.run.memory import check_overlaps, check_writable, memory_span
 from fastinit.run.orthogonal import Matrix
+from fastinit.run.places import Assignment
 from fastinit.run.streams import draw_seed
 from fastinit.run.table import DTYPES, Table, Target, begin_of, name_of_part
 from fastinit.schemes.distributions import Uniform, is_composed, is_random
@@ -54,15 +57,7 @@ def fills_natively(target: Target, backend: str) -> bool:
 
 @cache
 def _warn_once(obstacle: str) -> None:
-    warnings.warn(f"{obstacle}; using torch.nn.init instead", FallbackWarning, stacklevel=5)
-
-
-class Assignment(Protocol):
-    """How a weight that is computed from others is set: `prepare` finds their values, `commit` writes them."""
-
-    def prepare(self, weight: torch.Tensor) -> object: ...
-
-    def commit(self, prepared: object) -> None: ...
+    warn(f"{obstacle}; using torch.nn.init instead", FallbackWarning)
 
 
 class NativeSource:
@@ -103,10 +98,14 @@ _KEYS_AT_ONCE = 2**20  # of 8 bytes each
 
 
 class Program:
-    """Targets with their backends decided; for the native ones, a table that is made once and then only reseeded.
+    """What a run needs, made once for tensors as they lie: backends, checks of the memory, tables.
 
-    Targets with an assignment have no memory of their own: it is made when the program runs. `distributed` are the
-    DTensors whose local tensors are among the targets; `share_seed` says whether ranks draw one together.
+    A program is never changed, so that threads may run one together. Targets with an assignment have no memory of
+    their own: it is made when the program runs. `distributed` are the DTensors whose local tensors are among the
+    targets; `share_seed` says whether ranks draw one together. `tensors`: what the targets were made from.
+
+    Raises:
+        ParameterError: memory that cannot be written to, or a tensor that the wanted backend cannot fill.
     """
 
     def __init__(
@@ -116,23 +115,25 @@ class Program:
         assigned: Sequence[tuple[Target, Assignment]] = (),
         distributed: Sequence[tuple[str, torch.Tensor]] = (),
         *,
+        tensors: Sequence[torch.Tensor] = (),
         share_seed: bool = False,
     ) -> None:
-        if backend not in BACKENDS:
-            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
         self._native: list[Target] = []  # sampled, in one pass
         self._composed: list[Target] = []
         self._fallback: list[Target] = []
         self._assigned = list(assigned)
-        self._distributed = [(name, tensor, local_tensor(tensor)) for name, tensor in distributed]
         self._share_seed = share_seed
         self._backend = backend
         every = [*targets, *(target for target, _ in assigned)]
-        self._unallocated = next((target.name for target in every if target.device.type == "meta"), None)
+        unallocated = next((target.name for target in every if target.device.type == "meta"), None)
+        if unallocated is not None:
+            raise ParameterError(
+                unallocated,
+                "is on the meta device and has no memory; use fastinit.materialize_, or allocate the model first "
+                "(model.to_empty(device=...)) and plan again",
+            )
         obstacles: dict[str, str] = {}  # obstacle -> first name
         for target in targets:
-            if target.device.type == "meta":
-                continue
             if not self._is_native(target, obstacles):
                 self._fallback.append(target)
             elif is_composed(target.distribution):
@@ -140,26 +141,41 @@ class Program:
             else:
                 self._native.append(target)
         for target, _ in assigned:
-            if target.device.type != "meta":
-                self._is_native(target, obstacles)
+            self._is_native(target, obstacles)
         if backend == "native" and obstacles:
             obstacle, name = next(iter(obstacles.items()))
-            raise ValueError(f"{name}: backend='native' cannot fill it: {obstacle}")
+            raise ParameterError(name, f"backend='native' cannot fill it: {obstacle}")
         self._obstacles = tuple(obstacles)
+        self._tensors = list(tensors)
+        self._locals = [local_tensor(tensor) for tensor in tensors]
+        self._layout = _layout(self._locals)
         # Memory can be looked at on these devices, whatever fills it.
-        self._checked = [target for target in targets if target.device.type in NATIVE_DEVICES]
-        self._checked_tensors = [target.tensor for target in self._checked]
-        self._native_tensors = [target.tensor for target in self._native] + [tensor for _, tensor in distributed]
-        self._on_cpu = [target for target in self._native if target.device.type == "cpu"]
-        self._on_cuda: dict[torch.device, list[Target]] = {}
+        checked = [target for target in targets if target.device.type in NATIVE_DEVICES]
+        spans = [(memory_span(target.tensor, target.name), target) for target in checked]
+        check_overlaps([(span, target.name) for span, target in spans])
+        check_writable([(span, target.name) for span, target in spans if target.device.type == "cpu"])
+        on_cpu = [target for target in self._native if target.device.type == "cpu"]
+        on_cuda: dict[torch.device, list[Target]] = {}
         for target in self._native:
             if target.device.type == "cuda":
-                self._on_cuda.setdefault(target.device, []).append(target)
+                on_cuda.setdefault(target.device, []).append(target)
+        self._cpu_table = Table(on_cpu) if on_cpu else None
+        self._cuda_tables = [cuda.CudaTable(Table(of_device), device) for device, of_device in on_cuda.items()]
+        self._devices = {target.device for target in every}
+        self._written = [target.tensor for target in (*self._native, *self._composed)]
+        self._written += [tensor for _, tensor in distributed]
         ours = [*self._native, *self._composed, *(target for target, _ in assigned)]
         if share_seed:  # torch's random numbers then come of it, too
             ours = every
         self._takes_random_numbers = any(is_random(target.distribution) for target in ours)
-        self._settle()
+
+    def is_for(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the tensors that the program was made for, and lie as they did then."""
+        return (
+            len(tensors) == len(self._tensors)
+            and all(map(is_, tensors, self._tensors))
+            and _layout(list(map(local_tensor, tensors))) == self._layout
+        )
 
     def _is_native(self, target: Target, obstacles: dict[str, str]) -> bool:
         if self._backend == "torch":
@@ -170,51 +186,14 @@ class Program:
             obstacles.setdefault(obstacle, target.name)
         return obstacle is None
 
-    def _settle(self) -> None:
-        """Check the memory of all tensors as they lie now, and make the tables for it."""
-        names = [target.name or NAMELESS for target in self._checked]
-        spans = [(memory_span(target.tensor, name), name) for target, name in zip(self._checked, names, strict=True)]
-        check_overlaps(spans)
-        check_writable([span for span, target in zip(spans, self._checked, strict=True) if target.device.type == "cpu"])
-        self._cpu_table = Table(self._on_cpu) if self._on_cpu else None
-        self._cuda_tables = [cuda.CudaTable(Table(targets), device) for device, targets in self._on_cuda.items()]
-        self._placement = self._place()
-
-    def _place(self) -> tuple[list[int], list[int]]:
-        """Where the tensors lie, and how long they are."""
-        tensors = self._checked_tensors
-        return list(map(torch.Tensor.data_ptr, tensors)), list(map(torch.Tensor.numel, tensors))
-
-    def _check_unchanged(self) -> None:
-        for target in self._checked:
-            tensor = target.tensor
-            shape = target.shape if target.begin is None else tensor.shape  # of a box: a view that nobody else has
-            if (tensor.shape, tensor.dtype, tensor.device) != (shape, target.dtype, target.device):
-                raise ValueError(
-                    f"{target.name}: planned as {tuple(shape)} {target.dtype} on {target.device}, is now "
-                    f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; make a new plan"
-                )
-
     def run_(self, seed: int | None, generator: torch.Generator | None) -> None:
         """Write all targets. See Plan.run_."""
-        if self._unallocated is not None:
-            raise ValueError(
-                f"{self._unallocated or NAMELESS}: is on the meta device and has no memory; use "
-                "fastinit.materialize_, or allocate the model first (model.to_empty(device=...)) and plan again"
-            )
-        for name, tensor, local in self._distributed:
-            if local_tensor(tensor) is not local:
-                raise ValueError(f"{name}: its local tensor is another one than was planned; make a new plan")
+        _check_modes()
         for obstacle in self._obstacles:
             _warn_once(obstacle)
-        if self._place() != self._placement:
-            self._check_unchanged()
-            self._settle()
-        if seed is None and self._share_seed and self._takes_random_numbers:
-            seed = agreement.shared_seed(generator)
-        given_seed = seed
+        given_seed = seed = self._shared(seed, generator)
         if seed is None and self._backend != "torch" and _native.module is not None:
-            if any(map(cuda.is_capturing, self._on_cuda)):
+            if any(cuda.is_capturing(device) for device in self._devices if device.type == "cuda"):
                 raise ValueError(
                     "seed: expected an int while a CUDA graph is captured; every replay would repeat a seed drawn now"
                 )
@@ -223,25 +202,36 @@ class Program:
             elif self._native or self._composed or self._assigned:
                 seed = 0  # of which nothing depends
         # What an assignment makes of its weight can fail: before anything is written.
-        prepared = [
-            self._prepare(target, assignment, seed, given_seed, generator) for target, assignment in self._assigned
-        ]
-        if self._native:
-            assert seed is not None
-            try:
+        with exact_arithmetic(self._devices) if self._assigned else nullcontext():
+            prepared = [
+                self._prepare(target, assignment, seed, given_seed, generator) for target, assignment in self._assigned
+            ]
+        try:
+            if self._native:
+                assert seed is not None
                 for table in self._cuda_tables:  # first, for the devices work while the CPU does
                     table.fill(seed)
                 if self._cpu_table is not None:
                     self._cpu_table.fill_cpu(seed, torch.get_num_threads())
-            finally:  # interrupted, a fill has written something all the same
-                torch.autograd.graph.increment_version(self._native_tensors)
-        if self._composed:
-            assert seed is not None
-            composed.fill_all(self._composed, NativeSource(seed))
-        for target in self._fallback:
-            fallback.fill(target, given_seed, generator)
+            if self._composed:
+                assert seed is not None
+                with exact_arithmetic(self._devices):
+                    composed.fill_all(self._composed, NativeSource(seed))
+        finally:  # interrupted, a run has written something all the same
+            if self._written:
+                torch.autograd.graph.increment_version(self._written)
+        if self._fallback:
+            with exact_arithmetic(self._devices):
+                for target in self._fallback:
+                    torch_source.fill(target, given_seed, generator)
         for (_, assignment), values in zip(self._assigned, prepared, strict=True):
             assignment.commit(values)
+
+    def _shared(self, seed: int | None, generator: torch.Generator | None) -> int | None:
+        """The seed that ranks agree on, where none was given and they write parts of one model."""
+        if seed is None and self._share_seed and self._takes_random_numbers:
+            return agreement.shared_seed(generator)
+        return seed
 
     def _prepare(
         self,
@@ -257,8 +247,32 @@ class Program:
             assert seed is not None
             composed.fill_all([target], NativeSource(seed))
         else:
-            fallback.fill(target, given_seed, generator)
+            torch_source.fill(target, given_seed, generator)
         try:
             return assignment.prepare(weight)
         except Exception as error:
-            raise ValueError(f"{target.name}: cannot be set through its parametrization: {error}") from error
+            raise ParameterError(target.name, f"cannot be set through its parametrization: {error}") from error
+
+
+def _layout(tensors: list[torch.Tensor]) -> tuple[list[Any], ...]:
+    """Where tensors lie and how: address, shape, strides, dtype, storage. One pass of C a property: a plan of ten
+    thousand tensors is looked at before every run."""
+    on_memory = [tensor for tensor in tensors if tensor.device.type in NATIVE_DEVICES]
+    return (
+        list(map(torch.Tensor.data_ptr, on_memory)),
+        [tensor.shape for tensor in tensors],
+        list(map(torch.Tensor.stride, tensors)),
+        [tensor.dtype for tensor in tensors],
+        [tensor.device for tensor in tensors],
+        [tensor.untyped_storage().nbytes() for tensor in on_memory],
+    )
+
+
+def _check_modes() -> None:
+    """Refuse modes under which new tensors are none: they would be mixed with the memory that is written."""
+    probe = torch.empty(0, device="cpu")
+    if type(probe) is not torch.Tensor:
+        raise RuntimeError(
+            f"a mode is active that makes a {type(probe).__name__} of every new tensor (FakeTensorMode, or a transform "
+            "of torch.func); initialise outside of it"
+        )

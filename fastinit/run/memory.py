@@ -6,12 +6,14 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from fastinit.distributed.shards import local_tensor
 from fastinit.errors import NAMELESS as NAMELESS
+from fastinit.errors import ParameterError
 from fastinit.run.index_maps import extent, overlaps_itself
 from fastinit.schemes.distributions import (
     Blocks,
@@ -27,12 +29,14 @@ from fastinit.schemes.distributions import (
 
 
 class Span(NamedTuple):
-    """The memory of a tensor: addresses [begin, end)."""
+    """The memory of a tensor: addresses [begin, end), all of whose elements it has if `dense`."""
 
     begin: int
     end: int
-    contiguous: bool
+    dense: bool
     foreign: bool  # not allocated by torch: it may be mapped read-only
+    strides: tuple[tuple[int, int], ...]  # (size, step in bytes) of every dimension that is longer than 1
+    element_bytes: int
 
 
 @lru_cache(maxsize=1024)
@@ -50,7 +54,7 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
     """
     check_dense(tensor, name)
     if local_tensor(tensor).is_inference() and not torch.is_inference_mode_enabled():
-        raise ValueError(f"{name}: is an inference tensor; write to it inside torch.inference_mode()")
+        raise ParameterError(name, "is an inference tensor; write to it inside torch.inference_mode()")
 
 
 def check_dense(tensor: torch.Tensor, name: str) -> None:
@@ -61,20 +65,20 @@ def check_dense(tensor: torch.Tensor, name: str) -> None:
         ValueError: a lazy one, or a lazily negated or conjugated view.
     """
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        raise ParameterError(name, f"expected a torch.Tensor, got {type(tensor).__name__}")
     if torch.nn.parameter.is_lazy(tensor):
-        raise ValueError(f"{name}: is not initialised yet (a lazy parameter has no shape); run a forward pass first")
+        raise ParameterError(name, "is not initialised yet (a lazy parameter has no shape); run a forward pass first")
     tensor = local_tensor(tensor)
     if tensor.layout is not torch.strided:
-        raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {tensor.layout}")
+        raise ParameterError(name, f"expected a dense (strided) tensor, got layout {tensor.layout}")
     if tensor.is_quantized:
-        raise TypeError(f"{name}: expected a floating-point tensor, got a quantized one ({tensor.dtype})")
+        raise ParameterError(name, f"expected a floating-point tensor, got a quantized one ({tensor.dtype})")
     if tensor.is_nested:
-        raise TypeError(f"{name}: expected a dense tensor, got a nested one")
+        raise ParameterError(name, "expected a dense tensor, got a nested one")
     if not _is_plain(type(tensor)):
-        raise TypeError(f"{name}: expected a plain tensor, got {type(tensor).__name__}, a wrapper around others")
+        raise ParameterError(name, f"expected a plain tensor, got {type(tensor).__name__}, a wrapper around others")
     if tensor.is_neg() or tensor.is_conj():
-        raise ValueError(f"{name}: is a lazily negated or conjugated view; resolve it first")
+        raise ParameterError(name, "is a lazily negated or conjugated view; resolve it first")
 
 
 def check_readable(tensor: torch.Tensor, name: str) -> None:
@@ -87,7 +91,7 @@ def check_readable(tensor: torch.Tensor, name: str) -> None:
     check_dense(tensor, name)
     local = local_tensor(tensor)
     if local.is_meta:
-        raise ValueError(f"{name}: is on the meta device and has no values; materialise the model first")
+        raise ParameterError(name, "is on the meta device and has no values; materialise the model first")
     if local.numel() > 0 and local.device.type in ("cpu", "cuda"):
         check_allocated(local, name)
 
@@ -101,55 +105,109 @@ def check_dtype(dtype: torch.dtype, name: str, distribution: Distribution) -> No
     if dtype in _RANDOM_DTYPES or not is_random(distribution):
         return
     if not (dtype.is_floating_point or dtype.is_complex):
-        raise TypeError(f"{name}: expected a floating-point dtype, got {dtype}")
+        raise ParameterError(name, f"expected a floating-point dtype, got {dtype}")
     if dtype not in _COMPLEX_DTYPES:
-        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {dtype}")
+        raise ParameterError(name, f"expected float16, bfloat16, float32 or float64, got {dtype}")
     if not isinstance(distribution, (Uniform, Normal, Orthogonal, Spectral, Sparse, Blocks, ZeroRow)):
-        raise TypeError(f"{name}: {distribution} has no meaning in {dtype}")
+        raise ParameterError(name, f"{distribution} has no meaning in {dtype}")
 
 
 def memory_span(tensor: torch.Tensor, name: str) -> Span:
-    """The memory of a non-empty tensor.
+    """The memory of a tensor; of one without elements, an empty span.
 
     Raises:
-        ValueError: elements share memory, or the storage is smaller than the tensor (freed, or resized to nothing).
+        ParameterError: elements share memory, or the storage is smaller than the tensor (freed, or resized to nothing).
     """
+    size = tensor.element_size()
+    if tensor.numel() == 0:
+        return Span(0, 0, True, False, (), size)
     contiguous = tensor.is_contiguous()
     if not contiguous and overlaps_itself(tensor):
-        raise ValueError(
-            f"{name}: several elements share memory (shape {tuple(tensor.shape)}, strides {tensor.stride()}), "
-            "as after expand(); pass the tensor that owns it, or clone()"
+        raise ParameterError(
+            name,
+            f"several elements share memory (shape {tuple(tensor.shape)}, strides {tensor.stride()}), as after "
+            "expand(); pass the tensor that owns it, or clone()",
         )
     begin, length = check_allocated(tensor, name)
-    return Span(begin, begin + length, contiguous, not tensor.untyped_storage().resizable())
+    return span_from(begin, length, tensor, foreign=not tensor.untyped_storage().resizable())
+
+
+def span_from(begin: int, length: int, tensor: torch.Tensor, *, foreign: bool = False) -> Span:
+    """The memory of a non-empty tensor that begins at an address and reaches over `length` bytes."""
+    size = tensor.element_size()
+    dense = length == tensor.numel() * size
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    strides = () if dense else tuple((length, step * size) for length, step in sizes if length > 1)
+    return Span(begin, begin + length, dense, foreign, strides, size)
 
 
 def check_allocated(tensor: torch.Tensor, name: str) -> tuple[int, int]:
     """The address of a non-empty tensor, and how many bytes its elements reach over.
 
     Raises:
-        ValueError: the storage is smaller than the tensor (freed, or resized to nothing).
+        ParameterError: the storage is smaller than the tensor (freed, or resized to nothing).
     """
     begin = tensor.data_ptr()
     storage = tensor.untyped_storage()
     length = tensor.numel() * tensor.element_size() if tensor.is_contiguous() else extent(tensor)
     if begin == 0 or tensor.storage_offset() * tensor.element_size() + length > storage.nbytes():
-        raise ValueError(f"{name}: its storage of {storage.nbytes()} bytes is smaller than the tensor; was it freed?")
+        raise ParameterError(name, f"its storage of {storage.nbytes()} bytes is smaller than the tensor; was it freed?")
     return begin, length
 
 
 def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:
-    """Raise ValueError if two tensors share memory: which of them would win depends on the order.
+    """Raise ParameterError if two tensors share memory: which of them would win depends on the order.
 
-    A tensor that begins among the elements of a contiguous one does. Tensors whose address ranges cross otherwise
-    (columns of one matrix, say) are let pass.
+    Views of one tensor that have no element in common (columns of a matrix, say) are let pass.
     """
-    reached, owner = 0, ""  # how far the contiguous tensors so far reach, and the one that reaches farthest
+    crossing: list[tuple[Span, str]] = []  # those that reach beyond the begin of the present one
+    reached = 0
     for span, name in sorted(spans):
         if span.begin < reached:
-            raise ValueError(f"{name}: shares memory with {owner}; make them one Parameter (tie them), or clone() one")
-        if span.contiguous:
-            reached, owner = span.end, name
+            crossing = [other for other in crossing if other[0].end > span.begin]
+            for other, owner in crossing:
+                if _share_elements(span, other):
+                    raise ParameterError(
+                        name, f"shares memory with {owner}; make them one Parameter (tie them), or clone() one"
+                    )
+        else:
+            crossing = []
+        if span.end > span.begin:
+            crossing.append((span, name))
+            reached = max(reached, span.end)
+
+
+# How long NumPy may search for a common element. Views that slicing makes take a few steps.
+_MOST_WORK = 100_000
+
+
+def _share_elements(span: Span, other: Span) -> bool:
+    """Whether two tensors whose addresses cross have an element in common. Yes, where telling takes too long."""
+    if span.dense and other.dense:
+        return True
+    most_work: Any = _MOST_WORK
+    try:
+        return bool(np.shares_memory(_array(span), _array(other), max_work=most_work))
+    except np.exceptions.TooHardError:
+        return True
+
+
+class _Addresses:
+    """The addresses of a tensor, as NumPy asks for those of an array. Nothing is read there."""
+
+    def __init__(self, span: Span) -> None:
+        dimensions = span.strides or (((span.end - span.begin) // span.element_bytes, span.element_bytes),)
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (span.begin, True),
+            "typestr": f"|V{span.element_bytes}",
+            "shape": tuple(size for size, _ in dimensions),
+            "strides": tuple(step for _, step in dimensions),
+        }
+
+
+def _array(span: Span) -> np.ndarray[Any, Any]:
+    return np.asarray(_Addresses(span))
 
 
 def check_writable(spans: Sequence[tuple[Span, str]]) -> None:
@@ -173,5 +231,7 @@ def check_writable(spans: Sequence[tuple[Span, str]]) -> None:
         while 0 <= at < len(begins) and begins[at] < span.end:
             end, writable = mappings[at]
             if span.begin < end and not writable:
-                raise ValueError(f"{name}: its memory is read-only (mapped without write permission); clone() it first")
+                raise ParameterError(
+                    name, "its memory is read-only (mapped without write permission); clone() it first"
+                )
             at += 1

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from fastinit.distributed.shards import is_dtensor
 
@@ -34,6 +34,17 @@ class Computed(NamedTuple):
     setter: ThroughRightInverse | ThroughWeightNorm | ThroughSpectralNorm
     reason: str
 
+    def is_current(self) -> bool:
+        """Whether the module still computes it in the same way, from originals like those that there were."""
+        if not self.setter.is_current():
+            return False
+        now = self.setter.originals()
+        return [_kind(each) for each in now] == [_kind(each) for each in self.originals]
+
+
+def _kind(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device.type == "meta"
+
 
 class ThroughRightInverse:
     """Sets the originals of a parametrised weight: right_inverse of every parametrization, the last one first."""
@@ -41,6 +52,10 @@ class ThroughRightInverse:
     def __init__(self, module: nn.Module, own_name: str, parametrizations: parametrize.ParametrizationList) -> None:
         self._module, self._own_name = module, own_name
         self._list: Any = parametrizations
+
+    def is_current(self) -> bool:
+        found: Any = self._module._modules.get("parametrizations")
+        return found is not None and found._modules.get(self._own_name) is self._list
 
     def originals(self) -> list[Any]:
         chain = self._list
@@ -65,7 +80,7 @@ class ThroughRightInverse:
         # right_inverse may write to buffers, as that of `orthogonal` does: to those of copies, until all is checked.
         chain = copy.deepcopy(list(self._list)) if next(self._list.buffers(), None) is not None else list(self._list)
         value: Any = weight
-        with _random_numbers_of_its_own(weight.device):
+        with _OwnGenerators():
             for each in reversed(chain):
                 value = each.right_inverse(value)
         values = (value,) if isinstance(value, torch.Tensor) else tuple(value)
@@ -107,20 +122,39 @@ class ThroughRightInverse:
 POWER_ITERATIONS = 15
 
 
-@contextmanager
-def _random_numbers_of_its_own(device: torch.device) -> Iterator[None]:
-    """`orthogonal` completes a basis at random: always the same way, and not at the global generator's cost."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    states = [generator.get_state() for generator in generators]
-    try:
-        for generator in generators:
-            generator.manual_seed(0)
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+class _OwnGenerators(TorchFunctionMode):
+    """Within it, this thread's random numbers come from new generators with seed 0.
+
+    `orthogonal` completes a basis at random: so it does it always the same way, and torch's own generators, which other
+    threads draw from, stay as they are.
+    """
+
+    _LIKE: ClassVar[dict[str, Callable[..., torch.Tensor]]] = {"randn_like": torch.randn, "rand_like": torch.rand}
+    _RANDOM = frozenset(
+        {
+            *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"),
+            *("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_", "geometric_", "log_normal_"),
+        }
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name, named = getattr(func, "__name__", ""), dict(kwargs or {})
+        tensor = args[0] if args and isinstance(args[0], torch.Tensor) else None
+        if tensor is not None and name in self._LIKE:
+            named = {"dtype": tensor.dtype, "device": tensor.device, **named}
+            func, name, args = self._LIKE[name], "randn", tensor.shape
+        if name in self._RANDOM and named.get("generator") is None:
+            device = torch.device(named.get("device") or ("cpu" if tensor is None else tensor.device))
+            if device not in self._generators:
+                self._generators[device] = torch.Generator(device).manual_seed(0)
+            named["generator"] = self._generators[device]
+        return func(*args, **named)
 
 
 def _copy_buffers(to: nn.Module, source: nn.Module) -> None:
@@ -143,6 +177,9 @@ class ThroughWeightNorm:
 
     def __init__(self, module: nn.Module, hook: WeightNorm) -> None:
         self._module, self._hook = module, hook
+
+    def is_current(self) -> bool:
+        return self._hook in self._module._forward_pre_hooks.values()
 
     def originals(self) -> list[Any]:
         return [getattr(self._module, self._hook.name + ending) for ending in ("_g", "_v")]
@@ -170,6 +207,9 @@ class ThroughSpectralNorm:
 
     def __init__(self, module: nn.Module, hook: Any) -> None:
         self._module, self._hook = module, hook
+
+    def is_current(self) -> bool:
+        return self._hook in self._module._forward_pre_hooks.values()
 
     def originals(self) -> list[Any]:
         return [getattr(self._module, self._hook.name + "_orig")]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+import operator
 from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
@@ -19,80 +18,12 @@ _UINT32 = 0xFFFFFFFF
 
 _PERSON = b"fastinit" + STREAM_VERSION.to_bytes(8, "little")
 
-_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original(\d*)$")
-
 
 class Stream(NamedTuple):
     """A stream of 32-bit words: Philox4x32-10 under `key`, `counter_high` being the upper half of every counter."""
 
     key: int
     counter_high: int
-
-
-def canonical_name(name: str) -> str:
-    """The name of a parameter without what wrappers add to it.
-
-    The components `module`, `_orig_mod`, `_fsdp_wrapped_module` and `_checkpoint_wrapped_module` (DDP, torch.compile,
-    FSDP1, activation checkpointing) are dropped wherever they stand; `parametrizations.weight.original` becomes
-    `weight`, and `parametrizations.weight.original1` becomes `weight.1`.
-
-    >>> canonical_name("module.layers.0._checkpoint_wrapped_module.mlp.weight")
-    'layers.0.mlp.weight'
-    """
-    if "module" in name or "_orig_mod" in name:
-        name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-    if "parametrizations." in name:
-        match = _PARAMETRIZED.search(name)
-        if match:
-            dot, tensor_name, number = match.groups()
-            name = name[: match.start()] + dot + tensor_name + (f".{number}" if number else "")
-    return name
-
-
-Renaming = Mapping[str, str] | Callable[[str], str]
-
-
-def renaming(names: Renaming | None) -> Callable[[str], str]:
-    """From canonical names in a part of a model (a pipeline stage, an expert's rank) to those in the whole.
-
-    `names` is a function, or a mapping of names and their beginnings up to a dot; the longest that fits is replaced.
-
-    Raises:
-        TypeError: `names` is neither, or gives something else than a name; there, naming what for.
-
-    >>> renaming({"layers.0": "layers.24"})("layers.0.weight")
-    'layers.24.weight'
-    """
-    if names is None:
-        return unchanged
-    if isinstance(names, Mapping):
-        return lambda name: _replaced(names, name)
-    if not callable(names):
-        raise TypeError(f"names: expected a mapping of names or a function of one, got {type(names).__name__}")
-    function = names
-
-    def renamed(name: str) -> str:
-        found = function(name)
-        if not isinstance(found, str):
-            raise TypeError(f"names: expected a name for {name}, got {found!r}")
-        return found
-
-    return renamed
-
-
-def unchanged(name: str) -> str:
-    """The renaming that leaves every name as it is."""
-    return name
-
-
-def _replaced(names: Mapping[str, str], name: str) -> str:
-    end = len(name)
-    while end >= 0:
-        if (found := names.get(name[:end])) is not None:
-            return found + name[end:]
-        end = name.rfind(".", 0, end)
-    return name
 
 
 @lru_cache(maxsize=16384)
@@ -123,14 +54,20 @@ def derive_stream(seed: int, name: str) -> Stream:
     return Stream(w0 | w1 << 32, w2 | w3 << 32)
 
 
-def check_seed(seed: int | None) -> None:
-    """Raise TypeError or ValueError unless `seed` is None or an int in [0, 2**64)."""
-    if seed is None:
-        return
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: expected an int or None, got {type(seed).__name__}")
+def as_seed(given: object) -> int | None:
+    """A seed as an int in [0, 2**64), or None. Integers of NumPy are taken.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    if given is None:
+        return None
+    if isinstance(given, bool) or not hasattr(given, "__index__") or isinstance(given, torch.Tensor):
+        raise TypeError(f"seed: expected an int or None, got {type(given).__name__}")
+    seed = operator.index(given)
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed: expected 0 <= seed < 2**64, got {seed}")
+    return seed
 
 
 def draw_seed(generator: torch.Generator | None) -> int:

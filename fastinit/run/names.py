@@ -1,0 +1,177 @@
+"""What a parameter is called in the whole model: without what wrappers add, and renamed in parts of models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from torch import nn
+
+# Attributes under which wrappers keep the module that they wrap, by names that nobody else uses: torch.compile, FSDP1,
+# activation checkpointing, Lightning Fabric.
+_RESERVED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
+# Wrappers that keep it under `module`, a name that any model may use: torch's, and those of apex, DeepSpeed and
+# Megatron-LM by the names of their classes.
+_WRAPPERS = frozenset(
+    {
+        "DistributedDataParallel",
+        "DataParallel",
+        "FullyShardedDataParallel",
+        "AveragedModel",
+        "DeepSpeedEngine",
+        "PipelineEngine",
+        "Float16Module",
+    }
+)
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original(\d*)$")
+
+
+class NamedModule(NamedTuple):
+    """A module of a model: its name as `named_modules()` gives it, and its canonical name."""
+
+    full_name: str
+    name: str
+    module: nn.Module
+
+    def names_of(self, own_name: str) -> tuple[str, str]:
+        """(canonical name, full name) of the parameter or buffer `own_name` of this module."""
+        full_name = f"{self.full_name}.{own_name}" if self.full_name else own_name
+        name = f"{self.name}.{own_name}" if self.name else own_name
+        return _unparametrized(name) if "parametrizations." in name else name, full_name
+
+
+def named_modules(model: nn.Module) -> list[NamedModule]:
+    """All modules of a model, each once, in the order of `named_modules()`.
+
+    A canonical name is the full name without the components that wrappers add: `module` where the module above is a
+    wrapper (DistributedDataParallel, DataParallel, FSDP1, ...), `_orig_mod`, `_fsdp_wrapped_module`,
+    `_checkpoint_wrapped_module` and `_forward_module` anywhere. A model's own attribute `module` keeps its name.
+    """
+    return list(_walk(model, "", "", set()))
+
+
+def _walk(module: nn.Module, full_name: str, name: str, seen: set[nn.Module]) -> Iterator[NamedModule]:
+    if module in seen:
+        return
+    seen.add(module)
+    yield NamedModule(full_name, name, module)
+    for own_name, child in module._modules.items():
+        if child is None:
+            continue
+        below = f"{full_name}.{own_name}" if full_name else own_name
+        if own_name in _RESERVED or (own_name == "module" and is_wrapper(module)):
+            yield from _walk(child, below, name, seen)
+        else:
+            yield from _walk(child, below, f"{name}.{own_name}" if name else own_name, seen)
+
+
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether a module is one of those that wrap another, and keep it under the name `module`."""
+    return any(kind.__name__ in _WRAPPERS for kind in type(module).__mro__)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that wrappers have inside; any other as it is."""
+    while True:
+        inner = next((model._modules[each] for each in _RESERVED if each in model._modules), None)
+        if inner is None and is_wrapper(model):
+            inner = model._modules.get("module")
+        if inner is None:
+            return model
+        model = inner
+
+
+def named_parameters(model: nn.Module, *, ties: bool = False) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """(canonical name, full name, parameter) of every parameter, in the order of `named_parameters()`.
+
+    Each object once, under its first name; with `ties`, under all of its names.
+    """
+    seen: set[int] = set()
+    for each in named_modules(model):
+        for own_name, parameter in each.module._parameters.items():
+            if parameter is not None and (ties or id(parameter) not in seen):
+                seen.add(id(parameter))
+                yield *each.names_of(own_name), parameter
+
+
+def canonical_name(name: str) -> str:
+    """A name that was given as text, without the components that only wrappers use.
+
+    `_orig_mod`, `_fsdp_wrapped_module`, `_checkpoint_wrapped_module` and `_forward_module` are dropped wherever they
+    stand; `parametrizations.weight.original` becomes `weight`, and `parametrizations.weight.original1` becomes
+    `weight.1`.
+
+    >>> canonical_name("_orig_mod.layers.0._checkpoint_wrapped_module.mlp.weight")
+    'layers.0.mlp.weight'
+    """
+    parts = name.split(".")
+    if not _RESERVED.isdisjoint(parts):
+        name = ".".join(part for part in parts if part not in _RESERVED)
+    return _unparametrized(name) if "parametrizations." in name else name
+
+
+def _unparametrized(name: str) -> str:
+    match = _PARAMETRIZED.search(name)
+    if match is None:
+        return name
+    dot, tensor_name, number = match.groups()
+    return name[: match.start()] + dot + tensor_name + (f".{number}" if number else "")
+
+
+Renaming = Mapping[str, str] | Callable[[str], str]
+
+
+class Renamer:
+    """From canonical names in a part of a model (a pipeline stage, the experts of a rank) to those in the whole.
+
+    `names` is a function, or a mapping of names and their beginnings up to a dot; the longest that fits is replaced.
+    None leaves every name as it is.
+
+    Raises:
+        TypeError: `names` is neither, or gives something else than a name; there, naming what for.
+
+    >>> Renamer({"layers.0": "layers.24"})("layers.0.weight")
+    'layers.24.weight'
+    """
+
+    def __init__(self, names: Renaming | None) -> None:
+        if not (names is None or isinstance(names, Mapping) or callable(names)):
+            raise TypeError(f"names: expected a mapping of names or a function of one, got {type(names).__name__}")
+        if isinstance(names, Mapping):
+            for key, value in names.items():
+                if not (isinstance(key, str) and isinstance(value, str)):
+                    raise TypeError(f"names: expected a mapping of names to names, got {key!r}: {value!r}")
+        self._names = names
+        self._used: set[str] = set()
+        self.changes_nothing = names is None
+
+    def __call__(self, name: str) -> str:
+        names = self._names
+        if names is None:
+            return name
+        if isinstance(names, Mapping):
+            return self._replaced(names, name)
+        try:
+            found = names(name)
+        except Exception as error:
+            raise ValueError(f"names: the function raised {type(error).__name__} for {name}: {error}") from error
+        if not isinstance(found, str):
+            raise TypeError(f"names: expected a name for {name}, got {found!r}")
+        return found
+
+    def _replaced(self, names: Mapping[str, str], name: str) -> str:
+        end = len(name)
+        while end >= 0:
+            if (found := names.get(name[:end])) is not None:
+                self._used.add(name[:end])
+                return found + name[end:]
+            end = name.rfind(".", 0, end)
+        return name
+
+    def check_used(self) -> None:
+        """Raise ValueError if a beginning in the mapping fitted no name that was asked for."""
+        if isinstance(self._names, Mapping):
+            unused = [each for each in self._names if each not in self._used]
+            if unused:
+                raise ValueError(f"names: no parameter or buffer is called so or begins so: {', '.join(unused)}")

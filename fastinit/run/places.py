@@ -1,0 +1,95 @@
+"""Where the tensor of a plan's row is found when the plan runs. A plan follows its model, and never writes to what the
+model does not have any more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from fastinit.errors import ParameterError
+
+if TYPE_CHECKING:
+    from fastinit.run.parametrized import Computed
+
+
+class Assignment(Protocol):
+    """How a weight that is computed from others is set: `prepare` finds their values, `commit` writes them."""
+
+    def prepare(self, weight: torch.Tensor) -> object: ...
+
+    def commit(self, prepared: object) -> None: ...
+
+
+class Place:
+    """A parameter or buffer `own_name` of a module; a tensor that was given; or a weight that is computed.
+
+    `first`: of a tied parameter, the place of the one that it is tied to.
+    """
+
+    __slots__ = ("_computed", "_holder", "_own_name", "_tensor", "first")
+
+    def __init__(
+        self,
+        tensor: torch.Tensor,
+        holder: dict[str, Any] | None = None,
+        own_name: str = "",
+        computed: Computed | None = None,
+        first: Place | None = None,
+    ) -> None:
+        self._tensor = tensor
+        self._holder = holder
+        self._own_name = own_name
+        self._computed = computed
+        self.first = first
+
+    @staticmethod
+    def of_tensor(tensor: torch.Tensor) -> Place:
+        """A tensor that was given, and stays."""
+        return Place(tensor)
+
+    @staticmethod
+    def of_computed(computed: Computed) -> Place:
+        """A weight that is set through what it is computed from."""
+        return Place(computed.weight, computed=computed)
+
+    @property
+    def assignment(self) -> Assignment | None:
+        """How the weight is set, if it is a computed one."""
+        return None if self._computed is None else self._computed.setter
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor as the model has it now; where it has none of this name, the one that it had."""
+        if self._holder is None:
+            return self._tensor
+        found = self._holder.get(self._own_name)
+        return self._tensor if found is None else found
+
+    def current(self, name: str) -> torch.Tensor:
+        """The tensor as the model has it now, to write to.
+
+        Raises:
+            ParameterError: the model has no such parameter any more, or computes it from others than planned.
+        """
+        if self._computed is not None and not self._computed.is_current():
+            raise ParameterError(name, "is not computed as it was when it was planned; make a new plan")
+        if self._holder is None:
+            return self._tensor
+        found = self._holder.get(self._own_name)
+        if found is None:
+            raise ParameterError(
+                name, "its module has no parameter of this name any more (parametrised or removed); make a new plan"
+            )
+        tensor: torch.Tensor = found
+        return tensor
+
+    def check_tied(self, name: str) -> None:
+        """Raise ParameterError unless the parameter is still the one that it was tied to."""
+        if self.first is not None and self.tensor() is not self.first.tensor():
+            raise ParameterError(name, "was tied to another parameter when planned, and is not now; make a new plan")
+
+
+def place_of(module: nn.Module, own_name: str, tensor: torch.Tensor, first: Place | None = None) -> Place:
+    """The place of a parameter of a module."""
+    return Place(tensor, module._parameters, own_name, None, first)
