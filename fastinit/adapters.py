@@ -12,12 +12,14 @@ from torch import nn
 
 from fastinit.distributed.agreement import shared_seed
 from fastinit.distributed.shards import local_tensor
+from fastinit.errors import ParameterError
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
 from fastinit.model import check_all_written, init_, materialize_, plan
 from fastinit.plans import Plan, Row
 from fastinit.recipes.files import Recipe
 from fastinit.rules.select import Rule, Selector
+from fastinit.run.names import named_modules
 from fastinit.schemes.base import Scheme, as_scheme
 
 
@@ -102,14 +104,19 @@ def param_init_fn(
     check_all_written(made)
     computed = [row.name for row in made.rows if row.place.assignment is not None]
     if computed:
-        raise ValueError(f"{computed[0]}: is set through a parametrization; materialise the model before wrapping it")
+        raise ParameterError(computed[0], "is set through a parametrization; materialise the model before wrapping it")
     restoration = plan_restoration(model, buffers, seed=seed)
+    planned = {id(row.tensor) for row in made.rows}
     rows = {id(row.tensor): row for row in made.rows if row.action == "init"}
+    names = {each.module: each for each in named_modules(model)}
     written: set[int] = set()
 
     def initialise(module: nn.Module) -> None:
         own: list[tuple[str, Row]] = []
         for own_name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta and id(parameter) not in planned:
+                name = names[module].names_of(own_name)[0] if module in names else own_name
+                raise ParameterError(name, "is on the meta device and was not there when param_init_fn was called")
             row = rows.get(id(parameter))
             if row is not None and id(parameter) not in written:
                 own.append((own_name, row))

@@ -97,13 +97,14 @@ def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
     """
     if row.action != "init" or row.distribution is None:
         return []
-    if (tensor.shape, tensor.dtype) != (row.shape, row.dtype):
-        now = f"{_shown(tensor.shape)} {tensor.dtype}"
-        raise ParameterError(row.name, f"planned as {_shown(row.shape)} {row.dtype}, is now {now}; make a new plan")
-    if row.boxes is not None and not is_dtensor(tensor):
-        raise ParameterError(row.name, "planned as a DTensor, is now a plain tensor; make a new plan")
-    if not is_dtensor(tensor) and tensor.device != row.device and row.device.type != "meta":
-        raise ParameterError(row.name, f"planned on {row.device}, is now on {tensor.device}; make a new plan")
+    distributed, was_distributed = is_dtensor(tensor), row.boxes is not None
+    same_device = distributed or row.device.type == "meta" or tensor.device == row.device
+    if (tensor.shape, tensor.dtype) != (row.shape, row.dtype) or not same_device or was_distributed > distributed:
+        planned = f"{_shown(row.shape)} {row.dtype} on {row.device}{' as a DTensor' if was_distributed else ''}"
+        raise ParameterError(
+            row.name,
+            f"planned as {planned}, is now {_shown(tensor.shape)} {tensor.dtype} on {tensor.device}; make a new plan",
+        )
     if not is_dtensor(tensor):
         return [Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, row.distribution)]
     found = []

@@ -206,7 +206,7 @@ def test_names_are_checked() -> None:
     with pytest.raises(ValueError, match="names: expected 2"):
         fastinit.init_(tensors, "normal", names=["a"])
     with pytest.raises(ValueError, match=r"'a' stands twice"):
-        fastinit.init_(tensors, "normal", names=["a", "module.a"])
+        fastinit.init_(tensors, "normal", names=["a", "_orig_mod.a"])
 
 
 def test_backend_is_checked() -> None:

@@ -222,7 +222,7 @@ def test_fsdp1_initialises_module_by_module() -> None:
     )
     assert len(seen) > 1 and seen[0] > seen[-1] == 0
     with FullyShardedDataParallel.summon_full_params(wrapped):
-        full = {fastinit.run.streams.canonical_name(name): value for name, value in wrapped.named_parameters()}
+        full = {fastinit.run.names.canonical_name(name): value for name, value in wrapped.named_parameters()}
         for name, value in wanted.named_parameters():
             assert torch.equal(full[name], value), name
         again = {name: value.clone() for name, value in full.items()}

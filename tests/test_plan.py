@@ -13,8 +13,10 @@ from conftest import needs_native
 from torch import nn
 
 import fastinit
-from fastinit.run.streams import canonical_name
+from fastinit.run.names import canonical_name
 from fastinit.schemes import distributions
+
+pytestmark = pytest.mark.filterwarnings("ignore::fastinit.UncoveredWarning")  # of `scale`, in `mixed`
 
 
 class GemmaRMSNorm(nn.Module):
@@ -202,16 +204,17 @@ def test_plan_exports_json(mixed: Mixed) -> None:
 
 
 def test_two_parameters_of_one_canonical_name_are_refused() -> None:
-    model = nn.ModuleDict({"module": nn.Linear(2, 2, bias=False), "_orig_mod": nn.Linear(2, 2, bias=False)})
-    with pytest.raises(ValueError, match=r"module\.weight and _orig_mod\.weight"):
+    model = nn.ModuleDict({"_forward_module": nn.Linear(2, 2, bias=False), "_orig_mod": nn.Linear(2, 2, bias=False)})
+    with pytest.raises(fastinit.ParameterError, match=r"_forward_module\.weight and _orig_mod\.weight"):
         fastinit.plan(model, "normal")
 
 
 @pytest.mark.parametrize(
     ("name", "canonical"),
     [
-        ("module.layers.0.weight", "layers.0.weight"),
-        ("_orig_mod.module.layers.0._checkpoint_wrapped_module.mlp.weight", "layers.0.mlp.weight"),
+        ("_orig_mod.layers.0._checkpoint_wrapped_module.mlp.weight", "layers.0.mlp.weight"),
+        ("_forward_module.weight", "weight"),
+        ("module.weight", "module.weight"),  # it may be the model's own
         ("layers.0._fsdp_wrapped_module.bias", "layers.0.bias"),
         ("conv.parametrizations.weight.original", "conv.weight"),
         ("parametrizations.weight.original1", "weight.1"),
@@ -235,7 +238,7 @@ def test_a_plan_prints_as_an_aligned_table(mixed: Mixed) -> None:
     rules = [fastinit.Rule("attention.in_proj_weight", ("eye", "normal", "zeros"), "module", 3), ("scale", "ones")]
     plan = fastinit.plan(mixed, "xavier_uniform", rules)
     header, *lines = str(plan).splitlines()
-    columns = ["name", "shape", "dtype", "device", "scheme", "fan in/out", "distribution", "std", "why"]
+    columns = ["name", "kind", "shape", "dtype", "device", "scheme", "fan in/out", "distribution", "std", "why"]
     assert re.split(r"  +", header) == columns
     starts = [header.index(f"{column} ") for column in columns[:-1]] + [header.index("why")]
     cells = {}
@@ -245,15 +248,15 @@ def test_a_plan_prints_as_an_aligned_table(mixed: Mixed) -> None:
         cells[found[0]] = found[1:]
     assert list(cells) == [row.name for row in plan.rows]
     assert cells["linear.weight"] == [
-        "4x6", "float32", "cpu", "xavier_uniform", "6/4", "U[-0.774597, 0.774597]", "0.4472", "matrix",
+        "Linear", "4x6", "float32", "cpu", "xavier_uniform", "6/4", "U[-0.774597, 0.774597]", "0.4472", "matrix",
     ]  # fmt: skip
-    assert cells["attention.in_proj_weight"][3:] == [
+    assert cells["attention.in_proj_weight"][4:] == [
         "eye | normal | zeros", "", "6: 1 on a diagonal | 6: N(0, 1^2) | 6: 0", "0.6211",
         "rule 'attention.in_proj_weight'",
     ]  # fmt: skip
-    assert cells["head.weight"] == ["10x6", "float32", "cpu", "tied", "", "", "", "tied to embed.weight"]
-    assert cells["batch_norm.num_batches_tracked"][:4] == ["scalar", "int64", "cpu", "buffer"]
-    assert cells["embed.weight"][5] == "U[-0.612372, 0.612372], row 2 zero"
+    assert cells["head.weight"] == ["Linear", "10x6", "float32", "cpu", "tied", "", "", "", "tied to embed.weight"]
+    assert cells["batch_norm.num_batches_tracked"][:5] == ["BatchNorm2d", "scalar", "int64", "cpu", "buffer"]
+    assert cells["embed.weight"][6] == "U[-0.612372, 0.612372], row 2 zero"
     assert len({line.index(cells[line.split()[0]][-1], starts[-1]) for line in lines[: len(plan.rows)]}) == 1
 
 
@@ -272,7 +275,9 @@ def test_the_summary_counts_what_is_written_and_names_the_rest(mixed: Mixed) -> 
     ]
     assert str(plan).endswith(plan.summary())
     many = fastinit.plan(nn.ParameterList(nn.Parameter(torch.ones(2)) for _ in range(8)), "normal")
-    assert many.summary().splitlines()[1] == "not covered by any rule: 0, 1, 2, 3, 4, 5 and 2 more"
+    assert many.summary().splitlines()[1] == "not covered by any rule: {0..7}"
+    names = nn.ParameterDict({each: nn.Parameter(torch.ones(2)) for each in "abcdefgh"})
+    assert fastinit.plan(names, "normal").summary().endswith("not covered by any rule: a, b, c, d, e, f and 2 more")
 
 
 def test_bytes_are_those_of_the_dtype() -> None:

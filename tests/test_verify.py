@@ -212,9 +212,7 @@ def test_a_plan_of_another_instance() -> None:
     _, plan = made()
     assert fastinit.verify(model, plan) == ()
     assert fastinit.verify(copy.deepcopy(model), plan) == ()
-    wrapped = nn.Module()
-    wrapped.module = nn.Module()
-    wrapped.module._orig_mod = model
+    wrapped = nn.DataParallel(nn.ModuleDict({"_orig_mod": model}))
     assert fastinit.verify(wrapped, plan) == ()
     with torch.device("meta"):
         planned = fastinit.plan(nn.Linear(4, 4), "normal", seed=0)

@@ -7,12 +7,15 @@ the meta device, so that it costs and disturbs nothing. What nobody can compute 
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -328,6 +331,9 @@ def _stand_ins(modules: Sequence[nn.Module], lost: Sequence[_Lost]) -> Iterator[
                 for own_name, value in holder.items():
                     if isinstance(value, torch.Tensor):
                         holder[own_name] = stand_in(value)  # type: ignore[assignment]
+            for own_name, value in module.__dict__.items():
+                if own_name not in kinds:
+                    module.__dict__[own_name] = _copied(value)
         yield
     finally:
         for module, attributes, held, transient in before:
@@ -338,6 +344,15 @@ def _stand_ins(modules: Sequence[nn.Module], lost: Sequence[_Lost]) -> Iterator[
                 module.__dict__[kind].update(members)
             module._non_persistent_buffers_set.clear()
             module._non_persistent_buffers_set.update(transient)
+
+
+def _copied(value: Any) -> Any:
+    """Containers of the user's are copied, whatever depth they have: a module's code may write to them."""
+    if type(value) in (list, set, deque):
+        return type(value)(map(_copied, value))
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, _copied(each)) for key, each in value.items())
+    return copy.copy(value) if isinstance(value, (list, dict, set, deque, bytearray, np.ndarray)) else value
 
 
 @torch.no_grad()

@@ -113,8 +113,7 @@ def default_treatment(
     if _is_bias(own_name):
         return Treatment(_ZEROS, "bias")
     module_type: Any = type(module)  # mypy takes the types of modules for unhashable
-    is_vector = dimensions < 2 or _long_axes(parameter.shape) < 2
-    if _is_norm(module_type) and (is_vector or isinstance(module, _TORCH_NORMS)):
+    if _is_norm(module_type) and (isinstance(module, _TORCH_NORMS) or _long_axes(parameter.shape) < 2):
         return _of_norm(module, own_name)
     if dimensions >= 2:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None:
