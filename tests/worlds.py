@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import debug
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-_START_SECONDS = 60.0  # that importing torch may take, on a busy machine
+_START_SECONDS = 300.0  # that importing torch may take, on a busy machine
 _GRACE_SECONDS = 5.0  # after a rank has failed, for what the others have to say
 
 
@@ -53,7 +53,7 @@ class World:
         self.is_open = True
         self._collect(_START_SECONDS)
 
-    def run(self, check: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[Any]:
+    def run(self, check: Callable[..., Any], *arguments: Any, seconds: float = 180.0) -> list[Any]:
         """What `check(*arguments)` returns on every rank.
 
         Raises:
@@ -143,7 +143,7 @@ _worlds: dict[int, World] = {}
 _NO_GROUP = 0  # the key of a process without a process group
 
 
-def run(size: int, check: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[Any]:
+def run(size: int, check: Callable[..., Any], *arguments: Any, seconds: float = 180.0) -> list[Any]:
     """What `check(*arguments)` returns on every rank of the world of this size, which is started if need be."""
     return _world(size).run(check, *arguments, seconds=seconds)
 
@@ -153,7 +153,7 @@ def run_simulated(check: Callable[..., Any], *arguments: Any, seconds: float = 6
     return _world(_NO_GROUP).run(check, *arguments, seconds=seconds)[0]
 
 
-def run_fresh(size: int, check: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[Any]:
+def run_fresh(size: int, check: Callable[..., Any], *arguments: Any, seconds: float = 180.0) -> list[Any]:
     """As `run`, in a world that nothing else uses: for measuring memory."""
     with contextlib.closing(_started(size)) as world:
         return world.run(check, *arguments, seconds=seconds)

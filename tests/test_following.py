@@ -1,0 +1,229 @@
+"""A plan follows its model or refuses: whatever happens to memory between planning and running."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+import fastinit
+from conftest import needs_native
+
+
+def made() -> nn.Linear:
+    return nn.Linear(8, 8, bias=False)
+
+
+def wanted() -> torch.Tensor:
+    return fastinit.init_model_(made(), "normal", seed=3).weight.detach()
+
+
+def data_of_another_tensor(model: Any) -> None:
+    model.weight.data = torch.zeros(8, 8)
+
+
+def data_transposed(model: Any) -> None:
+    model.weight.data = model.weight.data.t()
+
+
+def data_in_columns(model: Any) -> None:
+    model.weight.data = torch.zeros(8, 20)[:, 3:11]
+
+
+def loaded_by_assignment(model: Any) -> None:
+    model.load_state_dict({"weight": torch.zeros(8, 8)}, assign=True)
+
+
+def replaced(model: Any) -> None:
+    model.weight = nn.Parameter(torch.zeros(8, 8))
+
+
+def converted_and_back(model: Any) -> None:
+    model.double()
+    model.float()
+
+
+def storage_exchanged(model: Any) -> None:
+    with torch.no_grad():
+        model.weight.set_(torch.zeros(8, 8))
+
+
+FOLLOWED = (
+    data_of_another_tensor, data_transposed, data_in_columns, loaded_by_assignment, replaced, converted_and_back,
+    storage_exchanged,
+)  # fmt: skip
+
+
+@needs_native
+@pytest.mark.parametrize("change", FOLLOWED, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("run_before", [False, True])
+def test_a_plan_follows(change: Callable[[nn.Module], None], run_before: bool) -> None:
+    model = made()
+    plan = fastinit.plan(model, "normal", seed=3)
+    if run_before:
+        plan.run_()
+    orphan = model.weight
+    change(model)
+    if orphan is not model.weight:
+        orphan.data.fill_(7.0)
+    plan.run_()
+    assert torch.equal(model.weight, wanted())
+    assert orphan is model.weight or bool((orphan == 7.0).all())
+
+
+def half(model: Any) -> None:
+    model.half()
+
+
+def another_shape(model: Any) -> None:
+    model.weight = nn.Parameter(torch.zeros(4, 8))
+
+
+def on_meta(model: Any) -> None:
+    model.to("meta")
+
+
+def freed(model: Any) -> None:
+    model.weight.untyped_storage().resize_(0)
+
+
+def cut_short(model: Any) -> None:
+    model.weight.untyped_storage().resize_(100)
+
+
+def expanded(model: Any) -> None:
+    model.weight.data = torch.zeros(8).expand(8, 8)
+
+
+def parametrised(model: Any) -> None:
+    parametrizations.weight_norm(model)
+
+
+def removed(model: Any) -> None:
+    del model.weight
+
+
+def complex_view(model: Any) -> None:
+    model.weight.data = model.weight.data.to(torch.complex64)
+
+
+REFUSED = (half, another_shape, on_meta, freed, cut_short, expanded, parametrised, removed, complex_view)
+
+
+@pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("run_before", [False, True])
+def test_or_refuses_by_name(change: Callable[[nn.Module], None], run_before: bool) -> None:
+    model = nn.ModuleDict({"first": nn.Linear(3, 3), "second": made()})
+    plan = fastinit.plan(model, "normal", seed=3)
+    if run_before:
+        plan.run_()
+    with torch.no_grad():
+        model["first"].weight.fill_(7.0)
+    change(model["second"])
+    with pytest.raises(fastinit.ParameterError, match=r"^second\.weight: ") as caught:
+        plan.run_()
+    assert caught.value.name == "second.weight"
+    assert bool((model["first"].weight == 7.0).all())
+
+
+def test_a_tie_that_is_cut_is_refused() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 4), "head": nn.Linear(4, 5, bias=False)})
+    model["head"].weight = model["embed"].weight
+    plan = fastinit.plan(model, "normal", seed=0)
+    plan.run_()
+    model["head"].weight = nn.Parameter(torch.zeros(5, 4))
+    with pytest.raises(fastinit.ParameterError, match=r"^head\.weight: was tied"):
+        plan.run_()
+
+
+def test_a_parametrisation_that_is_removed_is_refused() -> None:
+    model = parametrizations.weight_norm(nn.Linear(4, 4))
+    plan = fastinit.plan(model, "normal", seed=0)
+    plan.run_()
+    parametrize.remove_parametrizations(model, "weight")
+    with pytest.raises(fastinit.ParameterError, match=r"^weight: is not computed as"):
+        plan.run_()
+
+
+def test_making_and_printing_touch_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(made(), parametrizations.weight_norm(nn.Linear(3, 3)))
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a plan that does not run has asked for memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "data_ptr", refuse)
+        patched.setattr("fastinit.run.table.Table.__init__", refuse)
+        plan = fastinit.plan(model, "xavier_uniform", seed=0)
+        again = fastinit.plan(model, "xavier_uniform", seed=0)
+        assert str(plan)
+        assert plan.to_json()
+        assert plan.filter("0.*").rows
+        assert plan == again
+        assert plan != fastinit.plan(model, "normal", seed=0)
+        assert plan != fastinit.plan(model, "xavier_uniform", seed=1)
+    plan.run_()
+
+
+@needs_native
+def test_threads_run_one_plan() -> None:
+    model = nn.Linear(400, 400)
+    plan = fastinit.plan(model, "normal", seed=3)
+    plan.run_()
+    want = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.zero_()
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            for _ in range(20):
+                plan.run_()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert torch.equal(model.weight, want)
+
+
+OVERLAPS: dict[str, Callable[[torch.Tensor], list[torch.Tensor]]] = {
+    "a tensor and its transpose": lambda w: [w, w.t()],
+    "strided twins": lambda w: [w.flatten()[::2], w.flatten()[::2]],
+    "strides of two and four": lambda w: [w.flatten()[::2], w.flatten()[::4]],
+    "a transpose and columns": lambda w: [w.t(), w[:, :3]],
+    "rows and columns": lambda w: [w[2:4], w[:, 1:2]],
+    "columns that share one": lambda w: [w[:, :3], w[:, 2:]],
+    "a permuted block within": lambda w: [w.view(2, 3, 6).permute(1, 0, 2), w[5:]],
+    "one element": lambda w: [w[3:4, 3:4], w[:, 3]],
+}
+APART: dict[str, Callable[[torch.Tensor], list[torch.Tensor]]] = {
+    "columns": lambda w: [w[:, :3], w[:, 3:]],
+    "rows": lambda w: [w[:3], w[3:]],
+    "even and odd": lambda w: [w.flatten()[::2], w.flatten()[1::2]],
+    "quadrants": lambda w: [w[:3, :3], w[3:, 3:], w[:3, 3:], w[3:, :3]],
+    "transposed halves": lambda w: [w.t()[:2], w.t()[2:]],
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
+@pytest.mark.parametrize("order", [1, -1])
+def test_tensors_that_share_an_element_are_refused(name: str, order: int) -> None:
+    tensors = OVERLAPS[name](torch.full((6, 6), 7.0))[::order]
+    with pytest.raises(fastinit.ParameterError, match="shares memory with"):
+        fastinit.init_(tensors, "normal", seed=0)
+    assert all(bool((tensor == 7.0).all()) for tensor in tensors)
+
+
+@pytest.mark.parametrize("name", APART)
+def test_views_without_a_common_element_are_taken(name: str) -> None:
+    fastinit.init_(APART[name](torch.zeros(6, 6)), "normal", seed=0)
