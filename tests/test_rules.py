@@ -155,7 +155,7 @@ def test_finder_is_the_naive_first_match() -> None:
         for name in names:
             matches = [at for at, select in enumerate(selectors) if _naive(select, name)]
             expected = matches[0] if matches else None
-            assert finder.find(name, module, parameter) == expected, (name, selectors)
+            assert finder.find((name, name, name), module, parameter) == expected, (name, selectors)
             assert [at for at, rule in enumerate(rules) if rule.matches(name, module, parameter)] == matches
             found_at.add(expected)
     assert found_at >= {None, 0, 1, 2, 3, 4, 5}

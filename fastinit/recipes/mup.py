@@ -14,7 +14,7 @@ from torch import nn
 from fastinit.recipes.files import Recipe
 from fastinit.recipes.presets import as_recipe
 from fastinit.rules.roles import Treatment, default_treatment, ruled_treatment
-from fastinit.rules.select import Rule, RuleFinder, Where, as_rules
+from fastinit.rules.select import Names, Rule, RuleFinder, Where, as_rules
 from fastinit.run.parametrized import computed_weights
 from fastinit.run.streams import canonical_name
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, distribution_of
@@ -137,7 +137,8 @@ def mup(
         for own_name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            name = canonical_name(dot + own_name)
+            full_name = dot + own_name
+            name = canonical_name(full_name)
             tied_to = first.get(id(parameter))
             base_shape = shapes.shape(name, parameter, None if tied_to is None else tied_to.name)
             row = _row(name, module, own_name, parameter, base_shape, output_multiplier)
@@ -152,7 +153,7 @@ def mup(
                 continue
             first[id(parameter)] = row
             rows.append(row)
-            position = finder.find(name, module, parameter)
+            position = finder.find(Names(name, name, full_name), module, parameter)
             if position is None and getattr(parameter, "_is_hf_initialized", False):
                 continue
             treatment = (

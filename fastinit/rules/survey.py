@@ -13,7 +13,7 @@ from fastinit.plans import Plan, Row
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Treatment, default_treatment, ruled_treatment
-from fastinit.rules.select import RuleFinder, as_fan
+from fastinit.rules.select import Names, RuleFinder, as_fan
 from fastinit.run.memory import NAMELESS, check_tensor
 from fastinit.run.parametrized import computed_weights
 from fastinit.run.streams import canonical_name, unchanged
@@ -151,7 +151,7 @@ class Survey:
                         "rename a module"
                     )
                 first_name[id(parameter)] = name
-                treatment = self._treatment(name, own_name, module, parameter)
+                treatment = self._treatment(name, full_name, own_name, module, parameter)
                 if treatment.scheme is None:
                     rows.append(Row(name, "keep", parameter, None, None, None, treatment.reason, treatment.covered))
                 else:
@@ -163,8 +163,10 @@ class Survey:
                     rows.append(Row(name, "buffer", buffer, None, None, None, reason))
         return rows
 
-    def _treatment(self, name: str, own_name: str, module: nn.Module, parameter: torch.Tensor) -> Treatment:
-        position = self._finder.find(name, module, parameter)
+    def _treatment(
+        self, name: str, full_name: str, own_name: str, module: nn.Module, parameter: torch.Tensor
+    ) -> Treatment:
+        position = self._finder.find(Names(name, canonical_name(full_name), full_name), module, parameter)
         if position is not None:
             self.matched.add(position)
             return ruled_treatment(self._finder.rules[position], module)
@@ -192,7 +194,7 @@ class Survey:
             if tied is not None:
                 rows.append(Row(name, "tied", each.weight, None, None, None, f"computed from what {tied} holds"))
                 continue
-            treatment = self._treatment(name, each.own_name, module, each.weight)
+            treatment = self._treatment(name, full_name, each.own_name, module, each.weight)
             for original in each.originals:
                 computed[id(original)] = name
             if treatment.scheme is None:
