@@ -139,6 +139,11 @@ def flagged(expression: re.Pattern[str]) -> str:
     return (f"(?{flags})" if flags else "") + expression.pattern
 
 
+def exact_glob(name: str) -> str:
+    """The glob that matches this name alone."""
+    return _WILDCARD.sub(r"[\g<0>]", name)
+
+
 def _has_shape(parameter: torch.Tensor, shape: tuple[int | None, ...]) -> bool:
     return parameter.dim() == len(shape) and all(
         wanted is None or size == wanted for size, wanted in zip(parameter.shape, shape, strict=True)
