@@ -241,7 +241,7 @@ class _Base:
 
 
 def _is_size(given: object) -> bool:
-    return isinstance(given, Integral) and not isinstance(given, bool) and given >= 0
+    return isinstance(given, Integral) and not isinstance(given, bool) and int(given) >= 0
 
 
 class _Said(NamedTuple):

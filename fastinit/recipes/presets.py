@@ -48,7 +48,7 @@ def _check_given(model: object) -> None:
 def _check_positive(name: str, given: object) -> None:
     if isinstance(given, bool) or not isinstance(given, Real):
         raise TypeError(f"{name}: expected a number, got {given!r}")
-    if not 0 < given < math.inf:
+    if not 0.0 < float(given) < math.inf:
         raise ValueError(f"{name}: expected {name} > 0, got {given!r}")
 
 

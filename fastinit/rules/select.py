@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from fnmatch import translate
@@ -344,10 +344,14 @@ def as_rules(given: Sequence[Rule | tuple[Selector, Any]] | None) -> tuple[Rule,
     """
     if given is None:
         return ()
-    if isinstance(given, (str, Mapping, Rule)) or not isinstance(given, Iterable):
+    try:
+        listed = None if isinstance(given, (str, Mapping)) else list(given)
+    except TypeError:
+        listed = None
+    if listed is None:
         raise TypeError(f"rules: expected a list of Rule objects or (selector, scheme) pairs, got {given!r}")
     rules = []
-    for each in given:
+    for each in listed:
         if isinstance(each, Rule):
             rules.append(each)
         elif isinstance(each, tuple) and len(each) == 2:
