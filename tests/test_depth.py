@@ -177,7 +177,7 @@ def test_prefixes_that_begin_no_name_are_refused(prefix: str) -> None:
     Depths(names, {"h": 2}).check_prefixes()
     Depths(names, 3).check_prefixes()
     Depths(names, {prefix: 48}, of_part=True).check_prefixes()
-    with pytest.raises(ValueError, match="found no numbers$"):
+    with pytest.raises(ValueError, match=r"found no numbers$"):
         Depths(["weight"], {"h": 2}).check_prefixes()
 
 

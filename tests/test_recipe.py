@@ -608,7 +608,7 @@ def test_a_recipe_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Pat
     path = tmp_path / "recipe.json"
     path.write_text("before")
     for recipe in (Recipe("normal", [("\ud800", "zeros")]), Recipe("normal", [(lambda *_: True, "zeros")])):
-        with pytest.raises(ValueError, match="surrogates|function"):
+        with pytest.raises(ValueError, match=r"surrogates|function"):
             recipe.save(path)
         assert path.read_text() == "before"
 
