@@ -299,7 +299,7 @@ def test_errors_of_functions_name_the_rule_and_the_parameter(
 def test_functions_may_return_truths_of_numpy_and_torch(make: Callable[[bool], Any]) -> None:
     model = nn.Linear(2, 2)
     rules = [(lambda name, module, parameter: make(name == "bias"), fastinit.Constant(3.0))]
-    fastinit.init_model_(model, "zeros", rules)  # type: ignore[arg-type]
+    fastinit.init_model_(model, "zeros", rules)
     assert (model.bias == 3.0).all() and (model.weight == 0.0).all()
 
 
