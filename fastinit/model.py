@@ -15,7 +15,7 @@ from fastinit.errors import UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
 from fastinit.plans import Plan
-from fastinit.recipes.files import Recipe
+from fastinit.recipes.files import Recipe, check_flag, check_model
 from fastinit.recipes.presets import as_recipe
 from fastinit.rules.depths import check_layers
 from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
@@ -122,10 +122,8 @@ def plan(
         TypeError, ValueError: naming the parameter and what is wrong with it; under `strict`, on every rank of a mesh
             if it happens on one.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(strict, bool):
-        raise TypeError(f"strict: expected a bool, got {strict!r}")
+    check_model(model)
+    check_flag("strict", strict)
     check_layers(layers)
     survey = Survey(model, Renamer(names), layers)
     planned = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict)

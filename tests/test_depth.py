@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch import nn
 
 import fastinit
 from fastinit import DepthScaled, Scaled
-from fastinit.rules.depths import Depths
+from fastinit.rules.depths import Depths, check_layers
 from fastinit.schemes import distributions
 from fastinit.schemes.base import Scheme, distribution_of
 
@@ -88,22 +91,115 @@ def test_wrappers_change_no_depth() -> None:
     assert stds(wrapped, DepthScaled(fastinit.Normal())) == stds(stack_of(8), DepthScaled(fastinit.Normal()))
 
 
+NAMES = ["h.0.weight", "h.0.bias", "h.2", "h.1.weight", "h2.0.weight", "0.weight", "conv1.weight", "x.0.y.0.z.1"]
+
+
 @pytest.mark.parametrize(
     ("name", "layer", "layers"),
-    [
-        ("h.0.weight", 0, 3),
-        ("h.11.weight", 11, 3),
-        ("h2.0.weight", 0, 1),
-        ("0.weight", 0, 1),
-        ("h.5", 5, 3),
-        ("conv1.weight", None, None),
-        ("layer4x.weight", None, None),
-        ("other.3.weight", 3, None),
-    ],
+    [("h.0.weight", 0, 3), ("h.1.more.5.weight", 1, 3), ("h.2", 2, 3), ("h2.0.weight", 0, 1), ("0.weight", 0, 1)],
 )
-def test_layers_of_names(name: str, layer: int | None, layers: int | None) -> None:
-    depths = Depths(["h.0.weight", "h.0.bias", "h.11.weight", "h.5", "h2.0.weight", "0.weight", "conv1.weight"])
-    assert depths.of(name) == (layer, layers)
+def test_layers_of_names(name: str, layer: int, layers: int) -> None:
+    depths = Depths(NAMES)
+    assert (depths.layer(name), depths.layers(name)) == (layer, layers)
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "layer4x.weight", "weight", "h2d.weight"])
+def test_names_without_a_number_have_no_layer(name: str) -> None:
+    for layers in (None, 4, {"h": 3}):
+        depths = Depths(NAMES, layers)
+        for ask in (depths.layer, depths.layers):
+            with pytest.raises(
+                ValueError, match="expected a parameter in a stack of layers, whose name has its number"
+            ):
+                ask(name)
+
+
+def test_two_numbers_side_by_side_need_a_prefix() -> None:
+    names = ["h.0.0.weight", "h.0.1.weight", "h.1.0.weight"]
+    message = r"expected one number that counts layers, got 0 and 1; pass layers= .* such as layers={'h\.': \.\.\.}"
+    for layers in (None, {"g": 3}):
+        with pytest.raises(ValueError, match=message):
+            Depths(names, layers).layer("h.0.1.weight")
+    outer, inner = Depths(names, {"h": 4}), Depths(names, {"h.0.": 7})
+    assert (outer.layer("h.0.1.weight"), outer.layers("h.0.1.weight")) == (0, 4)
+    assert (inner.layer("h.0.1.weight"), inner.layers("h.0.1.weight")) == (1, 7)
+    root = Depths(["0.1.weight"], {"": 5})
+    assert (root.layer("0.1.weight"), root.layers("0.1.weight")) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"), [((1, 2), "1, 2"), ((0, 2), "0, 2"), ((3, 1, 2, 5, 4), "1, 2, 3, 4, ..."), ((24,), "24")]
+)
+def test_numbers_that_are_not_all_below_their_count_leave_the_length_open(numbers: tuple[int, ...], shown: str) -> None:
+    names = [f"h.{number}.weight" for number in numbers]
+    message = rf"expected layers h\.0, h\.1, \.\.\., found the numbers {re.escape(shown)}; pass layers="
+    with pytest.raises(ValueError, match=message):
+        Depths(names).layers(names[0])
+    assert Depths(names).layer(names[0]) == numbers[0]
+    for given in (48, {"h": 48}, {"h.": 48}):
+        assert Depths(names, given).layers(names[0]) == 48
+
+
+def test_a_part_of_a_model_does_not_tell_the_length() -> None:
+    part = Depths(NAMES, of_part=True)
+    assert part.layer("h.1.weight") == 1
+    with pytest.raises(ValueError, match=r"with names=, .* pass layers=, how many layers h\.0, h\.1, \.\.\. the whole"):
+        part.layers("h.1.weight")
+    assert Depths(NAMES, 5, of_part=True).layers("h.1.weight") == 5
+
+
+def test_the_longest_prefix_counts() -> None:
+    depths = Depths((), {"x": 2, "x.0.y.0.z.": 9})
+    assert (depths.layer("x.0.y.0.z.1"), depths.layers("x.0.y.0.z.1")) == (1, 9)
+    assert (depths.layer("x.1.y.0.z.1"), depths.layers("x.1.y.0.z.1")) == (1, 2)
+
+
+def test_names_are_read_once_and_only_if_asked() -> None:
+    read: list[str] = []
+
+    def names() -> Iterator[str]:
+        for name in NAMES:
+            read.append(name)
+            yield name
+
+    depths = Depths(names(), {"h": 3})
+    assert depths.layers("h.1.weight") == 3 and not read
+    assert depths.layers("h2.0.weight") == 1 and depths.layers("0.weight") == 1 and read == NAMES
+    assert depths.stacks == {"h.": {0, 1, 2}, "h2.": {0}, "": {0}, "x.": {0}}
+
+
+@pytest.mark.parametrize("prefix", ["typo.", "typo", "h.1", "h.0.weight", "conv1", ""])
+def test_prefixes_that_begin_no_name_are_refused(prefix: str) -> None:
+    names = ["h.0.weight", "h.1.weight", "conv1.weight"]
+    message = rf"^layers: expected what stands before a number .*, got '{re.escape(prefix)}\.?'; found 'h\.'$"
+    with pytest.raises(ValueError, match=message):
+        Depths(names, {"h": 2, prefix: 48}).check_prefixes()
+    Depths(names, {"h": 2}).check_prefixes()
+    Depths(names, 3).check_prefixes()
+    Depths(names, {prefix: 48}, of_part=True).check_prefixes()
+    with pytest.raises(ValueError, match=r"found no numbers$"):
+        Depths(["weight"], {"h": 2}).check_prefixes()
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        ("h", TypeError, "expected an int, a mapping of prefixes to ints, or None, got 'h'"),
+        (True, TypeError, "expected an int, .* got True"),
+        (2.0, TypeError, "expected an int, .* got 2.0"),
+        ({"h": 2.0}, TypeError, "expected an int, a mapping"),
+        ({3: 2}, TypeError, "expected a mapping of prefixes to ints, got {3: 2}"),
+        ({"h": 2, "h.": 3}, ValueError, "expected every prefix once, with a dot at its end or without"),
+        (0, ValueError, "expected layers >= 1, got 0"),
+        ({"h": -1}, ValueError, "expected layers >= 1"),
+    ],
+    ids=str,
+)
+def test_layers_are_checked(layers: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^layers: {message}"):
+        fastinit.plan(stack_of(2), "normal", layers=layers)
+    for right in (None, 3, {"h": 2}, {"h": 2, "g.": 3}, {}):
+        check_layers(right)
 
 
 @pytest.mark.parametrize("by", ["depth", "layer"])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -427,6 +428,81 @@ def test_the_table_is_aligned_and_complete() -> None:
 def test_bases_that_do_not_fit_are_refused(base: nn.Module | Mapping[str, Sequence[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fastinit.mup(nn.Linear(8, 8), base, "normal")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda model: fastinit.mup(None, model, "normal"), TypeError, "model: expected a torch.nn.Module"),
+        (lambda model: fastinit.mup(model, None, "normal"), TypeError, "base: expected .* or a mapping .*, got None"),
+        (lambda model: fastinit.mup(model, [(4, 4)], "normal"), TypeError, "base: expected"),
+        (lambda model: fastinit.mup(model, model, None), TypeError, "scheme: expected"),
+        (
+            lambda model: fastinit.mup(model, model, "normal", output_multiplier="no"),
+            TypeError,
+            "output_multiplier: expected True or False, got 'no'",
+        ),
+        (
+            lambda model: fastinit.mup(model, {"weight": 3, "bias": (4,)}, "normal"),
+            ValueError,
+            "weight: expected a shape in the base, got 3",
+        ),
+        (
+            lambda model: fastinit.mup(model, {"weight": (4, -4), "bias": (4,)}, "normal"),
+            ValueError,
+            r"weight: expected a shape in the base, got \(4, -4\)",
+        ),
+        (lambda model: fastinit.mup(model, model, "normal").parameter_groups(None, 0.1), TypeError, "model: expected"),
+        (lambda model: fastinit.mup(model, model, "normal").parameter_groups(model, "x"), TypeError, "lr: expected"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_wrong_kind_are_named(
+    call: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        call(nn.Linear(4, 4))
+
+
+def test_rates_and_shapes_may_be_numbers_of_numpy_and_torch() -> None:
+    recipe = fastinit.mup(nn.Linear(8, 8), {"weight": [4, np.int64(4)], "bias": (4,)}, "normal")
+    for lr in (np.float32(0.5), torch.tensor(0.5)):
+        groups = recipe.parameter_groups(nn.Linear(8, 8), lr)  # type: ignore[arg-type]
+        assert [float(group["lr"]) for group in groups] == [0.25, 0.5]
+
+
+def _head_and_layers(width: int) -> nn.Module:
+    layers = nn.ModuleList([nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, width)])
+    return nn.ModuleDict({"layers": layers, "head": nn.Linear(width, 10)})
+
+
+@pytest.mark.parametrize("scheme", ["kaiming_normal", fastinit.Normal(std=0.5)], ids=str)
+def test_names_of_the_whole_leave_the_rules_with_the_parameters_of_the_model(scheme: Any, tmp_path: Any) -> None:
+    wide = _head_and_layers(64)
+    recipe = fastinit.mup(wide, _head_and_layers(16), scheme)
+    recipe.save(tmp_path / "recipe.toml")
+    for made in (recipe, fastinit.load_recipe(tmp_path / "recipe.toml")):
+        expected = [row.distribution for row in fastinit.plan(wide, made).rows]
+        for names in ({"head": "lm_head"}, {"layers": "decoder.layers", "head": "out"}, lambda name: name[::-1]):
+            assert [row.distribution for row in fastinit.plan(wide, made, names=names, layers=8).rows] == expected
+
+
+def test_a_recipe_of_the_whole_serves_its_stages() -> None:
+    whole = _head_and_layers(64)
+    recipe = fastinit.mup(whole, _head_and_layers(16), "kaiming_normal")
+    expected = {row.name: row.distribution for row in fastinit.plan(whole, recipe).rows}
+    # The stage's layers.0 is no layers.0 of the whole, for which the recipe has a rule, too.
+    stage = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(64, 64), nn.Linear(64, 64)]), "head": nn.Linear(64, 10)})
+    rows = fastinit.plan(stage, recipe, names={"layers.0": "layers.1", "layers.1": "layers.2"}, layers=3).rows
+    assert len(rows) == 6 and all(row.distribution == expected[row.name] for row in rows)
+
+
+def test_letters_of_globs_in_names_stand_for_themselves() -> None:
+    def make(width: int) -> nn.Module:
+        shapes = {"a[0]": (width, width), "a*": (5, width), "aX": (width, 7), "a?": (width, width)}
+        return nn.ParameterDict({name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()})
+
+    recipe = fastinit.mup(make(64), make(16), fastinit.Normal(std=1.0))
+    assert stds(make(64), recipe) == {"a[0]": 0.5, "a*": 0.25, "aX": 1.0, "a?": 0.5}
 
 
 def test_splits_into_unequal_blocks_need_schemes_without_fans() -> None:

@@ -737,3 +737,29 @@ def test_presets_state_their_source(name: str) -> None:
         "resnet": lambda: fastinit.preset(name, zoo.ResNet(*zoo.RESNET18, width=8)),
     }.get(name, lambda: fastinit.preset(name))()
     assert made.name == name and made.source
+
+
+@pytest.mark.parametrize("name", fastinit.preset_names())
+@pytest.mark.parametrize("model", [3, "model", nn.Linear], ids=str)
+def test_what_is_no_model_is_refused(name: str, model: Any) -> None:
+    with pytest.raises(TypeError, match=r"^model: expected a torch\.nn\.Module, got (int|str|type)$"):
+        fastinit.preset(name, model)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: fastinit.presets.t5(d_model="a", d_kv=2), TypeError, "d_model: expected a number, got 'a'"),
+        (lambda: fastinit.presets.t5(d_model=4, d_kv=0), ValueError, "d_kv: expected d_kv > 0, got 0"),
+        (lambda: fastinit.presets.t5(d_model=4, d_kv=2, factor=math.inf), ValueError, "factor: expected factor > 0"),
+        (lambda: fastinit.presets.t5(d_model=True, d_kv=2), TypeError, "d_model: expected a number, got True"),
+        (lambda: fastinit.presets.gpt2(std="a"), TypeError, "std: expected a number, got 'a'"),
+        (lambda: fastinit.presets.vit(mode=None), ValueError, "mode: expected one of"),
+        (lambda: fastinit.presets.resnet(zero_init_residual="no"), TypeError, "zero_init_residual: expected True or"),
+        (lambda: fastinit.preset(3), ValueError, "preset: expected one of"),
+        (lambda: fastinit.plan(nn.Linear(2, 2), 3), TypeError, "scheme: expected"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        make()

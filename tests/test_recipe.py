@@ -174,6 +174,7 @@ EQUAL_RULES = [
     Rule("a", "xavier_uniform", fan=FanAxes((0, 1), 2, -1)),
     Rule("a", "xavier_uniform", split=3),
     Rule("a", "xavier_uniform", split=(3, 4), split_dim=0),
+    Rule("a", "xavier_uniform", in_model=True),
     Rule("a", ("zeros", fastinit.Normal(std=0.5), fastinit.Scaled("eye", 2.0)), "keras", (3, 4, 5), -1),  # type: ignore[arg-type]
 ]
 
@@ -348,6 +349,17 @@ class Odd:
         return distributions.Constant(1.0)
 
 
+@dataclass(frozen=True)
+class Greek:
+    """A registered scheme with an argument whose name is no bare key of TOML."""
+
+    σ: float = 1.0
+    needs_fans = False
+
+    def distribution(self, fans: Fans | None) -> Any:
+        return distributions.Constant(1.0)
+
+
 class Plain:
     """A registered scheme that is no dataclass."""
 
@@ -360,6 +372,7 @@ class Plain:
 @pytest.fixture(scope="module")
 def registered() -> None:
     fastinit.register_scheme("test_odd", Odd)
+    fastinit.register_scheme("test_greek", Greek)
     fastinit.register_scheme("test_plain", Plain)
 
 
@@ -369,6 +382,12 @@ def registered() -> None:
 def test_schemes_of_users_round_trip(value: Any, read: Callable[[Recipe], Any]) -> None:
     again = recipe_from_data(read(Recipe(Odd(value)))).scheme
     assert again == Odd(value) and isinstance(again, Odd) and type(again.value) is type(value)
+
+
+@READERS
+@pytest.mark.usefixtures("registered")
+def test_arguments_in_other_letters_round_trip(read: Callable[[Recipe], Any]) -> None:
+    assert recipe_from_data(read(Recipe(Greek(0.5)))).scheme == Greek(0.5)
 
 
 @pytest.mark.parametrize(
@@ -429,6 +448,10 @@ BAD: list[tuple[Any, str]] = [
     ),
     ({"scheme": "normal", "fan": {"in_axis": "x"}}, "fan.in_axis: expected an axis or several, got 'x'"),
     ({"scheme": "normal", "fan": [1, 0]}, "fan: expected fan_in >= 1 and fan_out >= 1, got [1, 0]"),
+    ({"scheme": "normal", "fan": {"in_axis": [0, "x"]}}, "fan.in_axis: expected an axis or several, got (0, 'x')"),
+    ({"scheme": "normal", "fan": None}, "fan: expected one of torch, module, jax, keras, weight, Fans"),
+    ({"scheme": "normal", "name": None}, "name: expected a string, got None"),
+    ({"scheme": {"name": "normal", "std": 10**400}}, "scheme"),
     ({"scheme": "normal", "rules": {}}, "rules: expected an array of tables, got {}"),
     ({"scheme": "normal", "rules": [3]}, "rules[0]: expected a table, got 3"),
 ]
@@ -441,10 +464,17 @@ BAD_RULES: list[tuple[Any, str]] = [
     (
         {"nam": "a", "scheme": "zeros"},
         "rules[2]: key: expected one of name, regex, type, shape, dims, requires_grad, scheme, keep, "
-        "fan, split, split_dim, zero_row, got 'nam'; did you mean 'name'?",
+        "fan, split, split_dim, zero_row, in_model, got 'nam'; did you mean 'name'?",
     ),
     ({"name": 3, "scheme": "zeros"}, "rules[2].name: expected a glob or several, got 3"),
     ({"name": ["a", 3], "scheme": "zeros"}, "rules[2].name: expected a glob or several, got ('a', 3)"),
+    ({"name": None, "scheme": "zeros"}, "rules[2].name: expected a value, got null"),
+    ({"name": "a", "dims": None, "scheme": "zeros"}, "rules[2].dims: expected a value, got null"),
+    ({"dims": [2], "scheme": "zeros"}, "rules[2].dims: expected int, got [2]"),
+    ({**_RULE, "in_model": 1}, "rules[2].in_model: expected True or False, got 1"),
+    ({**_RULE, "fan": {"axis": 1}}, "rules[2].fan: key: expected one of in_axis, out_axis, batch_axis, got 'axis'"),
+    ({**_RULE, "fan": [1]}, "rules[2].fan: expected one of torch"),
+    ({**_RULE, "zero_row": 1.5}, "rules[2].zero_row: expected an int, got 1.5"),
     ({"regex": "(", "scheme": "zeros"}, "rules[2].regex: '(' is no regular expression: missing )"),
     ({"regex": 3, "scheme": "zeros"}, "rules[2].regex: expected a string, got 3"),
     ({"type": [3], "scheme": "zeros"}, "rules[2].type: expected module types or their names, got 3"),
@@ -501,16 +531,37 @@ def test_a_wrong_recipe_is_refused_with_file_and_key(tmp_path: Path, data: Any, 
     ("file", "text", "message"),
     [
         ("a.json", '{"scheme": "normal",\n "rules": [,]}', "line 2"),
-        ("a.json", "", "line 1"),
-        ("a.json", "\ufeff{}", "BOM"),
-        ("a.json", "[" * 100000, "recursion|nested|depth"),
+        ("a.json", "", "expected a recipe, got an empty file"),
+        ("a.json", " \n\t", "expected a recipe, got an empty file"),
+        ("a.toml", "\ufeff", "expected a recipe, got an empty file"),
+        ("a.json", "\ufeff{}", "scheme: expected the name of a scheme"),
+        ("a.json", "[" * 100000, "nested too deeply"),
+        ("a.toml", "scheme = " + "[" * 100000, "nested too deeply"),
+        ("a.json", '{"scheme": "normal", "scheme": "zeros"}', "key 'scheme' stands twice in one table"),
+        ("a.json", '{"scheme": {"name": "normal", "std": 1, "std": 1}}', "key 'std' stands twice in one table"),
+        ("a.json", '{"scheme": "normal", "rules": [{"name": "a", "name": "b", "keep": true}]}', "key 'name' stands"),
+        ("a.toml", 'scheme = { name = "normal", std = 1, std = 2 }\n', "line 1"),
+        ("a.toml", '[scheme]\nname = "normal"\n[scheme]\nstd = 1\n', "line 3"),
+        ("a.json", '{"scheme": {"name": "constant", "value": NaN}}', 'NaN is no JSON; a recipe has the strings "nan"'),
+        ("a.json", '{"scheme": {"name": "constant", "value": -Infinity}}', "-Infinity is no JSON"),
+        ("a.json", '{"scheme": {"name": "constant", "value": 1e999}}', "within the range of float64, got 1e999"),
+        ("a.toml", 'scheme = { name = "constant", value = -1e999 }\n', "within the range of float64, got -1e999"),
+        ("a.json", '{"scheme": {"name": "normal", "std": 1' + "0" * 400 + "}}", r"scheme"),
+        ("a.toml", 'scheme = { name = "normal", std = 1' + "0" * 400 + " }", r"scheme"),
+        ("a.json", '{"scheme": "normal", "rules": [{"dims": 1' + "0" * 5000 + ', "keep": 1}]}', "digits|keep"),
         ("a.toml", 'scheme = "normal"\nname = \n', "line 2"),
         ("a.toml", 'scheme = "normal"\nscheme = "zeros"\n', "line 2"),
-        ("a.toml", "", "scheme: expected the name of a scheme"),
+        ("a.toml", "", "expected a recipe, got an empty file"),
+        ("a.toml", "# nothing", "scheme: expected the name of a scheme"),
         ("a.toml", 'scheme = "normal"\n[[rules]]\nname = "*"\nscheme = { name = "normal", std = nan }\n',
          r"rules\[0\]\.scheme\.std: expected a finite number, got nan"),
         ("a.toml", "scheme = 2020-01-01\n", "scheme: expected the name of a scheme"),
-        ("a.json", b"\xff\xfe", "utf-8"),
+        ("a.json", b"\xff\xfe", "UTF-8.* byte order mark of UTF-16"),
+        ("a.json", '{"scheme": "normal"}'.encode("utf-16"), "UTF-8.* byte order mark of UTF-16"),
+        ("a.toml", 'scheme = "normal"'.encode("utf-32"), "UTF-8.* byte order mark of UTF-16 or UTF-32"),
+        ("a.json", '{"scheme": "normal"}'.encode("utf-16-le"), "UTF-8, got a zero byte in line 1"),
+        ("a.json", b'{"scheme":\n"n\xf6rmal"}', "UTF-8, got invalid .* in line 2"),
+        ("a.toml", b'scheme =\n\n"n\xf6rmal"', "UTF-8, got invalid .* in line 3"),
         ("a.yaml", "scheme: normal", r"^path: expected one of \.json, \.toml, got '\.yaml'"),
         ("a", "", r"^path: expected one of \.json, \.toml, got ''"),
         ("a.jsn", "", r"did you mean '\.json'"),
@@ -522,6 +573,50 @@ def test_wrong_files_are_refused(tmp_path: Path, file: str, text: str | bytes, m
     with pytest.raises(ValueError, match=message) as raised:
         load_recipe(path)
     assert path.suffix not in (".json", ".toml") or str(raised.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".toml"])
+def test_a_byte_order_mark_is_taken(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"recipe{suffix}"
+    RECIPE.save(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_recipe(path).to_data() == RECIPE.to_data()
+
+
+def test_toml_has_literals_for_numbers_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    for literal, value in (("inf", math.inf), ("+inf", math.inf), ("-inf", -math.inf), ("1_0.5", 10.5)):
+        path.write_text(f'scheme = {{ name = "constant", value = {literal} }}')
+        assert load_recipe(path).scheme == fastinit.Constant(value)
+
+
+@pytest.mark.parametrize("name", ["folder.json", "none.toml"])
+def test_what_cannot_be_read_is_an_error_of_the_system(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(OSError, match=re.escape(name)):
+        load_recipe(tmp_path / name)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"recipe.json", ["recipe.json"]], ids=str)
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    for use in (load_recipe, RECIPE.save):
+        with pytest.raises(TypeError, match=r"^path: expected a path to a \.json or \.toml file, got "):
+            use(path)
+
+
+def test_a_recipe_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text("before")
+    for recipe in (Recipe("normal", [("\ud800", "zeros")]), Recipe("normal", [(lambda *_: True, "zeros")])):
+        with pytest.raises(ValueError, match=r"surrogates|function"):
+            recipe.save(path)
+        assert path.read_text() == "before"
+
+
+@pytest.mark.parametrize("argument", ["name", "source"])
+def test_name_and_source_are_strings(argument: str) -> None:
+    with pytest.raises(TypeError, match=f"^{argument}: expected a string, got 3"):
+        Recipe("normal", **{argument: 3})  # type: ignore[arg-type]
 
 
 def test_other_suffixes_are_not_written(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ numbers."""
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -319,6 +320,53 @@ def test_applying_a_recipe_twice_gives_the_same_bits(name: str) -> None:
     fastinit.init_model_(model, recipe, seed=3)
     fastinit.init_model_(model, make_recipe(model), seed=3, strict=True)
     assert all(torch.equal(value, once[key]) for key, value in model.state_dict().items())
+
+
+def _rot13(name: str) -> str:
+    return codecs.encode(name, "rot13")
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_names_of_the_whole_leave_the_rules_with_the_parameters_of_the_model(name: str, tmp_path: Any) -> None:
+    make_model, make_recipe = RECIPES[name]
+    model = make_model()
+    recipe = make_recipe(model)
+    recipe.save(tmp_path / "recipe.json")
+    for made in (recipe, fastinit.load_recipe(tmp_path / "recipe.json")):
+        expected, renamed = fastinit.plan(model, made).rows, fastinit.plan(model, made, names=_rot13, layers=9).rows
+        assert [row.name for row in renamed] == [_rot13(row.name) for row in expected]
+        assert [(row.reason, row.distribution) for row in renamed] == [
+            (row.reason, row.distribution) for row in expected
+        ]
+        assert any(row.reason.startswith("rule name") for row in renamed)
+
+
+@pytest.mark.parametrize("make", [fastinit.deepnorm, fastinit.t_fixup, fastinit.fixup, fastinit.zer_o])
+@pytest.mark.parametrize("model", [None, "model", nn.Linear], ids=str)
+def test_what_is_no_model_is_refused(make: Any, model: Any) -> None:
+    with pytest.raises(TypeError, match=r"^model: expected a torch\.nn\.Module, got (NoneType|str|type)$"):
+        make(model)
+    with pytest.raises(TypeError, match=r"^model: expected a torch\.nn\.Module"):
+        fastinit.residual_zeros(model, "normal")
+
+
+@pytest.mark.parametrize("globs", ["*.out.weight", None, 3, ("a", 3)], ids=str)
+def test_globs_are_checked(globs: Any) -> None:
+    for make in (fastinit.deepnorm, fastinit.t_fixup):
+        for role in ("value", "fused", "out", "mlp"):
+            with pytest.raises(TypeError, match=f"^{role}: expected a sequence of strings, got "):
+                make(encoder_of(2), **{role: globs})
+    for role in ("last", "last_norm"):
+        with pytest.raises(TypeError, match=f"^{role}: expected a sequence of strings, got "):
+            fastinit.residual_zeros(encoder_of(2), "normal", **{role: globs})
+
+
+def test_the_scheme_for_embeddings_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"^embedding: expected one of .*, got 'norml'; did you mean 'normal'"):
+        fastinit.zer_o(encoder_of(1), embedding="norml")
+    for given in (None, 3, fastinit.Normal):
+        with pytest.raises(TypeError, match=r"^embedding: expected the name of a scheme or a scheme, got "):
+            fastinit.zer_o(encoder_of(1), embedding=given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

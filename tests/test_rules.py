@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import needs_native
@@ -17,7 +18,8 @@ from torch import nn
 
 import fastinit
 from fastinit import KEEP, Fans, Normal, Rule, Uniform, VarianceScaling, Where, _native
-from fastinit.rules.select import RuleFinder, Selector
+from fastinit.errors import ParameterError
+from fastinit.rules.select import Names, RuleFinder, Selector, exact_glob
 from fastinit.schemes import distributions
 
 
@@ -155,7 +157,7 @@ def test_finder_is_the_naive_first_match() -> None:
         for name in names:
             matches = [at for at, select in enumerate(selectors) if _naive(select, name)]
             expected = matches[0] if matches else None
-            assert finder.find(name, module, parameter) == expected, (name, selectors)
+            assert finder.find((name, name, name), module, parameter) == expected, (name, selectors)
             assert [at for at, rule in enumerate(rules) if rule.matches(name, module, parameter)] == matches
             found_at.add(expected)
     assert found_at >= {None, 0, 1, 2, 3, 4, 5}
@@ -169,6 +171,152 @@ def _naive(select: Selector, name: str) -> bool:
     if isinstance(select, Where):
         return fnmatchcase(name, str(select.name))
     return select is nn.Linear
+
+
+def test_finder_is_the_naive_first_match_over_all_names() -> None:
+    random_ = random.Random(1)
+    module, parameter = nn.Linear(1, 1), torch.empty(1, 1)
+    kinds: set[str] = set()
+    for _ in range(1000):
+        pieces = ("a", "b", "c", "?", "*", "module.", "0.", "1.")
+        globs = [_random_text(random_, pieces, 4) for _ in range(random_.randrange(1, 8))]
+        selectors: list[Selector] = [Where(name=glob, dims=2) if random_.random() < 0.3 else glob for glob in globs]
+        rules = [Rule(select, "zeros", in_model=random_.random() < 0.4) for select in selectors]
+        in_model = _random_text(random_, pieces[:3] + pieces[6:], 4)
+        name = in_model if random_.random() < 0.3 else _random_text(random_, pieces[:3] + pieces[6:], 4)
+        full = f"module.{in_model}" if random_.random() < 0.5 else in_model
+        in_whole = any(fnmatchcase(name, glob) and rule.in_model for glob, rule in zip(globs, rules, strict=True))
+        expected = None
+        for at, (glob, rule) in reversed(list(enumerate(zip(globs, rules, strict=True)))):
+            by_wrapper = "module" in glob and fnmatchcase(full, glob)
+            by_model = rule.in_model and not in_whole and fnmatchcase(in_model, glob)
+            if fnmatchcase(name, glob) or by_wrapper or by_model:
+                expected = at
+                kinds.add("name" if fnmatchcase(name, glob) else "wrapper" if by_wrapper else "model")
+        assert RuleFinder(rules).find(Names(name, in_model, full), module, parameter) == expected, (rules, name, full)
+    assert kinds == {"name", "wrapper", "model"}
+
+
+def test_rules_see_the_names_of_the_whole_and_not_those_of_a_part() -> None:
+    stage = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])})
+    rules: list[tuple[Selector, Any]] = [("layers.1.weight", "zeros"), ("layers.5.weight", "ones")]
+    names = {"layers.0": "layers.1", "layers.1": "layers.5"}
+    rows = fastinit.plan(stage, "normal", rules, names=names).rows
+    assert [row.reason for row in rows] == ["rule 'layers.1.weight'", "rule 'layers.5.weight'"]
+
+
+@pytest.mark.parametrize(
+    "select",
+    ["module.weight", "module.*", Where(name=("x", "module.w*")), Where(regex=r"^module\.w"), re.compile("^module.w")],
+    ids=str,
+)
+def test_rules_may_spell_out_what_a_wrapper_adds_to_names(select: Selector) -> None:
+    wrapped = nn.DataParallel(nn.Linear(3, 3))
+    assert [name for name, _ in wrapped.named_parameters()] == ["module.weight", "module.bias"]
+    plan = fastinit.plan(wrapped, "normal", [(select, "ones")])
+    assert {row.name: row.reason for row in plan.rows}["weight"].startswith("rule ")
+
+
+@pytest.mark.parametrize("select", ["*.weight", "?*.*", Where(regex=r"\.weight"), re.compile(r"\.")], ids=str)
+@pytest.mark.filterwarnings("ignore:no parameter matches")
+def test_a_wrapper_changes_no_match_of_rules_that_do_not_spell_it_out(select: Selector) -> None:
+    for model in (nn.Linear(3, 3), nn.DataParallel(nn.Linear(3, 3))):
+        plan = fastinit.plan(model, "normal", [(select, "ones")])
+        assert [row.reason for row in plan.rows] == ["matrix", "bias"], type(model)
+
+
+def test_functions_get_the_name_in_the_whole() -> None:
+    seen: list[str] = []
+
+    def listen(name: str, module: nn.Module, parameter: torch.Tensor) -> bool:
+        seen.append(name)
+        return False
+
+    stage = nn.DataParallel(nn.ModuleDict({"0": nn.Linear(2, 2, bias=False)}))
+    rules = [Rule(listen, "zeros", in_model=True)]
+    with pytest.warns(UserWarning, match="no parameter matches rule listen"):
+        fastinit.plan(stage, "normal", rules, names={"0": "7"})
+    assert seen == ["7.weight"]
+
+
+@pytest.mark.parametrize("name", ["weight", "a*b", "a?b", "[ab]", "a[0]", "]", "[!a]", "a[", "é.0"])
+def test_exact_globs_match_one_name(name: str) -> None:
+    where = Where(name=exact_glob(name))
+    module, parameter = nn.Module(), torch.empty(1)
+    others = ("aXb", "a", "b", "a0", "ab", "weigh", "weights", "c")
+    assert where.matches(name, module, parameter)
+    assert not any(where.matches(other, module, parameter) for other in others)
+
+
+def _too_few(name: str, module: nn.Module) -> bool:
+    return True
+
+
+def _looks_up(name: str, module: nn.Module, parameter: torch.Tensor) -> bool:
+    return {"bias": True}[name]
+
+
+@pytest.mark.parametrize(
+    ("function", "problem", "cause"),
+    [
+        (_too_few, r"its function raised TypeError: .*2 positional arguments but 3", TypeError),
+        (_looks_up, r"its function raised KeyError: 'weight'", KeyError),
+        (lambda name, module, parameter: None, "expected its function to return True or False, got None", None),
+        (lambda name, module, parameter: "no", "expected its function to return True or False, got 'no'", None),
+        (
+            lambda name, module, parameter: parameter > 0,
+            "expected its function to return True or False, got tensor",
+            None,
+        ),
+        (
+            lambda name, module, parameter: torch.ones(()),
+            r"expected its function to return True or False, got tensor\(1\.\)",
+            None,
+        ),
+        (
+            lambda name, module, parameter: np.array([True]),
+            r"expected its function to return True or False, got array\(\[",
+            None,
+        ),
+        (lambda name, module, parameter: torch.ones((), dtype=torch.bool, device="meta"), ".* got tensor", None),
+    ],
+)
+def test_errors_of_functions_name_the_rule_and_the_parameter(
+    function: Any, problem: str, cause: type[Exception] | None
+) -> None:
+    model = nn.Linear(2, 2)
+    before = model.weight.clone()
+    with pytest.raises(ParameterError, match=rf"^weight: rule .*: {problem}") as raised:
+        fastinit.init_model_(model, "normal", [(function, "zeros")])
+    assert raised.value.name == "weight"
+    assert (None if cause is None else cause) is (type(raised.value.__cause__) if raised.value.__cause__ else None)
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize(
+    "make", [bool, np.bool_, lambda given: torch.tensor(given), lambda given: torch.tensor([given])]
+)
+def test_functions_may_return_truths_of_numpy_and_torch(make: Callable[[bool], Any]) -> None:
+    model = nn.Linear(2, 2)
+    rules = [(lambda name, module, parameter: make(name == "bias"), fastinit.Constant(3.0))]
+    fastinit.init_model_(model, "zeros", rules)
+    assert (model.bias == 3.0).all() and (model.weight == 0.0).all()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [3, 0, True, "*.weight", "", Rule("*", "zeros"), {"*": "zeros"}, {}, torch.ones(()), ["*"], ("*", "zeros")],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_list_of_rules_is_refused(rules: Any) -> None:
+    for use in (lambda: fastinit.plan(nn.Linear(2, 2), "normal", rules), lambda: fastinit.Recipe("normal", rules)):
+        with pytest.raises(TypeError, match=r"^rules: expected"):
+            use()
+
+
+def test_rules_may_come_from_a_generator() -> None:
+    model = fastinit.init_model_(nn.Linear(2, 2), "normal", (each for each in [("weight", "ones")]))  # type: ignore[arg-type]
+    assert (model.weight == 1.0).all()
 
 
 def test_keep_leaves_values_alone_and_covers() -> None:
@@ -387,6 +535,7 @@ def _make(**arguments: Any) -> Callable[[], Rule]:
         (_make(fan=fastinit.FanAxes(batch_axis=(0, 1.0))), TypeError, "batch_axis: expected an axis or several"),  # type: ignore[arg-type]
         (_make(scheme="norml"), ValueError, "did you mean 'normal'"),
         (_make(scheme=Normal), TypeError, "scheme: expected a name or a scheme object"),
+        (_make(in_model=1), TypeError, "in_model: expected True or False, got 1"),
         (_make(select=3), TypeError, "select: expected a glob"),
         (_make(select=()), TypeError, "select: expected a glob"),
         (_make(select=int), TypeError, "select: expected a glob"),

@@ -1,12 +1,17 @@
-"""Recipes: a scheme, rules and a fan convention together, with a name; as objects, as JSON and as TOML."""
+"""Recipes: a scheme, rules and a fan convention under one name. They are objects, and can be written as JSON and TOML.
+
+The other files of this room make recipes; `fastinit.plan` takes them in place of a scheme.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +23,23 @@ from fastinit.schemes.fans import FanAxes, FanConvention
 
 _RECIPE_KEYS = ("name", "source", "scheme", "fan", "rules")
 _WHERE_KEYS = ("name", "regex", "type", "shape", "dims", "requires_grad")
-_RULE_KEYS = (*_WHERE_KEYS, "scheme", "keep", "fan", "split", "split_dim", "zero_row")
+_RULE_KEYS = (*_WHERE_KEYS, "scheme", "keep", "fan", "split", "split_dim", "zero_row", "in_model")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to initialise a kind of model: `scheme` for the matrices, `rules` before the defaults, `fan` to read fans.
+    """How to initialise a kind of model.
 
-    `name` and `source` say what it is and where it was published. `init_model_` and `plan` take one in place of a
-    scheme; rules given beside it come first.
+    `init_model_` and `plan` take a recipe in place of a scheme. Rules that are given beside it come first.
+
+    Args:
+        scheme: for the matrices: a scheme or the name of one.
+        rules: `Rule` objects or (selector, scheme) pairs, which come before the defaults.
+        fan: how to read fans where a rule does not say.
+        name, source: what the recipe is, and where it was published.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
 
     >>> Recipe("xavier_uniform", [("*.head.weight", "zeros")]).to_json(indent=None)
     '{"scheme": "xavier_uniform", "rules": [{"name": "*.head.weight", "scheme": "zeros"}]}'
@@ -42,6 +55,9 @@ class Recipe:
         object.__setattr__(self, "scheme", as_scheme(self.scheme))
         object.__setattr__(self, "rules", as_rules(self.rules))
         object.__setattr__(self, "fan", as_fan(self.fan))
+        for key in ("name", "source"):
+            if not isinstance(getattr(self, key), (str, type(None))):
+                raise TypeError(f"{key}: expected a string, got {getattr(self, key)!r}")
 
     def to_data(self) -> dict[str, Any]:
         """The recipe as plain data: what its JSON and TOML hold.
@@ -78,29 +94,64 @@ class Recipe:
         """Write the recipe to a .json or .toml file.
 
         Raises:
-            ValueError: another suffix, or a recipe that cannot be written (to_data).
+            TypeError: no path.
+            ValueError: another suffix, or a recipe that cannot be written (to_data). The file is left as it was.
         """
-        path = Path(path)
-        check_choice("path", path.suffix, (".json", ".toml"))
-        path.write_text(self.to_json() + "\n" if path.suffix == ".json" else self.to_toml(), encoding="utf-8")
+        path = _as_path(path)
+        text = self.to_json() + "\n" if path.suffix == ".json" else self.to_toml()
+        path.write_bytes(text.encode())
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """The recipe in a .json or .toml file.
+    """The recipe in a .json or .toml file, which is UTF-8 with or without a byte order mark.
 
     Raises:
-        ValueError: another suffix, no valid JSON or TOML, an unknown key or a value that does not fit, naming the file
-            and the key.
+        TypeError: no path.
+        ValueError: another suffix or encoding, no valid JSON or TOML, an unknown key, a key that stands twice, or a
+            value that does not fit; naming the file and the key.
         OSError: the file cannot be read.
     """
-    path = Path(path)
-    check_choice("path", path.suffix, (".json", ".toml"))
+    path = _as_path(path)
+    encoded = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8")
-        return recipe_from_data(json.loads(text) if path.suffix == ".json" else _parse_toml(text))
-    # json's and tomllib's errors are ValueErrors, too, and tell the line; depth exhausts the parsers' stacks.
-    except (ValueError, RecursionError) as error:
+        text = _decoded(encoded)
+        return recipe_from_data(_parse_json(text) if path.suffix == ".json" else _parse_toml(text))
+    except RecursionError as error:
+        raise ValueError(f"{path}: the recipe is nested too deeply") from error
+    except ValueError as error:  # those of json and tomllib, too, which tell the line
         raise ValueError(f"{path}: {error}") from error
+
+
+def _as_path(given: str | os.PathLike[str]) -> Path:
+    if not isinstance(given, (str, os.PathLike)):
+        raise TypeError(f"path: expected a path to a .json or .toml file, got {given!r}")
+    path = Path(given)
+    check_choice("path", path.suffix, (".json", ".toml"))
+    return path
+
+
+def _decoded(encoded: bytes) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: it is empty, or in another encoding than UTF-8.
+    """
+    if encoded.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("expected text in UTF-8, got one that begins with the byte order mark of UTF-16 or UTF-32")
+    try:
+        text = encoded.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected text in UTF-8, got {error.reason} in line {_line(encoded, error.start)}") from error
+    if "\0" in text:  # neither JSON nor TOML may hold one; UTF-16 without a mark is full of them
+        line = _line(encoded, encoded.index(0))
+        raise ValueError(f"expected text in UTF-8, got a zero byte in line {line}")
+    if not text.strip():
+        raise ValueError("expected a recipe, got an empty file")
+    return text
+
+
+def _line(encoded: bytes, at: int) -> int:
+    return encoded.count(b"\n", 0, at) + 1
 
 
 def recipe_from_data(data: Any) -> Recipe:
@@ -142,17 +193,13 @@ def _fan_to_data(fan: FanConvention) -> Any:
 
 
 def _fan_from_data(data: Any, key: str) -> FanConvention:
+    if isinstance(data, Mapping):
+        axes = _table(data, key, FanAxes._fields, prefix=f"{key}: ")
+        data = FanAxes(**{axis: tuple(each) if isinstance(each, list) else each for axis, each in axes.items()})
     try:
-        if isinstance(data, Mapping):
-            axes = _table(data, key, FanAxes._fields, prefix="")
-            return as_fan(
-                FanAxes(**{axis: tuple(each) if isinstance(each, list) else each for axis, each in axes.items()})
-            )
-        return as_fan(data)
-    except (ValueError, TypeError) as error:
-        message = str(error)
-        separator = "." if message.startswith(FanAxes._fields) else ": "
-        raise ValueError(f"{key}{separator}{message.removeprefix('fan: ')}") from error
+        return as_fan(data, key)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _type_name(given: str | type[nn.Module]) -> str:
@@ -197,6 +244,8 @@ def _rule_to_data(rule: Rule, key: str) -> dict[str, Any]:
         data["split_dim"] = rule.split_dim
     if rule.zero_row is not None:
         data["zero_row"] = rule.zero_row
+    if rule.in_model:
+        data["in_model"] = True
     return data
 
 
@@ -215,25 +264,42 @@ def _rule_from_data(data: Any, key: str) -> Rule:
     properties = {each: data[each] for each in _WHERE_KEYS if each in data}
     if not properties:
         raise ValueError(f"{key}: expected one of {', '.join(_WHERE_KEYS)} at least, got none")
-    try:
-        for each in ("name", "type", "shape"):
-            if isinstance(properties.get(each), list):
-                properties[each] = tuple(properties[each])
-        select: Selector = Where(**properties)
-        if list(properties) == ["name"] and isinstance(data["name"], str):
-            select = data["name"]
-        split = data.get("split")
+    for each, value in properties.items():
+        if value is None:
+            raise ValueError(f"{key}.{each}: expected a value, got null")
+        if each in ("name", "type", "shape") and isinstance(value, list):
+            properties[each] = tuple(value)
+    fan = _fan_from_data(data["fan"], f"{key}.fan") if "fan" in data else None
+    split = data.get("split")
+    try:  # what is wrong now is an argument, whose name the error begins with
         return Rule(
-            select,
+            data["name"] if list(properties) == ["name"] and isinstance(data["name"], str) else Where(**properties),
             scheme,
-            _fan_from_data(data["fan"], f"{key}.fan") if "fan" in data else None,
+            fan,
             tuple(split) if isinstance(split, list) else split,
             data.get("split_dim"),
             data.get("zero_row"),
+            data.get("in_model", False),
         )
     except (ValueError, TypeError) as error:
-        message = str(error)
-        raise ValueError(message if message.startswith(key) else f"{key}.{message}") from error
+        raise ValueError(f"{key}.{error}") from error
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless `model` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def check_flag(name: str, given: object) -> None:
+    """Raise TypeError unless an argument is True or False."""
+    if not isinstance(given, bool):
+        raise TypeError(f"{name}: expected True or False, got {given!r}")
+
+
+def of_model(rules: Sequence[Rule]) -> list[Rule]:
+    """Rules that were made from a model, marked so: `names=` of `plan` does not hide its parameters from them."""
+    return [replace(rule, in_model=True) for rule in rules]
 
 
 def _toml(value: Any) -> str:
@@ -246,7 +312,36 @@ def _toml(value: Any) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    return "{ " + ", ".join(f"{_toml_key(key)} = {_toml(each)}" for key, each in value.items()) + " }"
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml(key)
+
+
+def _finite(number: str) -> float:
+    """The number of a literal. A literal beyond the largest float would be an infinity that nobody wrote."""
+    value = float(number)
+    if math.isinf(value) and "inf" not in number:
+        raise ValueError(f"expected numbers within the range of float64, got {number}")
+    return value
+
+
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_table_of_pairs, parse_float=_finite, parse_constant=_refuse_constant)
+
+
+def _table_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"key {key!r} stands twice in one table")
+        table[key] = value
+    return table
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f'{constant} is no JSON; a recipe has the strings "nan", "inf" and "-inf"')
 
 
 def _parse_toml(text: str) -> Any:
@@ -254,4 +349,4 @@ def _parse_toml(text: str) -> Any:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
-    return tomllib.loads(text)
+    return tomllib.loads(text, parse_float=_finite)

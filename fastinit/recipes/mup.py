@@ -6,16 +6,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
-from fastinit.recipes.files import Recipe
+from fastinit.errors import ParameterError
+from fastinit.recipes.files import Recipe, check_flag, check_model
 from fastinit.recipes.presets import as_recipe
 from fastinit.rules.roles import Treatment, default_treatment, ruled_treatment
-from fastinit.rules.select import Rule, RuleFinder, Where, as_rules
-from fastinit.run.names import canonical_name
+from fastinit.rules.select import Names, Rule, RuleFinder, Where, as_rules, exact_glob
+from fastinit.run.names import named_modules, named_parameters
 from fastinit.run.parametrized import computed_weights
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, distribution_of
 from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geometry_of, module_geometry
@@ -26,10 +28,12 @@ Optimizer = Literal["adam", "sgd"]
 
 
 class MuPRow(NamedTuple):
-    """A parameter under muP. `width_in`, `width_out`: how many times as many inputs and outputs as in the base model.
+    """A parameter under muP.
 
-    `std_factor` multiplies the std that the base model's parameter has; `output_factor` is what the model must
-    multiply the layer's input by (its output, but for the bias); `adam` and `sgd` multiply the learning rate.
+    width_in, width_out: by what its numbers of inputs and outputs are larger than in the base model.
+    std_factor: multiplies the std of the base model's parameter.
+    output_factor: what the model must multiply the layer's input by, which is its output without the bias.
+    adam, sgd: multiply the learning rate.
     """
 
     name: str
@@ -45,8 +49,11 @@ class MuPRow(NamedTuple):
 
 @dataclass(frozen=True)
 class MuP(Recipe):
-    """The recipe of `mup`, with a row for every parameter: `print` shows them, `parameter_groups` is for the
-    optimizer."""
+    """The recipe of `mup`. It has a row for every parameter, which `print` shows.
+
+    The rows hold the names of the model that `mup` was called with. `names=` of `plan` leaves the rules with those
+    parameters.
+    """
 
     rows: tuple[MuPRow, ...] = ()
 
@@ -59,14 +66,17 @@ class MuP(Recipe):
         """Groups for torch.optim: parameters of one multiplier together, with `lr` times it.
 
         Raises:
-            ValueError: a parameter that the recipe was not made for.
+            TypeError: no model, or `lr` is no number.
+            ValueError: an unknown optimizer, or a parameter that the recipe was not made for.
         """
+        check_model(model)
+        if isinstance(lr, bool) or not isinstance(lr, (Real, torch.Tensor)):
+            raise TypeError(f"lr: expected a number, got {lr!r}")
         rates = self.learning_rates(optimizer)
         groups: dict[float, list[nn.Parameter]] = {}
-        for full_name, parameter in model.named_parameters():
-            name = canonical_name(full_name)
+        for name, _, parameter in named_parameters(model):
             if name not in rates:
-                raise ValueError(f"{name}: expected a parameter of the model that mup was called with")
+                raise ParameterError(name, "expected a parameter of the model that mup was called with")
             groups.setdefault(rates[name], []).append(parameter)
         return [{"params": parameters, "lr": lr * rate} for rate, parameters in groups.items()]
 
@@ -115,6 +125,7 @@ def mup(
         scheme: what the base model is initialised with: a scheme, a preset or a recipe.
 
     Raises:
+        TypeError: an argument of the wrong kind.
         ValueError: base lacks a parameter, or has it with another number of dimensions; embedding and output share
             their weight without `output_multiplier`; a weight is parametrised.
 
@@ -124,35 +135,39 @@ def mup(
     weight  64x64  hidden  4         4          0.5    1         0.25       1
     bias    64     vector  1         4          1      1         1          4
     """
+    check_model(model)
+    check_flag("output_multiplier", output_multiplier)
     shapes = _Base(base)
     recipe = as_recipe(scheme, model)
     finder = RuleFinder(as_rules(recipe.rules))
     rows: list[MuPRow] = []
     first: dict[int, MuPRow] = {}  # id of a parameter -> its row
     made: dict[Any, tuple[_Said, list[str]]] = {}  # what a rule says -> the parameters that it is for
-    for prefix, module in model.named_modules():
-        dot = f"{prefix}." if prefix else ""
+    for each in named_modules(model):
+        module = each.module
         for computed in computed_weights(module):
-            raise ValueError(f"{canonical_name(dot + computed.own_name)}: expected a weight that is a parameter itself")
+            name, _ = each.names_of(computed.own_name)
+            raise ParameterError(name, "expected a weight that is a parameter itself, got a parametrised one")
         for own_name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            name = canonical_name(dot + own_name)
+            name, full_name = each.names_of(own_name)
             tied_to = first.get(id(parameter))
             base_shape = shapes.shape(name, parameter, None if tied_to is None else tied_to.name)
             row = _row(name, module, own_name, parameter, base_shape, output_multiplier)
             if tied_to is not None:
                 if {row.role, tied_to.role} == {"input", "output"}:
                     if not output_multiplier:
-                        raise ValueError(
-                            f"{name}: is tied to {tied_to.name}, input and output weights at once: expected "
-                            "output_multiplier=True"
+                        raise ParameterError(
+                            name,
+                            f"is tied to {tied_to.name}, input and output weights at once: expected "
+                            "output_multiplier=True",
                         )
                     rows.append(row)
                 continue
             first[id(parameter)] = row
             rows.append(row)
-            position = finder.find((name,), module, parameter)
+            position = finder.find(Names(name, name, full_name), module, parameter)
             if position is None and getattr(parameter, "_is_hf_initialized", False):
                 continue
             treatment = (
@@ -178,29 +193,37 @@ class _Base:
         self._modules: dict[str, nn.Module] = {}
         self._shapes: Mapping[str, Sequence[int]]
         if isinstance(base, nn.Module):
-            named = base.named_parameters(remove_duplicate=False)
-            self._shapes = {canonical_name(name): parameter.shape for name, parameter in named}
-            for prefix, module in base.named_modules(remove_duplicate=False):
-                for own_name in module._parameters:
-                    self._modules[canonical_name(f"{prefix}.{own_name}" if prefix else own_name)] = module
-        else:
+            self._shapes = {name: parameter.shape for name, _, parameter in named_parameters(base, ties=True)}
+            for each in named_modules(base):
+                for own_name in each.module._parameters:
+                    self._modules[each.names_of(own_name)[0]] = each.module
+        elif isinstance(base, Mapping):
             self._shapes = base
+        else:
+            raise TypeError(f"base: expected a torch.nn.Module or a mapping of names to shapes, got {base!r}")
 
     def shape(self, name: str, parameter: torch.Tensor, tied_to: str | None = None) -> tuple[int, ...]:
         known = name if tied_to is None or name in self._shapes else tied_to
         if known not in self._shapes:
-            raise ValueError(f"{name}: expected a parameter of this name in the base model, found none")
-        shape = tuple(self._shapes[known])
+            raise ParameterError(name, "expected a parameter of this name in the base model, found none")
+        given: Any = self._shapes[known]
+        if not isinstance(given, (tuple, list)) or not all(map(_is_size, given)):
+            raise ParameterError(name, f"expected a shape in the base, got {given!r}")
+        shape = tuple(given)
         if len(shape) != parameter.dim():
-            raise ValueError(f"{name}: expected {parameter.dim()} dimensions in the base model, got shape {shape}")
+            raise ParameterError(name, f"expected {parameter.dim()} dimensions in the base model, got shape {shape}")
         if any((size == 0) != (of_base == 0) for size, of_base in zip(parameter.shape, shape, strict=True)):
-            raise ValueError(f"{name}: expected a base of no empty dimension, got shape {shape}")
+            raise ParameterError(name, f"expected a base of no empty dimension, got shape {shape}")
         return shape
 
     def geometry(
         self, fan: FanConvention, name: str, module: nn.Module, own_name: str, shape: Sequence[int]
     ) -> Geometry:
-        """How the base's parameter is a map. Shapes alone leave some modules' fans open: those are refused."""
+        """How the base's parameter is a map.
+
+        Raises:
+            ValueError: the base is shapes alone, which leave the fans of this module open.
+        """
         if name in self._modules:
             return geometry_of(fan, self._modules[name], own_name, shape)
         weight = name.removesuffix(own_name) + "weight"
@@ -210,10 +233,12 @@ class _Base:
         if fan == "module" and len(shape) >= 2:
             wide = geometry_of(fan, module, own_name, getattr(module, own_name).shape)
             if wide[1:] != found[1:] or found.groups != 1:
-                raise ValueError(
-                    f"{name}: fans of {type(module).__name__}: expected a base that is a module, not shapes"
-                )
+                raise ValueError(f"fans of {type(module).__name__}: expected a base that is a module, not shapes")
         return found
+
+
+def _is_size(given: object) -> bool:
+    return isinstance(given, Integral) and not isinstance(given, bool) and int(given) >= 0
 
 
 class _Said(NamedTuple):
@@ -228,7 +253,8 @@ class _Said(NamedTuple):
     def rule(self, names: Sequence[str]) -> Rule:
         schemes = tuple(each.scheme if each.factor == 1.0 else each for each in self.schemes)
         scheme = schemes if len(schemes) > 1 else schemes[0]
-        return Rule(Where(name=tuple(names)), scheme, self.fan, self.split, self.split_dim, self.zero_row)
+        where = Where(name=tuple(map(exact_glob, names)))
+        return Rule(where, scheme, self.fan, self.split, self.split_dim, self.zero_row, in_model=True)
 
 
 def _say(
@@ -266,7 +292,7 @@ def _say(
             fans = _fans_of_block(geometry, base_shape, split, split_dim)
         return _Said(scaled, fans, split, split_dim, zero_row)
     except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
+        raise ParameterError(name, str(error)) from error
 
 
 def _fans_of_block(geometry: Geometry, shape: Sequence[int], split: int | tuple[int, ...], dim: int) -> Fans:
@@ -290,7 +316,7 @@ def _shrinks(scheme: Scheme, base_shape: Sequence[int], shape: Sequence[int]) ->
     return 1.0 if size == 0.0 else math.hypot(of_base.mean(), of_base.std()) / size
 
 
-# Learned tables that are parameters by themselves (pos_embed, cls_token ...): they are added, not multiplied by.
+# Learned tables that are parameters by themselves (pos_embed, cls_token ...). A model adds them.
 _ADDED = re.compile(r"embed|token|position|latent|bias")
 
 

@@ -1,17 +1,18 @@
-"""How published models are initialised, by name: recipes made for a model, whose sizes and config they look at."""
+"""How published models are initialised. Every preset is a recipe for a model, whose sizes and config it looks at."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal
 
 from torch import nn
 
-from fastinit.recipes.files import Recipe
+from fastinit.recipes.files import Recipe, check_flag, check_model
 from fastinit.rules.select import Rule, Where
-from fastinit.run.names import canonical_name
+from fastinit.run.names import named_parameters, unwrapped
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, scheme_names
 from fastinit.schemes.named import (
     Constant,
@@ -38,19 +39,29 @@ def _torch_defaults(name: str) -> list[Rule]:
     return [Rule(f"{name}.weight", _TORCH_WEIGHT), Rule(f"{name}.bias", _TORCH_BIAS, fan="weight")]
 
 
+def _check_given(model: object) -> None:
+    """Raise TypeError unless `model` is a module or None."""
+    if model is not None:
+        check_model(model)
+
+
+def _check_positive(name: str, given: object) -> None:
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise TypeError(f"{name}: expected a number, got {given!r}")
+    if not 0.0 < float(given) < math.inf:
+        raise ValueError(f"{name}: expected {name} > 0, got {given!r}")
+
+
 def _config(model: nn.Module | None, key: str, default: Any) -> Any:
     """A field of a transformers model's config, else the default."""
-    inner = getattr(model, "module", None)
-    if isinstance(inner, nn.Module) and not hasattr(model, "config"):  # DistributedDataParallel
-        return _config(inner, key, default)
-    value = getattr(getattr(model, "config", None), key, None)
+    value = None if model is None else getattr(getattr(unwrapped(model), "config", None), key, None)
     return default if value is None else value
 
 
 def _shape(model: nn.Module | None, pattern: str) -> tuple[int, ...] | None:
     """The shape of the first parameter whose canonical name has the pattern."""
-    for name, parameter in model.named_parameters() if model is not None else ():
-        if re.search(pattern, canonical_name(name)):
+    for name, _, parameter in named_parameters(model) if model is not None else ():
+        if re.search(pattern, name):
             return tuple(parameter.shape)
     return None
 
@@ -60,6 +71,7 @@ def gpt2(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
 
     Radford et al. 2019, section 2.3; transformers 5.23, models/gpt2/modeling_gpt2.py (Conv1D), and nanoGPT's names.
     """
+    _check_given(model)
     normal = Normal(std=std if std is not None else _config(model, "initializer_range", 0.02))
     return Recipe(
         normal,
@@ -71,6 +83,7 @@ def gpt2(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
 
 def llama(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
     """N(0, 0.02^2) for every matrix (transformers 5.23, models/llama; the papers do not say)."""
+    _check_given(model)
     normal = Normal(std=std if std is not None else _config(model, "initializer_range", 0.02))
     return Recipe(normal, name="llama", source="transformers, modeling_utils.py: PreTrainedModel._init_weights")
 
@@ -85,6 +98,7 @@ def llama_depth(model: nn.Module | None = None, *, std: float = 0.02) -> Recipe:
     Raises:
         ValueError: no model, or one without output and embeddings, whose width decides the output's std.
     """
+    _check_given(model)
     normal = Normal(std=std)
     deep = DepthScaled(normal, by="layer")
     pattern = r"(^|\.)(output|lm_head)\.weight$"
@@ -111,6 +125,7 @@ def vit(model: nn.Module | None = None, *, mode: ViTMode = "") -> Recipe:
     tokens N(0, 1e-6^2), position embeddings N(0, 0.02^2). timm 1.0.31, models/vision_transformer.py:
     init_weights_vit_*. timm truncates at +-2, a hundred sigma, which changes nothing.
     """
+    _check_given(model)
     check_choice("mode", mode, ("", "jax", "jax_nlhb", "moco"))
     small = Normal(std=_config(model, "initializer_range", 0.02))
     rules = [
@@ -144,6 +159,7 @@ def bert(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
 
     Devlin et al. 2019's own code truncates at two sigma, transformers does not.
     """
+    _check_given(model)
     normal = Normal(std=std if std is not None else _config(model, "initializer_range", 0.02))
     return Recipe(normal, name="bert", source="transformers, modeling_bert.py")
 
@@ -160,6 +176,10 @@ def t5(
     Raises:
         ValueError: neither the model nor the call says how wide the model or a head is.
     """
+    _check_given(model)
+    for key, given in (("d_model", d_model), ("d_kv", d_kv), ("factor", factor)):
+        if given is not None:
+            _check_positive(key, given)
     d_model = d_model if d_model is not None else _config(model, "d_model", None)
     d_kv = d_kv if d_kv is not None else _config(model, "d_kv", None)
     if d_model is None or d_kv is None:
@@ -183,6 +203,7 @@ def mamba(model: nn.Module | None = None, *, std: float | None = None) -> Recipe
     Gu, Dao 2023, section 3.6; transformers 5.23, models/mamba/modeling_mamba.py, whose config's fields are used:
     time_step_*, rescale_prenorm_residual (out_proj / sqrt(L)), initializer_range.
     """
+    _check_given(model)
     normal = Normal(std=std if std is not None else _config(model, "initializer_range", 0.1))
     low, high = float(_config(model, "time_step_min", 1e-3)), float(_config(model, "time_step_max", 1e-1))
     scale = float(_config(model, "time_step_scale", 1.0))
@@ -215,6 +236,8 @@ def resnet(model: nn.Module | None = None, *, zero_init_residual: bool = True) -
     Raises:
         ValueError: zero_init_residual without a model, or with one that has no blocks of these names.
     """
+    _check_given(model)
+    check_flag("zero_init_residual", zero_init_residual)
     rules = [
         Rule(Where(type="Conv2d", dims=4), kaiming_normal(mode="fan_out", nonlinearity="relu")),
         Rule(Where(type="Linear", dims=2), _TORCH_WEIGHT),
@@ -247,6 +270,7 @@ LAST_NORMS = (
 def dcgan(model: nn.Module | None = None) -> Recipe:
     """Weights N(0, 0.02^2), those of batch normalisation N(1, 0.02^2) (Radford, Metz, Chintala 2016, section 4;
     pytorch/examples)."""
+    _check_given(model)
     return Recipe(
         Normal(std=0.02),
         [(Where(regex=r"(^|\.)weight$", type="_BatchNorm"), Normal(1.0, 0.02))],
@@ -286,10 +310,12 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset(name: str, model: nn.Module | None = None) -> Recipe:
-    """The preset `name` for a model, to look at, to save or to extend; `fastinit.presets` has them with their
-    arguments.
+    """The preset `name` for a model, to look at, to save or to extend.
+
+    `fastinit.presets` has the presets as functions, with their arguments.
 
     Raises:
+        TypeError: no model.
         ValueError: unknown name, or a model that lacks what the preset must know.
 
     >>> print(preset("gpt2").to_toml().splitlines()[2])
@@ -300,7 +326,7 @@ def preset(name: str, model: nn.Module | None = None) -> Recipe:
 
 
 def as_recipe(given: str | Scheme | Recipe, model: nn.Module | None) -> Recipe:
-    """A recipe as it is; the preset of a name; or one of a scheme, or of its name, alone."""
+    """A recipe as it is; the preset of that name; or a recipe of the scheme, or of the scheme of that name, alone."""
     if isinstance(given, Recipe):
         return given
     if isinstance(given, str) and given not in scheme_names():

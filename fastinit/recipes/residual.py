@@ -1,4 +1,4 @@
-"""Recipes for deep residual networks: how much smaller, or zero, the ends of their branches begin."""
+"""Recipes for deep residual networks. They make the ends of the branches smaller, or zero, at the start."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fastinit.recipes.files import Recipe
+from fastinit.recipes.files import Recipe, check_model, of_model
 from fastinit.recipes.presets import LAST_NORMS, as_recipe
 from fastinit.rules.depths import Depths
 from fastinit.rules.roles import default_treatment
-from fastinit.rules.select import Rule, Where
-from fastinit.run.names import canonical_name
-from fastinit.schemes.base import Scheme, as_scheme
+from fastinit.rules.select import Rule, Where, exact_glob
+from fastinit.run.names import named_modules, named_parameters
+from fastinit.schemes.base import Scheme, as_scheme, check_choice, scheme_names
 from fastinit.schemes.fans import module_geometry
 from fastinit.schemes.named import (
     Constant,
@@ -50,19 +50,26 @@ LAST_NORM = LAST_NORMS
 
 
 def _names(model: nn.Module) -> list[str]:
-    return [canonical_name(name) for name, _ in model.named_parameters()]
+    return [name for name, _, _ in named_parameters(model)]
 
 
 def _matching(model: nn.Module, globs: Sequence[str]) -> list[str]:
     """The names of the parameters that any of the globs matches."""
     where = _within("", globs)
     found = []
-    for prefix, module in model.named_modules():
-        for own_name, parameter in module._parameters.items():
-            name = canonical_name(f"{prefix}.{own_name}" if prefix else own_name)
-            if parameter is not None and where.matches(name, module, parameter):
+    for each in named_modules(model):
+        for own_name, parameter in each.module._parameters.items():
+            name, _ = each.names_of(own_name)
+            if parameter is not None and where.matches(name, each.module, parameter):
                 found.append(name)
     return found
+
+
+def _check_globs(**roles: Sequence[str]) -> None:
+    """Raise TypeError unless every argument is a sequence of strings."""
+    for role, globs in roles.items():
+        if not isinstance(globs, (tuple, list)) or not all(isinstance(each, str) for each in globs):
+            raise TypeError(f"{role}: expected a sequence of strings, got {globs!r}")
 
 
 def _check_found(model: nn.Module, recipe: str, **roles: Sequence[str]) -> None:
@@ -72,9 +79,9 @@ def _check_found(model: nn.Module, recipe: str, **roles: Sequence[str]) -> None:
 
 
 def _coders(model: nn.Module, recipe: str, out: Sequence[str]) -> dict[str, int]:
-    """How many layers with attention the encoder and the decoder have, by what their names say.
+    """How many layers with attention the encoder and the decoder have. Their names say which is which.
 
-    A model that has not both has one entry: "decoder", or "" for any other.
+    A model that has one of them alone has one entry: "decoder", or "" for any other.
     """
     lengths: dict[str, int] = {}
     for prefix, layers in Depths(_matching(model, out)).stacks.items():
@@ -88,7 +95,7 @@ def _coders(model: nn.Module, recipe: str, out: Sequence[str]) -> dict[str, int]
 
 
 def _within(coder: str, globs: Sequence[str]) -> Where:
-    """The globs within the encoder, the decoder or ("") anywhere; "*.fc1.weight" means "fc1.weight", too."""
+    """The globs within the encoder, within the decoder or ("") anywhere. "*.fc1.weight" means "fc1.weight", too."""
     at_the_root = (each[2:] for each in globs if each.startswith("*."))
     return Where(name=(*globs, *at_the_root), regex=rf"(^|\.){coder}\." if coder else None)
 
@@ -109,12 +116,16 @@ def deepnorm(
     biases are zero.
 
     Args:
-        model: its layers with attention are counted, and it must have parameters of these names.
+        model: its layers with attention are counted, and it must have parameters of these names. It must be the whole
+            model and no part of it.
         value, fused, out, mlp: globs for those matrices; fused ones are q, k and v in this order.
 
     Raises:
+        TypeError: no model, or no globs.
         ValueError: no stack of layers, or no parameters of the names.
     """
+    check_model(model)
+    _check_globs(value=value, fused=fused, out=out, mlp=mlp)
     _check_found(model, "deepnorm", out=out, mlp=mlp, value=(*value, *fused))
     coders = _coders(model, "deepnorm", out)
     if len(coders) == 1:
@@ -127,7 +138,7 @@ def deepnorm(
         plain, scaled = xavier_normal(), xavier_normal(beta)
         rules.append(Rule(_within(coder, fused), (plain, plain, scaled), fan="module", split=3))
         rules.append(Rule(_within(coder, (*value, *out, *mlp)), scaled, fan="module"))
-    return Recipe(xavier_normal(), rules, name="deepnorm", source="Wang et al. 2022, DeepNet, figure 2")
+    return Recipe(xavier_normal(), of_model(rules), name="deepnorm", source="Wang et al. 2022, DeepNet, figure 2")
 
 
 def t_fixup(
@@ -145,6 +156,8 @@ def t_fixup(
     For transformers without layer normalisation and without warm-up. A model of one stack counts as an encoder unless
     its names say decoder. The arguments and errors are those of `deepnorm`.
     """
+    check_model(model)
+    _check_globs(value=value, fused=fused, out=out, mlp=mlp)
     _check_found(model, "t_fixup", out=out, mlp=mlp, value=(*value, *fused))
     coders = _coders(model, "t_fixup", out)
     rules = []
@@ -159,7 +172,8 @@ def t_fixup(
         rules.append(Rule(in_decoder, _t_fixup_embedding(coders["decoder"]), fan="module"))
     # Shared and encoder's embeddings; of a model of one stack, all.
     rules.append(Rule(nn.Embedding, _t_fixup_embedding(next(iter(coders.values()))), fan="module"))
-    return Recipe(xavier_uniform(), rules, name="t_fixup", source="Huang, Perez, Ba, Volkovs, ICML 2020, section 3.2")
+    source = "Huang, Perez, Ba, Volkovs, ICML 2020, section 3.2"
+    return Recipe(xavier_uniform(), of_model(rules), name="t_fixup", source=source)
 
 
 def _t_fixup_embedding(layers: int) -> Scheme:
@@ -175,36 +189,38 @@ def fixup(model: nn.Module) -> Recipe:
     classifier is the last nn.Linear.
 
     Raises:
+        TypeError: no model.
         ValueError: no such branch.
     """
+    check_model(model)
     branches: dict[str, int] = {}  # what stands before its parameters' names -> convolutions in it
     classifier = None
-    for name, module in model.named_modules():
+    for _, name, module in named_modules(model):
         convolutions = [
             each for each in ("conv1", "conv2", "conv3") if isinstance(getattr(module, each, None), nn.Conv2d)
         ]
         if len(convolutions) >= 2:
-            branches[canonical_name(f"{name}." if name else "")] = len(convolutions)
+            branches[f"{name}." if name else ""] = len(convolutions)
         if isinstance(module, nn.Linear):
-            classifier = canonical_name(name)
+            classifier = name
     if not branches:
         raise ValueError("fixup: expected residual branches with convolutions conv1 and conv2, found none")
     he = kaiming_normal(mode="fan_out", nonlinearity="relu")
-    rules = [Rule(Where(name=tuple(f"{name}conv{last}.weight" for name, last in branches.items())), _ZEROS)]
+    rules = [Rule(Where(name=tuple(exact_glob(f"{name}conv{last}.weight") for name, last in branches.items())), _ZEROS)]
     for convolutions_in_branch in sorted(set(branches.values())):
         factor = len(branches) ** (-1.0 / (2 * convolutions_in_branch - 2))
         inner = tuple(
-            f"{name}conv{position}.weight"
+            exact_glob(f"{name}conv{position}.weight")
             for name, last in branches.items()
             if last == convolutions_in_branch
             for position in range(1, last)
         )
         rules.append(Rule(Where(name=inner), Scaled(he, factor)))
     if classifier is not None:
-        rules.append(Rule(f"{classifier}.weight", _ZEROS))
+        rules.append(Rule(exact_glob(f"{classifier}.weight"), _ZEROS))
     rules.append(Rule(re.compile(r"(^|\.)scale$"), Constant(1.0)))
     rules.append(Rule(re.compile(r"(^|\.)bias\d[ab]?$"), _ZEROS))
-    return Recipe(he, rules, name="fixup", source="Zhang, Dauphin, Ma, ICLR 2019, section 3")
+    return Recipe(he, of_model(rules), name="fixup", source="Zhang, Dauphin, Ma, ICLR 2019, section 3")
 
 
 def zer_o(model: nn.Module, *, embedding: str | Scheme = Normal(std=0.02)) -> Recipe:  # noqa: B008 (immutable)
@@ -214,7 +230,15 @@ def zer_o(model: nn.Module, *, embedding: str | Scheme = Normal(std=0.02)) -> Re
     tokens, stacks of experts; `embedding` is for those (Zhao, Schäfer, Anandkumar, TMLR 2022: algorithms 1 and 2, and
     section 4 for transformers). The scale of the Hadamard matrix is 2^(-m/2), as in the authors' code; the paper prints
     2^(-(m-1)/2). Every group of a convolution, and every gate of an LSTM, has a matrix of its own.
+
+    Raises:
+        TypeError, ValueError: no model, or no scheme; naming the argument.
     """
+    check_model(model)
+    if isinstance(embedding, str):
+        check_choice("embedding", embedding, scheme_names())
+    elif isinstance(embedding, type) or not isinstance(embedding, Scheme):
+        raise TypeError(f"embedding: expected the name of a scheme or a scheme, got {embedding!r}")
     zero_o = ZerO()
     random = as_scheme(embedding)
     tables = Where(type=(nn.Embedding, nn.EmbeddingBag))
@@ -222,29 +246,29 @@ def zer_o(model: nn.Module, *, embedding: str | Scheme = Normal(std=0.02)) -> Re
     rules.append(Rule(_within("", FUSED_QKV), (zero_o, _ZEROS, _ZEROS), fan="module", split=3))
     rules += [Rule(Where(regex=_TABLE_NAME, dims=dims), random) for dims in (2, 3, 4)]
     stacks: list[str] = []
-    for prefix, module in model.named_modules():
-        dot = canonical_name(f"{prefix}." if prefix else "")
+    for each in named_modules(model):
+        module = each.module
         for own_name, parameter in module._parameters.items():
             if parameter is None or parameter.dim() < 2:
                 continue
-            name = dot + own_name
+            name, _ = each.names_of(own_name)
             if default_treatment(name, module, own_name, parameter, parameter.dim(), zero_o).scheme is not zero_o:
                 continue
             geometry = module_geometry(module, own_name, parameter.shape)
             if isinstance(module, nn.modules.conv._ConvNd) or parameter.dim() == 2:
                 own_scheme = ZerO(transposed=geometry.in_dim == 0)
                 if geometry.groups > 1 and geometry.fans.fan_out <= geometry.fans.fan_in:
-                    rules.append(Rule(name, Dirac(geometry.groups)))
+                    rules.append(Rule(exact_glob(name), Dirac(geometry.groups)))
                 elif geometry.groups > 1:
-                    rules.append(Rule(name, own_scheme, split=geometry.groups, split_dim=0))
+                    rules.append(Rule(exact_glob(name), own_scheme, split=geometry.groups, split_dim=0))
                 elif own_scheme.transposed:
-                    rules.append(Rule(name, own_scheme))
+                    rules.append(Rule(exact_glob(name), own_scheme))
             else:
-                stacks.append(name)
+                stacks.append(exact_glob(name))
     if stacks:
         rules.append(Rule(Where(name=tuple(stacks)), random))
     source = "Zhao, Schäfer, Anandkumar, TMLR 2022, algorithms 1 and 2"
-    return Recipe(zero_o, rules, fan="module", name="zer_o", source=source)
+    return Recipe(zero_o, of_model(rules), fan="module", name="zer_o", source=source)
 
 
 # Learned tables that are parameters by themselves: pos_embed, cls_token, position_embeddings ...
@@ -270,8 +294,11 @@ def residual_zeros(
             first of them matches, it alone is used.
 
     Raises:
+        TypeError: an argument of the wrong kind.
         ValueError: no parameters of the names.
     """
+    check_model(model)
+    _check_globs(last=last, last_norm=last_norm)
     recipe = as_recipe(scheme, model)
     norm = next((each for each in last_norm if any(re.search(each, name) for name in _names(model))), None)
     if norm is not None:
@@ -279,4 +306,4 @@ def residual_zeros(
     else:
         _check_found(model, "residual_zeros", last=last)
         rule, source = Rule(_within("", last), _ZEROS), "Zhang, Dauphin, Ma, ICLR 2019, section 3"
-    return Recipe(recipe.scheme, [rule, *recipe.rules], recipe.fan, "residual_zeros", source)
+    return Recipe(recipe.scheme, [*of_model([rule]), *recipe.rules], recipe.fan, "residual_zeros", source)

@@ -1,4 +1,4 @@
-"""Which layer a parameter lies in, and of how many: what a number in its name counts."""
+"""Which layer a parameter lies in, and how many layers there are. Both follow from the numbers in names."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 class Depths:
     """The stacks of layers among parameters of these canonical names.
 
-    A stack is what the first number of a name counts: "h.0.", "h.1.", ... `layers` says how long the stacks of the
-    whole model are: all of them, or those of the prefixes given ("encoder.block."); a prefix also says which number of
-    a name counts the layers. It must be given for parts of a model (`of_part`), whose names do not tell.
+    A stack is what the first number of a name counts: "h.0.", "h.1.", ...
+
+    Args:
+        names: canonical names that have the numbers of all layers in them. They are read once, if anything asks.
+        layers: how long the stacks of the whole model are. An int stands for all of them; a mapping has a length for
+            every prefix ("encoder.block."), and then the number after the longest prefix counts the layers.
+        of_part: the model is a part of another, whose names do not tell the length. `layers` must.
     """
 
     def __init__(
@@ -22,9 +26,7 @@ class Depths:
         self._names = names
         self._length = None if isinstance(layers, Mapping) else layers
         given = layers if isinstance(layers, Mapping) else {}
-        self._lengths = {
-            prefix if not prefix or prefix.endswith(".") else f"{prefix}.": given[prefix] for prefix in given
-        }
+        self._lengths = {_dotted(prefix): length for prefix, length in given.items()}
         self._of_part = of_part
         self._found: dict[str, set[int]] | None = None
 
@@ -43,10 +45,13 @@ class Depths:
         return {prefix: found for prefix, found in self._indices().items() if not _NUMBER.search(prefix)}
 
     def check_prefixes(self) -> None:
-        """Raise ValueError if a prefix of `layers` begins no name: it is misspelt, or the stack is elsewhere."""
-        for prefix in self._lengths:
-            if not self._of_part and prefix not in self._indices():
-                raise ValueError(f"layers: expected a beginning of parameters' names before a number, got {prefix!r}")
+        """Raise ValueError if a prefix of `layers` begins no name. In a part of a model that is no mistake."""
+        for prefix in () if self._of_part else self._lengths:
+            if prefix not in self._indices():
+                raise ValueError(
+                    f"layers: expected what stands before a number in parameters' names, got {prefix!r}; found "
+                    f"{', '.join(map(repr, self.stacks)) or 'no numbers'}"
+                )
 
     def _place(self, name: str) -> tuple[str, int]:
         """(what stands before the layer's number, the number).
@@ -64,7 +69,7 @@ class Depths:
         if len(numbers) > 1 and numbers[1].start() == first.end():
             raise ValueError(
                 f"expected one number that counts layers, got {first[1]} and {numbers[1][1]}; pass layers= with the "
-                f"prefix of the stack, such as layers={{{name[: numbers[1].start(1)]!r}: ...}}"
+                f"prefix of the stack, such as layers={{{name[: first.start(1)]!r}: ...}}"
             )
         return name[: first.start(1)], int(first[1])
 
@@ -103,8 +108,17 @@ class Depths:
         return len(found)
 
 
+def _dotted(prefix: str) -> str:
+    return prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+
+
 def check_layers(layers: object) -> None:
     """Raise TypeError or ValueError unless `layers` is None, a positive int, or a mapping of prefixes to such."""
+    if isinstance(layers, Mapping):
+        if not all(isinstance(prefix, str) for prefix in layers):
+            raise TypeError(f"layers: expected a mapping of prefixes to ints, got {layers!r}")
+        if len(set(map(_dotted, layers))) < len(layers):
+            raise ValueError(f"layers: expected every prefix once, with a dot at its end or without, got {layers!r}")
     for each in layers.values() if isinstance(layers, Mapping) else () if layers is None else (layers,):
         if isinstance(each, bool) or not isinstance(each, int):
             raise TypeError(f"layers: expected an int, a mapping of prefixes to ints, or None, got {layers!r}")

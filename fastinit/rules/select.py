@@ -1,18 +1,19 @@
-"""Rules: which parameters get which scheme. An ordered list, of which the first that matches wins."""
+"""Rules: which parameters get which scheme. In a list of rules the first that matches a parameter decides."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from fnmatch import translate
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
 
+from fastinit.errors import ParameterError
 from fastinit.schemes.base import Scheme, as_scheme, check_choice
 from fastinit.schemes.fans import FAN_NAMES, FanAxes, FanConvention, Fans
 
@@ -35,12 +36,17 @@ _WILDCARD = re.compile(r"[*?\[]")
 class Where:
     """Selects the parameters that have all of the properties given.
 
-    name: a glob on the whole canonical name ("*.attn.*.weight"); regex: an expression that is searched for in it.
-    type: module types, or their names ("Linear", "torch.nn.modules.linear.Linear"); a subclass counts, too.
-    shape: a size for every dimension, None for any. dims: how many dimensions. requires_grad: whether it is trained.
+    Args:
+        name: a glob, or several, that must match the whole canonical name ("*.attn.*.weight").
+        regex: a regular expression that is searched for in the canonical name.
+        type: types of the module that holds the parameter, or their names ("Linear",
+            "torch.nn.modules.linear.Linear"). A subclass counts, too.
+        shape: a size for every dimension; None or -1 stands for any size.
+        dims: the number of dimensions.
+        requires_grad: whether the parameter is trained.
 
     Raises:
-        TypeError, ValueError: an argument of another kind, a wrong expression, or none given.
+        TypeError, ValueError: an argument of the wrong kind, a wrong regular expression, or no argument at all.
     """
 
     name: str | tuple[str, ...] | None = None
@@ -84,7 +90,7 @@ class Where:
             raise ValueError(f"regex: {self.regex!r} is no regular expression: {error}") from error
         exact = frozenset(each for each in globs if not _WILDCARD.search(each))
         wild = [translate(each) for each in globs if each not in exact]
-        # Derived from the fields, and no fields themselves: equality and repr leave them out.
+        # These follow from the fields. They are attributes and not fields, so equality and repr leave them out.
         object.__setattr__(self, "_exact", exact)
         object.__setattr__(self, "_wild", re.compile("|".join(wild)) if wild else None)
         object.__setattr__(self, "_regex", regex)
@@ -114,7 +120,7 @@ class Where:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A property of a Where: several names or types as alternatives, of types the last part of the name."""
+    """A property of a Where in words. Several names or types are alternatives; a type shows its last name."""
     if key in ("name", "type") and isinstance(value, tuple):
         if len(value) > 3:
             return f"{_shown(key, value[0])} and {len(value) - 1} more"
@@ -128,9 +134,14 @@ _FLAGS = {"a": re.ASCII, "i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, 
 
 
 def flagged(expression: re.Pattern[str]) -> str:
-    """The source of an expression, its flags within it: (?i) and the like."""
+    """The source of an expression with its flags written into it, such as (?i)."""
     flags = "".join(letter for letter, flag in _FLAGS.items() if expression.flags & flag)
     return (f"(?{flags})" if flags else "") + expression.pattern
+
+
+def exact_glob(name: str) -> str:
+    """The glob that matches this name alone."""
+    return _WILDCARD.sub(r"[\g<0>]", name)
 
 
 def _has_shape(parameter: torch.Tensor, shape: tuple[int | None, ...]) -> bool:
@@ -170,8 +181,11 @@ Selector = (
 class Rule:
     """Parameters that `select` matches get `scheme`, or keep their values.
 
-    select: a glob on the whole canonical name ("*.attn.*.weight"), a compiled regular expression (searched for), a
-        module type or a tuple of them, a `Where`, or a function of (canonical name, module, parameter).
+    Names are canonical ones. A glob or an expression that spells out what a wrapper adds to names ("module.*") is also
+    compared with the name that `named_parameters()` gives.
+
+    select: a glob on the whole name ("*.attn.*.weight"), a compiled regular expression (searched for), a module type or
+        a tuple of them, a `Where`, or a function of (canonical name, module, parameter) that returns a bool.
     scheme: a scheme, the name of one, or KEEP; with a split, also a tuple of them, one a block.
     fan: how to read fans: "torch", "module", "jax", "keras", "weight" (of the weight beside a bias), `Fans(in, out)` or
         `FanAxes`. None: as the plan does.
@@ -180,6 +194,9 @@ class Rule:
     split_dim: that dimension; None: the one that the fans take for the outputs.
     zero_row: a row (along dimension 0) that is zero under any scheme. None: the padding row of an embedding. For a
         weight that is tied to an embedding elsewhere, as that of a head in another pipeline stage.
+    in_model: the rule was made from a model, as those of `mup` and `fixup` are. Its names may be those of the model
+        that is planned, where `names=` of `plan` gives other names in the whole. They are tried where no rule of this
+        kind matches the name in the whole.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -191,6 +208,7 @@ class Rule:
     split: int | tuple[int, ...] | None = None
     split_dim: int | None = None
     zero_row: int | None = None
+    in_model: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.scheme, (tuple, list)):
@@ -207,6 +225,8 @@ class Rule:
                 raise TypeError(f"zero_row: expected an int, got {self.zero_row!r}")
             if self.scheme is KEEP:
                 raise ValueError(f"zero_row: contradicts KEEP, got {self.zero_row!r}")
+        if not isinstance(self.in_model, bool):
+            raise TypeError(f"in_model: expected True or False, got {self.in_model!r}")
 
     def _check_select(self) -> None:
         select = self.select
@@ -257,12 +277,29 @@ class Rule:
             return where.matches(name, module, parameter)
         if isinstance(where, re.Pattern):
             return where.search(name) is not None
-        return bool(where(name, module, parameter))
+        try:
+            found = where(name, module, parameter)
+        except Exception as error:
+            raise ParameterError(name, f"{self}: its function raised {type(error).__name__}: {error}") from error
+        if not _is_truth(found):
+            raise ParameterError(name, f"{self}: expected its function to return True or False, got {found!r}")
+        return bool(found)
 
     @property
     def glob(self) -> str | None:
         """The glob on the name if it is all that selects, else None."""
         return self.select if isinstance(self.select, str) else None
+
+    @property
+    def name_patterns(self) -> tuple[str, ...]:
+        """The globs and regular expressions that the name of a parameter is compared with."""
+        where: Any = self.__dict__["_where"]
+        if isinstance(where, re.Pattern):
+            return (where.pattern,)
+        if not isinstance(where, Where):
+            return ()
+        globs = where.name if isinstance(where.name, tuple) else () if where.name is None else (where.name,)
+        return globs if where.regex is None else (*globs, where.regex)
 
     def __str__(self) -> str:
         where: Any = self.__dict__["_where"]
@@ -271,31 +308,50 @@ class Rule:
         return f"rule {where if isinstance(where, Where) else getattr(where, '__name__', where)}"
 
 
-def as_fan(given: Any) -> FanConvention:
-    """A convention for fans: a name, `Fans`, `FanAxes`, or a pair of numbers for `Fans`.
+def _is_truth(found: object) -> bool:
+    """Whether a function's result is True or False: Python's, NumPy's, or a tensor's with memory."""
+    if isinstance(found, torch.Tensor):
+        return found.dtype == torch.bool and found.numel() == 1 and not found.is_meta
+    return isinstance(found, bool) or (type(found).__module__ == "numpy" and type(found).__name__ in ("bool", "bool_"))
+
+
+def as_fan(given: Any, key: str = "fan") -> FanConvention:
+    """A convention for fans: a name, `Fans`, `FanAxes`, or a pair of numbers for `Fans`. Errors call it `key`.
 
     Raises:
-        TypeError, ValueError: what came is none.
+        TypeError, ValueError: what came is none of these.
     """
     if isinstance(given, FanAxes):
         for name, axes in given._asdict().items():
             if not all(type(axis) is int for axis in (axes if isinstance(axes, tuple) else (axes,))):
-                raise TypeError(f"{name}: expected an axis or several, got {axes!r}")
+                raise TypeError(f"{key}.{name}: expected an axis or several, got {axes!r}")
         return given
     if isinstance(given, str):
-        check_choice("fan", given, FAN_NAMES)
+        check_choice(key, given, FAN_NAMES)
         return given  # type: ignore[return-value]
     if isinstance(given, (tuple, list)) and len(given) == 2 and all(type(each) is int for each in given):
         if min(given) < 1:
-            raise ValueError(f"fan: expected fan_in >= 1 and fan_out >= 1, got {given!r}")
+            raise ValueError(f"{key}: expected fan_in >= 1 and fan_out >= 1, got {given!r}")
         return Fans(*given)
-    raise TypeError(f"fan: expected one of {', '.join(FAN_NAMES)}, Fans(fan_in, fan_out) or FanAxes, got {given!r}")
+    raise TypeError(f"{key}: expected one of {', '.join(FAN_NAMES)}, Fans(fan_in, fan_out) or FanAxes, got {given!r}")
 
 
 def as_rules(given: Sequence[Rule | tuple[Selector, Any]] | None) -> tuple[Rule, ...]:
-    """Rules from a list of Rule objects or (selector, scheme) pairs."""
+    """Rules from a list of Rule objects or (selector, scheme) pairs.
+
+    Raises:
+        TypeError, ValueError: no such list, or a rule that cannot be.
+    """
+    if given is None:
+        return ()
+    try:
+        listed = None if isinstance(given, (str, Mapping)) else list(given)
+    except TypeError:
+        listed = None
+    if listed is None:
+        raise TypeError(f"rules: expected a list of Rule objects or (selector, scheme) pairs, got {given!r}")
     rules = []
-    for each in given or ():
+    for each in listed:
         if isinstance(each, Rule):
             rules.append(each)
         elif isinstance(each, tuple) and len(each) == 2:
@@ -305,31 +361,86 @@ def as_rules(given: Sequence[Rule | tuple[Selector, Any]] | None) -> tuple[Rule,
     return tuple(rules)
 
 
+class Names(NamedTuple):
+    """What a parameter is called.
+
+    name: the canonical name in the whole model, which `names=` of `plan` gives. in_model: the canonical name in the
+    model that is planned. full: the name that `named_parameters()` gives.
+    """
+
+    name: str
+    in_model: str
+    full: str
+
+
+# What wrappers add to names has one of these words in it (canonical_name drops them).
+_WRAPPER_WORDS = ("module", "_orig_mod", "parametrizations")
+
+
 class RuleFinder:
-    """Finds the first rule that matches a parameter. Runs of globs are one expression, so that they cost one search."""
+    """Finds the first rule that matches a parameter."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = tuple(rules)
-        self._steps: list[tuple[re.Pattern[str] | None, int]] = []  # an expression over globs, or a rule's position
-        position = 0
-        while position < len(rules):
-            end = position
-            while end < len(rules) and rules[end].glob is not None:
-                end += 1
-            if end > position:
-                globs = (f"(?P<r{at}>{translate(rules[at].glob or '')})" for at in range(position, end))
-                self._steps.append((re.compile("|".join(globs)), -1))
-                position = end
-            else:
-                self._steps.append((None, position))
-                position += 1
+        positions = range(len(self.rules))
+        self._all = _FirstMatch(self.rules, positions)
+        # A pattern like "*.weight" must not match "module.weight" where it does not match "weight": a wrapper would
+        # change which rule decides. So the full name is for patterns that spell a wrapper out.
+        spelled = [at for at in positions if any(map(_spells_wrapper, self.rules[at].name_patterns))]
+        self._spelled = _FirstMatch(self.rules, spelled)
+        self._in_model = _FirstMatch(
+            self.rules, [at for at in positions if self.rules[at].in_model and self.rules[at].name_patterns]
+        )
 
-    def find(self, names: tuple[str, ...], module: nn.Module, parameter: torch.Tensor) -> int | None:
-        name = names[0]
-        """The position of the first rule that matches, or None."""
+    def find(self, names: tuple[str, str, str], module: nn.Module, parameter: torch.Tensor) -> int | None:
+        """The position of the first rule that matches, or None. `names` are `Names`, whose `name` functions get.
+
+        Raises:
+            ParameterError: a rule's function raised an error, or returned something else than True or False.
+        """
+        name, in_model, full = names
+        position = self._all.find(name, module, parameter)
+        if name == in_model == full:
+            return position
+        found = [position]
+        if full != in_model:
+            found.append(self._spelled.find(full, module, parameter))
+        # "layers.0" of the model may be "layers.24" of the whole, which has a "layers.0", too. Rules made from the
+        # whole find the name there, so the model's own name is tried after it only.
+        if name != in_model and self._in_model.find(name, module, parameter) is None:
+            found.append(self._in_model.find(in_model, module, parameter))
+        return min((each for each in found if each is not None), default=None)
+
+
+def _spells_wrapper(pattern: str) -> bool:
+    return any(word in pattern for word in _WRAPPER_WORDS)
+
+
+class _FirstMatch:
+    """The first of the rules at some positions that matches a name. A run of globs is one expression: one search."""
+
+    def __init__(self, rules: Sequence[Rule], positions: Sequence[int]) -> None:
+        self._rules = rules
+        self._steps: list[tuple[re.Pattern[str] | None, int]] = []  # an expression over globs, or a rule's position
+        globs: list[str] = []
+        for at in positions:
+            glob = rules[at].glob
+            if glob is not None:
+                globs.append(f"(?P<r{at}>{translate(glob)})")
+                continue
+            self._end_run(globs)
+            self._steps.append((None, at))
+        self._end_run(globs)
+
+    def _end_run(self, globs: list[str]) -> None:
+        if globs:
+            self._steps.append((re.compile("|".join(globs)), -1))
+            globs.clear()
+
+    def find(self, name: str, module: nn.Module, parameter: torch.Tensor) -> int | None:
         for expression, position in self._steps:
             if expression is None:
-                if self.rules[position].matches(name, module, parameter):
+                if self._rules[position].matches(name, module, parameter):
                     return position
             elif (match := expression.match(name)) is not None:
                 return int((match.lastgroup or "r0")[1:])
