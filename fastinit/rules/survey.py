@@ -32,7 +32,7 @@ def _init_row(
     check_tensor(tensor, name or NAMELESS)
     if tensor.numel() == 0:
         return Row(name, "init", tensor, scheme, None, None, "empty")
-    fans, distribution = resolve(name, own_name, module, tensor, treatment)
+    fans, distribution, _ = resolve(name, own_name, module, tensor.shape, tensor.dtype, treatment)
     return Row(name, "init", tensor, scheme, fans, distribution, treatment.reason)
 
 
