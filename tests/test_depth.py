@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import fastinit
 from fastinit import DepthScaled, Scaled
 from fastinit.rules.depths import Depths
 from fastinit.schemes import distributions
-from fastinit.schemes.base import Scheme, distribution_of
+from fastinit.schemes.base import Scheme
 
 
 def stack_of(layers: int, prefix: str = "h") -> nn.Module:
@@ -92,18 +93,27 @@ def test_wrappers_change_no_depth() -> None:
     ("name", "layer", "layers"),
     [
         ("h.0.weight", 0, 3),
-        ("h.11.weight", 11, 3),
+        ("h.2.weight", 2, 3),
+        ("odd.11.weight", 11, None),
         ("h2.0.weight", 0, 1),
         ("0.weight", 0, 1),
-        ("h.5", 5, 3),
+        ("h.1", 1, 3),
         ("conv1.weight", None, None),
         ("layer4x.weight", None, None),
-        ("other.3.weight", 3, None),
     ],
 )
 def test_layers_of_names(name: str, layer: int | None, layers: int | None) -> None:
-    depths = Depths(["h.0.weight", "h.0.bias", "h.11.weight", "h.5", "h2.0.weight", "0.weight", "conv1.weight"])
-    assert depths.of(name) == (layer, layers)
+    names = [
+        "h.0.weight", "h.0.bias", "h.2.weight", "h.1", "h2.0.weight", "0.weight", "conv1.weight", "odd.0",
+        "odd.11.weight",
+    ]  # fmt: skip
+    depths = Depths(names)
+    for found, wanted in ((depths.layer, layer), (depths.layers, layers)):
+        if wanted is None:
+            with pytest.raises(ValueError, match="expected"):
+                found(name)
+        else:
+            assert found(name) == wanted
 
 
 @pytest.mark.parametrize("by", ["depth", "layer"])
@@ -180,12 +190,12 @@ HALVED: list[tuple[Scheme, tuple[int, ...], distributions.Distribution]] = [
 def test_scaled_halves_every_number_of_a_distribution(
     scheme: Scheme, shape: tuple[int, ...], expected: distributions.Distribution
 ) -> None:
-    fans = fastinit.Fans(shape[1], shape[0])
-    found = distribution_of(Scaled(scheme, 0.5), shape, fans)
+    context = fastinit.Context(shape, fans=fastinit.Fans(shape[1], shape[0]))
+    found = Scaled(scheme, 0.5).distribution(context)
     assert type(found) is type(expected)
-    for number, half in zip(found, expected, strict=True):
+    for number, half in zip(astuple(found), astuple(expected), strict=True):  # type: ignore[call-overload]
         assert number == (half if half is None else pytest.approx(half, rel=1e-15))
-    whole = distribution_of(scheme, shape, fans)
+    whole = scheme.distribution(context)
     assert (found.mean(), found.std()) == pytest.approx((0.5 * whole.mean(), 0.5 * whole.std()), rel=1e-12)
 
 

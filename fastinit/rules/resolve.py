@@ -211,7 +211,7 @@ def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolut
     try:
         dim, sizes = _blocks(asked, rule)
     except Exception as error:
-        raise ParameterError(asked.name, str(error)) from error
+        raise ParameterError(asked.name, f"{_described(schemes)}{error}") from error
     if not sizes:
         distribution = _made(asked, schemes[0], shape, dtype, None)
     else:
