@@ -38,7 +38,7 @@ from fastinit.recipes.residual import deepnorm, fixup, residual_zeros, t_fixup, 
 from fastinit.rules.roles import lora_rules
 from fastinit.rules.select import KEEP, Rule, Where
 from fastinit.run.engine import FallbackWarning
-from fastinit.schemes.base import Scheme, register_scheme, scheme, scheme_names
+from fastinit.schemes.base import Context, Scheme, register_scheme, scheme, scheme_names
 from fastinit.schemes.fans import FanAxes, Fans
 from fastinit.schemes.named import (
     Constant,
@@ -66,6 +66,7 @@ __all__ = [
     "KEEP",
     "STREAM_VERSION",
     "Constant",
+    "Context",
     "DeltaOrthogonal",
     "DepthScaled",
     "Dirac",

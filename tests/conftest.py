@@ -43,8 +43,8 @@ def fill_native_row(
         table[field] = value
     table["name_id"] = np.frombuffer(name_id, "V16")
     table["dtype"] = fastinit.run.table.DTYPES[tensor.dtype]
-    table["distribution"] = fastinit.run.table.DISTRIBUTIONS[type(distribution)]
-    table["parameter"] = distribution + (0.0,) * (5 - len(distribution))
+    table["distribution"] = distribution.code
+    table["parameter"] = distribution.parameters() + (0.0,) * (5 - len(distribution.parameters()))
     assert native.prepare(table) is None
     native.reseed(table, seed)
     native.fill_cpu(table, torch.get_num_threads())

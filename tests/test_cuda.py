@@ -45,7 +45,6 @@ from fastinit.run.streams import name_id
 from fastinit.run.table import Target
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
-from fastinit.schemes.fans import Fans
 
 DEVICE = torch.device(os.environ.get("FASTINIT_TEST_CUDA_DEVICE", "cuda"))
 ON_GPU = DEVICE.type == "cuda"
@@ -93,9 +92,8 @@ class Given:
     """A scheme that is one distribution, whatever the shape."""
 
     of: Distribution
-    needs_fans = False
 
-    def distribution(self, fans: Fans | None) -> Distribution:
+    def distribution(self, context: fastinit.Context) -> Distribution:
         return self.of
 
 
@@ -158,8 +156,8 @@ def fill_native_rows(rows: Sequence[NativeRow], seed: int) -> None:
             entry[field] = value
         entry["name_id"] = np.frombuffer(digest, "V16")
         entry["dtype"] = fastinit.run.table.DTYPES[tensor.dtype]
-        entry["distribution"] = fastinit.run.table.DISTRIBUTIONS[type(distribution)]
-        entry["parameter"] = distribution + (0.0,) * (5 - len(distribution))
+        entry["distribution"] = distribution.code
+        entry["parameter"] = distribution.parameters() + (0.0,) * (5 - len(distribution.parameters()))
     assert native().prepare(table) is None
     image, num_chunks = native().cuda_table(table)
     on_device = torch.from_numpy(image).to(DEVICE)
@@ -399,7 +397,9 @@ def test_a_shard_of_columns_equals_the_slice_of_the_whole() -> None:
 def on_device(kind: Kind, parameters: tuple[float, ...], dtype: DType, seed: int, name: str, count: int) -> Any:
     tensor = marked(count, getattr(torch, dtype))
     # Without the planner, which refuses what a golden case has: a constant beyond the range of its dtype.
-    program_of([(name, tensor, test_golden.scheme(kind, parameters).distribution(None))]).run_(seed, None)
+    program_of([(name, tensor, test_golden.scheme(kind, parameters).distribution(fastinit.Context(())))]).run_(
+        seed, None
+    )
     return test_golden.as_values(tensor.cpu())
 
 
@@ -416,7 +416,7 @@ def test_golden_values(case: dict[str, Any], dtype: DType) -> None:
     assert make_golden.bit_patterns(values[: make_golden.COUNT]) == expected["first"]
     assert make_golden.digest(values) == expected["sha256"]
     later = marked(make_golden.COUNT, getattr(torch, dtype))
-    distribution = test_golden.scheme(kind, parameters).distribution(None)
+    distribution = test_golden.scheme(kind, parameters).distribution(fastinit.Context(()))
     fields = {"global_offset": golden["later_index"]}
     fill_native_rows([NativeRow(later, distribution, name_id(case["name"]), fields)], case["seed"])
     assert make_golden.bit_patterns(test_golden.as_values(later.cpu())) == expected["later"]
@@ -459,7 +459,7 @@ def test_reference_on_any_numbers() -> None:
 @pytest.mark.parametrize(("kind", "parameters"), test_golden.EDGES, ids=str)
 def test_reference_at_words_on_the_edge(kind: Kind, parameters: tuple[float, ...]) -> None:
     """Words that 2^32 draws would hardly meet: the streams are made for them, Philox being a bijection."""
-    distribution = test_golden.scheme(kind, parameters).distribution(None)
+    distribution = test_golden.scheme(kind, parameters).distribution(fastinit.Context(()))
     words = test_golden.edge_words(kind, parameters)
     words += [0] * (-len(words) % 4)
     rows, expected = [], []

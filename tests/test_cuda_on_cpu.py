@@ -184,8 +184,8 @@ def make_table(num_rows: int) -> np.ndarray[Any, Any]:
 def describe(row: Any, name: str, distribution: Distribution, dtype: torch.dtype) -> None:
     row["name_id"] = np.frombuffer(name_id(name), "V16")
     row["dtype"] = fastinit.run.table.DTYPES[dtype]
-    row["distribution"] = fastinit.run.table.DISTRIBUTIONS[type(distribution)]
-    row["parameter"] = distribution + (0.0,) * (5 - len(distribution))
+    row["distribution"] = distribution.code
+    row["parameter"] = distribution.parameters() + (0.0,) * (5 - len(distribution.parameters()))
     row["row_length"] = row["rows_per_slab"] = row["element_memory_step"] = 1
 
 

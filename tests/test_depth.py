@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import fastinit
 from fastinit import DepthScaled, Scaled
 from fastinit.rules.depths import Depths, check_layers
 from fastinit.schemes import distributions
-from fastinit.schemes.base import Scheme, distribution_of
+from fastinit.schemes.base import Scheme
 
 
 def stack_of(layers: int, prefix: str = "h") -> nn.Module:
@@ -276,12 +277,12 @@ HALVED: list[tuple[Scheme, tuple[int, ...], distributions.Distribution]] = [
 def test_scaled_halves_every_number_of_a_distribution(
     scheme: Scheme, shape: tuple[int, ...], expected: distributions.Distribution
 ) -> None:
-    fans = fastinit.Fans(shape[1], shape[0])
-    found = distribution_of(Scaled(scheme, 0.5), shape, fans)
+    context = fastinit.Context(shape, fans=fastinit.Fans(shape[1], shape[0]))
+    found = Scaled(scheme, 0.5).distribution(context)
     assert type(found) is type(expected)
-    for number, half in zip(found, expected, strict=True):
+    for number, half in zip(astuple(found), astuple(expected), strict=True):  # type: ignore[call-overload]
         assert number == (half if half is None else pytest.approx(half, rel=1e-15))
-    whole = distribution_of(scheme, shape, fans)
+    whole = scheme.distribution(context)
     assert (found.mean(), found.std()) == pytest.approx((0.5 * whole.mean(), 0.5 * whole.std()), rel=1e-12)
 
 

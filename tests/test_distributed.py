@@ -32,7 +32,7 @@ from fastinit.distributed import agreement
 from fastinit.plans import Row
 from fastinit.run import engine
 from fastinit.run.streams import draw_seed
-from fastinit.schemes.distributions import Blocks, Constant, Normal, TruncNormal, Uniform, ZeroRow, is_random
+from fastinit.schemes.distributions import Blocks, Constant, Normal, TruncNormal, Uniform, ZeroRow
 
 pytestmark = needs_native
 
@@ -210,7 +210,7 @@ def _check_reference(model: str, layout: str, mesh_shape: tuple[int, ...], schem
             local = values[row.name].flatten()
             as_numpy = bits(local).numpy().view(np.uint16) if dtype == "bfloat16" else local.numpy()
             assert np.array_equal(as_numpy, wanted), (row.name, dist.get_rank())
-            compared += len(index) if is_random(row.distribution) else 0
+            compared += len(index) if row.distribution.is_random() else 0
     return compared
 
 
@@ -219,9 +219,9 @@ def _referenced(row: Row, dtype: Any, index: np.ndarray[Any, Any], distribution:
         dim, sizes = 0, (distribution.row, 1, distribution.rows - distribution.row - 1)
         each: tuple[Any, ...] = (distribution.rest, Constant(0.0), distribution.rest)
     elif isinstance(distribution, Blocks):
-        dim, sizes, each = distribution
+        dim, sizes, each = distribution.dim, distribution.sizes, distribution.each
     else:
-        return reference.sample(KINDS[type(distribution)], distribution, dtype, SEED, row.name, index)
+        return reference.sample(KINDS[type(distribution)], distribution.parameters(), dtype, SEED, row.name, index)
     shape = row.tensor.shape
     block = np.repeat(np.arange(len(sizes)), sizes)[index // shape[dim + 1 :].numel() % shape[dim]]
     every = [_referenced(row, dtype, index, of_block) for of_block in each]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import needs_native
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fastinit
-from conftest import needs_native
 
 
 def made() -> nn.Linear:

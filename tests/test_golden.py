@@ -76,7 +76,7 @@ def native_from(
     """
     tensor = torch.empty(count, dtype=getattr(torch, dtype))
     digest_of_name = name if isinstance(name, bytes) else name_id(name)
-    distribution = scheme(kind, parameters).distribution(None)
+    distribution = scheme(kind, parameters).distribution(fastinit.Context(()))
     fill_native_row(tensor, distribution, seed=seed, name_id=digest_of_name, global_offset=first_index)
     return as_values(tensor)
 
@@ -656,8 +656,13 @@ def test_native_constant_converts_as_torch_does(value: float) -> None:
 
 def test_distributions_of_the_engine_are_those_of_the_format() -> None:
     """The reference's kinds, and the order of their parameters, which the native table holds by position."""
-    assert distributions.Constant._fields == ("value",)
-    assert distributions.Uniform._fields == ("low", "high")
-    assert distributions.Normal._fields == ("center", "sigma")
-    assert distributions.TruncNormal._fields == ("center", "sigma", "low", "high")
+    numbers: dict[type[distributions.Sampled], dict[str, float]] = {  # csrc/core/task.h
+        distributions.Constant: {"value": 0.5},
+        distributions.Uniform: {"low": -1.0, "high": 2.0},
+        distributions.Normal: {"center": 3.0, "sigma": 4.0},
+        distributions.TruncNormal: {"center": 0.0, "sigma": 1.0, "low": -2.0, "high": 5.0},
+        distributions.Diagonal: {"value": 0.5, "first": 1, "step": 3, "length": 2, "period": 12},
+    }
+    for code, (kind, of_kind) in enumerate(numbers.items()):
+        assert kind.code == code and kind(**of_kind).parameters() == tuple(of_kind.values())
     assert set(get_args(Kind)) == {"constant", "uniform", "normal", "trunc_normal"}

@@ -6,6 +6,7 @@ The formulas are written out here by hand; nothing of them is asked of the packa
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy import integrate, stats
 
 import fastinit
 from fastinit.rules.survey import plan_tensors
+from fastinit.schemes import distributions
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.fans import FanConvention
 
@@ -57,10 +59,14 @@ class Case(NamedTuple):
     name: str = "w"
 
 
-def at_layer(scheme: Scheme) -> Scheme:
+@dataclass(frozen=True)
+class at_layer:
     """What a scheme that looks at the depth gives layer 3 of 12."""
-    found: Scheme = scheme.at_layer(3, 12)  # type: ignore[attr-defined]
-    return found
+
+    scheme: Scheme
+
+    def distribution(self, context: fastinit.Context) -> distributions.Distribution:
+        return self.scheme.distribution(fastinit.Context(context.shape, layer=3, layers=12))
 
 
 variance_scaling = fastinit.VarianceScaling

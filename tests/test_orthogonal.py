@@ -22,6 +22,7 @@ from fastinit.run.engine import NativeSource, Program
 from fastinit.run.index_maps import Part
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.table import Target
+from fastinit.schemes import distributions
 from fastinit.schemes.distributions import Blocks, Orthogonal
 
 pytestmark = needs_native
@@ -380,13 +381,15 @@ def test_singular_values_are_those_given(
     tensor = filled(shape, fastinit.Spectral(values, gain=1.5), dtype=torch.float64)
     found = torch.linalg.svdvals(tensor.reshape(shape[0], -1))
     torch.testing.assert_close(found, 1.5 * torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-12)
-    distribution = fastinit.Spectral(values, gain=1.5).distribution_of(shape)
+    distribution = fastinit.Spectral(values, gain=1.5).distribution(fastinit.Context(shape))
     assert distribution.std() == pytest.approx(tensor.square().mean().sqrt().item(), rel=1e-12)
 
 
 def test_marchenko_pastur_values_are_those_of_a_gaussian_matrix() -> None:
     for rows, columns in ((300, 300), (200, 400), (400, 100)):
-        wanted = fastinit.Spectral("marchenko_pastur").distribution_of((rows, columns)).values  # type: ignore[union-attr]
+        spectrum = fastinit.Spectral("marchenko_pastur").distribution(fastinit.Context((rows, columns)))
+        assert isinstance(spectrum, distributions.Spectral)
+        wanted = spectrum.values
         gaussian = np.random.default_rng(0).standard_normal((rows, columns)) / math.sqrt(max(rows, columns))
         found = np.linalg.svd(gaussian, compute_uv=False)
         # The values of one matrix keep to the quantiles within a few spacings (they repel each other).
@@ -423,7 +426,7 @@ def test_the_identity_plus_an_orthogonal_matrix() -> None:
     tensor = filled((24, 24), fastinit.IdentityPlusOrthogonal(2.0, 0.25))
     rest = (tensor - 2.0 * torch.eye(24)) / 0.25
     torch.testing.assert_close(rest @ rest.mT, torch.eye(24), rtol=0, atol=1e-5)
-    distribution = fastinit.IdentityPlusOrthogonal(2.0, 0.25).distribution_of((24, 24))
+    distribution = fastinit.IdentityPlusOrthogonal(2.0, 0.25).distribution(fastinit.Context((24, 24)))
     assert distribution.mean() == pytest.approx(2.0 / 24)
     assert distribution.std() == pytest.approx(tensor.std(correction=0).item(), rel=0.05)
     with pytest.raises(ValueError, match="square"):

@@ -364,9 +364,7 @@ def _numel(row: fastinit.Row) -> int:
 class Infinite:
     """A scheme of a user, with an infinite number."""
 
-    needs_fans = False
-
-    def distribution(self, fans: fastinit.Fans | None) -> Any:
+    def distribution(self, context: fastinit.Context) -> Any:
         return distributions.Constant(-math.inf)
 
 

@@ -724,7 +724,9 @@ def test_presets_look_through_wrappers() -> None:
     head = next(row for row in fastinit.plan(Wrapper(vit), "vit_jax_nlhb").rows if row.name == "head.bias")
     assert head.distribution == distributions.Constant(-math.log(100))
     resnet = Wrapper(zoo.ResNet(zoo.BasicBlock, (1, 1), width=8))
-    zeros = [row.name for row in fastinit.plan(resnet, "resnet").rows if row.distribution == (0.0,)]
+    zeros = [
+        row.name for row in fastinit.plan(resnet, "resnet").rows if row.distribution == distributions.Constant(0.0)
+    ]
     assert {"layer1.0.bn2.weight", "layer2.0.bn2.weight"} < set(zeros)
 
 

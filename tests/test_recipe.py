@@ -318,9 +318,7 @@ def test_what_no_recipe_can_hold_is_named() -> None:
 
     @dataclass(frozen=True)
     class Unregistered:
-        needs_fans = False
-
-        def distribution(self, fans: Fans | None) -> Any:
+        def distribution(self, context: fastinit.Context) -> Any:
             return distributions.Constant(1.0)
 
     recipes = [
@@ -343,9 +341,8 @@ class Odd:
     """A registered scheme with arguments of all kinds."""
 
     value: Any = "nothing"
-    needs_fans = False
 
-    def distribution(self, fans: Fans | None) -> Any:
+    def distribution(self, context: fastinit.Context) -> Any:
         return distributions.Constant(1.0)
 
 
@@ -363,9 +360,7 @@ class Greek:
 class Plain:
     """A registered scheme that is no dataclass."""
 
-    needs_fans = False
-
-    def distribution(self, fans: Fans | None) -> Any:
+    def distribution(self, context: fastinit.Context) -> Any:
         return distributions.Constant(1.0)
 
 

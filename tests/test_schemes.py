@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -57,7 +58,7 @@ def test_fan_schemes_have_torchs_numbers_to_the_last_bit(
     monkeypatch.setattr(torch.Tensor, "normal_", record)
     getattr(nn.init, name)(torch.empty(shape), **arguments)
     scheme = fastinit.scheme(name.removesuffix("_"), **arguments)
-    assert used == [tuple(scheme.distribution(torch_fans(shape)))]
+    assert used == [astuple(scheme.distribution(fastinit.Context(shape)))]
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (8, 3, 5, 5), (1, 1), (2, 3, 0)], ids=str)
@@ -81,7 +82,7 @@ def test_narrowly_truncated_std_is_that_of_the_uniform() -> None:
 
 def test_constant_of_two_sigma_is_right() -> None:
     assert distributions.TruncNormal(0.0, 1.0, -2.0, 2.0).std() == pytest.approx(STD_WITHIN_TWO_SIGMA, rel=1e-14)
-    lecun = fastinit.scheme("lecun_normal").distribution(torch_fans((10, 16)))
+    lecun = fastinit.scheme("lecun_normal").distribution(fastinit.Context((10, 16)))
     assert lecun.std() == pytest.approx(0.25, rel=1e-12)
 
 
@@ -160,7 +161,7 @@ def test_std_after_truncation_within_absolute_bounds_is_the_one_wanted(
             fastinit.TruncNormal(mean, std, bounds, std_is="after")
         return
     scheme = fastinit.TruncNormal(mean, std, bounds, std_is="after")
-    assert scheme.distribution(None).std() == pytest.approx(std, rel=1e-6)
+    assert scheme.distribution(fastinit.Context(())).std() == pytest.approx(std, rel=1e-6)
 
 
 def test_std_after_truncation_that_no_normal_has_is_refused() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import needs_native
 from torch import nn
 
 import fastinit
-from conftest import needs_native
 from fastinit.run.names import named_modules, named_parameters, unwrapped
 
 pytestmark = pytest.mark.filterwarnings("ignore::fastinit.UncoveredWarning")
@@ -187,7 +187,7 @@ def test_wrapping_changes_no_value(make: Callable[[], nn.Module], wrap: Callable
 
 
 @needs_native
-@pytest.mark.parametrize("make", (block, convolutional), ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [block, convolutional], ids=lambda make: make.__name__)
 def test_the_fakes_of_quantisation_aware_training_change_no_value(make: Callable[[], nn.Module]) -> None:
     wanted = values(fastinit.init_model_(make(), "kaiming_normal", seed=5))
     found = values(fastinit.init_model_(quantisation_aware(make()), "kaiming_normal", seed=5))

@@ -18,17 +18,6 @@ from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters
 from fastinit.run.parametrized import Computed, computed_weights
 from fastinit.run.table import Target, begin_of
-from fastinit.schemes.distributions import (
-    Blocks,
-    DeltaOrthogonal,
-    Distribution,
-    IdentityPlus,
-    Orthogonal,
-    Spectral,
-    TimeStep,
-    ZeroRow,
-    is_composed,
-)
 
 # Of values that are filled once more at a time: what the allocator has at hand, and mostly in the cache. A tensor that
 # is computed as a whole may take more.
@@ -156,7 +145,7 @@ def _batches(rows: list[tuple[Row, _Weight]], backend: str) -> Iterator[list[_Pi
 def _pieces(row: Row, found: _Weight, backend: str) -> Iterator[_Piece]:
     computed, tensor = (found, found.weight) if isinstance(found, Computed) else (None, found)
     for target in targets_of(replace(row, device=tensor.device, boxes=None), tensor):
-        if computed is not None or is_composed(target.distribution) or not engine.fills_natively(target, backend):
+        if computed is not None or target.distribution.needs == "tensor" or not engine.fills_natively(target, backend):
             yield _Piece(target, computed)
             continue
         for begin, shape in boxes(target.tensor.shape, _SCRATCH_BYTES // target.dtype.itemsize):
@@ -172,7 +161,7 @@ def _differing(batch: list[_Piece], plan: Plan) -> Iterator[_Piece]:
     engine.Program(expected, plan.backend).run_(plan.seed, None)
     for piece, target in zip(batch, expected, strict=True):
         if piece.computed is None:
-            equal = _equal(piece.target.tensor.detach(), target.tensor, _scale(target.distribution))
+            equal = _equal(piece.target.tensor.detach(), target.tensor, target.distribution.rounding_scale())
         else:
             equal = _holds(piece.computed, target)
         if not equal:
@@ -197,22 +186,6 @@ def _holds(computed: Computed, target: Target) -> bool:
         given.shape == value.shape and (value.numel() == 0 or _equal(given.detach(), value, float(value.abs().max())))
         for given, value in computed.setter.written(prepared)
     )
-
-
-def _scale(distribution: Distribution) -> float | None:
-    """What rounding errors are proportional to; None: there are none."""
-    if isinstance(distribution, Blocks):
-        scales = [scale for each in distribution.each if (scale := _scale(each)) is not None]
-        return max(scales, default=None)
-    if isinstance(distribution, ZeroRow):
-        return _scale(distribution.rest)
-    if isinstance(distribution, (Orthogonal, DeltaOrthogonal)):
-        return abs(distribution.gain)
-    if isinstance(distribution, Spectral):
-        return max(map(abs, distribution.values))
-    if isinstance(distribution, IdentityPlus):
-        return abs(distribution.identity) + abs(distribution.gain)
-    return 1.0 if isinstance(distribution, TimeStep) else None
 
 
 def _equal(given: torch.Tensor, expected: torch.Tensor, scale: float | None) -> bool:

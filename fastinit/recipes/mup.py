@@ -19,7 +19,7 @@ from fastinit.rules.roles import Treatment, default_treatment, ruled_treatment
 from fastinit.rules.select import Names, Rule, RuleFinder, Where, as_rules, exact_glob
 from fastinit.run.names import named_modules, named_parameters
 from fastinit.run.parametrized import computed_weights
-from fastinit.schemes.base import Scheme, as_scheme, check_choice, distribution_of
+from fastinit.schemes.base import Context, Scheme, as_scheme, check_choice
 from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geometry_of, module_geometry
 from fastinit.schemes.named import Constant, Scaled
 
@@ -275,8 +275,14 @@ def _say(
     fan = fan if rule is None or rule.fan is None else rule.fan
     split = None if rule is None else rule.split
     base_shape = base.shape(name, parameter)
-    scaled = tuple(Scaled(each, row.std_factor * _shrinks(each, base_shape, parameter.shape)) for each in schemes)
-    needs_fans = any(each.needs_fans for each in schemes)
+    try:
+        compared = [_compare(each, base_shape, parameter, module, own_name) for each in schemes]
+    except Exception as error:
+        raise ParameterError(name, str(error)) from error
+    scaled = tuple(
+        Scaled(each, row.std_factor * of_each.shrinks) for each, of_each in zip(schemes, compared, strict=True)
+    )
+    needs_fans = any(of_each.asks_fans for of_each in compared)
     if not needs_fans and all(each.factor == 1.0 for each in scaled):
         return None  # the recipe's own rule or scheme says just this
     split_dim = None if rule is None else rule.split_dim
@@ -291,6 +297,8 @@ def _say(
         if split is not None and split_dim is not None:
             fans = _fans_of_block(geometry, base_shape, split, split_dim)
         return _Said(scaled, fans, split, split_dim, zero_row)
+    except ParameterError:
+        raise
     except ValueError as error:
         raise ParameterError(name, str(error)) from error
 
@@ -304,16 +312,39 @@ def _fans_of_block(geometry: Geometry, shape: Sequence[int], split: int | tuple[
     return block_fans(geometry, shape, dim, shape[dim] // len(sizes))
 
 
-def _shrinks(scheme: Scheme, base_shape: Sequence[int], shape: Sequence[int]) -> float:
-    """By how much a scheme that looks at the shape (orthogonal, identity) has smaller values in the wide model."""
-    inner: Any = scheme
-    while hasattr(inner, "scheme"):
-        inner = inner.scheme
-    if tuple(base_shape) == tuple(shape) or not hasattr(inner, "distribution_of"):
-        return 1.0
-    of_base, of_wide = (distribution_of(inner, each, None) for each in (base_shape, shape))
-    size = math.hypot(of_wide.mean(), of_wide.std())
-    return 1.0 if size == 0.0 else math.hypot(of_base.mean(), of_base.std()) / size
+class _Compared(NamedTuple):
+    """A scheme in the base and in the wide model.
+
+    `shrinks`: by how much its values become smaller by themselves where fans and depth stay what they are, as those of
+    orthogonal matrices and identities do. `asks_fans`: whether it looks at fans.
+    """
+
+    shrinks: float
+    asks_fans: bool
+
+
+class _SameFans(Context):
+    """A context of another shape, but of the same fans and depth, that notes whether a scheme asks for fans."""
+
+    asks_fans = False
+
+    @property
+    def fans(self) -> Fans:
+        self.asks_fans = True
+        return Fans(1, 1)
+
+
+def _compare(
+    scheme: Scheme, base_shape: Sequence[int], parameter: torch.Tensor, module: nn.Module, own_name: str
+) -> _Compared:
+    sizes, asks_fans = [], False
+    for shape in (base_shape, parameter.shape):
+        context = _SameFans(shape, parameter.dtype, module=module, own_name=own_name, layer=0, layers=1)
+        distribution = scheme.distribution(context)
+        sizes.append(math.hypot(distribution.mean(), distribution.std()))
+        asks_fans = asks_fans or context.asks_fans
+    of_base, of_wide = sizes
+    return _Compared(1.0 if of_base == of_wide or of_wide == 0.0 else of_base / of_wide, asks_fans)
 
 
 # Learned tables that are parameters by themselves (pos_embed, cls_token ...). A model adds them.

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from fastinit.errors import ParameterError
 from fastinit.rules.depths import Depths
 from fastinit.rules.roles import Treatment
 from fastinit.rules.select import Rule
-from fastinit.run.memory import NAMELESS, check_dtype
-from fastinit.schemes.base import Scheme, at_layer, describe, distribution_of
-from fastinit.schemes.distributions import Blocks, Constant, Distribution, ZeroRow, check_range, is_composed
+from fastinit.run.memory import check_dtype
+from fastinit.schemes.base import Context, Scheme, describe
+from fastinit.schemes.distributions import (
+    ZERO,
+    Blocks,
+    Diagonal,
+    Distribution,
+    ZeroRow,
+    check_distribution,
+    check_range,
+    range_warning,
+)
 from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geometry_of
-from fastinit.schemes.named import DepthScaled, Scaled
 
 
 class Resolution(NamedTuple):
-    """What a parameter gets. `warning`: what its dtype makes of the values, where that is not what was meant."""
+    """What a parameter gets. `fans` are those that a scheme asked for, unless blocks have fans of their own.
+
+    `warning` says what the dtype makes of the values, where it cannot tell them apart.
+    """
 
     fans: Fans | None
     distribution: Distribution
@@ -26,178 +39,253 @@ class Resolution(NamedTuple):
 
 
 class Resolver:
-    """From parameter and treatment to fans and distribution, remembering what equal parameters gave."""
+    """From parameter and treatment to fans and distribution, remembering what equal parameters gave.
+
+    Parameters are equal where the scheme would see no difference: by scheme, rule, shape and dtype, and by the answers
+    to what it asked beyond them, in the order in which it asked.
+    """
 
     def __init__(self, fan: FanConvention, depths: Depths) -> None:
         self._fan = fan
         self._depths = depths
-        self._known: dict[Any, tuple[Fans | None, Distribution]] = {}
+        self._known: dict[Any, Resolution | _Question] = {}
+        self._alive: list[object] = []  # whose ids are in keys
 
     def __call__(
         self,
         name: str,
         own_name: str,
         module: nn.Module | None,
-        shape: torch.Size,
+        shape: Sequence[int],
         dtype: torch.dtype,
         treatment: Treatment,
     ) -> Resolution:
-        return Resolution(
-            *self._resolve(name, own_name, module, torch.empty(shape, dtype=dtype, device="meta"), treatment)
-        )
+        """What the parameter `name` gets, whose name within its module is `own_name`.
 
-    def _resolve(
-        self, name: str, own_name: str, module: nn.Module | None, tensor: torch.Tensor, treatment: Treatment
-    ) -> tuple[Fans | None, Distribution]:
-        scheme, rule, shape, dtype = treatment.scheme, treatment.rule, tensor.shape, tensor.dtype
+        Raises:
+            ParameterError: a scheme, rule or distribution that does not fit it, or an error in a user's scheme.
+        """
+        rule = treatment.rule
+        shape = tuple(shape)
+        key = (id(treatment.scheme), id(rule), shape, dtype, treatment.zero_row)
+        found = self._known.get(key)
+        if type(found) is Resolution:
+            return found
         fan = self._fan if rule is None or rule.fan is None else rule.fan
-        # torch's fans are those of the shape; the others look at the module.
-        geometry = None if fan == "torch" else self._geometry(name, own_name, module, tensor, treatment, fan)
-        depth = self._depth(name, scheme)
-        if depth is not None and depth[0] is not None and not _differs_by_layer(scheme):
-            depth = (0, depth[1])  # one answer for all layers
-        key = (id(scheme), id(rule), shape, dtype, geometry, depth, treatment.zero_row)
-        known = self._known.get(key)
-        if known is None:
-            try:
-                known = _distribution(own_name, module, shape, treatment, fan, depth)
-                check_dtype(dtype, name or NAMELESS, known[1])
-                check_range(known[1], dtype)
-            except (ValueError, TypeError) as error:
-                message = str(error)
-                label = name or NAMELESS
-                if message.startswith(f"{label}: "):
-                    raise
-                shown = f"{describe(scheme)}: " if isinstance(scheme, Scheme) else ""
-                lacks_fans = "fans need" in message
-                hint = "; give it a rule with a scheme without fans, such as 'normal'" if lacks_fans else ""
-                raise ValueError(f"{label}: {shown}{message}{hint}") from error
-            self._known[key] = known
-        return known
+        asked = _Asked(fan, self._depths, name, own_name, module, shape)
+        while found is not None:
+            if type(found) is Resolution:
+                return found
+            assert isinstance(found, _Question)
+            found = found.next.get(asked.key(found.what))
+        asked.path.clear()
+        resolution = _resolve(asked, treatment, dtype)
+        self._remember(key, asked.path, resolution)
+        self._alive += (treatment.scheme, rule, module)
+        return resolution
 
-    def _depth(self, name: str, scheme: Any) -> tuple[int | None, int | None] | None:
-        if not _looks_at_depth(scheme):
-            return None
-        try:
-            layer = self._depths.layer(name)
-        except ValueError:
-            return None, None
-        return layer, self._depths.layers(name)
+    def _remember(self, key: Any, path: Sequence[tuple[str, object]], resolution: Resolution) -> None:
+        known: dict[Any, Resolution | _Question] = self._known
+        for what, answer in path:
+            question = known.setdefault(key, _Question(what, {}))
+            assert isinstance(question, _Question) and question.what == what, "equal answers lead to equal questions"
+            known, key = question.next, answer
+        known[key] = resolution
 
-    def _geometry(
+
+class _Question(NamedTuple):
+    """What a scheme asked next, and where its answers lead."""
+
+    what: str
+    next: dict[Any, Any]
+
+
+# In the place of an answer: there is none, and the scheme was told so by an error.
+_REFUSED = object()
+
+
+class _Asked:
+    """Answers about one parameter. `path`, of (question, answer), is all that could make a difference to schemes."""
+
+    def __init__(
         self,
+        fan: FanConvention,
+        depths: Depths,
         name: str,
         own_name: str,
         module: nn.Module | None,
-        tensor: torch.Tensor,
-        treatment: Treatment,
-        fan: FanConvention,
-    ) -> Geometry | None:
-        if not _needs_geometry(treatment):
-            return None
+        shape: tuple[int, ...],
+    ) -> None:
+        self.fan = fan
+        self.depths = depths
+        self.name = name
+        self.own_name = own_name
+        self.module = module
+        self.shape = shape
+        # The other conventions look at the shape alone, which is in every key.
+        self.looks_at_module = module is not None and (fan == "module" or fan == "weight")
+        self.wanted_fans = False
+        self.path: list[tuple[str, object]] = []
+
+    def answer(self, what: str) -> Any:
+        """The answer to a question, which becomes a part of the path.
+
+        Raises:
+            ValueError: there is none.
+        """
+        recorded = what != "geometry" or self.looks_at_module
         try:
-            return geometry_of(fan, module, own_name, tensor.shape)
-        except ValueError as error:
-            raise ValueError(f"{name or NAMELESS}: {error}") from error
+            found = self._find(what)
+        except Exception:
+            if recorded:
+                self.path.append((what, _REFUSED))
+            raise
+        if recorded:
+            self.path.append((what, id(found) if what == "module" else found))
+        return found
+
+    def key(self, what: str) -> object:
+        """The answer as it stands in a path."""
+        try:
+            found = self._find(what)
+        except Exception:
+            return _REFUSED
+        return id(found) if what == "module" else found
+
+    def _find(self, what: str) -> Any:
+        if what == "geometry":
+            return geometry_of(self.fan, self.module, self.own_name, self.shape)
+        if what == "layer":
+            return self.depths.layer(self.name)
+        if what == "layers":
+            return self.depths.layers(self.name)
+        return self.module if what == "module" else self.own_name
+
+    def geometry(self) -> Geometry:
+        geometry: Geometry = self.answer("geometry")
+        return geometry
 
 
-def _looks_at_depth(scheme: Scheme | tuple[Scheme, ...] | None) -> bool:
-    if isinstance(scheme, tuple):
-        return any(map(_looks_at_depth, scheme))
-    return hasattr(scheme, "at_layer")
+class _Context(Context):
+    """A context that answers from a parameter, and for a block of it: `block` is its dimension and size."""
+
+    def __init__(
+        self, asked: _Asked, shape: tuple[int, ...], dtype: torch.dtype, block: tuple[int, int] | None
+    ) -> None:
+        Context.__init__(self, shape, dtype)
+        self._asked = asked
+        self._block = block
+
+    @property
+    def fans(self) -> Fans:
+        self._asked.wanted_fans = True
+        geometry = self._asked.geometry()
+        if self._block is None:
+            return geometry.fans
+        return block_fans(geometry, self._asked.shape, *self._block)
+
+    @property
+    def module(self) -> nn.Module | None:
+        module: nn.Module | None = self._asked.answer("module")
+        return module
+
+    @property
+    def own_name(self) -> str:
+        return str(self._asked.answer("own_name"))
+
+    @property
+    def layer(self) -> int:
+        return int(self._asked.answer("layer"))
+
+    @property
+    def layers(self) -> int:
+        return int(self._asked.answer("layers"))
 
 
-def _differs_by_layer(scheme: Any) -> bool:
-    """Whether a scheme that looks at the depth looks at the layer, and not only at how many there are."""
-    if isinstance(scheme, tuple):
-        return any(map(_differs_by_layer, scheme))
-    if isinstance(scheme, Scaled):
-        return _differs_by_layer(scheme.scheme)
-    if isinstance(scheme, DepthScaled):
-        return scheme.by == "layer" or _differs_by_layer(scheme.scheme)
-    return hasattr(scheme, "at_layer")  # of the user's own
-
-
-def _needs_geometry(treatment: Treatment) -> bool:
-    scheme = treatment.scheme
-    if treatment.rule is not None and treatment.rule.split is not None:
-        return True
-    # Blocks matter to schemes of the shape, too: an orthogonal matrix a gate.
-    return (
-        scheme is not None
-        and not isinstance(scheme, tuple)
-        and (scheme.needs_fans or hasattr(scheme, "distribution_of"))
-    )
-
-
-def _distribution(
-    own_name: str,
-    module: nn.Module | None,
-    shape: torch.Size,
-    treatment: Treatment,
-    fan: FanConvention,
-    depth: tuple[int | None, int | None] | None,
-) -> tuple[Fans | None, Distribution]:
-    scheme, rule = treatment.scheme, treatment.rule
-    assert scheme is not None
-    schemes = scheme if isinstance(scheme, tuple) else (scheme,)
-    if depth is not None:
-        schemes = tuple(at_layer(each, *depth) for each in schemes)
-    needs_fans = any(each.needs_fans for each in schemes)
-    geometry = (
-        geometry_of(fan, module, own_name, shape)
-        if needs_fans or (_needs_geometry(treatment) and len(shape) >= 2)
-        else None
-    )
-    dim, sizes = _blocks(shape, rule, geometry)
+def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolution:
+    given = treatment.scheme
+    assert given is not None
+    schemes = given if isinstance(given, tuple) else (given,)
+    rule, shape = treatment.rule, asked.shape
     fans: Fans | None = None
+    try:
+        dim, sizes = _blocks(asked, rule)
+    except Exception as error:
+        raise ParameterError(asked.name, f"{_described(schemes)}{error}") from error
     if not sizes:
-        fans = geometry.fans if needs_fans and geometry is not None else None
-        distribution = distribution_of(schemes[0], shape, fans)
+        distribution = _made(asked, schemes[0], shape, dtype, None)
     else:
-        each_scheme = schemes if len(schemes) > 1 else schemes * len(sizes)
         split = rule is not None and rule.split is not None
         parts = []
-        for of_block, size in zip(each_scheme, sizes, strict=True):
-            if of_block.needs_fans:
-                assert geometry is not None
-                fans = block_fans(geometry, shape, dim, size) if split else geometry.fans
-            block_shape = (*shape[:dim], size, *shape[dim + 1 :])
-            parts.append(distribution_of(of_block, block_shape, fans if of_block.needs_fans else None))
+        for scheme, size in zip(schemes if len(schemes) > 1 else schemes * len(sizes), sizes, strict=True):
+            of_block = (*shape[:dim], size, *shape[dim + 1 :])
+            # Without a split, the geometry's fans are those of each block already.
+            parts.append(_made(asked, scheme, of_block, dtype, (dim, size) if split else None))
         # Elements that are sampled one by one alike need no blocks.
-        alike = len(set(parts)) == 1 and not (is_composed(parts[0]) or hasattr(parts[0], "period"))
+        alike = len(set(parts)) == 1 and parts[0].needs == "element" and not isinstance(parts[0], Diagonal)
         distribution = parts[0] if alike else Blocks(dim, sizes, tuple(parts))
         if len(set(sizes)) > 1:
-            fans = None  # every block has its own
-    if treatment.zero_row is not None and distribution != Constant(0.0):
-        if not shape or not -shape[0] <= treatment.zero_row < shape[0]:
-            raise ValueError(f"zero_row: expected a row of shape {tuple(shape)}, got {treatment.zero_row}")
-        if isinstance(distribution, Blocks) and distribution.dim == 0:
-            raise ValueError("split: expected another dimension than the rows, of which one is a padding row")
-        distribution = ZeroRow(treatment.zero_row % shape[0], shape[0], distribution)
-    return fans, distribution
+            asked.wanted_fans = False  # every block has its own
+    try:
+        if asked.wanted_fans:
+            fans = asked.geometry().fans
+            if sizes and rule is not None and rule.split is not None:
+                fans = block_fans(asked.geometry(), shape, dim, sizes[0])
+        if treatment.zero_row is not None and distribution != ZERO:
+            distribution = _with_zero_row(distribution, shape, treatment.zero_row)
+        check_dtype(dtype, distribution)
+        check_range(distribution, dtype)
+        return Resolution(fans, distribution, range_warning(distribution, dtype))
+    except (ValueError, TypeError) as error:
+        raise ParameterError(asked.name, f"{_described(schemes)}{error}") from error
 
 
-def _blocks(shape: torch.Size, rule: Rule | None, geometry: Geometry | None) -> tuple[int, tuple[int, ...]]:
+def _described(schemes: Sequence[Scheme]) -> str:
+    return f"{describe(schemes[0])}: " if len(schemes) == 1 else ""
+
+
+def _made(
+    asked: _Asked, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, block: tuple[int, int] | None
+) -> Distribution:
+    """What a scheme makes of the parameter, or of a block of it of this shape, checked."""
+    try:
+        distribution = scheme.distribution(_Context(asked, shape, dtype, block))
+        check_distribution(distribution)
+        distribution.check(shape)
+        return distribution
+    except Exception as error:  # in a user's scheme, of any kind
+        told = str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"
+        raise ParameterError(asked.name, f"{describe(scheme)}: {told}") from error
+
+
+def _with_zero_row(distribution: Distribution, shape: tuple[int, ...], row: int) -> ZeroRow:
+    if not shape or not -shape[0] <= row < shape[0]:
+        raise ValueError(f"zero_row: expected a row of shape {shape}, got {row}")
+    split = distribution.blocks()
+    if split is not None and split.dim == 0:
+        raise ValueError("split: expected another dimension than the rows, of which one is a padding row")
+    return ZeroRow(row % shape[0], shape[0], distribution)
+
+
+def _blocks(asked: _Asked, rule: Rule | None) -> tuple[int, tuple[int, ...]]:
     """(dimension, sizes) of the maps fused in a parameter; no sizes: it is one map."""
+    shape = asked.shape
     split = None if rule is None else rule.split
     if rule is None or split is None:
-        if geometry is None or geometry.blocks == 1:
+        # No other convention knows of fused maps. Vectors beside them are the same for all.
+        if asked.fan != "module" or asked.module is None or len(shape) < 2:
             return 0, ()
+        geometry = asked.geometry()
         dim = geometry.out_dim
-        return dim, (shape[dim] // geometry.blocks,) * geometry.blocks
-    dim = rule.split_dim if rule.split_dim is not None else (0 if geometry is None else geometry.out_dim)
+        return dim, (shape[dim] // geometry.blocks,) * geometry.blocks if geometry.blocks > 1 else ()
+    dim = rule.split_dim if rule.split_dim is not None else asked.geometry().out_dim if len(shape) >= 2 else 0
     if not -len(shape) <= dim < len(shape):
-        raise ValueError(f"split_dim: expected a dimension of shape {tuple(shape)}, got {dim}")
+        raise ValueError(f"split_dim: expected a dimension of shape {shape}, got {dim}")
     dim %= len(shape)
     if isinstance(split, int):
         if shape[dim] % split != 0:
-            raise ValueError(
-                f"split: expected dim {dim} to be divisible by {split}, got {shape[dim]} (shape {tuple(shape)})"
-            )
+            raise ValueError(f"split: expected dim {dim} to be divisible by {split}, got {shape[dim]} (shape {shape})")
         return dim, (shape[dim] // split,) * split
     if sum(split) != shape[dim]:
-        raise ValueError(
-            f"split: expected sizes that add up to {shape[dim]} (dim {dim} of {tuple(shape)}), got {split}"
-        )
+        raise ValueError(f"split: expected sizes that add up to {shape[dim]} (dim {dim} of {shape}), got {split}")
     return dim, split

@@ -8,8 +8,8 @@ torch's, in float32 or float64, rounded once to the parameter's dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from fastinit.run.table import Target, begin_of, name_of_part, part_of, pieces
 from fastinit.schemes.distributions import (
     Blocks,
     DeltaOrthogonal,
+    Distribution,
     Hadamard,
     IdentityPlus,
     LogRange,
@@ -68,50 +69,94 @@ class _Later(NamedTuple):
 
     matrices: list[Matrix]
     copies: list[tuple[torch.Tensor, torch.Tensor]]
-    spectral: list[Target]
+    spectral: list[tuple[Target, Spectral]]
     zeros: list[torch.Tensor]
+
+
+Writer = Callable[[Target, Any, Source, _Later], None]
+_WRITERS: dict[type[Distribution], Writer] = {}
+
+
+def writes(kind: type[Distribution]) -> Callable[[Writer], Writer]:
+    """Let a function write targets of this kind of distribution, but for what is done later.
+
+    It is called with the target, the target's distribution, a source of random values, and the lists of what is done
+    later. Where the target's tensor is a box of its values (`begin_of`), it must write just those.
+    """
+
+    def register(writer: Writer) -> Writer:
+        _WRITERS[kind] = writer
+        return writer
+
+    return register
 
 
 def _fill(target: Target, source: Source, later: _Later) -> None:
     """Write a target, but for what is done later."""
-    tensor, distribution = target.tensor.detach(), target.distribution
-    if isinstance(distribution, Blocks):
-        for piece in pieces(target):
-            _fill(piece, source, later)
-    elif isinstance(distribution, ZeroRow):
-        _fill(target._replace(distribution=distribution.rest), source, later)
-        row = distribution.row - begin_of(target)[0]
-        if 0 <= row < len(tensor):
-            later.zeros.append(tensor[row])
-    elif isinstance(distribution, Orthogonal):
-        _add_matrix(_flat(target, distribution.column_axis), distribution.gain, later)
-    elif isinstance(distribution, DeltaOrthogonal):
-        tensor.zero_()
-        middle = _middle(target)
-        if middle is not None:
-            _add_matrix(middle, distribution.gain, later)
-    elif isinstance(distribution, Spectral):
-        later.spectral.append(target)
-    elif isinstance(distribution, IdentityPlus):
-        # Apart, so that the sum is rounded once.
-        total = torch.empty(tensor.shape, dtype=compute_dtype(target.dtype), device=target.device)
-        source.orthogonal([_matrix(_flat(target._replace(tensor=total)), distribution.gain)])
-        row, column = begin_of(target)
-        total.diagonal(row - column).add_(distribution.identity)
-        tensor.copy_(total)
-    elif isinstance(distribution, Sparse):
-        source.fill_all([target._replace(distribution=Normal(0.0, distribution.sigma))])
-        source.zero_rows(target, distribution.zeros)
-    elif isinstance(distribution, Hadamard):
-        _fill_hadamard(target, distribution)
-    elif isinstance(distribution, LogRange):
-        first = begin_of(target)[-1] + 1
-        logs = [math.log(i) for i in range(first, first + tensor.shape[-1])]
-        tensor.copy_(torch.tensor(logs, dtype=torch.float64))
-    elif isinstance(distribution, TimeStep):
-        _fill_time_steps(target, distribution, source)
-    else:
+    distribution = target.distribution
+    writer = _WRITERS.get(type(distribution))
+    if writer is not None:
+        writer(target, distribution, source, later)
+    elif distribution.needs == "element":
         source.fill_all([target])
+    else:
+        raise TypeError(f"{target.name}: nothing writes {type(distribution).__name__} (fastinit.run.composed.writes)")
+
+
+@writes(Blocks)
+def _blocks(target: Target, distribution: Blocks, source: Source, later: _Later) -> None:
+    for piece in pieces(target):
+        _fill(piece, source, later)
+
+
+@writes(ZeroRow)
+def _zero_row(target: Target, distribution: ZeroRow, source: Source, later: _Later) -> None:
+    _fill(target._replace(distribution=distribution.rest), source, later)
+    tensor, row = target.tensor.detach(), distribution.row - begin_of(target)[0]
+    if 0 <= row < len(tensor):
+        later.zeros.append(tensor[row])
+
+
+@writes(Orthogonal)
+def _orthogonal(target: Target, distribution: Orthogonal, source: Source, later: _Later) -> None:
+    _add_matrix(_flat(target, distribution.column_axis), distribution.gain, later)
+
+
+@writes(DeltaOrthogonal)
+def _delta_orthogonal(target: Target, distribution: DeltaOrthogonal, source: Source, later: _Later) -> None:
+    target.tensor.detach().zero_()
+    middle = _middle(target)
+    if middle is not None:
+        _add_matrix(middle, distribution.gain, later)
+
+
+@writes(Spectral)
+def _spectral(target: Target, distribution: Spectral, source: Source, later: _Later) -> None:
+    later.spectral.append((target, distribution))
+
+
+@writes(IdentityPlus)
+def _identity_plus(target: Target, distribution: IdentityPlus, source: Source, later: _Later) -> None:
+    # Apart, so that the sum is rounded once.
+    total = torch.empty(target.tensor.shape, dtype=compute_dtype(target.dtype), device=target.device)
+    source.orthogonal([_matrix(_flat(target._replace(tensor=total)), distribution.gain)])
+    row, column = begin_of(target)
+    total.diagonal(row - column).add_(distribution.identity)
+    target.tensor.detach().copy_(total)
+
+
+@writes(Sparse)
+def _sparse(target: Target, distribution: Sparse, source: Source, later: _Later) -> None:
+    source.fill_all([target._replace(distribution=Normal(0.0, distribution.sigma))])
+    source.zero_rows(target, distribution.zeros)
+
+
+@writes(LogRange)
+def _log_range(target: Target, distribution: LogRange, source: Source, later: _Later) -> None:
+    tensor = target.tensor.detach()
+    first = begin_of(target)[-1] + 1
+    logs = [math.log(i) for i in range(first, first + tensor.shape[-1])]
+    tensor.copy_(torch.tensor(logs, dtype=torch.float64))
 
 
 class _Flat(NamedTuple):
@@ -200,13 +245,11 @@ def _add_matrix(flat: _Flat, gain: float, later: _Later) -> None:
     later.copies.append((flat.ordered(), flat.of_hull(values)))
 
 
-def _fill_spectral(targets: Sequence[Target], source: Source) -> None:
+def _fill_spectral(targets: Sequence[tuple[Target, Spectral]], source: Source) -> None:
     """Singular vectors of as many matrices together as the workspace holds, and their products."""
-    batch: list[tuple[Target, Matrix, Matrix]] = []
+    batch: list[tuple[Target, Spectral, Matrix, Matrix]] = []
     held = 0
-    for position, target in enumerate(targets):
-        distribution = target.distribution
-        assert isinstance(distribution, Spectral)
+    for position, (target, distribution) in enumerate(targets):
         rank = len(distribution.values)
         dtype = target.dtype if target.dtype.is_complex else compute_dtype(target.dtype)
         lengths = (distribution.rows, distribution.columns)
@@ -216,17 +259,16 @@ def _fill_spectral(targets: Sequence[Target], source: Source) -> None:
             name, part = name_of_part(target) + what, Part(0, (rank, 1))
             sides.append(Matrix(name, vectors, (length, rank), part, 1.0, _unless_all(rows, length)))
             held += vectors.numel() * dtype.itemsize
-        batch.append((target, sides[0], sides[1]))
+        batch.append((target, distribution, sides[0], sides[1]))
         if held >= workspace_bytes(target.device) or position == len(targets) - 1:
-            source.orthogonal([side for _, *both in batch for side in both])
-            for each, left, right in batch:
-                _multiply(each, left.tensor, right.tensor)
+            source.orthogonal([side for *_, left, right in batch for side in (left, right)])
+            for each, of_each, left, right in batch:
+                _multiply(each, of_each.values, left.tensor, right.tensor)
             batch, held = [], 0
 
 
-def _multiply(target: Target, left: torch.Tensor, right: torch.Tensor) -> None:
-    assert isinstance(target.distribution, Spectral)
-    left *= torch.tensor(target.distribution.values, dtype=torch.float64, device=target.device).to(left.dtype)
+def _multiply(target: Target, values: Sequence[float], left: torch.Tensor, right: torch.Tensor) -> None:
+    left *= torch.tensor(values, dtype=torch.float64, device=target.device).to(left.dtype)
     target.tensor.detach().copy_(_flat(target).of_hull(left @ right.mT))
 
 
@@ -252,7 +294,8 @@ def _at(target: Target, middle: Sequence[int]) -> torch.Tensor | None:
     return tensor
 
 
-def _fill_hadamard(target: Target, distribution: Hadamard) -> None:
+@writes(Hadamard)
+def _hadamard(target: Target, distribution: Hadamard, source: Source, later: _Later) -> None:
     if len(target.shape) > 2:
         target.tensor.detach().zero_()
     tensor = _at(target, tuple(size // 2 for size in target.shape[2:]))
@@ -267,7 +310,8 @@ def _fill_hadamard(target: Target, distribution: Hadamard) -> None:
     tensor.copy_(torch.from_numpy(signs * distribution.scale))
 
 
-def _fill_time_steps(target: Target, distribution: TimeStep, source: Source) -> None:
+@writes(TimeStep)
+def _time_steps(target: Target, distribution: TimeStep, source: Source, later: _Later) -> None:
     bounds = Uniform(math.log(distribution.low), math.log(distribution.high))
     dtype = torch.float32 if target.device.type == "mps" else torch.float64
     logs = torch.empty(target.tensor.shape, dtype=dtype, device=target.device)

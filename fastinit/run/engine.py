@@ -26,7 +26,7 @@ from fastinit.run.orthogonal import Matrix
 from fastinit.run.places import Assignment
 from fastinit.run.streams import draw_seed
 from fastinit.run.table import DTYPES, Table, Target, begin_of, name_of_part
-from fastinit.schemes.distributions import Uniform, is_composed, is_random
+from fastinit.schemes.distributions import Uniform
 
 BACKENDS = ("auto", "native", "torch")
 NATIVE_DEVICES = ("cpu", "cuda")
@@ -136,7 +136,7 @@ class Program:
         for target in targets:
             if not self._is_native(target, obstacles):
                 self._fallback.append(target)
-            elif is_composed(target.distribution):
+            elif target.distribution.needs == "tensor":
                 self._composed.append(target)
             else:
                 self._native.append(target)
@@ -167,7 +167,7 @@ class Program:
         ours = [*self._native, *self._composed, *(target for target, _ in assigned)]
         if share_seed:  # torch's random numbers then come of it, too
             ours = every
-        self._takes_random_numbers = any(is_random(target.distribution) for target in ours)
+        self._takes_random_numbers = any(target.distribution.is_random() for target in ours)
 
     def is_for(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether these are the tensors that the program was made for, and lie as they did then."""
@@ -182,7 +182,7 @@ class Program:
             return False
         obstacle = _obstacle(target)
         # What is not random comes out the same from torch: no reason to warn.
-        if obstacle is not None and (self._backend == "native" or is_random(target.distribution)):
+        if obstacle is not None and (self._backend == "native" or target.distribution.is_random()):
             obstacles.setdefault(obstacle, target.name)
         return obstacle is None
 

@@ -15,17 +15,7 @@ from fastinit.distributed.shards import local_tensor
 from fastinit.errors import NAMELESS as NAMELESS
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import extent, overlaps_itself
-from fastinit.schemes.distributions import (
-    Blocks,
-    Distribution,
-    Normal,
-    Orthogonal,
-    Sparse,
-    Spectral,
-    Uniform,
-    ZeroRow,
-    is_random,
-)
+from fastinit.schemes.distributions import Distribution
 
 
 class Span(NamedTuple):
@@ -100,16 +90,17 @@ _RANDOM_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.
 _COMPLEX_DTYPES = frozenset({torch.complex64, torch.complex128})
 
 
-def check_dtype(dtype: torch.dtype, name: str, distribution: Distribution) -> None:
+def check_dtype(dtype: torch.dtype, distribution: Distribution) -> None:
     """Raise TypeError unless values of `distribution` can be sampled in `dtype`; constants can be in any."""
-    if dtype in _RANDOM_DTYPES or not is_random(distribution):
+    if dtype in _RANDOM_DTYPES or not distribution.is_random():
         return
     if not (dtype.is_floating_point or dtype.is_complex):
-        raise ParameterError(name, f"expected a floating-point dtype, got {dtype}")
+        raise TypeError(f"expected a floating-point dtype, got {dtype}")
     if dtype not in _COMPLEX_DTYPES:
-        raise ParameterError(name, f"expected float16, bfloat16, float32 or float64, got {dtype}")
-    if not isinstance(distribution, (Uniform, Normal, Orthogonal, Spectral, Sparse, Blocks, ZeroRow)):
-        raise ParameterError(name, f"{distribution} has no meaning in {dtype}")
+        raise TypeError(f"expected float16, bfloat16, float32 or float64, got {dtype}")
+    for part in distribution.parts():
+        if not part.takes_complex:
+            raise TypeError(f"{part} has no meaning in {dtype}")
 
 
 def memory_span(tensor: torch.Tensor, name: str) -> Span:

@@ -11,26 +11,14 @@ import numpy as np
 import torch
 
 from fastinit import _native
+from fastinit.errors import ParameterError
 from fastinit.run.index_maps import IndexMap, Part, index_maps, whole
-from fastinit.run.memory import NAMELESS
 from fastinit.run.streams import name_id
-from fastinit.schemes.distributions import (
-    Blocks,
-    Constant,
-    Diagonal,
-    Distribution,
-    Normal,
-    Sampled,
-    TruncNormal,
-    Uniform,
-    ZeroRow,
-)
+from fastinit.schemes.distributions import Distribution
 
 # csrc/core/task.h
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-DISTRIBUTIONS: dict[type[Sampled], int] = {Constant: 0, Uniform: 1, Normal: 2, TruncNormal: 3, Diagonal: 4}
 _PADDING = tuple((0.0,) * (5 - length) for length in range(6))
-_ZERO = Constant(0.0)
 # csrc/core/prepare.h
 _PREPARE_ERRORS = {
     1: "no value of {dtype} lies within {distribution}",
@@ -80,18 +68,14 @@ def name_of_part(target: Target) -> str:
 
 def pieces(target: Target) -> list[Target]:
     """The parts of a target of several distributions, as views of its tensor; the others as they are."""
-    distribution = target.distribution
-    if isinstance(distribution, Blocks):
-        dim, sizes, each = distribution
-    elif isinstance(distribution, ZeroRow):
-        row, rows, rest = distribution
-        dim, sizes, each = 0, (row, 1, rows - row - 1), (rest, _ZERO, rest)
-    else:
+    split = target.distribution.blocks()
+    if split is None:
         return [target]
+    dim = split.dim
     part, tensor = part_of(target), target.tensor.detach()
     first = begin_of(target)[dim]  # of the tensor's elements
     found, begin = [], 0
-    for size, of_piece in zip(sizes, each, strict=True):
+    for size, of_piece in zip(split.sizes, split.each, strict=True):
         low, high = max(begin, first), min(begin + size, first + tensor.shape[dim])
         if low < high:
             view = tensor.narrow(dim, low - first, high - low)
@@ -106,29 +90,27 @@ def pieces(target: Target) -> list[Target]:
 
 
 def _expanded(target: Target) -> list[Target]:
-    """Pieces of one sampled distribution each."""
-    if not isinstance(target.distribution, (Blocks, ZeroRow)):
-        return [target]
-    found: list[Target] = []
-    for piece in pieces(target):
-        if isinstance(target.distribution, Blocks) and isinstance(piece.distribution, Diagonal):
-            piece = piece._replace(distribution=_diagonal_of_block(piece))
-        found += _expanded(piece)
-    return found
+    """Pieces of one sampled distribution each, in numbers that count the parameter's elements."""
+    split = target.distribution.blocks()
+    if split is None:
+        return [_located(target)]
+    if split.of_whole:
+        found: list[Target] = []
+        for share in pieces(_located(target)):
+            found += [share] if share.distribution.blocks() is None else _expanded(share)
+        return found
+    return [each for piece in pieces(target) for each in _expanded(piece)]
 
 
-def _diagonal_of_block(block: Target) -> Diagonal:
-    """The diagonal of a block, whose numbers count the block's elements, in numbers that count the parameter's."""
-    diagonal, part = block.distribution, block.part
-    assert isinstance(diagonal, Diagonal) and part is not None
-    numel = block.shape.numel()
-    if part.strides == whole(block.shape).strides and diagonal.period == numel:  # consecutive elements
-        return diagonal._replace(first=part.offset + diagonal.first, period=part.offset + numel)
-    if len(block.shape) == 2 and diagonal.period == numel:
-        last = part.offset + sum((size - 1) * stride for size, stride in zip(block.shape, part.strides, strict=True))
-        step, length = sum(part.strides), diagonal.length
-        return Diagonal(diagonal.value, part.offset, step, length, max(last, part.offset + length * step) + 1)
-    raise ValueError(f"{block.name}: a diagonal in groups cannot be split into blocks")
+def _located(target: Target) -> Target:
+    """A part's distribution counts the part's elements: the same in numbers that count the parameter's."""
+    if target.part is None:
+        return target
+    try:
+        distribution = target.distribution.located(target.shape, target.part.offset, target.part.strides)
+    except ValueError as error:
+        raise ParameterError(target.name, str(error)) from error
+    return target._replace(distribution=distribution)
 
 
 class Table:
@@ -142,15 +124,11 @@ class Table:
         whole_tensors: list[tuple[Target, int]] = []  # with its address: one row of consecutive elements
         parts: list[tuple[Target, int, IndexMap]] = []
         for target in targets:
-            distribution = target.distribution
-            if isinstance(distribution, (Blocks, ZeroRow)):
-                found = _expanded(target)
-            elif target.part is None and target.begin is None and target.tensor.is_contiguous():
+            is_whole = target.part is None and target.begin is None and target.tensor.is_contiguous()
+            if is_whole and target.distribution.blocks() is None:
                 whole_tensors.append((target, target.tensor.data_ptr()))
                 continue
-            else:
-                found = [target]
-            for piece in found:
+            for piece in _expanded(target):
                 address, itemsize = piece.tensor.data_ptr(), piece.tensor.element_size()
                 for index_map in index_maps(piece.tensor, part_of_tensor(piece)):
                     parts.append((piece, address + index_map.data_offset * itemsize, index_map))
@@ -168,16 +146,17 @@ class Table:
                 if field != "data_offset":
                     rows[field] = column
         owners = [target for target, _ in whole_tensors] + [target for target, _, _ in parts]
-        distributions: list[Any] = [owner.distribution for owner in owners]
+        distributions: list[Any] = [owner.distribution for owner in owners]  # all of them sampled
         table["name_id"] = np.frombuffer(b"".join([name_id(owner.name) for owner in owners]), dtype="V16")
         table["dtype"] = [DTYPES[owner.tensor.dtype] for owner in owners]
-        table["distribution"] = [DISTRIBUTIONS[type(distribution)] for distribution in distributions]
-        table["parameter"] = [distribution + _PADDING[len(distribution)] for distribution in distributions]
+        table["distribution"] = [distribution.code for distribution in distributions]
+        parameters = [distribution.parameters() for distribution in distributions]
+        table["parameter"] = [numbers + _PADDING[len(numbers)] for numbers in parameters]
         error = _module().prepare(table)
         if error is not None:
             row, code = error
             reason = _PREPARE_ERRORS[code].format(dtype=owners[row].tensor.dtype, distribution=distributions[row])
-            raise ValueError(f"{owners[row].name or NAMELESS}: {reason}")
+            raise ParameterError(owners[row].name, reason)
         self.rows = table
 
     def fill_cpu(self, seed: int, threads: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import singledispatch
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from fastinit.run.index_maps import box_of
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.streams import derive_stream
 from fastinit.run.table import Target
-from fastinit.schemes.distributions import Constant, Diagonal, Normal, TruncNormal, Uniform, is_random
+from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
 
 
 def fill(target: Target, seed: int | None, generator: torch.Generator | None) -> None:
@@ -21,7 +22,7 @@ def fill(target: Target, seed: int | None, generator: torch.Generator | None) ->
     Without a seed they come from `generator` or from torch's default generator of the device, just as a loop of
     torch.nn.init calls would draw them. With one, every name has a generator of its own, seeded by its stream.
     """
-    if seed is not None and is_random(target.distribution):
+    if seed is not None and target.distribution.is_random():
         generator = torch.Generator(target.device)
         generator.manual_seed(derive_stream(seed, target.name).key)
     if target.begin is None:
@@ -41,26 +42,7 @@ class TorchSource:
 
     def fill_all(self, targets: Sequence[Target]) -> None:
         for target in targets:
-            self._fill(target)
-
-    def _fill(self, target: Target) -> None:
-        tensor, distribution = target.tensor, target.distribution
-        generator = self._generator
-        if isinstance(distribution, Constant):
-            nn.init.constant_(tensor, distribution.value)
-        elif isinstance(distribution, Diagonal):
-            _fill_diagonal(tensor, distribution)
-        elif isinstance(distribution, Uniform):
-            nn.init.uniform_(tensor, distribution.low, distribution.high, generator=generator)
-        elif isinstance(distribution, Normal):
-            nn.init.normal_(tensor, distribution.center, distribution.sigma, generator=generator)
-        else:
-            assert isinstance(distribution, TruncNormal), "composed.fill takes the others apart"
-            mean, sigma, low, high = distribution
-            if sigma == 0.0:  # torch divides by it
-                nn.init.constant_(tensor, min(max(mean, low), high))
-                return
-            nn.init.trunc_normal_(tensor, mean, sigma, low, high, generator=generator)
+            _draw(target.distribution, target.tensor, self._generator)
 
     def zero_rows(self, target: Target, zeros: int) -> None:
         # As torch.nn.init.sparse_ does it; torch's own forgets its generator here.
@@ -99,8 +81,37 @@ def haar_by_factorisation(normals: torch.Tensor, gain: float) -> torch.Tensor:
     return found
 
 
+@singledispatch
+def _draw(distribution: Distribution, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
+    raise TypeError(f"expected a distribution that is sampled element by element, got {distribution!r}")
+
+
+@_draw.register
+def _(constant: Constant, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
+    nn.init.constant_(tensor, constant.value)
+
+
+@_draw.register
+def _(uniform: Uniform, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
+    nn.init.uniform_(tensor, uniform.low, uniform.high, generator=generator)
+
+
+@_draw.register
+def _(normal: Normal, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
+    nn.init.normal_(tensor, normal.center, normal.sigma, generator=generator)
+
+
+@_draw.register
+def _(normal: TruncNormal, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
+    if normal.sigma == 0.0:  # torch divides by it
+        nn.init.constant_(tensor, normal.mean())
+    else:
+        nn.init.trunc_normal_(tensor, normal.center, normal.sigma, normal.low, normal.high, generator=generator)
+
+
+@_draw.register
 @torch.no_grad()
-def _fill_diagonal(tensor: torch.Tensor, diagonal: Diagonal) -> None:
+def _(diagonal: Diagonal, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
     tensor.zero_()
     indices = torch.tensor(diagonal.indices(tensor.numel()), dtype=torch.int64, device=tensor.device)
     tensor[torch.unravel_index(indices, tensor.shape)] = diagonal.value

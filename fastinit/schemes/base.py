@@ -10,36 +10,94 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+from torch import nn
+
 from fastinit.schemes.distributions import Distribution
-from fastinit.schemes.fans import Fans
+from fastinit.schemes.fans import Fans, torch_fans
+
+
+class Context:
+    """What a scheme may look at: a parameter, or one of the blocks that are fused in it.
+
+    `shape` is that of the whole parameter, however it is sharded, or the block's; `dtype` is the parameter's. The rest
+    is found out when it is asked for, so that a scheme fails only for want of what it needs. Made by hand, as for a
+    test of a scheme, it answers with the arguments; `fans` are torch's unless given.
+
+    >>> Context((64, 3, 7, 7)).fans
+    Fans(fan_in=147, fan_out=3136)
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        *,
+        fans: Fans | None = None,
+        module: nn.Module | None = None,
+        own_name: str = "",
+        layer: int | None = None,
+        layers: int | None = None,
+    ) -> None:
+        self.shape: tuple[int, ...] = tuple(shape)
+        self.dtype = dtype
+        self._fans = fans
+        self._module = module
+        self._own_name = own_name
+        self._layer = layer
+        self._layers = layers
+
+    @property
+    def fans(self) -> Fans:
+        """fan_in and fan_out, by the convention in force.
+
+        Raises:
+            ValueError: it has none for this shape.
+        """
+        return torch_fans(self.shape) if self._fans is None else self._fans
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that holds the parameter; None for a tensor that was given alone."""
+        return self._module
+
+    @property
+    def own_name(self) -> str:
+        """The parameter's name within its module, such as "weight"; "" for a tensor that was given alone."""
+        return self._own_name
+
+    @property
+    def layer(self) -> int:
+        """The parameter's layer in its stack, counted from zero.
+
+        Raises:
+            ValueError: it lies in no stack of layers.
+        """
+        if self._layer is None:
+            raise ValueError("expected a parameter in a stack of layers, whose name has its number; got none")
+        return self._layer
+
+    @property
+    def layers(self) -> int:
+        """How many layers the parameter's stack has.
+
+        Raises:
+            ValueError: nothing tells.
+        """
+        if self._layers is None:
+            raise ValueError("expected a parameter in a stack of layers, or layers=; got neither")
+        return self._layers
 
 
 @runtime_checkable
 class Scheme(Protocol):
-    """What a scheme must offer. `needs_fans` false lets it serve parameters of any number of dimensions.
+    """From what a parameter is to the distribution of its values: one method, usually of a small frozen dataclass.
 
-    A scheme that looks at the shape offers `distribution_of(shape, fans)`, too, which is asked instead of
-    `distribution`. One that looks at the depth offers `at_layer(layer, layers)`, which gives the scheme to use there.
+    Equal contexts must give equal distributions: a plan asks once for all parameters for which the scheme got the same
+    answers from their contexts.
     """
 
-    @property
-    def needs_fans(self) -> bool: ...
-
-    def distribution(self, fans: Fans | None) -> Distribution: ...
-
-
-def distribution_of(scheme: Scheme, shape: Sequence[int], fans: Fans | None) -> Distribution:
-    """The distribution that a scheme gives a parameter of this shape and these fans."""
-    by_shape = getattr(scheme, "distribution_of", None)
-    distribution: Distribution = scheme.distribution(fans) if by_shape is None else by_shape(shape, fans)
-    return distribution
-
-
-def at_layer(scheme: Scheme, layer: int | None, layers: int | None) -> Scheme:
-    """The scheme to use in a layer: the same one, unless it looks at the depth."""
-    by_layer = getattr(scheme, "at_layer", None)
-    found: Scheme = scheme if by_layer is None else by_layer(layer, layers)
-    return found
+    def distribution(self, context: Context) -> Distribution: ...
 
 
 def check_choice(name: str, given: object, choices: Sequence[str]) -> None:
@@ -60,8 +118,11 @@ def register_scheme(name: str, make: Callable[..., Scheme]) -> None:
     A frozen dataclass as `make` can be written to recipe files.
 
     Raises:
+        TypeError: a name that is no string.
         ValueError: the name is taken.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a str, got {name!r}")
     if name in _MAKERS:
         raise ValueError(f"scheme {name!r} is registered already")
     _MAKERS[name] = make

@@ -1,24 +1,200 @@
-"""What the values of a parameter are distributed as: what a plan's rows hold and the engine writes. Plain data, no
-fans.
+"""Distributions: what the values of a parameter are distributed as. A plan's rows hold them, and a run writes them.
 
-`Sampled` ones give every element by itself, from its own random words: the native code fills them all in one pass.
-`Composed` ones are computed from a whole tensor of such values (composed.py). `Blocks` and `ZeroRow` put others
-together.
+They are plain data without fans. A `Sampled` one gives every element from that element's random words alone, and the
+native code fills them all in one pass. Others are computed from whole tensors; run/composed.py has a writer for each.
+`Blocks` and `ZeroRow` put others together.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
+from fastinit.schemes.numbers import as_finite, as_number, as_size
 
-class Constant(NamedTuple):
+Needs = Literal["element", "tensor"]
+# So many standard deviations out, one value in a thousand million is left of a normal.
+_FAR = 6.0
+
+
+class Split(NamedTuple):
+    """Parts along dimension `dim`: their sizes, and the distribution of each.
+
+    With `of_whole`, each is a distribution of the whole tensor, of which the part has its share; else of the part.
+    """
+
+    dim: int
+    sizes: tuple[int, ...]
+    each: tuple[Distribution, ...]
+    of_whole: bool = False
+
+
+class Distribution(ABC):
+    """What every distribution offers. One more kind is a frozen dataclass here and a writer in run/composed.py."""
+
+    __slots__ = ()
+    takes_complex: ClassVar[bool] = False  # whether it has a meaning for complex tensors
+
+    @abstractmethod
+    def mean(self) -> float:
+        """The mean over all elements."""
+
+    @abstractmethod
+    def std(self) -> float:
+        """The standard deviation over all elements."""
+
+    @abstractmethod
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest value, infinite where there is none."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    def scaled(self, factor: float) -> Distribution:
+        """The distribution of `factor` times the values; factor >= 0.
+
+        Raises:
+            TypeError: the values mean something that a factor would spoil.
+        """
+        raise TypeError(f"{self} cannot be scaled")
+
+    def blocks(self) -> Split | None:
+        """The parts, where several distributions lie along a dimension; None: it is one."""
+        return None
+
+    def parts(self) -> Iterator[Distribution]:
+        """The distribution itself, or those of all its blocks and of the blocks within them."""
+        split = self.blocks()
+        if split is None:
+            yield self
+        else:
+            for each in split.each:
+                yield from each.parts()
+
+    def is_random(self) -> bool:
+        """Whether any part of it takes random numbers."""
+        return True
+
+    @property
+    def needs(self) -> Needs:
+        """What a value is computed from: its own random words ("element"), or the whole tensor ("tensor")."""
+        return "tensor"
+
+    def farthest(self) -> float:
+        """The largest number, without its sign, that is met when values are computed.
+
+        Where a side has no bound, six standard deviations from the mean stand for it.
+        """
+        reach = _FAR * self.std()
+        low, high = self.bounds()
+        low = self.mean() - reach if math.isinf(low) else low
+        high = self.mean() + reach if math.isinf(high) else high
+        return max(abs(low), abs(high))
+
+    def rounding_scale(self) -> float | None:
+        """What rounding errors are proportional to, where values come out of products or a mathematical library.
+
+        None: the values are exact, to the bit.
+        """
+        return None
+
+    def check(self, shape: Sequence[int]) -> None:  # noqa: B027 (most fit every shape)
+        """Raise ValueError unless it is one for tensors of this shape."""
+
+    def located(self, shape: Sequence[int], offset: int, strides: Sequence[int]) -> Distribution:
+        """The same values, of a part of this shape, in numbers that count the elements of the whole.
+
+        Element (i, j, ...) of the part is element offset + i strides[0] + j strides[1] + ... of the whole.
+
+        Raises:
+            ValueError: no numbers of the whole say so.
+        """
+        return self
+
+
+class Sampled(Distribution):
+    """One that the native code fills: every element from its own random words."""
+
+    __slots__ = ()
+    code: ClassVar[int]  # csrc/core/task.h: Distribution
+
+    @abstractmethod
+    def parameters(self) -> tuple[float, ...]:
+        """The numbers that the native code takes, in the order of csrc/core/task.h."""
+
+    @property
+    def needs(self) -> Needs:
+        return "element"
+
+
+class _Compound(Distribution):
+    """One of several parts: what is known of it is known from them."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def blocks(self) -> Split: ...
+
+    def mean(self) -> float:
+        return _mixture(self.blocks())[0]
+
+    def std(self) -> float:
+        return _mixture(self.blocks())[1]
+
+    def bounds(self) -> tuple[float, float]:
+        bounds = [each.bounds() for each in self.parts()]
+        return min(low for low, _ in bounds), max(high for _, high in bounds)
+
+    def farthest(self) -> float:
+        return max(each.farthest() for each in self.parts())
+
+    def is_random(self) -> bool:
+        return any(each.is_random() for each in self.parts())
+
+    @property
+    def needs(self) -> Needs:
+        return "tensor" if any(each.needs == "tensor" for each in self.parts()) else "element"
+
+    def rounding_scale(self) -> float | None:
+        scales = [scale for each in self.parts() if (scale := each.rounding_scale()) is not None]
+        return max(scales, default=None)
+
+
+def _set_floats(distribution: Distribution, *names: str) -> None:
+    """Make fields plain floats, unless they are no finite numbers."""
+    for name in names:
+        object.__setattr__(distribution, name, float(as_finite(name, getattr(distribution, name))))
+
+
+def _set_sizes(distribution: Distribution, *names: str) -> None:
+    """Make fields plain integers, unless they are none, or negative."""
+    for name in names:
+        object.__setattr__(distribution, name, as_size(name, getattr(distribution, name)))
+
+
+@dataclass(frozen=True, slots=True)
+class Constant(Sampled):
+    """Every element is `value`, which may be infinite or NaN; an integer that float64 cannot hold stays one."""
+
     value: float
+    code: ClassVar[int] = 0
+    takes_complex: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        value = as_number("value", self.value)
+        as_float = float(value)
+        object.__setattr__(self, "value", as_float if as_float == value or as_float != as_float else value)
 
     def __str__(self) -> str:
         return f"{self.value:g}"
+
+    def parameters(self) -> tuple[float, ...]:
+        return (self.value,)
 
     def mean(self) -> float:
         return self.value
@@ -26,15 +202,40 @@ class Constant(NamedTuple):
     def std(self) -> float:
         return 0.0
 
+    def bounds(self) -> tuple[float, float]:
+        return self.value, self.value
 
-class Uniform(NamedTuple):
+    def farthest(self) -> float:
+        return abs(self.value) if math.isfinite(self.value) else 0.0  # whoever asks for an infinity, gets it
+
+    def scaled(self, factor: float) -> Constant:
+        return Constant(self.value * factor)
+
+    def is_random(self) -> bool:
+        return False
+
+
+ZERO = Constant(0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform(Sampled):
     """Uniform on [low, high], both ends included."""
 
     low: float
     high: float
+    code: ClassVar[int] = 1
+    takes_complex: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "low", "high")
+        check_order("low", self.low, "high", self.high)
 
     def __str__(self) -> str:
         return f"U[{self.low:.6g}, {self.high:.6g}]"
+
+    def parameters(self) -> tuple[float, ...]:
+        return self.low, self.high
 
     def mean(self) -> float:
         return 0.5 * (self.low + self.high)
@@ -42,15 +243,34 @@ class Uniform(NamedTuple):
     def std(self) -> float:
         return (self.high - self.low) / math.sqrt(12.0)
 
+    def bounds(self) -> tuple[float, float]:
+        return self.low, self.high
 
-class Normal(NamedTuple):
+    def farthest(self) -> float:
+        return max(abs(self.low), abs(self.high), self.high - self.low)  # a value is low + share * (high - low)
+
+    def scaled(self, factor: float) -> Uniform:
+        return Uniform(self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Normal(Sampled):
     """N(center, sigma^2)."""
 
     center: float
     sigma: float
+    code: ClassVar[int] = 2
+    takes_complex: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "center", "sigma")
+        check_not_negative("sigma", self.sigma)
 
     def __str__(self) -> str:
         return f"N({self.center:.6g}, {self.sigma:.6g}^2)"
+
+    def parameters(self) -> tuple[float, ...]:
+        return self.center, self.sigma
 
     def mean(self) -> float:
         return self.center
@@ -58,17 +278,35 @@ class Normal(NamedTuple):
     def std(self) -> float:
         return self.sigma
 
+    def bounds(self) -> tuple[float, float]:
+        return -math.inf, math.inf
 
-class TruncNormal(NamedTuple):
+    def scaled(self, factor: float) -> Normal:
+        return Normal(self.center * factor, self.sigma * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class TruncNormal(Sampled):
     """N(center, sigma^2) conditioned on [low, high], absolute bounds, both ends included."""
 
     center: float
     sigma: float
     low: float
     high: float
+    code: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "center", "sigma")
+        for name in ("low", "high"):
+            object.__setattr__(self, name, float(as_number(name, getattr(self, name))))
+        check_not_negative("sigma", self.sigma)
+        check_order("low", self.low, "high", self.high)
 
     def __str__(self) -> str:
         return f"N({self.center:.6g}, {self.sigma:.6g}^2) in [{self.low:.6g}, {self.high:.6g}]"
+
+    def parameters(self) -> tuple[float, ...]:
+        return self.center, self.sigma, self.low, self.high
 
     def mean(self) -> float:
         """center + sigma (f(a) - f(b)) / Z: bounds a, b in sigma, density f, mass Z."""
@@ -85,8 +323,23 @@ class TruncNormal(NamedTuple):
     def _bounds_in_sigma(self) -> tuple[float, float]:
         return (self.low - self.center) / self.sigma, (self.high - self.center) / self.sigma
 
+    def bounds(self) -> tuple[float, float]:
+        return self.low, self.high
 
-class Diagonal(NamedTuple):
+    def farthest(self) -> float:
+        # Wide bounds are not reached.
+        mean, reach = self.mean(), _FAR * self.std()
+        ends = max(self.low, mean - reach), min(self.high, mean + reach)
+        return max(self.sigma, abs(self.center), *map(abs, ends))
+
+    def scaled(self, factor: float) -> TruncNormal:
+        if factor == 0.0:  # infinity times zero is no bound
+            return TruncNormal(0.0, 0.0, 0.0, 0.0)
+        return TruncNormal(self.center * factor, self.sigma * factor, self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagonal(Sampled):
     """`value` on a diagonal, zero elsewhere: the identity, or the Dirac delta of a convolution.
 
     In every `period` of row-major indices, `length` of them: `first`, `first + step`, `first + 2 step`, ...
@@ -97,9 +350,18 @@ class Diagonal(NamedTuple):
     step: int
     length: int
     period: int
+    code: ClassVar[int] = 4
+    takes_complex: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "value")
+        _set_sizes(self, "first", "step", "length", "period")
 
     def __str__(self) -> str:
         return f"{self.value:g} on a diagonal"
+
+    def parameters(self) -> tuple[float, ...]:
+        return self.value, self.first, self.step, self.length, self.period
 
     def mean(self) -> float:
         return self.value * self.length / self.period
@@ -108,13 +370,40 @@ class Diagonal(NamedTuple):
         share = self.length / self.period
         return abs(self.value) * math.sqrt(share * (1.0 - share))
 
+    def bounds(self) -> tuple[float, float]:
+        return min(self.value, 0.0), max(self.value, 0.0)
+
+    def scaled(self, factor: float) -> Diagonal:
+        return replace(self, value=self.value * factor)
+
+    def is_random(self) -> bool:
+        return False
+
+    def check(self, shape: Sequence[int]) -> None:
+        numel, last = math.prod(shape), self.first + max(0, self.length - 1) * self.step
+        if self.step < 1 or self.period < 1 or last >= self.period or numel % self.period != 0:
+            raise ValueError(
+                f"expected a diagonal within every period, and whole periods in shape {tuple(shape)}, got {self!r}"
+            )
+
     def indices(self, numel: int) -> list[int]:
         """The row-major indices below `numel` that hold `value`."""
         diagonal = range(self.first, self.first + self.length * self.step, self.step)
         return [start + index for start in range(0, numel, self.period) for index in diagonal if start + index < numel]
 
+    def located(self, shape: Sequence[int], offset: int, strides: Sequence[int]) -> Diagonal:
+        numel = math.prod(shape)
+        if self.period == numel and tuple(strides) == _row_major(shape):  # consecutive elements
+            return replace(self, first=offset + self.first, period=offset + numel)
+        if self.period == numel and len(shape) == 2:
+            last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+            step = sum(strides)
+            return Diagonal(self.value, offset, step, self.length, max(last, offset + self.length * step) + 1)
+        raise ValueError("a diagonal in groups cannot be split into blocks")
 
-class Orthogonal(NamedTuple):
+
+@dataclass(frozen=True, slots=True)
+class Orthogonal(Distribution):
     """`gain` times a matrix with orthonormal rows or columns, whichever are fewer, Haar distributed.
 
     The matrix is dimension 0 against all others, or all others against `column_axis`; `vectors` rows or columns of
@@ -125,6 +414,11 @@ class Orthogonal(NamedTuple):
     vectors: int
     length: int
     column_axis: int | None = None
+    takes_complex: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "gain")
+        _set_sizes(self, "vectors", "length")
 
     def __str__(self) -> str:
         times = "" if self.gain == 1.0 else f"{self.gain:.6g} x "
@@ -136,8 +430,29 @@ class Orthogonal(NamedTuple):
     def std(self) -> float:
         return abs(self.gain) / math.sqrt(self.length)
 
+    def bounds(self) -> tuple[float, float]:
+        return -abs(self.gain), abs(self.gain)
 
-class DeltaOrthogonal(NamedTuple):
+    def scaled(self, factor: float) -> Orthogonal:
+        return replace(self, gain=self.gain * factor)
+
+    def rounding_scale(self) -> float:
+        return abs(self.gain)
+
+    def check(self, shape: Sequence[int]) -> None:
+        axis = 0 if self.column_axis is None else self.column_axis
+        if len(shape) < 2 or not -len(shape) <= axis < len(shape):
+            raise ValueError(f"expected a matrix, got {self} for shape {tuple(shape)}")
+        sides = shape[axis], math.prod(shape) // max(shape[axis], 1)
+        if (self.vectors, self.length) != (min(sides), max(sides)):
+            raise ValueError(
+                f"expected {min(sides)} vectors of length {max(sides)} for shape {tuple(shape)}, got {self.vectors} of "
+                f"length {self.length}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaOrthogonal(Distribution):
     """`gain` times an orthogonal matrix (out x in, orthonormal columns) at the middle of the kernels, zero
     elsewhere."""
 
@@ -145,6 +460,10 @@ class DeltaOrthogonal(NamedTuple):
     out: int
     inputs: int
     kernel: int
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "gain")
+        _set_sizes(self, "out", "inputs", "kernel")
 
     def __str__(self) -> str:
         return f"{self.gain:.6g} x orthogonal {self.out} x {self.inputs} at the middle of {self.kernel}"
@@ -155,14 +474,40 @@ class DeltaOrthogonal(NamedTuple):
     def std(self) -> float:
         return abs(self.gain) / math.sqrt(self.out * self.kernel)
 
+    def bounds(self) -> tuple[float, float]:
+        return -abs(self.gain), abs(self.gain)
 
-class Spectral(NamedTuple):
+    def scaled(self, factor: float) -> DeltaOrthogonal:
+        return replace(self, gain=self.gain * factor)
+
+    def rounding_scale(self) -> float:
+        return abs(self.gain)
+
+    def check(self, shape: Sequence[int]) -> None:
+        _check_fits(self, shape, (*shape[:2], math.prod(shape[2:])), (self.out, self.inputs, self.kernel))
+        if self.inputs > self.out:
+            raise ValueError(f"expected no more inputs than outputs, got {self.inputs} and {self.out}")
+
+
+@dataclass(frozen=True, slots=True)
+class Spectral(Distribution):
     """U diag(values) V^T with U and V Haar distributed: a matrix of these singular values, dimension 0 against the
     rest."""
 
     values: tuple[float, ...]
     rows: int
     columns: int
+    takes_complex: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        values = tuple(float(as_finite(f"values[{i}]", value)) for i, value in enumerate(self.values))
+        object.__setattr__(self, "values", values)
+        _set_sizes(self, "rows", "columns")
+        if len(values) != min(self.rows, self.columns):
+            raise ValueError(
+                f"values: expected {min(self.rows, self.columns)}, the rank of {self.rows} x {self.columns}, got "
+                f"{len(values)}"
+            )
 
     def __str__(self) -> str:
         return f"singular values {min(self.values):.6g} to {max(self.values):.6g}"
@@ -173,13 +518,31 @@ class Spectral(NamedTuple):
     def std(self) -> float:
         return math.sqrt(math.fsum(value * value for value in self.values) / (self.rows * self.columns))
 
+    def bounds(self) -> tuple[float, float]:
+        largest = max(map(abs, self.values))
+        return -largest, largest
 
-class IdentityPlus(NamedTuple):
+    def scaled(self, factor: float) -> Spectral:
+        return replace(self, values=tuple(value * factor for value in self.values))
+
+    def rounding_scale(self) -> float:
+        return max(map(abs, self.values))
+
+    def check(self, shape: Sequence[int]) -> None:
+        _check_fits(self, shape, (*shape[:1], math.prod(shape[1:])), (self.rows, self.columns))
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityPlus(Distribution):
     """`identity` times the identity, plus `gain` times a Haar distributed orthogonal matrix, of this order."""
 
     identity: float
     gain: float
     order: int
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "identity", "gain")
+        _set_sizes(self, "order")
 
     def __str__(self) -> str:
         return f"{self.identity:.6g} x identity + {self.gain:.6g} x orthogonal"
@@ -191,13 +554,34 @@ class IdentityPlus(NamedTuple):
         spread = self.identity**2 * (1.0 - 1.0 / self.order) + self.gain**2
         return math.sqrt(spread / self.order)
 
+    def bounds(self) -> tuple[float, float]:
+        return min(self.identity, 0.0) - abs(self.gain), max(self.identity, 0.0) + abs(self.gain)
 
-class Sparse(NamedTuple):
+    def scaled(self, factor: float) -> IdentityPlus:
+        return replace(self, identity=self.identity * factor, gain=self.gain * factor)
+
+    def rounding_scale(self) -> float:
+        return abs(self.identity) + abs(self.gain)
+
+    def check(self, shape: Sequence[int]) -> None:
+        _check_fits(self, shape, tuple(shape), (self.order, self.order))
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse(Distribution):
     """N(0, sigma^2), but for `zeros` randomly chosen rows in every column, which are zero."""
 
     sigma: float
     zeros: int
     rows: int
+    takes_complex: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "sigma")
+        check_not_negative("sigma", self.sigma)
+        _set_sizes(self, "zeros", "rows")
+        if self.zeros > self.rows:
+            raise ValueError(f"zeros: expected at most {self.rows}, the rows, got {self.zeros}")
 
     def __str__(self) -> str:
         return f"N(0, {self.sigma:.6g}^2), {self.zeros} of {self.rows} zero in a column"
@@ -208,8 +592,21 @@ class Sparse(NamedTuple):
     def std(self) -> float:
         return self.sigma * math.sqrt(1.0 - self.zeros / self.rows)
 
+    def bounds(self) -> tuple[float, float]:
+        return -math.inf, math.inf
 
-class Hadamard(NamedTuple):
+    def farthest(self) -> float:
+        return _FAR * self.sigma
+
+    def scaled(self, factor: float) -> Sparse:
+        return replace(self, sigma=self.sigma * factor)
+
+    def check(self, shape: Sequence[int]) -> None:
+        _check_fits(self, shape, (len(shape), *shape[:1]), (2, self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Hadamard(Distribution):
     """`scale` times the top left corner of Sylvester's Hadamard matrix: (-1)^popcount(i & j) at (i, j).
 
     For a convolution, at the middle of the kernels, zero elsewhere; `kernel` is how many positions they have.
@@ -217,6 +614,10 @@ class Hadamard(NamedTuple):
 
     scale: float
     kernel: int
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "scale")
+        _set_sizes(self, "kernel")
 
     def __str__(self) -> str:
         return f"{self.scale:.6g} x Hadamard"
@@ -226,13 +627,29 @@ class Hadamard(NamedTuple):
         return 0.0
 
     def std(self) -> float:
-        return self.scale / math.sqrt(self.kernel)
+        return abs(self.scale) / math.sqrt(self.kernel)
+
+    def bounds(self) -> tuple[float, float]:
+        return -abs(self.scale), abs(self.scale)
+
+    def scaled(self, factor: float) -> Hadamard:
+        return replace(self, scale=self.scale * factor)
+
+    def is_random(self) -> bool:
+        return False
+
+    def check(self, shape: Sequence[int]) -> None:
+        _check_fits(self, shape, (min(len(shape), 2), math.prod(shape[2:])), (2, self.kernel))
 
 
-class LogRange(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LogRange(Distribution):
     """log 1, log 2, ..., log `length` along the last dimension."""
 
     length: int
+
+    def __post_init__(self) -> None:
+        _set_sizes(self, "length")
 
     def __str__(self) -> str:
         return f"log(1 ... {self.length})"
@@ -247,14 +664,28 @@ class LogRange(NamedTuple):
         mean = self.mean()
         return math.sqrt(math.fsum((value - mean) ** 2 for value in self._values()) / self.length)
 
+    def bounds(self) -> tuple[float, float]:
+        return 0.0, math.log(max(self.length, 1))
 
-class TimeStep(NamedTuple):
+    def is_random(self) -> bool:
+        return False
+
+    def check(self, shape: Sequence[int]) -> None:
+        _check_fits(self, shape, tuple(shape[-1:]), (self.length,))
+
+
+@dataclass(frozen=True, slots=True)
+class TimeStep(Distribution):
     """The b with softplus(b) = max(floor, exp(u)), u ~ U[log low, log high]: time steps, as a bias before a
     softplus."""
 
     low: float
     high: float
     floor: float
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "low", "high", "floor")
+        check_time_steps(self.low, self.high, self.floor)
 
     def __str__(self) -> str:
         return f"softplus^-1 of log-uniform [{self.low:g}, {self.high:g}]"
@@ -270,112 +701,152 @@ class TimeStep(NamedTuple):
         return self._moment(1)
 
     def std(self) -> float:
-        return math.sqrt(self._moment(2) - self._moment(1) ** 2)
+        return math.sqrt(max(0.0, self._moment(2) - self._moment(1) ** 2))
+
+    def bounds(self) -> tuple[float, float]:
+        return inverse_softplus(max(self.floor, self.low)), inverse_softplus(max(self.floor, self.high))
+
+    def rounding_scale(self) -> float:
+        return 1.0
 
 
-class Blocks(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Blocks(_Compound):
     """Along dimension `dim`, blocks of `sizes`, each with a distribution of its own: fused projections, gates."""
 
     dim: int
     sizes: tuple[int, ...]
     each: tuple[Distribution, ...]
 
+    def __post_init__(self) -> None:
+        _set_sizes(self, "dim")
+        object.__setattr__(self, "sizes", tuple(as_size(f"sizes[{i}]", size) for i, size in enumerate(self.sizes)))
+        object.__setattr__(self, "each", tuple(self.each))
+        for each in self.each:
+            check_distribution(each)
+        if len(self.sizes) != len(self.each) or not self.each:
+            raise ValueError(f"expected a distribution a block, got {len(self.each)} for {len(self.sizes)}")
+
     def __str__(self) -> str:
         if len(set(self.each)) == 1:
             return f"{len(self.sizes)} blocks of dim {self.dim}: {self.each[0]}"
         return " | ".join(f"{size}: {each}" for size, each in zip(self.sizes, self.each, strict=True))
 
-    def mean(self) -> float:
-        return _mixture(self.sizes, self.each)[0]
+    def blocks(self) -> Split:
+        return Split(self.dim, self.sizes, self.each)
 
-    def std(self) -> float:
-        return _mixture(self.sizes, self.each)[1]
+    def scaled(self, factor: float) -> Blocks:
+        return replace(self, each=tuple(each.scaled(factor) for each in self.each))
+
+    def check(self, shape: Sequence[int]) -> None:
+        if self.dim >= len(shape) or sum(self.sizes) != shape[self.dim]:
+            raise ValueError(
+                f"expected blocks that add up to a dimension of shape {tuple(shape)}, got {self.sizes} along dim "
+                f"{self.dim}"
+            )
+        for size, each in zip(self.sizes, self.each, strict=True):
+            each.check((*shape[: self.dim], size, *shape[self.dim + 1 :]))
 
 
-class ZeroRow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ZeroRow(_Compound):
     """`rest`, but for the zeros at index `row` of the `rows` along dimension 0: the padding row of an embedding."""
 
     row: int
     rows: int
     rest: Distribution
 
+    def __post_init__(self) -> None:
+        _set_sizes(self, "row", "rows")
+        check_distribution(self.rest)
+        if self.row >= self.rows:
+            raise ValueError(f"row: expected one of {self.rows}, got {self.row}")
+
     def __str__(self) -> str:
         return f"{self.rest}, row {self.row} zero"
 
-    def mean(self) -> float:
-        return _mixture((1, self.rows - 1), (Constant(0.0), self.rest))[0]
+    def blocks(self) -> Split:
+        sizes = (self.row, 1, self.rows - self.row - 1)
+        return Split(0, sizes, (self.rest, ZERO, self.rest), of_whole=True)
 
-    def std(self) -> float:
-        return _mixture((1, self.rows - 1), (Constant(0.0), self.rest))[1]
+    def scaled(self, factor: float) -> ZeroRow:
+        return replace(self, rest=self.rest.scaled(factor))
 
+    def check(self, shape: Sequence[int]) -> None:
+        _check_fits(self, shape, tuple(shape[:1]), (self.rows,))
+        self.rest.check(shape)
 
-Sampled = Constant | Uniform | Normal | TruncNormal | Diagonal
-Composed = Orthogonal | DeltaOrthogonal | Spectral | IdentityPlus | Sparse | Hadamard | LogRange | TimeStep
-Distribution = Sampled | Composed | Blocks | ZeroRow
-
-SAMPLED: tuple[type, ...] = (Constant, Uniform, Normal, TruncNormal, Diagonal)
-COMPOSED: tuple[type, ...] = (
-    Orthogonal,
-    DeltaOrthogonal,
-    Spectral,
-    IdentityPlus,
-    Sparse,
-    Hadamard,
-    LogRange,
-    TimeStep,
-)
+    def located(self, shape: Sequence[int], offset: int, strides: Sequence[int]) -> ZeroRow:
+        return replace(self, rest=self.rest.located(shape, offset, strides))
 
 
-def is_composed(distribution: Distribution) -> bool:
-    """Whether any part of it is computed from whole tensors, rather than every element by itself."""
-    if isinstance(distribution, Blocks):
-        return any(map(is_composed, distribution.each))
-    if isinstance(distribution, ZeroRow):
-        return is_composed(distribution.rest)
-    return isinstance(distribution, COMPOSED)
+def check_distribution(given: object) -> None:
+    """Raise TypeError unless it is a distribution."""
+    if not isinstance(given, Distribution):
+        raise TypeError(f"expected a distribution (fastinit.schemes.distributions), got {given!r}")
 
 
-def is_random(distribution: Distribution) -> bool:
-    """Whether any part of it takes random numbers."""
-    if isinstance(distribution, Blocks):
-        return any(map(is_random, distribution.each))
-    if isinstance(distribution, ZeroRow):
-        return is_random(distribution.rest)
-    return not isinstance(distribution, (Constant, Diagonal, Hadamard, LogRange))
+def check_not_negative(name: str, value: float) -> None:
+    if value < 0.0:
+        raise ValueError(f"{name}: expected {name} >= 0, got {value!r}")
 
 
-def scaled(distribution: Distribution, factor: float) -> Distribution:
-    """The distribution of `factor` times the values; factor >= 0.
+def check_order(low_name: str, low: float, high_name: str, high: float) -> None:
+    if not low <= high:
+        raise ValueError(f"{low_name}, {high_name}: expected {low_name} <= {high_name}, got {low!r} and {high!r}")
 
-    Raises:
-        TypeError: a distribution whose values mean something that a factor would spoil.
+
+def check_time_steps(low: float, high: float, floor: float) -> None:
+    if not (0.0 < low <= high and floor > 0.0):
+        raise ValueError(f"low, high, floor: expected 0 < low <= high and floor > 0, got {low!r}, {high!r}, {floor!r}")
+
+
+def _check_fits(
+    distribution: Distribution, shape: Sequence[int], wanted: tuple[int, ...], found: tuple[int, ...]
+) -> None:
+    if wanted != found:
+        raise ValueError(f"expected a distribution for shape {tuple(shape)}, got {distribution!r}")
+
+
+def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
+    """Raise ValueError unless `dtype` can hold the values: none overflows, and integers are given whole numbers.
+
+    Six standard deviations stand for a bound where there is none. A constant may be infinite or NaN in a floating-point
+    dtype.
     """
-    d = distribution
-    if isinstance(d, Constant):
-        return Constant(d.value * factor)
-    if isinstance(d, Uniform):
-        return Uniform(d.low * factor, d.high * factor)
-    if isinstance(d, Normal):
-        return Normal(d.center * factor, d.sigma * factor)
-    if isinstance(d, TruncNormal):
-        return TruncNormal(d.center * factor, d.sigma * factor, d.low * factor, d.high * factor)
-    if isinstance(d, Diagonal):
-        return d._replace(value=d.value * factor)
-    if isinstance(d, (Orthogonal, DeltaOrthogonal)):
-        return d._replace(gain=d.gain * factor)
-    if isinstance(d, Spectral):
-        return d._replace(values=tuple(value * factor for value in d.values))
-    if isinstance(d, IdentityPlus):
-        return d._replace(identity=d.identity * factor, gain=d.gain * factor)
-    if isinstance(d, Sparse):
-        return d._replace(sigma=d.sigma * factor)
-    if isinstance(d, Hadamard):
-        return d._replace(scale=d.scale * factor)
-    if isinstance(d, Blocks):
-        return d._replace(each=tuple(scaled(each, factor) for each in d.each))
-    if isinstance(d, ZeroRow):
-        return d._replace(rest=scaled(d.rest, factor))
-    raise TypeError(f"{d} cannot be scaled")
+    for part in distribution.parts():
+        if dtype.is_floating_point or dtype.is_complex:
+            largest = torch.finfo(dtype).max
+            if part.farthest() > largest:
+                raise ValueError(f"{part} lies outside {dtype} (largest {largest:g})")
+        else:
+            least, most = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+            for value in part.bounds():
+                if not (math.isfinite(value) and value == int(value) and least <= value <= most):
+                    raise ValueError(f"expected whole numbers from {least} to {most} for {dtype}, got {value!r}")
+
+
+def range_warning(distribution: Distribution, dtype: torch.dtype) -> str | None:
+    """What `dtype` makes of values that it can hold but not tell apart, or that vanish in it; None: nothing of note.
+
+    The spacing of a dtype at the mean is eps |mean|, and never less than its least number above zero.
+    """
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return None
+    limits = torch.finfo(dtype)
+    least = limits.smallest_normal * limits.eps
+    for part in distribution.parts():
+        if part.is_random():
+            mean, std = part.mean(), part.std()
+            spacing = max(limits.eps * abs(mean), least)
+            if 0.0 < std < spacing:
+                return (
+                    f"{part} has a std of {std:.3g}, less than the spacing of {dtype} at its mean ({spacing:.3g}): "
+                    "many values are the same"
+                )
+        elif 0.0 < (farthest := part.farthest()) <= 0.5 * least:
+            return f"{part} has values up to {farthest:.3g}, which are zero in {dtype}"
+    return None
 
 
 def inverse_softplus(x: float) -> float:
@@ -383,14 +854,18 @@ def inverse_softplus(x: float) -> float:
     return x + math.log(-math.expm1(-x))
 
 
-def _mixture(sizes: tuple[int, ...], each: tuple[Distribution, ...]) -> tuple[float, float]:
-    """Mean and standard deviation over all elements of parts of these sizes."""
-    whole = max(sum(sizes), 1)
-    mean = math.fsum(size * part.mean() for size, part in zip(sizes, each, strict=True)) / whole
-    square = (
-        math.fsum(size * (part.std() ** 2 + part.mean() ** 2) for size, part in zip(sizes, each, strict=True)) / whole
-    )
+def _mixture(split: Split) -> tuple[float, float]:
+    """Mean and standard deviation over all elements of the parts."""
+    whole = max(sum(split.sizes), 1)
+    # Parts without elements may have no mean.
+    moments = [(size, each.mean(), each.std()) for size, each in zip(split.sizes, split.each, strict=True) if size]
+    mean = math.fsum(size * of_part for size, of_part, _ in moments) / whole
+    square = math.fsum(size * (std**2 + of_part**2) for size, of_part, std in moments) / whole
     return mean, math.sqrt(max(0.0, square - mean * mean))
+
+
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
 
 
 def _density(x: float) -> float:
@@ -421,41 +896,3 @@ def truncated_std(a: float, b: float) -> float:
     edge_a = 0.0 if math.isinf(a) else a * _density(a)
     edge_b = 0.0 if math.isinf(b) else b * _density(b)
     return math.sqrt(max(0.0, 1.0 + (edge_a - edge_b) / mass - ((_density(a) - _density(b)) / mass) ** 2))
-
-
-def _check_constant(value: float, dtype: torch.dtype) -> None:
-    if dtype.is_floating_point or dtype.is_complex:
-        largest = torch.finfo(dtype).max
-        if math.isfinite(value) and abs(value) > largest:
-            raise ValueError(f"{value:g} lies outside {dtype} (largest {largest:g})")
-    elif dtype is not torch.bool:
-        limits = torch.iinfo(dtype)
-        if not (math.isfinite(value) and limits.min <= value <= limits.max):
-            raise ValueError(f"expected a value from {limits.min} to {limits.max} for {dtype}, got {value!r}")
-
-
-def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
-    """Raise ValueError unless the numbers of `distribution` are finite in `dtype`; a constant may be infinite or
-    NaN."""
-    if isinstance(distribution, (Constant, Diagonal)):
-        _check_constant(distribution.value, dtype)
-        return
-    if isinstance(distribution, Blocks):
-        for each in distribution.each:
-            check_range(each, dtype)
-    elif isinstance(distribution, ZeroRow):
-        check_range(distribution.rest, dtype)
-    elif isinstance(distribution, Uniform):
-        largest = torch.finfo(dtype).max
-        if max(abs(distribution.low), abs(distribution.high)) > largest:
-            raise ValueError(f"bounds {distribution} lie outside {dtype} (largest {largest:g})")
-        if distribution.high - distribution.low > largest:
-            raise ValueError(f"the range of {distribution} overflows {dtype} (largest {largest:g})")
-    elif isinstance(distribution, (Normal, TruncNormal)):
-        largest = torch.finfo(dtype).max
-        if max(abs(distribution.center), distribution.sigma) > largest:
-            raise ValueError(f"{distribution} lies outside {dtype} (largest {largest:g})")
-    elif isinstance(distribution, (Orthogonal, DeltaOrthogonal, Spectral, IdentityPlus, Sparse)):
-        largest = torch.finfo(dtype).max
-        if distribution.std() > largest:
-            raise ValueError(f"{distribution} lies outside {dtype} (largest {largest:g})")

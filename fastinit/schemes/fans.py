@@ -52,6 +52,13 @@ FanConvention = Literal["torch", "module", "jax", "keras", "weight"] | Fans | Fa
 FAN_NAMES = ("torch", "module", "jax", "keras", "weight")
 
 
+def _no_fans(shape: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"fans need at least 2 dimensions, got shape {tuple(shape)}; give it a rule with a scheme without fans, such "
+        "as 'normal'"
+    )
+
+
 def torch_fans(shape: Sequence[int]) -> Fans:
     """The fans that `torch.nn.init` computes: dimension 1 is in, dimension 0 is out, the rest is the receptive field.
 
@@ -64,7 +71,7 @@ def torch_fans(shape: Sequence[int]) -> Fans:
     Fans(fan_in=147, fan_out=3136)
     """
     if len(shape) < 2:
-        raise ValueError(f"fans need at least 2 dimensions, got shape {tuple(shape)}")
+        raise _no_fans(shape)
     receptive_field = math.prod(shape[2:])
     return Fans(shape[1] * receptive_field, shape[0] * receptive_field)
 
@@ -81,7 +88,7 @@ def axes_fans(shape: Sequence[int], axes: FanAxes = FanAxes()) -> Fans:  # noqa:
     """
     dimensions = len(shape)
     if dimensions < 2:
-        raise ValueError(f"fans need at least 2 dimensions, got shape {tuple(shape)}")
+        raise _no_fans(shape)
     seen: set[int] = set()
 
     def size(name: str, axis: int | tuple[int, ...]) -> int:
@@ -149,7 +156,7 @@ def module_geometry(module: nn.Module, own_name: str, shape: Sequence[int]) -> G
             beside = _shape_of(module, name_beside)
             if beside is not None and len(beside) >= 2:
                 return module_geometry(module, name_beside, beside)._replace(in_dim=1, out_dim=0)
-        raise ValueError(f"fans need at least 2 dimensions, got shape {tuple(shape)}")
+        raise _no_fans(shape)
     for kind, geometry in _GEOMETRIES:
         if isinstance(module, kind):
             return geometry(module, own_name, shape)

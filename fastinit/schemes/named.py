@@ -7,40 +7,31 @@ are lines on top of it. `Scaled` and `DepthScaled` multiply any other. Strings n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fastinit.schemes import distributions
-from fastinit.schemes.base import Scheme, as_scheme, at_layer, check_choice, distribution_of, register_scheme
-from fastinit.schemes.distributions import Distribution, truncated_std
-from fastinit.schemes.fans import Fans
+from fastinit.schemes.base import Context, Scheme, as_scheme, check_choice, register_scheme
+from fastinit.schemes.distributions import Distribution, check_not_negative, check_order, truncated_std
 from fastinit.schemes.gains import calculate_gain
+from fastinit.schemes.numbers import as_finite, as_number
 
 # Standard deviation of a standard normal conditioned on [-2, 2]: sqrt(1 - 4 f(2) / (1 - 2 Q(2))).
 STD_WITHIN_TWO_SIGMA = 0.87962566103423978
 
 
-def check_finite(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name}: expected a number, got {value!r}")
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: expected a finite number, got {value!r}")
+def set_finite(scheme: Scheme, *names: str) -> None:
+    """Make fields of a frozen scheme plain numbers, unless they are no finite ones."""
+    for name in names:
+        object.__setattr__(scheme, name, as_finite(name, getattr(scheme, name)))
 
 
-def check_std(std: float) -> None:
-    check_finite(std=std)
-    if std < 0.0:
-        raise ValueError(f"std: expected std >= 0, got {std!r}")
-
-
-def _check_order(low_name: str, low: float, high_name: str, high: float) -> None:
-    for name, value in ((low_name, low), (high_name, high)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not low <= high:
-        raise ValueError(f"{low_name}, {high_name}: expected {low_name} <= {high_name}, got {low!r} and {high!r}")
+def set_not_negative(scheme: Scheme, *names: str) -> None:
+    """Make fields of a frozen scheme plain numbers, unless they are negative, or no finite ones."""
+    set_finite(scheme, *names)
+    for name in names:
+        check_not_negative(name, getattr(scheme, name))
 
 
 @dataclass(frozen=True)
@@ -48,20 +39,13 @@ class Constant:
     """Every element is `value`."""
 
     value: float
-    needs_fans = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.value, (int, float)):
-            raise TypeError(f"value: expected a number, got {self.value!r}")
-        try:
-            float(self.value)
-        except OverflowError as error:
-            raise ValueError(f"value: expected one within float64, got {self.value!r}") from error
+        if not isinstance(self.value, bool):  # torch's constant_ takes them
+            object.__setattr__(self, "value", as_number("value", self.value))
 
-    def distribution(self, fans: Fans | None) -> Distribution:
-        # An integer that float64 cannot hold stays one, for tensors of integers.
-        as_float = float(self.value)
-        return distributions.Constant(as_float if as_float == self.value or as_float != as_float else self.value)
+    def distribution(self, context: Context) -> Distribution:
+        return distributions.Constant(float(self.value) if isinstance(self.value, bool) else self.value)
 
 
 @dataclass(frozen=True)
@@ -74,13 +58,12 @@ class Uniform:
 
     low: float = 0.0
     high: float = 1.0
-    needs_fans = False
 
     def __post_init__(self) -> None:
-        check_finite(low=self.low, high=self.high)
-        _check_order("low", self.low, "high", self.high)
+        set_finite(self, "low", "high")
+        check_order("low", self.low, "high", self.high)
 
-    def distribution(self, fans: Fans | None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
         return distributions.Uniform(float(self.low), float(self.high))
 
 
@@ -94,13 +77,12 @@ class Normal:
 
     mean: float = 0.0
     std: float = 1.0
-    needs_fans = False
 
     def __post_init__(self) -> None:
-        check_finite(mean=self.mean)
-        check_std(self.std)
+        set_finite(self, "mean")
+        set_not_negative(self, "std")
 
-    def distribution(self, fans: Fans | None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
         return distributions.Normal(float(self.mean), float(self.std))
 
 
@@ -123,16 +105,15 @@ class TruncNormal:
     bounds: tuple[float, float] = (-2.0, 2.0)
     unit: Literal["absolute", "sigma"] = "absolute"
     std_is: Literal["before", "after"] = "before"
-    needs_fans = False
 
     def __post_init__(self) -> None:
-        check_finite(mean=self.mean)
-        check_std(self.std)
+        set_finite(self, "mean")
+        set_not_negative(self, "std")
         if not isinstance(self.bounds, (tuple, list)) or len(self.bounds) != 2:
             raise ValueError(f"bounds: expected two numbers, got {self.bounds!r}")
-        object.__setattr__(self, "bounds", tuple(self.bounds))
-        low, high = self.bounds
-        _check_order("bounds[0]", low, "bounds[1]", high)
+        low, high = (as_number(f"bounds[{position}]", bound) for position, bound in enumerate(self.bounds))
+        object.__setattr__(self, "bounds", (low, high))
+        check_order("bounds[0]", low, "bounds[1]", high)
         check_choice("unit", self.unit, ("absolute", "sigma"))
         check_choice("std_is", self.std_is, ("before", "after"))
         self._sigma()
@@ -148,7 +129,7 @@ class TruncNormal:
             return self.std / within
         return _sigma_before(self.std, low - self.mean, high - self.mean)
 
-    def distribution(self, fans: Fans | None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
         low, high = (float(bound) for bound in self.bounds)
         sigma = float(self._sigma())
         if self.unit == "sigma":
@@ -208,17 +189,14 @@ class VarianceScaling:
     scale: float = 1.0
     mode: FanMode = "fan_in"
     shape: Literal["uniform", "normal", "truncated_normal"] = "normal"
-    needs_fans = True
 
     def __post_init__(self) -> None:
-        check_finite(scale=self.scale)
-        if self.scale < 0.0:
-            raise ValueError(f"scale: expected scale >= 0, got {self.scale!r}")
+        set_not_negative(self, "scale")
         check_choice("mode", self.mode, _FAN_MODES)
         check_choice("shape", self.shape, _SHAPES)
 
-    def distribution(self, fans: Fans | None) -> Distribution:
-        assert fans is not None, "a scheme with needs_fans is given fans"
+    def distribution(self, context: Context) -> Distribution:
+        fans = context.fans
         # In torch.nn.init's order of operations, so that its numbers come out to the last bit.
         gain = math.sqrt(self.scale)
         if self.mode == "fan_avg":
@@ -249,22 +227,10 @@ class Scaled:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheme", as_scheme(self.scheme))
-        check_finite(factor=self.factor)
-        if self.factor < 0.0:
-            raise ValueError(f"factor: expected factor >= 0, got {self.factor!r}")
+        set_not_negative(self, "factor")
 
-    @property
-    def needs_fans(self) -> bool:
-        return self.scheme.needs_fans
-
-    def distribution(self, fans: Fans | None) -> Distribution:
-        return distributions.scaled(self.scheme.distribution(fans), self.factor)
-
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None) -> Distribution:
-        return distributions.scaled(distribution_of(self.scheme, shape, fans), self.factor)
-
-    def at_layer(self, layer: int | None, layers: int | None) -> Scheme:
-        return Scaled(at_layer(self.scheme, layer, layers), self.factor)
+    def distribution(self, context: Context) -> Distribution:
+        return self.scheme.distribution(context).scaled(self.factor)
 
 
 @dataclass(frozen=True)
@@ -291,7 +257,7 @@ class DepthScaled:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheme", as_scheme(self.scheme))
         check_choice("by", self.by, ("depth", "layer"))
-        check_finite(branches=self.branches, exponent=self.exponent, coefficient=self.coefficient)
+        set_finite(self, "branches", "exponent", "coefficient")
         if self.branches <= 0.0 or self.coefficient < 0.0:
             raise ValueError(
                 f"branches, coefficient: expected branches > 0 and coefficient >= 0, got {self.branches!r} and "
@@ -300,33 +266,19 @@ class DepthScaled:
         if self.layers is not None and (type(self.layers) is not int or self.layers < 1):
             raise ValueError(f"layers: expected layers >= 1, got {self.layers!r}")
 
-    @property
-    def needs_fans(self) -> bool:
-        return self.scheme.needs_fans
-
-    def distribution(self, fans: Fans | None) -> Distribution:
-        raise TypeError("DepthScaled depends on the layer: at_layer(layer, layers)")
-
-    def at_layer(self, layer: int | None, layers: int | None) -> Scheme:
-        if self.by == "layer":
-            if layer is None:
-                raise ValueError("expected a parameter in a stack of layers, whose name has its number; got none")
-            depth = layer + 1
-        elif (self.layers or layers) is None:
-            raise ValueError("expected a parameter in a stack of layers, or layers=; got neither")
-        else:
-            depth = self.layers or layers or 1
-        inner = at_layer(self.scheme, layer, layers)
+    def distribution(self, context: Context) -> Distribution:
+        depth = context.layer + 1 if self.by == "layer" else self.layers or context.layers
         if self.exponent == 0.5:
-            return Scaled(inner, self.coefficient / math.sqrt(self.branches * depth))
-        return Scaled(inner, self.coefficient * (self.branches * depth) ** -self.exponent)
+            factor = self.coefficient / math.sqrt(self.branches * depth)
+        else:
+            factor = self.coefficient * (self.branches * depth) ** -self.exponent
+        return self.scheme.distribution(context).scaled(factor)
 
 
-def _gain_squared(gain: float) -> float:
-    check_finite(gain=gain)
-    if gain < 0.0:
-        raise ValueError(f"gain: expected gain >= 0, got {gain!r}")
-    return gain * gain  # its square root is the gain again, to the bit
+def _gain_squared(gain: Any) -> float:
+    number = as_finite("gain", gain)
+    check_not_negative("gain", number)
+    return number * number  # its square root is the gain again, to the bit
 
 
 def xavier_uniform(gain: float = 1.0) -> VarianceScaling:
@@ -339,8 +291,10 @@ def xavier_normal(gain: float = 1.0) -> VarianceScaling:
     return VarianceScaling(_gain_squared(gain), "fan_avg", "normal")
 
 
-def _kaiming_scale(a: float, mode: str, nonlinearity: str) -> float:
+def _kaiming_scale(a: Any, mode: str, nonlinearity: str) -> float:
     check_choice("mode", mode, ("fan_in", "fan_out"))
+    if nonlinearity == "leaky_relu" and a is not None:  # others have no slope
+        a = as_finite("a", a)
     return _gain_squared(calculate_gain(nonlinearity, a))
 
 

@@ -10,19 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastinit.schemes import distributions
-from fastinit.schemes.base import check_choice, register_scheme
-from fastinit.schemes.distributions import Distribution
-from fastinit.schemes.fans import Fans
-from fastinit.schemes.named import check_finite, check_std
-
-
-class _OfShape:
-    """What the schemes here have in common: no fans, and a distribution only of a shape."""
-
-    needs_fans = False
-
-    def distribution(self, fans: Fans | None) -> Distribution:
-        raise TypeError(f"{type(self).__name__} depends on the shape: distribution_of(shape, fans)")
+from fastinit.schemes.base import Context, check_choice, register_scheme
+from fastinit.schemes.distributions import Distribution, check_time_steps
+from fastinit.schemes.named import set_finite, set_not_negative
+from fastinit.schemes.numbers import as_finite
 
 
 def _check_dimensions(shape: Sequence[int], *wanted: int) -> None:
@@ -45,19 +36,20 @@ def _partial_identity(shape: Sequence[int]) -> Distribution:
 
 
 @dataclass(frozen=True)
-class Eye(_OfShape):
+class Eye:
     """The identity: ones on the main diagonal of a matrix, square or not, zeros elsewhere (torch.nn.init.eye_).
 
     For recurrent networks of ReLUs: Le, Jaitly, Hinton 2015. Raises ValueError unless there are two dimensions.
     """
 
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
+        shape = context.shape
         _check_dimensions(shape, 2)
         return _partial_identity(shape)
 
 
 @dataclass(frozen=True)
-class Dirac(_OfShape):
+class Dirac:
     """The convolution that hands its input on: ones at the middle of the kernels (i, i), zeros elsewhere.
 
     With groups, in every group of dim 0 by itself (torch.nn.init.dirac_). Shape (out, in / groups, kernel ...). Raises
@@ -72,7 +64,8 @@ class Dirac(_OfShape):
         if self.groups < 1:
             raise ValueError(f"groups: expected groups >= 1, got {self.groups}")
 
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
+        shape = context.shape
         _check_dimensions(shape, 3, 4, 5)
         if shape[0] % self.groups != 0:
             raise ValueError(f"expected dim 0 to be divisible by groups, got {shape[0]} and {self.groups}")
@@ -84,7 +77,7 @@ class Dirac(_OfShape):
 
 
 @dataclass(frozen=True)
-class Orthogonal(_OfShape):
+class Orthogonal:
     """gain times a matrix with orthonormal rows or columns, whichever are fewer, Haar distributed
     (torch.nn.init.orthogonal_).
 
@@ -97,11 +90,12 @@ class Orthogonal(_OfShape):
     column_axis: int | None = None
 
     def __post_init__(self) -> None:
-        check_finite(gain=self.gain)
+        set_finite(self, "gain")
         if self.column_axis is not None and type(self.column_axis) is not int:
             raise TypeError(f"column_axis: expected an int or None, got {self.column_axis!r}")
 
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
+        shape = context.shape
         if len(shape) < 2:
             raise ValueError(f"expected 2 dimensions or more, got shape {tuple(shape)}")
         axis = self.column_axis
@@ -116,7 +110,7 @@ _SPECTRA = ("flat", "linear", "power", "marchenko_pastur")
 
 
 @dataclass(frozen=True)
-class Spectral(_OfShape):
+class Spectral:
     """gain U diag(s) V^T: Haar distributed singular vectors, and singular values as given (the SVD scheme).
 
     The matrix is dim 0 against all others, r its rank, min(rows, columns). `values` are the r singular values; or a
@@ -131,18 +125,16 @@ class Spectral(_OfShape):
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        check_finite(gain=self.gain, power=self.power)
+        set_finite(self, "gain", "power")
         if isinstance(self.values, str):
             check_choice("values", self.values, _SPECTRA)
         elif not callable(self.values):
-            object.__setattr__(self, "values", tuple(self.values))
-            _check_singular_values(self.values)
+            object.__setattr__(self, "values", _singular_values(self.values))
 
     def _singular_values(self, rows: int, columns: int) -> tuple[float, ...]:
         rank = min(rows, columns)
         if callable(self.values):
-            values = tuple(float(value) for value in self.values(rank))
-            _check_singular_values(values)
+            values = _singular_values(self.values(rank))
         elif isinstance(self.values, tuple):
             values = self.values
         elif self.values == "flat":
@@ -157,7 +149,8 @@ class Spectral(_OfShape):
             raise ValueError(f"values: expected {rank}, the rank of {rows} x {columns}, got {len(values)}")
         return values
 
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
+        shape = context.shape
         if len(shape) < 2:
             raise ValueError(f"expected 2 dimensions or more, got shape {tuple(shape)}")
         rows, columns = shape[0], math.prod(shape[1:])
@@ -165,12 +158,12 @@ class Spectral(_OfShape):
         return distributions.Spectral(values, rows, columns)
 
 
-def _check_singular_values(values: Sequence[float]) -> None:
-    for position, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"values[{position}]: expected a number, got {value!r}")
-        if not (math.isfinite(value) and value >= 0.0):
+def _singular_values(values: Sequence[float]) -> tuple[float, ...]:
+    found = tuple(as_finite(f"values[{position}]", value) for position, value in enumerate(values))
+    for position, value in enumerate(found):
+        if value < 0.0:
             raise ValueError(f"values[{position}]: expected a finite number >= 0, got {value!r}")
+    return found
 
 
 def _marchenko_pastur(rank: int, length: int) -> tuple[float, ...]:
@@ -190,7 +183,7 @@ def _marchenko_pastur(rank: int, length: int) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class IdentityPlusOrthogonal(_OfShape):
+class IdentityPlusOrthogonal:
     """identity times the identity, plus gain times a Haar distributed orthogonal matrix; for recurrent weights.
 
     identity = 1 and a small gain keep a hidden state nearly as it is (Le, Jaitly, Hinton 2015: the identity alone), and
@@ -201,16 +194,17 @@ class IdentityPlusOrthogonal(_OfShape):
     gain: float = 0.1
 
     def __post_init__(self) -> None:
-        check_finite(identity=self.identity, gain=self.gain)
+        set_finite(self, "identity", "gain")
 
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
+        shape = context.shape
         if len(shape) != 2 or shape[0] != shape[1]:
             raise ValueError(f"expected a square matrix, got shape {tuple(shape)}")
         return distributions.IdentityPlus(float(self.identity), float(self.gain), shape[0])
 
 
 @dataclass(frozen=True)
-class DeltaOrthogonal(_OfShape):
+class DeltaOrthogonal:
     """gain times an orthogonal matrix at the middle of the kernels, zeros elsewhere: a convolution that keeps norms.
 
     Shape (out, in, kernel ...) of 3 to 5 dimensions with out >= in; the middle is (k - 1) // 2, as in JAX. Xiao,
@@ -221,9 +215,10 @@ class DeltaOrthogonal(_OfShape):
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        check_finite(gain=self.gain)
+        set_finite(self, "gain")
 
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
+        shape = context.shape
         _check_dimensions(shape, 3, 4, 5)
         if shape[1] > shape[0]:
             raise ValueError(f"expected no more inputs than outputs (dim 1 <= dim 0), got shape {tuple(shape)}")
@@ -231,7 +226,7 @@ class DeltaOrthogonal(_OfShape):
 
 
 @dataclass(frozen=True)
-class Sparse(_OfShape):
+class Sparse:
     """N(0, std^2), with ceil(sparsity * rows) randomly chosen zeros in every column (torch.nn.init.sparse_; Martens
     2010).
 
@@ -242,18 +237,19 @@ class Sparse(_OfShape):
     std: float = 0.01
 
     def __post_init__(self) -> None:
-        check_finite(sparsity=self.sparsity)
+        set_finite(self, "sparsity")
         if not 0.0 <= self.sparsity <= 1.0:
             raise ValueError(f"sparsity: expected 0 <= sparsity <= 1, got {self.sparsity!r}")
-        check_std(self.std)
+        set_not_negative(self, "std")
 
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
+        shape = context.shape
         _check_dimensions(shape, 2)
         return distributions.Sparse(float(self.std), math.ceil(self.sparsity * shape[0]), shape[0])
 
 
 @dataclass(frozen=True)
-class ZerO(_OfShape):
+class ZerO:
     """Identity and Hadamard transforms, nothing random (Zhao, Schäfer, Anandkumar, TMLR 2022, algorithm 1).
 
     A matrix of shape (out, in) with out <= in is the partial identity; one with out > in is the corner of
@@ -264,27 +260,29 @@ class ZerO(_OfShape):
 
     transposed: bool = False
 
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
+        shape = context.shape
         _check_dimensions(shape, 2, 3, 4, 5)
         columns, rows = shape[:2] if self.transposed else (shape[1], shape[0])
         if rows <= columns:
-            return _partial_identity(shape) if len(shape) == 2 else Dirac().distribution_of(shape)
+            return _partial_identity(shape) if len(shape) == 2 else Dirac().distribution(context)
         order = (rows - 1).bit_length()
         return distributions.Hadamard(2.0 ** (-order / 2), math.prod(shape[2:]))
 
 
 @dataclass(frozen=True)
-class LogRange(_OfShape):
+class LogRange:
     """log 1, log 2, ..., log n along the last dimension: A_log of Mamba (Gu, Dao 2023, section 3.6: S4D-Real)."""
 
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
+        shape = context.shape
         if not shape:
             raise ValueError("expected 1 dimension or more, got a scalar")
         return distributions.LogRange(shape[-1])
 
 
 @dataclass(frozen=True)
-class TimeStep(_OfShape):
+class TimeStep:
     """softplus^-1(max(floor, exp U[log low, log high])): the bias that gives Mamba its time steps (Gu, Dao 2023,
     section 3.6).
 
@@ -296,14 +294,10 @@ class TimeStep(_OfShape):
     floor: float = 1e-4
 
     def __post_init__(self) -> None:
-        check_finite(low=self.low, high=self.high, floor=self.floor)
-        if not (0.0 < self.low <= self.high and self.floor > 0.0):
-            raise ValueError(
-                f"low, high, floor: expected 0 < low <= high and floor > 0, got {self.low!r}, {self.high!r}, "
-                f"{self.floor!r}"
-            )
+        set_finite(self, "low", "high", "floor")
+        check_time_steps(self.low, self.high, self.floor)
 
-    def distribution_of(self, shape: Sequence[int], fans: Fans | None = None) -> Distribution:
+    def distribution(self, context: Context) -> Distribution:
         return distributions.TimeStep(float(self.low), float(self.high), float(self.floor))
 
 

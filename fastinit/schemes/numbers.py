@@ -1,0 +1,63 @@
+"""Numbers that users hand in: Python's, NumPy's and tensors without dimensions, made plain."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def as_number(name: str, given: Any) -> int | float:
+    """The argument `name` as a plain int or float that float64 can hold; it may be infinite or NaN.
+
+    Raises:
+        TypeError: no real number, such as a bool, a complex number or a tensor of one dimension.
+        ValueError: an integer beyond the largest of float64.
+    """
+    value = given
+    if isinstance(given, (np.generic, np.ndarray, torch.Tensor)) and given.ndim == 0:
+        value = given.item()
+    if isinstance(value, np.longdouble):  # wider than float64, and its own `item`
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {given!r}")
+    if isinstance(value, float):
+        return float(value)
+    try:
+        float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name}: expected one within float64, got one of {value.bit_length()} bits") from error
+    return int(value)
+
+
+def as_finite(name: str, given: Any) -> int | float:
+    """The argument `name` as a plain, finite int or float.
+
+    Raises:
+        TypeError, ValueError: as `as_number`, and infinite or NaN.
+    """
+    value = as_number(name, given)
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return value
+
+
+def as_size(name: str, given: Any) -> int:
+    """The argument `name` as a plain int >= 0.
+
+    Raises:
+        TypeError: no integer, or a bool.
+        ValueError: negative.
+    """
+    try:
+        if isinstance(given, (bool, np.bool_)):
+            raise TypeError
+        value = operator.index(given)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected an int, got {given!r}") from error
+    if value < 0:
+        raise ValueError(f"{name}: expected {name} >= 0, got {value}")
+    return value
