@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from fastinit._torch import BATCH_NORMS
 from fastinit.rules.select import KEEP, Rule
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.named import Constant, Normal, kaiming_uniform
@@ -25,7 +26,7 @@ class Treatment(NamedTuple):
     rule: Rule | None = None
 
 
-_TORCH_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+_TORCH_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *BATCH_NORMS)
 _NORM_NAME = re.compile(r"Norm(Gated|\dd|\dP)?$")
 
 # These compute x * (1 + weight): their weight starts at zero (transformers 5.23: `1.0 + self.weight` in its models).

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
+from fastinit import _torch
 from fastinit.run import composed
 from fastinit.run.index_maps import box_of
 from fastinit.run.orthogonal import Matrix
@@ -47,20 +47,20 @@ class TorchSource:
         tensor, distribution = target.tensor, target.distribution
         generator = self._generator
         if isinstance(distribution, Constant):
-            nn.init.constant_(tensor, distribution.value)
+            _torch.fill_(tensor, distribution.value)
         elif isinstance(distribution, Diagonal):
             _fill_diagonal(tensor, distribution)
         elif isinstance(distribution, Uniform):
-            nn.init.uniform_(tensor, distribution.low, distribution.high, generator=generator)
+            _torch.uniform_(tensor, distribution.low, distribution.high, generator=generator)
         elif isinstance(distribution, Normal):
-            nn.init.normal_(tensor, distribution.center, distribution.sigma, generator=generator)
+            _torch.normal_(tensor, distribution.center, distribution.sigma, generator=generator)
         else:
             assert isinstance(distribution, TruncNormal), "composed.fill takes the others apart"
             mean, sigma, low, high = distribution
             if sigma == 0.0:  # torch divides by it
-                nn.init.constant_(tensor, min(max(mean, low), high))
+                _torch.fill_(tensor, min(max(mean, low), high))
                 return
-            nn.init.trunc_normal_(tensor, mean, sigma, low, high, generator=generator)
+            _torch.trunc_normal_(tensor, mean, sigma, low, high, generator=generator)
 
     def zero_rows(self, target: Target, zeros: int) -> None:
         # As torch.nn.init.sparse_ does it; torch's own forgets its generator here.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-import torch
+from fastinit import _torch
 
 # 1 / sqrt(E f(z)^2), z ~ N(0, 1): the weights' gain that keeps the second moment of the signal level (He et al. 2015,
 # section 2.2, where it gives sqrt(2) for ReLU). By quadrature, tests/test_gains.py. gelu is the exact one, through erf;
@@ -44,4 +44,4 @@ def calculate_gain(nonlinearity: str, param: int | float | None = None) -> float
         raise ValueError(f"Unsupported nonlinearity {nonlinearity}; expected one of {', '.join(known)}{hint}")
     if name in MEASURED_GAINS:
         return MEASURED_GAINS[name]
-    return float(torch.nn.init.calculate_gain(name, param))  # type: ignore[arg-type]
+    return float(_torch.calculate_gain(name, param))
