@@ -66,7 +66,7 @@ def check_dense(tensor: torch.Tensor, name: str) -> None:
     if torch.nn.parameter.is_lazy(tensor):
         raise ValueError(f"{name}: is not initialised yet (a lazy parameter has no shape); run a forward pass first")
     if in_transform(tensor):
-        raise TypeError(f"{name}: expected a plain tensor, got one inside a torch.func transform; initialise it outside")
+        raise TypeError(f"{name}: expected a plain tensor, got one inside torch.func; initialise it outside")
     tensor = local_tensor(tensor)
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {tensor.layout}")
