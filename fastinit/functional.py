@@ -241,8 +241,7 @@ def kaiming_uniform_(
     nonlinearity: str = "leaky_relu",
     generator: torch.Generator | None = None,
 ) -> TensorsT:
-    """U[-b, b] with b = gain sqrt(3 / fan), so that the variance is gain^2 / fan; gain = calculate_gain(nonlinearity,
-    a).
+    """U[-b, b] with b = gain sqrt(3 / fan) and gain = calculate_gain(nonlinearity, a): the variance is gain^2 / fan.
 
     Args:
         tensor: (out, in, ...), or a list of tensors; filled in place and returned. fan_in = in * field, fan_out =

@@ -164,6 +164,7 @@ def test_functions_are_left_out_of_compiled_ones_without_the_private_form(monkey
     torch.compiler.reset()  # imports the compiler, which needs the private form itself
     monkeypatch.delattr(torch, "_disable_dynamo")
     function = _torch.uncompiled(lambda tensor: tensor.data_ptr())  # which cannot be traced
+    monkeypatch.undo()
     tensor = torch.ones(3)
     compiled = torch.compile(lambda tensor: function(tensor), backend="eager")
     assert compiled(tensor) == function(tensor) == tensor.data_ptr()

@@ -24,14 +24,19 @@ TORCH_NONLINEARITIES = (
 
 
 def calculate_gain(nonlinearity: str, param: int | float | None = None) -> float:
-    """The gain of a nonlinearity: torch.nn.init.calculate_gain's table, and gelu, gelu_tanh, silu (swish), mish, elu,
-    softplus.
+    """1 / sqrt(E f(z)^2) with z ~ N(0, 1): the std of weights times this makes up for what f takes from the signal.
 
-    Those are 1 / sqrt(E f(z)^2) with z ~ N(0, 1) (He, Zhang, Ren, Sun, ICCV 2015, section 2.2). `param` is the negative
-    slope of "leaky_relu".
+    So it is for gelu, gelu_tanh, silu (swish), mish, elu and softplus; for the others, torch.nn.init.calculate_gain's table:
+    sqrt(2) for relu, 5/3 for tanh, 3/4 for selu, 1 for sigmoid and linear maps.
+
+    Args:
+        nonlinearity: its name.
+        param: the slope of "leaky_relu" for negative inputs, 0.01 if None; the others ignore it.
 
     Raises:
-        ValueError: unknown nonlinearity (the message has the nearest one), or a slope that is no number.
+        ValueError: an unknown nonlinearity (the message has the nearest one), or a slope that is no number.
+
+    He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, section 2.2.
 
     >>> calculate_gain("relu")
     1.4142135623730951
