@@ -24,10 +24,10 @@ TORCH_NONLINEARITIES = (
 
 
 def calculate_gain(nonlinearity: str, param: int | float | None = None) -> float:
-    """1 / sqrt(E f(z)^2) with z ~ N(0, 1): the std of weights times this makes up for what f takes from the signal.
+    """1 / sqrt(E f(z)^2) with z ~ N(0, 1): the factor on the weights' std that keeps the signal level through f.
 
-    So it is for gelu, gelu_tanh, silu (swish), mish, elu and softplus; for the others, torch.nn.init.calculate_gain's table:
-    sqrt(2) for relu, 5/3 for tanh, 3/4 for selu, 1 for sigmoid and linear maps.
+    gelu, gelu_tanh, silu (swish), mish, elu and softplus have this gain. The others have that of torch's table: sqrt(2)
+    for relu, 5/3 for tanh, 3/4 for selu, 1 for sigmoid and linear maps.
 
     Args:
         nonlinearity: its name.
