@@ -1,20 +1,22 @@
-"""torch.nn.init's functions under its names and signatures, for one tensor or a list of them, and those of other
-systems.
+"""torch.nn.init's functions under its names and signatures, and those of other systems, for one tensor or a list.
 
 A call draws one seed, from `generator` or from torch's default CPU generator. A single tensor has the empty name, so
 that equal seeds give equal values; the tensors of a list have their positions as names, and so values of their own.
-docs/MIGRATING.md lists where they differ from torch's.
+As in torch, nothing happens to tensors without memory, those on the meta device and fake ones: they are returned as
+they are. docs/MIGRATING.md lists what differs from torch.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 
+from fastinit._torch import in_fake_mode, is_fake, uncompiled
+from fastinit.distributed.shards import local_tensor
 from fastinit.rules.survey import plan_tensors
 from fastinit.schemes import named as schemes
 from fastinit.schemes import structured
@@ -23,25 +25,48 @@ from fastinit.schemes.fans import FanAxes, FanConvention
 from fastinit.schemes.gains import calculate_gain as calculate_gain
 
 Fan = Literal["fan_in", "fan_out"]
-SequenceT = TypeVar("SequenceT", bound=Sequence[torch.Tensor])
+# What is given is what is returned.
+TensorsT = TypeVar("TensorsT", bound=torch.Tensor | Sequence[torch.Tensor])
 
 
+@uncompiled
 def _run(
-    tensor: torch.Tensor | SequenceT,
+    tensor: TensorsT,
     scheme: Scheme,
     generator: torch.Generator | None = None,
     fan: FanConvention = "torch",
     *,
     warn_of_empty: bool = False,
-) -> torch.Tensor | SequenceT:
-    if isinstance(tensor, torch.nn.Module):
-        raise TypeError(f"expected a tensor or a list of them, got a {type(tensor).__name__}; init_model_ takes models")
-    tensors, names = ([tensor], [""]) if isinstance(tensor, torch.Tensor) else (tensor, None)
-    plan = plan_tensors(tensors, scheme, names=names, fan=fan, generator=generator)
-    if warn_of_empty and any(row.tensor.numel() == 0 for row in plan.rows):
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
+) -> TensorsT:
+    named = _named(tensor)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator or None, got {type(generator).__name__}")
+    real = {name: each for name, each in named.items() if not is_fake(each)}
+    if real and in_fake_mode():
+        raise ValueError("tensor: has memory, but is given inside FakeTensorMode; initialise it outside")
+    plan = plan_tensors(real.values(), scheme, names=list(real), fan=fan, generator=generator)
+    if warn_of_empty and any(each.numel() == 0 for each in named.values()):
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=4)
+    if any(local_tensor(each).is_meta for each in real.values()):
+        plan = plan.filter(lambda row: not local_tensor(row.tensor).is_meta)
     plan.run_()
     return tensor
+
+
+def _named(tensor: Any) -> dict[str, torch.Tensor]:
+    """The tensors to fill under the names that their streams have: the empty one, or positions in a list."""
+    if isinstance(tensor, torch.Tensor):
+        return {"": tensor}
+    kind = type(tensor).__name__
+    if isinstance(tensor, torch.nn.Module):
+        raise TypeError(f"tensor: expected a tensor or a list of them, got a {kind}; init_model_ takes models")
+    if not isinstance(tensor, Iterable) or hasattr(tensor, "shape"):  # arrays of other libraries can be iterated over
+        raise TypeError(f"tensor: expected a torch.Tensor or a list of them, got {kind}")
+    named = {str(position): each for position, each in enumerate(tensor)}
+    for position, each in named.items():
+        if not isinstance(each, torch.Tensor):
+            raise TypeError(f"tensor[{position}]: expected a torch.Tensor, got {type(each).__name__}")
+    return named
 
 
 def _lower(mode: Fan) -> Fan:
@@ -49,299 +74,417 @@ def _lower(mode: Fan) -> Fan:
     return mode.lower() if isinstance(mode, str) else mode  # type: ignore[return-value]
 
 
-@overload
-def uniform_(
-    tensor: torch.Tensor, a: float = ..., b: float = ..., generator: torch.Generator | None = ...
-) -> torch.Tensor: ...
-@overload
-def uniform_(
-    tensor: SequenceT, a: float = ..., b: float = ..., generator: torch.Generator | None = ...
-) -> SequenceT: ...
-def uniform_(
-    tensor: torch.Tensor | SequenceT, a: float = 0.0, b: float = 1.0, generator: torch.Generator | None = None
-) -> torch.Tensor | SequenceT:
-    """U[a, b], both ends included."""
+def uniform_(tensor: TensorsT, a: float = 0.0, b: float = 1.0, generator: torch.Generator | None = None) -> TensorsT:
+    """U[a, b]: every value is as likely as another, both ends included.
+
+    Args:
+        tensor: of any shape, or a list of tensors; filled in place and returned.
+        a, b: the bounds, a <= b.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, a dtype that is neither floating-point nor complex, a bound that is no number.
+        ValueError: a bound that is not finite, or a > b.
+
+    >>> weight = uniform_(torch.empty(3, 5), -0.1, 0.1)
+    >>> bool(weight.abs().max() <= 0.1)
+    True
+    """
     return _run(tensor, schemes.Uniform(a, b), generator)
 
 
-@overload
 def normal_(
-    tensor: torch.Tensor, mean: float = ..., std: float = ..., generator: torch.Generator | None = ...
-) -> torch.Tensor: ...
-@overload
-def normal_(
-    tensor: SequenceT, mean: float = ..., std: float = ..., generator: torch.Generator | None = ...
-) -> SequenceT: ...
-def normal_(
-    tensor: torch.Tensor | SequenceT, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None
-) -> torch.Tensor | SequenceT:
-    """N(mean, std^2)."""
+    tensor: TensorsT, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None
+) -> TensorsT:
+    """N(mean, std^2).
+
+    Args:
+        tensor: of any shape, or a list of tensors; filled in place and returned.
+        mean, std: of the values, std >= 0.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, a dtype that is neither floating-point nor complex, a mean or std that is no number.
+        ValueError: a mean or std that is not finite, or std < 0.
+
+    >>> weight = normal_(torch.empty(100, 100), std=0.02)
+    >>> bool(0.015 < weight.std() < 0.025)
+    True
+    """
     return _run(tensor, schemes.Normal(mean, std), generator)
 
 
-@overload
 def trunc_normal_(
-    tensor: torch.Tensor,
-    mean: float = ...,
-    std: float = ...,
-    a: float = ...,
-    b: float = ...,
-    generator: torch.Generator | None = ...,
-) -> torch.Tensor: ...
-@overload
-def trunc_normal_(
-    tensor: SequenceT,
-    mean: float = ...,
-    std: float = ...,
-    a: float = ...,
-    b: float = ...,
-    generator: torch.Generator | None = ...,
-) -> SequenceT: ...
-def trunc_normal_(
-    tensor: torch.Tensor | SequenceT,
+    tensor: TensorsT,
     mean: float = 0.0,
     std: float = 1.0,
     a: float = -2.0,
     b: float = 2.0,
     generator: torch.Generator | None = None,
-) -> torch.Tensor | SequenceT:
-    """N(mean, std^2) conditioned on [a, b]: absolute bounds, not multiples of std."""
+) -> TensorsT:
+    """N(mean, std^2) conditioned on [a, b]. The bounds are absolute, not multiples of std.
+
+    With std=0.02, the default bounds cut nothing off; fastinit.TruncNormal(..., unit="sigma") takes multiples of std.
+
+    Args:
+        tensor: of any shape, or a list of tensors; filled in place and returned.
+        mean, std: of the normal distribution before it is cut, std >= 0.
+        a, b: the bounds, in the unit of the values, a <= b.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, a dtype that is not floating-point, an argument that is no number.
+        ValueError: a number that is not finite, std < 0, a > b, or bounds farther than 6 std from the mean.
+
+    >>> weight = trunc_normal_(torch.empty(100, 100), std=0.02, a=-0.04, b=0.04)
+    >>> bool(weight.abs().max() <= 0.04)
+    True
+    """
     return _run(tensor, schemes.TruncNormal(mean, std, (a, b)), generator)
 
 
-@overload
-def constant_(tensor: torch.Tensor, val: float) -> torch.Tensor: ...
-@overload
-def constant_(tensor: SequenceT, val: float) -> SequenceT: ...
-def constant_(tensor: torch.Tensor | SequenceT, val: float) -> torch.Tensor | SequenceT:
-    """Every element is `val`."""
+def constant_(tensor: TensorsT, val: float) -> TensorsT:
+    """Every element is `val`.
+
+    Args:
+        tensor: of any shape and dtype, or a list of tensors; filled in place and returned.
+        val: the value.
+
+    Raises:
+        TypeError: no tensor, or a value that is no real number.
+        ValueError: a value that the dtype cannot hold.
+
+    >>> constant_(torch.empty(3), 0.5)
+    tensor([0.5000, 0.5000, 0.5000])
+    """
     return _run(tensor, schemes.Constant(val))
 
 
-@overload
-def ones_(tensor: torch.Tensor) -> torch.Tensor: ...
-@overload
-def ones_(tensor: SequenceT) -> SequenceT: ...
-def ones_(tensor: torch.Tensor | SequenceT) -> torch.Tensor | SequenceT:
-    """Every element is one."""
+def ones_(tensor: TensorsT) -> TensorsT:
+    """Every element is 1.
+
+    Args:
+        tensor: of any shape and dtype, or a list of tensors; filled in place and returned.
+
+    Raises:
+        TypeError: no tensor.
+
+    >>> ones_(torch.empty(3))
+    tensor([1., 1., 1.])
+    """
     return _run(tensor, schemes.Constant(1.0))
 
 
-@overload
-def zeros_(tensor: torch.Tensor) -> torch.Tensor: ...
-@overload
-def zeros_(tensor: SequenceT) -> SequenceT: ...
-def zeros_(tensor: torch.Tensor | SequenceT) -> torch.Tensor | SequenceT:
-    """Every element is zero."""
+def zeros_(tensor: TensorsT) -> TensorsT:
+    """Every element is 0.
+
+    Args:
+        tensor: of any shape and dtype, or a list of tensors; filled in place and returned.
+
+    Raises:
+        TypeError: no tensor.
+
+    >>> zeros_(torch.empty(3))
+    tensor([0., 0., 0.])
+    """
     return _run(tensor, schemes.Constant(0.0))
 
 
-@overload
-def xavier_uniform_(
-    tensor: torch.Tensor, gain: float = ..., generator: torch.Generator | None = ...
-) -> torch.Tensor: ...
-@overload
-def xavier_uniform_(tensor: SequenceT, gain: float = ..., generator: torch.Generator | None = ...) -> SequenceT: ...
-def xavier_uniform_(
-    tensor: torch.Tensor | SequenceT, gain: float = 1.0, generator: torch.Generator | None = None
-) -> torch.Tensor | SequenceT:
-    """U[-b, b] with b = gain sqrt(6 / (fan_in + fan_out)) (Glorot, Bengio, AISTATS 2010)."""
+def xavier_uniform_(tensor: TensorsT, gain: float = 1.0, generator: torch.Generator | None = None) -> TensorsT:
+    """U[-b, b] with b = gain sqrt(6 / (fan_in + fan_out)), so that the variance is 2 gain^2 / (fan_in + fan_out).
+
+    Args:
+        tensor: (out, in, ...), or a list of tensors; filled in place and returned. fan_in = in * field, fan_out =
+            out * field, where the field is the product of the other dimensions (the kernel of a convolution).
+        gain: a factor on the std, gain >= 0; see `calculate_gain`.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, a dtype that is neither floating-point nor complex, a gain that is no number.
+        ValueError: fewer than two dimensions, a gain that is negative or not finite.
+
+    Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+
+    >>> weight = xavier_uniform_(torch.empty(2, 4))
+    >>> bool(weight.abs().max() <= 1.0)  # sqrt(6 / (4 + 2))
+    True
+    """
     return _run(tensor, schemes.xavier_uniform(gain), generator)
 
 
-@overload
-def xavier_normal_(
-    tensor: torch.Tensor, gain: float = ..., generator: torch.Generator | None = ...
-) -> torch.Tensor: ...
-@overload
-def xavier_normal_(tensor: SequenceT, gain: float = ..., generator: torch.Generator | None = ...) -> SequenceT: ...
-def xavier_normal_(
-    tensor: torch.Tensor | SequenceT, gain: float = 1.0, generator: torch.Generator | None = None
-) -> torch.Tensor | SequenceT:
-    """N(0, 2 gain^2 / (fan_in + fan_out)) (Glorot, Bengio, AISTATS 2010)."""
+def xavier_normal_(tensor: TensorsT, gain: float = 1.0, generator: torch.Generator | None = None) -> TensorsT:
+    """N(0, std^2) with std = gain sqrt(2 / (fan_in + fan_out)).
+
+    Args:
+        tensor: (out, in, ...), or a list of tensors; filled in place and returned. fan_in = in * field, fan_out =
+            out * field, where the field is the product of the other dimensions (the kernel of a convolution).
+        gain: a factor on the std, gain >= 0; see `calculate_gain`.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, a dtype that is neither floating-point nor complex, a gain that is no number.
+        ValueError: fewer than two dimensions, a gain that is negative or not finite.
+
+    Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+
+    >>> weight = xavier_normal_(torch.empty(100, 100))
+    >>> bool(0.09 < weight.std() < 0.11)  # sqrt(2 / 200)
+    True
+    """
     return _run(tensor, schemes.xavier_normal(gain), generator)
 
 
-@overload
 def kaiming_uniform_(
-    tensor: torch.Tensor,
-    a: float = ...,
-    mode: Fan = ...,
-    nonlinearity: str = ...,
-    generator: torch.Generator | None = ...,
-) -> torch.Tensor: ...
-@overload
-def kaiming_uniform_(
-    tensor: SequenceT, a: float = ..., mode: Fan = ..., nonlinearity: str = ..., generator: torch.Generator | None = ...
-) -> SequenceT: ...
-def kaiming_uniform_(
-    tensor: torch.Tensor | SequenceT,
+    tensor: TensorsT,
     a: float = 0,
     mode: Fan = "fan_in",
     nonlinearity: str = "leaky_relu",
     generator: torch.Generator | None = None,
-) -> torch.Tensor | SequenceT:
-    """U[-b, b] with b = gain sqrt(3 / fan) (He, Zhang, Ren, Sun, ICCV 2015); `a`: negative slope."""
+) -> TensorsT:
+    """U[-b, b] with b = gain sqrt(3 / fan) and gain = calculate_gain(nonlinearity, a): the variance is gain^2 / fan.
+
+    Args:
+        tensor: (out, in, ...), or a list of tensors; filled in place and returned. fan_in = in * field, fan_out =
+            out * field, where the field is the product of the other dimensions (the kernel of a convolution).
+        a: the slope of the leaky ReLU for negative inputs; other nonlinearities ignore it.
+        mode: "fan_in" keeps the variance of the signal forwards, "fan_out" that of the gradient backwards.
+        nonlinearity: what follows the layer; see `calculate_gain`.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, or a dtype that is neither floating-point nor complex.
+        ValueError: fewer than two dimensions, an unknown mode or nonlinearity, a slope that is no finite number.
+
+    He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015.
+
+    >>> weight = kaiming_uniform_(torch.empty(2, 6), nonlinearity="relu")
+    >>> bool(weight.abs().max() <= 1.0)  # sqrt(2) sqrt(3 / 6)
+    True
+    """
     return _run(tensor, schemes.kaiming_uniform(a, _lower(mode), nonlinearity), generator, warn_of_empty=True)
 
 
-@overload
 def kaiming_normal_(
-    tensor: torch.Tensor,
-    a: float = ...,
-    mode: Fan = ...,
-    nonlinearity: str = ...,
-    generator: torch.Generator | None = ...,
-) -> torch.Tensor: ...
-@overload
-def kaiming_normal_(
-    tensor: SequenceT, a: float = ..., mode: Fan = ..., nonlinearity: str = ..., generator: torch.Generator | None = ...
-) -> SequenceT: ...
-def kaiming_normal_(
-    tensor: torch.Tensor | SequenceT,
+    tensor: TensorsT,
     a: float = 0,
     mode: Fan = "fan_in",
     nonlinearity: str = "leaky_relu",
     generator: torch.Generator | None = None,
-) -> torch.Tensor | SequenceT:
-    """N(0, gain^2 / fan) (He, Zhang, Ren, Sun, ICCV 2015); `a`: negative slope of a leaky ReLU."""
+) -> TensorsT:
+    """N(0, std^2) with std = gain / sqrt(fan) and gain = calculate_gain(nonlinearity, a).
+
+    Args:
+        tensor: (out, in, ...), or a list of tensors; filled in place and returned. fan_in = in * field, fan_out =
+            out * field, where the field is the product of the other dimensions (the kernel of a convolution).
+        a: the slope of the leaky ReLU for negative inputs; other nonlinearities ignore it.
+        mode: "fan_in" keeps the variance of the signal forwards, "fan_out" that of the gradient backwards.
+        nonlinearity: what follows the layer; see `calculate_gain`.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, or a dtype that is neither floating-point nor complex.
+        ValueError: fewer than two dimensions, an unknown mode or nonlinearity, a slope that is no finite number.
+
+    He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015.
+
+    >>> weight = kaiming_normal_(torch.empty(100, 200), nonlinearity="relu")
+    >>> bool(0.09 < weight.std() < 0.11)  # sqrt(2 / 200)
+    True
+    """
     return _run(tensor, schemes.kaiming_normal(a, _lower(mode), nonlinearity), generator, warn_of_empty=True)
 
 
-@overload
-def lecun_uniform_(tensor: torch.Tensor, generator: torch.Generator | None = ...) -> torch.Tensor: ...
-@overload
-def lecun_uniform_(tensor: SequenceT, generator: torch.Generator | None = ...) -> SequenceT: ...
-def lecun_uniform_(
-    tensor: torch.Tensor | SequenceT, generator: torch.Generator | None = None
-) -> torch.Tensor | SequenceT:
-    """U[-b, b] with b = sqrt(3 / fan_in) (LeCun, Bottou, Orr, Müller 1998)."""
+def lecun_uniform_(tensor: TensorsT, generator: torch.Generator | None = None) -> TensorsT:
+    """U[-b, b] with b = sqrt(3 / fan_in), so that the variance is 1 / fan_in.
+
+    Args:
+        tensor: (out, in, ...), or a list of tensors; filled in place and returned. fan_in = in * field, where the
+            field is the product of the other dimensions (the kernel of a convolution).
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, or a dtype that is neither floating-point nor complex.
+        ValueError: fewer than two dimensions.
+
+    LeCun, Bottou, Orr, Müller, "Efficient backprop", in Neural Networks: Tricks of the Trade, 1998.
+
+    >>> weight = lecun_uniform_(torch.empty(2, 3))
+    >>> bool(weight.abs().max() <= 1.0)  # sqrt(3 / 3)
+    True
+    """
     return _run(tensor, schemes.lecun_uniform(), generator)
 
 
-@overload
-def lecun_normal_(tensor: torch.Tensor, generator: torch.Generator | None = ...) -> torch.Tensor: ...
-@overload
-def lecun_normal_(tensor: SequenceT, generator: torch.Generator | None = ...) -> SequenceT: ...
-def lecun_normal_(
-    tensor: torch.Tensor | SequenceT, generator: torch.Generator | None = None
-) -> torch.Tensor | SequenceT:
-    """Variance 1 / fan_in, truncated at two sigma as in JAX and Keras (LeCun et al. 1998)."""
+def lecun_normal_(tensor: TensorsT, generator: torch.Generator | None = None) -> TensorsT:
+    """A normal distribution that is truncated at two sigma, with mean 0 and, after truncation, the variance 1 / fan_in.
+
+    JAX and Keras truncate alike.
+
+    Args:
+        tensor: (out, in, ...), or a list of tensors; filled in place and returned. fan_in = in * field, where the
+            field is the product of the other dimensions (the kernel of a convolution).
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, or a dtype that is not floating-point.
+        ValueError: fewer than two dimensions.
+
+    LeCun, Bottou, Orr, Müller, "Efficient backprop", in Neural Networks: Tricks of the Trade, 1998.
+
+    >>> weight = lecun_normal_(torch.empty(100, 100))
+    >>> bool(0.09 < weight.std() < 0.11)  # sqrt(1 / 100)
+    True
+    """
     return _run(tensor, schemes.lecun_normal(), generator)
 
 
-@overload
-def eye_(tensor: torch.Tensor) -> torch.Tensor: ...
-@overload
-def eye_(tensor: SequenceT) -> SequenceT: ...
-def eye_(tensor: torch.Tensor | SequenceT) -> torch.Tensor | SequenceT:
-    """The identity matrix; as much of it as a matrix that is not square holds."""
+def eye_(tensor: TensorsT) -> TensorsT:
+    """W[i, j] = 1 where i = j, else 0: the identity, as much of it as the matrix holds.
+
+    Args:
+        tensor: (rows, columns), of any dtype, or a list of matrices; filled in place and returned.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: not two dimensions.
+
+    >>> eye_(torch.empty(2, 3))
+    tensor([[1., 0., 0.],
+            [0., 1., 0.]])
+    """
     return _run(tensor, structured.Eye())
 
 
-@overload
-def dirac_(tensor: torch.Tensor, groups: int = ...) -> torch.Tensor: ...
-@overload
-def dirac_(tensor: SequenceT, groups: int = ...) -> SequenceT: ...
-def dirac_(tensor: torch.Tensor | SequenceT, groups: int = 1) -> torch.Tensor | SequenceT:
-    """The Dirac delta of a convolution's weight: it hands on as many input channels as it can, in every group."""
+def dirac_(tensor: TensorsT, groups: int = 1) -> TensorsT:
+    """W[i, i, middle] = 1, else 0: the convolution hands its input on, as many channels of it as it can.
+
+    Args:
+        tensor: (out, in / groups, kernel ...) with one to three dimensions of the kernel, of any dtype, or a list of
+            such tensors; filled in place and returned.
+        groups: of the convolution; each of them is set in the same way. Divides the first dimension.
+
+    Raises:
+        TypeError: no tensor, or groups that are no int.
+        ValueError: not three to five dimensions, groups < 1, or a first dimension that groups do not divide.
+
+    >>> dirac_(torch.empty(2, 2, 3))
+    tensor([[[0., 1., 0.],
+             [0., 0., 0.]],
+    <BLANKLINE>
+            [[0., 0., 0.],
+             [0., 1., 0.]]])
+    """
     return _run(tensor, structured.Dirac(groups))
 
 
-@overload
-def orthogonal_(tensor: torch.Tensor, gain: float = ..., generator: torch.Generator | None = ...) -> torch.Tensor: ...
-@overload
-def orthogonal_(tensor: SequenceT, gain: float = ..., generator: torch.Generator | None = ...) -> SequenceT: ...
-def orthogonal_(
-    tensor: torch.Tensor | SequenceT, gain: float = 1, generator: torch.Generator | None = None
-) -> torch.Tensor | SequenceT:
-    """`gain` times a matrix with orthonormal rows or columns, whichever are fewer; dimension 0 against the rest (Saxe
-    et al. 2014)."""
+def orthogonal_(tensor: TensorsT, gain: float = 1, generator: torch.Generator | None = None) -> TensorsT:
+    """gain Q, where the rows or the columns of Q, whichever are fewer, are orthonormal, and Q is Haar distributed.
+
+    Args:
+        tensor: (rows, ...), or a list of tensors; filled in place and returned. All dimensions but the first are the
+            columns.
+        gain: a factor on Q, of either sign.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, a dtype that is neither floating-point nor complex, a gain that is no number.
+        ValueError: fewer than two dimensions, a gain that is not finite.
+
+    Saxe, McClelland, Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks",
+    ICLR 2014.
+
+    >>> weight = orthogonal_(torch.empty(3, 5))
+    >>> torch.allclose(weight @ weight.T, torch.eye(3), atol=1e-6)
+    True
+    """
     return _run(tensor, structured.Orthogonal(gain), generator)
 
 
-@overload
-def sparse_(
-    tensor: torch.Tensor, sparsity: float, std: float = ..., generator: torch.Generator | None = ...
-) -> torch.Tensor: ...
-@overload
-def sparse_(
-    tensor: SequenceT, sparsity: float, std: float = ..., generator: torch.Generator | None = ...
-) -> SequenceT: ...
-def sparse_(
-    tensor: torch.Tensor | SequenceT, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None
-) -> torch.Tensor | SequenceT:
-    """N(0, std^2) with ceil(sparsity * rows) zeros in every column (Martens 2010). `generator` governs the zeros,
-    too."""
+def sparse_(tensor: TensorsT, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None) -> TensorsT:
+    """N(0, std^2), with ceil(sparsity * rows) elements of every column, chosen at random, set to 0.
+
+    Args:
+        tensor: (rows, columns), or a list of matrices; filled in place and returned.
+        sparsity: the share of zeros in a column, 0 <= sparsity <= 1.
+        std: of the values that are not set to 0, std >= 0.
+        generator: gives the seed of the values and of the places of zeros; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, a dtype that is neither floating-point nor complex, an argument that is no number.
+        ValueError: not two dimensions, a sparsity outside of [0, 1], a std that is negative or not finite.
+
+    Martens, "Deep learning via Hessian-free optimization", ICML 2010.
+
+    >>> (sparse_(torch.empty(4, 3), 0.5) == 0).sum(dim=0)
+    tensor([2, 2, 2])
+    """
     return _run(tensor, structured.Sparse(sparsity, std), generator)
 
 
-@overload
-def delta_orthogonal_(
-    tensor: torch.Tensor, gain: float = ..., generator: torch.Generator | None = ...
-) -> torch.Tensor: ...
-@overload
-def delta_orthogonal_(tensor: SequenceT, gain: float = ..., generator: torch.Generator | None = ...) -> SequenceT: ...
-def delta_orthogonal_(
-    tensor: torch.Tensor | SequenceT, gain: float = 1.0, generator: torch.Generator | None = None
-) -> torch.Tensor | SequenceT:
-    """A convolution's weight (out, in, ...), out >= in, orthogonal at the middle of the kernels, zero elsewhere (Xiao
-    et al. 2018)."""
+def delta_orthogonal_(tensor: TensorsT, gain: float = 1.0, generator: torch.Generator | None = None) -> TensorsT:
+    """W[:, :, middle] = gain Q, where the columns of Q are orthonormal, and zero elsewhere.
+
+    The convolution multiplies the norm of its input by gain.
+
+    Args:
+        tensor: (out, in, kernel ...) with out >= in and one to three dimensions of the kernel, or a list of such
+            tensors; filled in place and returned.
+        gain: a factor on Q, of either sign.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, a dtype that is not floating-point, a gain that is no number.
+        ValueError: not three to five dimensions, out < in, a gain that is not finite.
+
+    Xiao, Bahri, Sohl-Dickstein, Schoenholz, Pennington, "Dynamical isometry and a mean field theory of CNNs", ICML
+    2018.
+
+    >>> weight = delta_orthogonal_(torch.empty(4, 2, 3))
+    >>> middle = weight[:, :, 1]
+    >>> torch.allclose(middle.T @ middle, torch.eye(2), atol=1e-6), weight[:, :, 0].any().item()
+    (True, False)
+    """
     return _run(tensor, structured.DeltaOrthogonal(gain), generator)
 
 
 Spectrum = str | tuple[float, ...] | Callable[[int], Sequence[float]]
 
 
-@overload
 def spectral_(
-    tensor: torch.Tensor, values: Spectrum = ..., gain: float = ..., generator: torch.Generator | None = ...
-) -> torch.Tensor: ...
-@overload
-def spectral_(
-    tensor: SequenceT, values: Spectrum = ..., gain: float = ..., generator: torch.Generator | None = ...
-) -> SequenceT: ...
-def spectral_(
-    tensor: torch.Tensor | SequenceT,
+    tensor: TensorsT,
     values: Spectrum = "flat",
     gain: float = 1.0,
     generator: torch.Generator | None = None,
-) -> torch.Tensor | SequenceT:
-    """`gain` U diag(values) V^T, U and V Haar distributed: the SVD scheme; dimension 0 against the rest.
+) -> TensorsT:
+    """gain U diag(values) V^T, where U and V are Haar distributed: a matrix with the given singular values.
 
-    `values`: the singular values, a function of their number, or "flat", "linear", "power", "marchenko_pastur"
-    (fastinit.Spectral).
+    Args:
+        tensor: (rows, ...), or a list of tensors; filled in place and returned. All dimensions but the first are the
+            columns.
+        values: the min(rows, columns) singular values, none of them negative; or a function of their number that gives
+            them; or "flat", "linear", "power" or "marchenko_pastur", as fastinit.Spectral explains them.
+        gain: a factor on the values.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, a dtype that is neither floating-point nor complex, a gain that is no number.
+        ValueError: fewer than two dimensions, values that are negative, not finite or of another number.
+
+    Saxe, McClelland, Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks",
+    ICLR 2014, section 3 ("flat").
+
+    >>> weight = spectral_(torch.empty(2, 3), values=(2.0, 1.0))
+    >>> torch.allclose(torch.linalg.svdvals(weight), torch.tensor([2.0, 1.0]), atol=1e-6)
+    True
     """
     return _run(tensor, structured.Spectral(values, gain), generator)
 
 
-Axis = int | tuple[int, ...]
+Axis = int | Sequence[int]
 
 
-@overload
 def variance_scaling_(
-    tensor: torch.Tensor,
-    scale: float = ...,
-    mode: schemes.FanMode = ...,
-    distribution: Literal["uniform", "normal", "truncated_normal"] = ...,
-    in_axis: Axis | None = ...,
-    out_axis: Axis | None = ...,
-    batch_axis: Axis = ...,
-    generator: torch.Generator | None = ...,
-) -> torch.Tensor: ...
-@overload
-def variance_scaling_(
-    tensor: SequenceT,
-    scale: float = ...,
-    mode: schemes.FanMode = ...,
-    distribution: Literal["uniform", "normal", "truncated_normal"] = ...,
-    in_axis: Axis | None = ...,
-    out_axis: Axis | None = ...,
-    batch_axis: Axis = ...,
-    generator: torch.Generator | None = ...,
-) -> SequenceT: ...
-def variance_scaling_(
-    tensor: torch.Tensor | SequenceT,
+    tensor: TensorsT,
     scale: float = 1.0,
     mode: schemes.FanMode = "fan_in",
     distribution: Literal["uniform", "normal", "truncated_normal"] = "truncated_normal",
@@ -349,16 +492,43 @@ def variance_scaling_(
     out_axis: Axis | None = None,
     batch_axis: Axis = (),
     generator: torch.Generator | None = None,
-) -> torch.Tensor | SequenceT:
-    """Zero mean and variance scale / fan (JAX's and Keras' variance_scaling; the defaults are Keras').
+) -> TensorsT:
+    """Mean 0 and variance scale / fan: variance_scaling of JAX and of Keras, whose defaults these are.
 
-    Without axes, fans are torch's: dimension 1 is in, dimension 0 out. With an axis, JAX's: the other default is
-    in_axis=-2, out_axis=-1; `batch_axis` counts for neither.
+    Args:
+        tensor: of two dimensions or more, of fewer where axes are given as lists; or a list of tensors. Filled in place
+            and returned.
+        scale: the variance times the fan, scale >= 0.
+        mode: which fan: "fan_in", "fan_out", "fan_avg" (their mean) or "fan_geo_avg" (their geometric mean).
+        distribution: "uniform", "normal" or "truncated_normal" (at two sigma; the variance is that after truncation).
+        in_axis, out_axis: an axis or several, whose product of sizes, times the field, is fan_in or fan_out. The field
+            is the product of all axes that have no name. If no axis is given: 1 and 0, as in torch; if one of the three
+            is: -2 and -1, as in JAX.
+        batch_axis: an axis or several that count for neither fan.
+        generator: gives the seed; None: torch's default CPU generator.
+
+    Raises:
+        TypeError: no tensor, a dtype that cannot hold the distribution, a scale that is no number, an axis that is no
+            int.
+        ValueError: fewer than two dimensions, an axis that the tensor lacks or that is named twice, scale < 0, an
+            unknown mode or distribution.
+
+    He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015 (fan_in, scale 2); Glorot, Bengio, AISTATS 2010
+    (fan_avg, scale 1).
+
+    >>> weight = variance_scaling_(torch.empty(100, 50), 2.0, "fan_in", "normal", in_axis=0, out_axis=1)
+    >>> bool(0.12 < weight.std() < 0.16)  # sqrt(2 / 100)
+    True
     """
     fan: FanConvention = "torch"
-    if in_axis is not None or out_axis is not None or batch_axis != ():
-        fan = FanAxes(-2 if in_axis is None else in_axis, -1 if out_axis is None else out_axis, batch_axis)
+    in_axes, out_axes, batch_axes = map(_as_axes, (in_axis, out_axis, batch_axis))
+    if in_axes is not None or out_axes is not None or batch_axes != ():
+        fan = FanAxes(-2 if in_axes is None else in_axes, -1 if out_axes is None else out_axes, batch_axes)
     return _run(tensor, schemes.VarianceScaling(scale, mode, distribution), generator, fan)
+
+
+def _as_axes(given: Any) -> Any:
+    return tuple(given) if isinstance(given, list) else given
 
 
 _P = ParamSpec("_P")

@@ -1,24 +1,28 @@
-"""The pages in docs/: their examples run, and SCHEMES.md names every scheme, preset and recipe."""
+"""The pages in docs/: their examples run, and SCHEMES.md names every scheme, preset and recipe. What help() says."""
 
 from __future__ import annotations
 
+import doctest
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import needs_native
-from torch import distributed
+from torch import distributed, nn
 
 import fastinit
+from fastinit import functional
 
 PAGE = Path(__file__).parent.parent / "docs" / "SCHEMES.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def run_examples(page: Path) -> None:
+def run_examples(page: Path, at_least: int = 6) -> None:
     text = page.read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))
-    assert len(blocks) == text.count("```python") > 5
+    assert len(blocks) == text.count("```python") >= at_least
     scope: dict[str, object] = {"__name__": "examples"}
     for block in blocks:
         lines_before = text.count("\n", 0, block.start(1))
@@ -27,6 +31,14 @@ def run_examples(page: Path) -> None:
 
 def test_examples_run() -> None:
     run_examples(PAGE)
+
+
+def test_examples_of_migrating_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in dir(nn.init):  # which the examples exchange: everything comes back afterwards
+        if not name.startswith("__"):
+            monkeypatch.setattr(nn.init, name, getattr(nn.init, name))
+    run_examples(PAGE.with_name("MIGRATING.md"), at_least=1)
+    assert nn.init.normal_ is functional.normal_
 
 
 @needs_native
@@ -55,3 +67,40 @@ def test_links_lead_to_headings() -> None:
     text = PAGE.read_text(encoding="utf-8")
     headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
     assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings
+
+
+FUNCTIONS = [
+    name for name in vars(functional) if not name.startswith("_") and (name.endswith("_") or name == "calculate_gain")
+]
+WITHOUT_PAPER = {"uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_"}
+
+
+def test_the_functions_that_are_looked_at_are_all() -> None:
+    assert {*(name for name in nn.init.__all__ if name.endswith("_")), "calculate_gain"} < set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_help_gives_arguments_errors_an_example_and_the_paper(name: str) -> None:
+    function = getattr(functional, name)
+    text = inspect.getdoc(function) or ""
+    arguments, errors = text.split("Args:")[1].split("Raises:")
+    for parameter in inspect.signature(function).parameters:
+        assert re.search(rf"^ +(\w+, )*{parameter}(, \w+)*: ", arguments, re.MULTILINE), parameter
+    assert re.search(r"^ +(TypeError|ValueError): ", errors, re.MULTILINE)
+    assert name in WITHOUT_PAPER or re.search(r"\b(19|20)\d\d\b", errors)
+    assert f"{name}(" in errors[errors.index(">>>") :]
+    assert text.split("\n")[0].endswith(".") and text.split("\n")[1] == ""
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_examples_of_functions_run(name: str) -> None:
+    function = getattr(functional, name)
+    (example,) = doctest.DocTestFinder(recurse=False).find(function, name, globs={"torch": torch, name: function})
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in nn.init.__all__ if not name.endswith("_") and name != "calculate_gain"]
+)
+def test_deprecated_aliases_say_what_they_are(name: str) -> None:
+    assert inspect.getdoc(getattr(functional, name)) == f"Deprecated alias of `{name}_`, as in torch.nn.init."

@@ -218,7 +218,6 @@ def test_wrong_input_raises_what_torch_raises(name: str, shape: tuple[int, ...],
 # Where the exceptions differ, and why. None: no exception.
 #   Numbers that no distribution has: always ValueError. torch: RuntimeError from deep inside, or nothing.
 #   Integers: TypeError. torch: NotImplementedError.
-#   Memory that is not there: ValueError. torch does nothing, silently.
 #   Nothing to write: no exception for the shape. torch divides by zero, or complains of the dimensions.
 #   Booleans as numbers: TypeError, but for values and the slope (ValueError, torch's own).
 #   Complex numbers: where they have a meaning, they are sampled; a constant is real.
@@ -292,20 +291,11 @@ def test_exceptions_that_differ_on_purpose(
     assert ours is None or (tensor == 1).all()
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_meta_tensors_are_refused_where_torch_does_nothing(name: str) -> None:
-    tensor = torch.empty(shape_for(name), device="meta")
-    if name in IN_PLACE:
-        call(nn.init, name, tensor)
-    with pytest.raises(ValueError, match="meta device"):
-        call(functional, name, tensor)
-
-
 def test_groups_that_are_no_whole_number_are_refused() -> None:
     with pytest.raises(TypeError):
         nn.init.dirac_(torch.empty(4, 2, 3), groups=2.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        functional.dirac_(torch.empty(4, 2, 3), groups=2.0)  # type: ignore[call-overload]
+        functional.dirac_(torch.empty(4, 2, 3), groups=2.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["FAN_OUT", "Fan_Out"])
@@ -613,6 +603,11 @@ FANS_OF_AXES: list[tuple[tuple[int, ...], dict[str, Any], tuple[float, float]]] 
     ((40, 3, 6, 30), {"in_axis": 0, "out_axis": -1, "batch_axis": 1}, (240, 180)),  # field 6
     ((50, 8, 12), {"in_axis": 0, "out_axis": (1, 2)}, (50, 96)),  # heads
     ((8, 12, 50), {"in_axis": (0, 1), "out_axis": 2}, (96, 50)),
+    ((8, 12, 50), {"in_axis": [0, 1], "out_axis": [2]}, (96, 50)),
+    ((8, 60, 70), {"batch_axis": [0]}, (60, 70)),
+    ((200, 150), {"batch_axis": []}, (150, 200)),  # none: torch's
+    ((30_000,), {"in_axis": (0,), "out_axis": ()}, (30_000, 1)),  # a vector
+    ((30_000,), {"in_axis": [], "out_axis": [0]}, (1, 30_000)),
 ]
 FAN_OF_MODE: dict[str, Callable[[float, float], float]] = {
     "fan_in": lambda fan_in, fan_out: fan_in,
@@ -653,6 +648,7 @@ def test_variance_scaling_defaults_are_keras() -> None:
         ({"in_axis": 2}, "in_axis: expected an axis"),
         ({"in_axis": 0, "out_axis": -2}, "stands for another"),
         ({"batch_axis": 0}, "batch_axis: axis 0"),
+        ({"in_axis": [1, 1]}, "in_axis: axis 1"),
     ],
 )
 def test_variance_scaling_refuses(arguments: dict[str, Any], message: str) -> None:
@@ -660,6 +656,20 @@ def test_variance_scaling_refuses(arguments: dict[str, Any], message: str) -> No
     with pytest.raises(ValueError, match=message):
         functional.variance_scaling_(tensor, **arguments)
     assert (tensor == 7).all()
+
+
+def test_variance_scaling_refuses_vectors_for_single_axes() -> None:
+    for axes in ({}, {"in_axis": 0}, {"in_axis": 0, "out_axis": -1}):
+        with pytest.raises(ValueError, match="fans need at least 2 dimensions"):
+            functional.variance_scaling_(torch.empty(5), **axes)
+    with pytest.raises(ValueError, match="out_axis: expected an axis"):
+        functional.variance_scaling_(torch.empty(5), in_axis=(0,), out_axis=(1,))
+
+
+@pytest.mark.parametrize("axes", [{"in_axis": [0.0]}, {"out_axis": "1"}, {"batch_axis": None}, {"in_axis": [[0]]}])
+def test_variance_scaling_refuses_axes_that_are_no_ints(axes: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"^{next(iter(axes))}: expected an axis or several"):
+        functional.variance_scaling_(torch.empty(3, 4), **axes)
 
 
 # Lists, generators, manual_seed
@@ -684,11 +694,27 @@ def test_functions_take_the_parameters_of_a_module(name: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_functions_refuse_what_is_no_tensor(name: str) -> None:
-    for wrong in (None, 3, ["weight"], [np.zeros((3, 3))]):
-        with pytest.raises(TypeError):
+    for wrong, message in (
+        (None, "tensor: expected a torch.Tensor or a list of them, got NoneType"),
+        (3, "tensor: expected a torch.Tensor or a list of them, got int"),
+        (np.zeros((3, 3)), "tensor: expected a torch.Tensor or a list of them, got ndarray"),
+        (np.zeros(0), "tensor: expected a torch.Tensor or a list of them, got ndarray"),
+        ("weight", r"tensor\[0\]: expected a torch.Tensor, got str"),
+        ([torch.ones(3, 3), np.zeros((3, 3))], r"tensor\[1\]: expected a torch.Tensor, got ndarray"),
+        (nn.Linear(2, 2), "tensor: expected a tensor or a list of them, got a Linear; init_model_ takes models"),
+    ):
+        with pytest.raises(TypeError, match=f"^{message}"):
             call(functional, name, wrong)
     with pytest.raises(ValueError, match="not initialised yet"):
         call(functional, name, nn.UninitializedParameter())
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_functions_refuse_what_is_no_generator(name: str) -> None:
+    tensor = sevens(shape_for(name))
+    with pytest.raises(TypeError, match=r"^generator: expected a torch.Generator or None, got int"):
+        call(functional, name, tensor, generator=3)
+    assert (tensor == 7).all()
 
 
 @pytest.mark.parametrize("name", RANDOM)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fastinit import _torch
 from fastinit.audit.hashing import MASK, Hashed, key_of, sums
 from fastinit.distributed.shards import (
     check_not_flattened,
@@ -245,7 +246,7 @@ def _reduced(numbers: Sequence[int], ranks: _Ranks) -> list[int]:
 def _device_of(group: Any) -> torch.device:
     """A device whose tensors the group can reduce: the CPU, if it can."""
     spread: Any = group or dist.group.WORLD
-    kinds = spread._device_types
+    kinds = _torch.group_devices(spread)
     if torch.device("cpu") in kinds:
         return torch.device("cpu")
     kind = kinds[0].type

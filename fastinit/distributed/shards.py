@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 
+from fastinit import _torch
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
@@ -47,8 +49,7 @@ def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a DTensor; any other tensor as it is."""
     if not is_dtensor(tensor):
         return tensor
-    local: torch.Tensor = tensor._local_tensor
-    return local
+    return _torch.local_part(tensor)
 
 
 def is_flattened(module: object) -> bool:

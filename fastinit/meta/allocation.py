@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fastinit import _torch
+from fastinit._torch import BATCH_NORMS, fsdp_parameters, wraps_others
 from fastinit.run.index_maps import extent, overlaps_itself
 from fastinit.run.memory import Span, check_overlaps, span_from
 from fastinit.run.names import NamedModule, named_modules
@@ -97,7 +97,7 @@ def _check(every: Iterable[_Found], parameters: Iterable[_Found]) -> None:
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
             kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else f"layout {tensor.layout}"
             raise TypeError(f"{name}: expected a dense (strided) tensor, got {kind}")
-        if is_traceable_wrapper_subclass(tensor) or tensor.numel() == 0:
+        if wraps_others(tensor) or tensor.numel() == 0:
             continue
         if overlaps_itself(tensor):
             raise ValueError(
@@ -106,7 +106,7 @@ def _check(every: Iterable[_Found], parameters: Iterable[_Found]) -> None:
             )
         begin = int(tensor.storage_offset()) * tensor.element_size()
         span = span_from(begin, extent(tensor), tensor)
-        spans.setdefault(tensor.untyped_storage()._cdata, []).append((span, name))
+        spans.setdefault(_torch.storage_key(tensor), []).append((span, name))
     for sharing in spans.values():
         check_overlaps(sharing)
 
@@ -115,7 +115,7 @@ def _buffers_like_weights(modules: Iterable[nn.Module]) -> set[int]:
     """Buffers of which torch expects the dtype of the weight beside them."""
     found: set[int] = set()
     for module in modules:
-        if isinstance(module, (_NormBase, parametrize.ParametrizationList)):
+        if isinstance(module, (*BATCH_NORMS, parametrize.ParametrizationList)):
             found |= {id(buffer) for buffer in module.buffers()}
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm):
@@ -135,30 +135,20 @@ def _not_filled() -> Iterator[None]:
         setting.fill_uninitialized_memory = before
 
 
-def _fsdp_parameters(module: nn.Module) -> list[Any]:
-    """What FSDP2 keeps for each parameter of its module; of a module that it does not manage, nothing."""
-    state: Any = getattr(module, "_get_fsdp_state", lambda: None)()
-    groups = getattr(state, "_fsdp_param_groups", None)
-    if groups is None:  # before torch had several groups a module
-        groups = [group for group in [getattr(state, "_fsdp_param_group", None)] if group is not None]
-    return [each for group in groups for each in group.fsdp_params]
-
-
 def _offloaded(modules: Iterable[nn.Module]) -> set[int]:
     """Parameters that FSDP2 keeps on the CPU and brings to the device when it computes."""
-    return {id(each.sharded_param) for module in modules for each in _fsdp_parameters(module) if each.offload_to_cpu}
+    return {id(each.sharded_param) for module in modules for each in fsdp_parameters(module) if each.offload_to_cpu}
 
 
 def _empty_like(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
     """New memory for `tensor`: its strides, its type, its mesh and placements."""
     given = dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
     empty = torch.empty_like(tensor, device=device, dtype=given)
-    if is_traceable_wrapper_subclass(tensor):
+    if wraps_others(tensor):
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(empty, requires_grad=tensor.requires_grad)
         return empty.requires_grad_(tensor.requires_grad)
-    made: torch.Tensor = torch.Tensor._make_subclass(type(tensor), empty, tensor.requires_grad)
-    return made
+    return _torch.typed_like(tensor, empty)
 
 
 def _attributes(tensor: torch.Tensor) -> dict[str, Any]:
@@ -169,7 +159,7 @@ def _allocate_parameter(found: _Found, device: torch.device, dtype: torch.dtype 
     """Give a parameter memory, and return what puts back what hangs on it."""
     parameter: Any = found.tensor
     attributes = _attributes(parameter)
-    hooks, after_hooks = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
+    hooks = _torch.gradient_hooks(parameter)
     fresh: Any = _empty_like(parameter, device, dtype)
     try:
         torch.utils.swap_tensors(parameter, fresh)  # type: ignore[no-untyped-call]
@@ -182,11 +172,7 @@ def _allocate_parameter(found: _Found, device: torch.device, dtype: torch.dtype 
     def restore() -> None:
         allocated.__dict__.pop("_is_hf_initialized", None)
         allocated.__dict__.update(attributes)
-        # The same dictionaries: the handles that were given out can still remove their hooks.
-        if hooks is not None:
-            allocated._backward_hooks = hooks
-        if after_hooks is not None:
-            allocated._post_accumulate_grad_hooks = after_hooks
+        _torch.set_gradient_hooks(allocated, hooks)
 
     return restore
 
@@ -195,7 +181,7 @@ def _allocate_buffer(found: _Found, device: torch.device, dtype: torch.dtype | N
     buffer = found.tensor
     if buffer.is_meta:
         moved = _empty_like(buffer, device, dtype)
-    elif is_traceable_wrapper_subclass(buffer):
+    elif wraps_others(buffer):
         return  # its mesh says where it is
     else:
         moved = buffer.to(device)
@@ -208,7 +194,7 @@ def _allocate_buffer(found: _Found, device: torch.device, dtype: torch.dtype | N
 def _account_again(modules: Iterable[nn.Module]) -> None:
     """Let FSDP2 look at its shards again."""
     for module in modules:
-        for each in _fsdp_parameters(module):
+        for each in fsdp_parameters(module):
             # As Module.to and to_empty have it done: it pads and pins the shard, and gathers from it. Left to
             # the first forward pass, that would exchange the memory of shards that somebody may hold by then.
             each.reset_sharded_param()

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.parametrizations import _SpectralNorm
 
+from fastinit._torch import SPECTRAL_NORMS
 from fastinit.run.parametrized import SpectralNorm
 
 # What it is called, the module that it belongs to, and what to call; None: the module has none of that name.
@@ -53,7 +53,7 @@ def method(module: nn.Module, name: str) -> Callable[[], Any] | None:
 
 def own_ways(module: nn.Module) -> Iterator[Way]:
     """What a module has for its buffers alone, and what torch's spectral_norm begins with."""
-    if isinstance(module, _SpectralNorm):
+    if isinstance(module, SPECTRAL_NORMS):
         yield "starts at random", module, partial(_start, module, "_u", "_v", module.eps)
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, SpectralNorm):

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fastinit._torch import ORTHOGONALS, SPECTRAL_NORMS, wraps_others
 from fastinit.errors import warn
 from fastinit.meta.buffer_ways import BUFFER_METHODS, MODULE_METHODS, Way, conventional, method, own_ways, rotary
 from fastinit.rules.select import KEEP, Rule, Selector
@@ -128,14 +127,16 @@ class Restoration:
                     setattr(module, hook.name, hook.compute_weight(module))
 
     def _settle_parametrization(self, chain: Any) -> None:
-        if not any(isinstance(each, _SpectralNorm) and self._is_as_restored(each._buffers.get("_u")) for each in chain):
+        if not any(
+            isinstance(each, SPECTRAL_NORMS) and self._is_as_restored(each._buffers.get("_u")) for each in chain
+        ):
             return
         values: Any = (
             (chain.original,) if chain.is_tensor else [getattr(chain, f"original{i}") for i in range(chain.ntensors)]
         )
         for each in chain:
             training = each.training
-            if isinstance(each, _SpectralNorm):
+            if isinstance(each, SPECTRAL_NORMS):
                 each.train()
                 for _ in range(POWER_ITERATIONS):
                     each(*values)
@@ -154,7 +155,7 @@ def _without_base(chain: nn.Module) -> list[Any]:
     """
     if not isinstance(chain, parametrize.ParametrizationList):
         return []
-    return [each for each in chain if isinstance(each, _Orthogonal) and each._buffers.get("base", chain) is None]
+    return [each for each in chain if isinstance(each, ORTHOGONALS) and each._buffers.get("base", chain) is None]
 
 
 def _write(target: Any, value: torch.Tensor) -> None:
@@ -256,13 +257,13 @@ def _check_whole(names: dict[nn.Module, str]) -> None:
     for module, name in names.items():
         weights: list[Any] = []
         if isinstance(module, parametrize.ParametrizationList):
-            estimates = [each._buffers.get("_u") for each in module if isinstance(each, _SpectralNorm)]
+            estimates = [each._buffers.get("_u") for each in module if isinstance(each, SPECTRAL_NORMS)]
             if any(each is not None and each.is_meta for each in estimates):
                 weights += module._parameters.values()
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm) and getattr(module, hook.name + "_u").is_meta:
                 weights.append(module._parameters[hook.name + "_orig"])
-        if any(is_traceable_wrapper_subclass(weight) for weight in weights):
+        if any(wraps_others(weight) for weight in weights):
             raise ValueError(f"{name}: spectral_norm needs the whole weight, got a sharded one; materialise it before")
 
 
@@ -360,7 +361,7 @@ def _twin(tensor: torch.Tensor) -> torch.Tensor:
     """A parameter without memory, which may be written to freely; of a buffer, a copy."""
     if nn.parameter.is_lazy(tensor):
         return tensor
-    if isinstance(tensor, nn.Parameter) or tensor.is_meta or is_traceable_wrapper_subclass(tensor):
+    if isinstance(tensor, nn.Parameter) or tensor.is_meta or wraps_others(tensor):
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         if not isinstance(tensor, nn.Parameter):
             return empty
@@ -480,7 +481,7 @@ def _take(each: _Lost, way: str) -> None:
         return
     if value is each.blank and not _is_written(value):
         return
-    if is_traceable_wrapper_subclass(value):
+    if wraps_others(value):
         each.failed.append(f"{way} gives a {type(value).__name__}, expected a plain tensor")
     elif value.shape != each.tensor.shape:
         each.failed.append(f"{way} gives shape {tuple(value.shape)}, expected {tuple(each.tensor.shape)}")

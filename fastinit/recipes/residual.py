@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from fastinit._torch import CONVOLUTIONS
 from fastinit.recipes.files import Recipe, check_model, of_model
 from fastinit.recipes.presets import LAST_NORMS, as_recipe
 from fastinit.rules.depths import Depths
@@ -255,7 +256,7 @@ def zer_o(model: nn.Module, *, embedding: str | Scheme = Normal(std=0.02)) -> Re
             if default_treatment(name, module, own_name, parameter, parameter.dim(), zero_o).scheme is not zero_o:
                 continue
             geometry = module_geometry(module, own_name, parameter.shape)
-            if isinstance(module, nn.modules.conv._ConvNd) or parameter.dim() == 2:
+            if isinstance(module, CONVOLUTIONS) or parameter.dim() == 2:
                 own_scheme = ZerO(transposed=geometry.in_dim == 0)
                 if geometry.groups > 1 and geometry.fans.fan_out <= geometry.fans.fan_in:
                     rules.append(Rule(exact_glob(name), Dirac(geometry.groups)))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from fastinit._torch import BATCH_NORMS
 from fastinit.rules.select import KEEP, Rule
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.named import Constant, Normal, kaiming_uniform
@@ -26,7 +27,7 @@ class Treatment(NamedTuple):
     rule: Rule | None = None
 
 
-_TORCH_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+_TORCH_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *BATCH_NORMS)
 _NORM_NAME = re.compile(r"Norm(Gated|\dd|\dP)?$")
 # What a normalisation multiplies by and adds, in torch, transformers, TensorFlow's ports, the Annotated Transformer and
 # Glow. The shape may have axes of length 1 for broadcasting: (1, channels, 1, 1).

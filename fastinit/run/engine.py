@@ -135,6 +135,8 @@ class Program:
         obstacles: dict[str, str] = {}  # obstacle -> first name
         for target in targets:
             if not self._is_native(target, obstacles):
+                if target.dtype not in DTYPES:
+                    _check_torch_writes(target)
                 self._fallback.append(target)
             elif target.distribution.needs == "tensor":
                 self._composed.append(target)
@@ -252,6 +254,13 @@ class Program:
             return assignment.prepare(weight)
         except Exception as error:
             raise ParameterError(target.name, f"cannot be set through its parametrization: {error}") from error
+
+
+def _check_torch_writes(target: Target) -> None:
+    try:
+        torch_source.check_dtype(target.distribution, target.dtype, target.device)
+    except TypeError as error:
+        raise ParameterError(target.name, str(error)) from error
 
 
 def _layout(tensors: list[torch.Tensor]) -> tuple[list[Any], ...]:

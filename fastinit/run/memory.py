@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fastinit._torch import in_transform
 from fastinit.distributed.shards import local_tensor
 from fastinit.errors import NAMELESS as NAMELESS
 from fastinit.errors import ParameterError
@@ -51,13 +52,15 @@ def check_dense(tensor: torch.Tensor, name: str) -> None:
     """Raise unless `tensor` is a dense tensor, or a DTensor whose local tensor is one. It may be on the meta device.
 
     Raises:
-        TypeError: not a tensor, a wrapper around others, or of another layout.
+        TypeError: not a tensor, a wrapper around others (inside torch.func.vmap, say), or of another layout.
         ValueError: a lazy one, or a lazily negated or conjugated view.
     """
     if not isinstance(tensor, torch.Tensor):
         raise ParameterError(name, f"expected a torch.Tensor, got {type(tensor).__name__}")
     if torch.nn.parameter.is_lazy(tensor):
         raise ParameterError(name, "is not initialised yet (a lazy parameter has no shape); run a forward pass first")
+    if in_transform(tensor):
+        raise ParameterError(name, "expected a plain tensor, got one inside torch.func; initialise it outside")
     tensor = local_tensor(tensor)
     if tensor.layout is not torch.strided:
         raise ParameterError(name, f"expected a dense (strided) tensor, got layout {tensor.layout}")

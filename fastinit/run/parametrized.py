@@ -15,10 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
+from fastinit import _torch
+from fastinit._torch import SPECTRAL_NORMS
 from fastinit.distributed.shards import is_dtensor
 
 # The attribute torch.nn.utils.spectral_norm is the function, and hides the module.
@@ -89,7 +90,7 @@ class ThroughRightInverse:
             raise ValueError(f"right_inverse gives shapes {given}, expected {wanted}")
         effective = values
         for each in chain:
-            if isinstance(each, _SpectralNorm):  # its estimate of the norm is that of the weight before
+            if isinstance(each, SPECTRAL_NORMS):  # its estimate of the norm is that of the weight before
                 each.train()
                 for _ in range(POWER_ITERATIONS):
                     each(*effective)
@@ -102,7 +103,7 @@ class ThroughRightInverse:
         values, chain = prepared
         found = list(zip(self.originals(), values, strict=True))
         for each, copied in zip(self._list, chain, strict=True):
-            if copied is not each and not isinstance(each, _SpectralNorm):
+            if copied is not each and not isinstance(each, SPECTRAL_NORMS):
                 buffers = dict(copied.named_buffers())
                 found += [(buffer, buffers[name]) for name, buffer in each.named_buffers() if name in buffers]
         return found
@@ -115,7 +116,7 @@ class ThroughRightInverse:
         for each, copied in zip(self._list, chain, strict=True):
             if copied is not each:
                 _copy_buffers(each, copied)
-        parametrize._cache.pop((id(self._module), self._own_name), None)
+        _torch.forget_cached(self._module, self._own_name)
 
 
 # As many as torch's spectral_norm begins with.

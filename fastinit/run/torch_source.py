@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import singledispatch
+from functools import cache, singledispatch
 
 import torch
-from torch import nn
 
+from fastinit import _torch
 from fastinit.run import composed
 from fastinit.run.index_maps import box_of
 from fastinit.run.orthogonal import Matrix
@@ -32,6 +32,23 @@ def fill(target: Target, seed: int | None, generator: torch.Generator | None) ->
     every = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     composed.fill_all([target._replace(tensor=every, begin=None)], TorchSource(generator))
     target.tensor.detach().copy_(box_of(every, target.begin, target.tensor.shape))
+
+
+@cache
+def check_dtype(distribution: Distribution, dtype: torch.dtype, device: torch.device) -> None:
+    """Try on four elements whether torch can write a distribution in a dtype: torch tells by failing alone.
+
+    Raises:
+        TypeError: it cannot, in torch's words.
+    """
+    source = TorchSource(torch.Generator(device))
+    try:
+        scratch = torch.zeros(2, 2, dtype=dtype, device=device)
+        scratch.copy_(torch.zeros(2, 2, dtype=torch.float64, device=device))  # what composed values take
+        sampled = [part for part in distribution.parts() if part.needs == "element"]
+        source.fill_all([Target("", scratch, scratch.shape, dtype, device, part) for part in sampled])
+    except (RuntimeError, NotImplementedError) as error:
+        raise TypeError(f"torch cannot write {distribution} in {dtype}: {error}") from error
 
 
 class TorchSource:
@@ -88,25 +105,25 @@ def _draw(distribution: Distribution, tensor: torch.Tensor, generator: torch.Gen
 
 @_draw.register
 def _(constant: Constant, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
-    nn.init.constant_(tensor, constant.value)
+    _torch.fill_(tensor, constant.value)
 
 
 @_draw.register
 def _(uniform: Uniform, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
-    nn.init.uniform_(tensor, uniform.low, uniform.high, generator=generator)
+    _torch.uniform_(tensor, uniform.low, uniform.high, generator=generator)
 
 
 @_draw.register
 def _(normal: Normal, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
-    nn.init.normal_(tensor, normal.center, normal.sigma, generator=generator)
+    _torch.normal_(tensor, normal.center, normal.sigma, generator=generator)
 
 
 @_draw.register
 def _(normal: TruncNormal, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
     if normal.sigma == 0.0:  # torch divides by it
-        nn.init.constant_(tensor, normal.mean())
+        _torch.fill_(tensor, normal.mean())
     else:
-        nn.init.trunc_normal_(tensor, normal.center, normal.sigma, normal.low, normal.high, generator=generator)
+        _torch.trunc_normal_(tensor, normal.center, normal.sigma, normal.low, normal.high, generator=generator)
 
 
 @_draw.register

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fastinit._torch import CONVOLUTIONS
 from fastinit.run.parametrized import ThroughRightInverse
 
 
@@ -80,14 +81,19 @@ def axes_fans(shape: Sequence[int], axes: FanAxes = FanAxes()) -> Fans:  # noqa:
     """The fans that JAX computes: fan_in = prod(in axes) * field, fan_out = prod(out axes) * field, without the batch
     axes.
 
+    A fan without axes, as a vector has one, is the field.
+
     Raises:
-        ValueError: fewer than two dimensions, an axis out of range, or one that stands for two things.
+        ValueError: fewer than two dimensions for two single axes, an axis out of range, or one that stands for two
+            things.
 
     >>> axes_fans((3, 3, 16, 32))
     Fans(fan_in=144, fan_out=288)
+    >>> axes_fans((5,), FanAxes(in_axis=(0,), out_axis=()))
+    Fans(fan_in=5, fan_out=1)
     """
     dimensions = len(shape)
-    if dimensions < 2:
+    if dimensions < 2 and isinstance(axes.in_axis, int) and isinstance(axes.out_axis, int):
         raise _no_fans(shape)
     seen: set[int] = set()
 
@@ -210,8 +216,9 @@ def _is_conv1d_of_gpt2(module: Any, shape: Sequence[int]) -> bool:
     )
 
 
-_GEOMETRIES: tuple[tuple[type[nn.Module], Callable[[Any, str, Sequence[int]], Geometry]], ...] = (
-    (nn.modules.conv._ConvNd, _convolution),
+_Kind = type[nn.Module] | tuple[type[Any], ...]
+_GEOMETRIES: tuple[tuple[_Kind, Callable[[Any, str, Sequence[int]], Geometry]], ...] = (
+    (CONVOLUTIONS, _convolution),
     (nn.MultiheadAttention, _attention),
     (nn.RNNBase, _recurrent),
     (nn.RNNCellBase, _recurrent),

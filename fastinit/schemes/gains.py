@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-import torch
+from fastinit import _torch
 
 # 1 / sqrt(E f(z)^2), z ~ N(0, 1): the weights' gain that keeps the second moment of the signal level (He et al. 2015,
 # section 2.2, where it gives sqrt(2) for ReLU). By quadrature, tests/test_gains.py. gelu is the exact one, through erf;
@@ -24,14 +24,19 @@ TORCH_NONLINEARITIES = (
 
 
 def calculate_gain(nonlinearity: str, param: int | float | None = None) -> float:
-    """The gain of a nonlinearity: torch.nn.init.calculate_gain's table, and gelu, gelu_tanh, silu (swish), mish, elu,
-    softplus.
+    """1 / sqrt(E f(z)^2) with z ~ N(0, 1): the factor on the weights' std that keeps the signal level through f.
 
-    Those are 1 / sqrt(E f(z)^2) with z ~ N(0, 1) (He, Zhang, Ren, Sun, ICCV 2015, section 2.2). `param` is the negative
-    slope of "leaky_relu".
+    gelu, gelu_tanh, silu (swish), mish, elu and softplus have this gain. The others have that of torch's table: sqrt(2)
+    for relu, 5/3 for tanh, 3/4 for selu, 1 for sigmoid and linear maps.
+
+    Args:
+        nonlinearity: its name.
+        param: the slope of "leaky_relu" for negative inputs, 0.01 if None; the others ignore it.
 
     Raises:
-        ValueError: unknown nonlinearity (the message has the nearest one), or a slope that is no number.
+        ValueError: an unknown nonlinearity (the message has the nearest one), or a slope that is no number.
+
+    He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, section 2.2.
 
     >>> calculate_gain("relu")
     1.4142135623730951
@@ -44,4 +49,4 @@ def calculate_gain(nonlinearity: str, param: int | float | None = None) -> float
         raise ValueError(f"Unsupported nonlinearity {nonlinearity}; expected one of {', '.join(known)}{hint}")
     if name in MEASURED_GAINS:
         return MEASURED_GAINS[name]
-    return float(torch.nn.init.calculate_gain(name, param))  # type: ignore[arg-type]
+    return float(_torch.calculate_gain(name, param))

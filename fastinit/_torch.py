@@ -1,0 +1,182 @@
+"""Torch's private names, and what happens where torch lacks one; torch's own initialisers, bound once.
+
+Every other file asks here. This file imports nothing of fastinit.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import distributed, nn
+from torch.nn.utils import parametrize
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _own(name: str) -> Callable[..., Any]:
+    """torch.nn.init's own function `name`, as it is while fastinit is imported: later, users may put ours in its place.
+
+    The form that is bound never asks a TorchFunctionMode, which would look the name up in torch.nn.init again. Where
+    torch lacks that form, the public one serves.
+    """
+    function: Callable[..., Any] = getattr(nn.init, f"_no_grad_{name}", None) or getattr(nn.init, name)
+    return function
+
+
+fill_: Callable[..., Any] = getattr(nn.init, "_no_grad_fill_", nn.init.constant_)
+uniform_ = _own("uniform_")
+normal_ = _own("normal_")
+trunc_normal_ = _own("trunc_normal_")
+calculate_gain: Callable[..., float] = nn.init.calculate_gain
+
+
+def classes(module: str, name: str, instead: tuple[type[Any], ...] = ()) -> tuple[type[Any], ...]:
+    """A private class of torch, for isinstance. Where torch lacks it: `instead`, the public classes in its place."""
+    found = getattr(importlib.import_module(module), name, None)
+    return instead if found is None else (found,)
+
+
+# Convolutions, transposed ones too. Without the base class, users' classes that are derived from it alone are no longer
+# known as convolutions.
+CONVOLUTIONS = classes(
+    "torch.nn.modules.conv",
+    "_ConvNd",
+    (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+
+# Normalisations with running statistics. Without the base class, users' classes that are derived from it alone are
+# known by their names only.
+BATCH_NORMS = classes(
+    "torch.nn.modules.batchnorm",
+    "_NormBase",
+    (
+        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+        *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    ),
+)
+
+# What torch.nn.utils.parametrizations.spectral_norm and .orthogonal put on a weight. Without these classes, they are
+# parametrizations like others: the estimate of a norm begins with the forward passes, and an orthogonal weight on the
+# meta device cannot be computed.
+SPECTRAL_NORMS = classes("torch.nn.utils.parametrizations", "_SpectralNorm")
+ORTHOGONALS = classes("torch.nn.utils.parametrizations", "_Orthogonal")
+
+
+def forget_cached(module: nn.Module, own_name: str) -> None:
+    """Drop a parametrised weight from the cache of parametrize.cached(). Without such a cache: nothing to drop."""
+    cache: dict[Any, Any] = getattr(parametrize, "_cache", {})
+    cache.pop((id(module), own_name), None)
+
+
+def wraps_others(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a wrapper around others, such as a DTensor. Without torch's test: by the protocol's
+    methods."""
+    module = importlib.import_module("torch.utils._python_dispatch")
+    test = getattr(module, "is_traceable_wrapper_subclass", None)
+    return hasattr(tensor, "__tensor_flatten__") if test is None else bool(test(tensor))
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Equal for tensors that share a storage, on the meta device too, where addresses are 0. Without it, every tensor
+    on the meta device counts as having a storage of its own."""
+    key: int = getattr(tensor.untyped_storage(), "_cdata", id(tensor))
+    return key
+
+
+def typed_like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """`data` as a leaf of the type of `tensor` (a Parameter, say), with its `requires_grad`."""
+    make = getattr(torch.Tensor, "_make_subclass", None)
+    if make is None:
+        return data.as_subclass(type(tensor)).requires_grad_(tensor.requires_grad)
+    made: torch.Tensor = make(type(tensor), data, tensor.requires_grad)
+    return made
+
+
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def gradient_hooks(tensor: torch.Tensor) -> dict[str, Any]:
+    """The hooks that hang on a tensor's gradient. Where torch keeps them elsewhere: none, and they are lost."""
+    return {name: hooks for name in _HOOKS if (hooks := getattr(tensor, name, None)) is not None}
+
+
+def set_gradient_hooks(tensor: torch.Tensor, hooks: dict[str, Any]) -> None:
+    """Hang on `tensor` what `gradient_hooks` found. The dictionaries stay the same, so that the handles that were given
+    out can still remove their hooks."""
+    for name, each in hooks.items():
+        setattr(tensor, name, each)
+
+
+def fsdp_parameters(module: nn.Module) -> list[Any]:
+    """What FSDP2 keeps for each parameter of its module; of a module that it does not manage, nothing.
+
+    Where FSDP2 has no such state: nothing, and its own first forward pass looks at the shards.
+    """
+    state: Any = getattr(module, "_get_fsdp_state", lambda: None)()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # before torch had several groups a module
+        groups = [group for group in [getattr(state, "_fsdp_param_group", None)] if group is not None]
+    return [each for group in groups for each in group.fsdp_params]
+
+
+def local_part(tensor: Any) -> torch.Tensor:
+    """This rank's part of a DTensor, as the same object at every call. Without the attribute: a view of it."""
+    local: torch.Tensor | None = getattr(tensor, "_local_tensor", None)
+    if local is None:
+        with torch.no_grad():
+            local = tensor.to_local()
+    return local
+
+
+def group_devices(group: Any) -> list[torch.device]:
+    """The devices whose tensors a process group can reduce. Without the attribute: by the name of its backend."""
+    kinds: list[torch.device] | None = getattr(group, "_device_types", None)
+    if kinds is None:
+        on_cpu = distributed.get_backend(group) in ("gloo", "mpi")
+        kinds = [torch.device("cpu" if on_cpu else torch.accelerator.current_accelerator() or "cuda")]
+    return kinds
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one of FakeTensorMode: a shape without memory. Without the class: none is, and such a tensor
+    is refused as a wrapper."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")  # not loaded: there is none
+    return isinstance(tensor, getattr(module, "FakeTensor", ()))
+
+
+def in_fake_mode() -> bool:
+    """Whether FakeTensorMode is on, in which new tensors have no memory. Without the means to know: no."""
+    mode = getattr(torch._C, "_get_dispatch_mode", None)
+    key = getattr(getattr(torch._C, "_TorchDispatchModeKey", None), "FAKE", None)
+    return mode is not None and key is not None and mode(key) is not None
+
+
+# Whether a tensor is what torch.func.vmap, grad or functionalize hand to a function: a wrapper that looks like a plain
+# tensor. Without the means to know: no, and torch refuses to give its address.
+in_transform: Callable[[torch.Tensor], bool] = getattr(
+    getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", lambda tensor: False
+)
+
+
+def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A function that torch.compile calls as it is, at the cost of a break in the graph.
+
+    torch.compiler.disable does the same, but imports the compiler at once, which takes longer than all of fastinit.
+    Without the private form, which imports it when it is needed, the public one serves.
+    """
+    disable = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+    outside: Callable[_P, _R] = disable(function)
+
+    @functools.wraps(function)
+    def either(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if torch.compiler.is_dynamo_compiling():
+            return outside(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return either
