@@ -7,9 +7,9 @@ apply. Nothing is written before everything was checked.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -21,6 +21,9 @@ from fastinit.orthogonal import Matrix
 from fastinit.sharding import local_tensor
 from fastinit.streams import draw_seed
 from fastinit.table import DTYPES, Table, Target, begin_of, name_of_part
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 BACKENDS = ("auto", "native", "torch")
 NATIVE_DEVICES = ("cpu", "cuda")
@@ -103,7 +106,8 @@ class Program:
     """Targets with their backends decided; for the native ones, a table that is made once and then only reseeded.
 
     Targets with an assignment have no memory of their own: it is made when the program runs. `distributed` are the
-    DTensors whose local tensors are among the targets; `share_seed` says whether ranks draw one together.
+    DTensors whose local tensors are among the targets. Where no seed is given, this rank takes that of `seed_groups`,
+    and compares it on `compared_meshes`; None: it asks nobody.
     """
 
     def __init__(
@@ -113,7 +117,8 @@ class Program:
         assigned: Sequence[tuple[Target, Assignment]] = (),
         distributed: Sequence[tuple[str, torch.Tensor]] = (),
         *,
-        share_seed: bool = False,
+        seed_groups: Collection[agreement.Ranks] | None = None,
+        compared_meshes: Collection[DeviceMesh] = (),
     ) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -122,7 +127,8 @@ class Program:
         self._fallback: list[Target] = []
         self._assigned = list(assigned)
         self._distributed = [(name, tensor, local_tensor(tensor)) for name, tensor in distributed]
-        self._share_seed = share_seed
+        self._seed_groups = seed_groups
+        self._compared_meshes = compared_meshes
         self._backend = backend
         every = [*targets, *(target for target, _ in assigned)]
         self._unallocated = next((target.name for target in every if target.device.type == "meta"), None)
@@ -153,8 +159,6 @@ class Program:
             if target.device.type == "cuda":
                 self._on_cuda.setdefault(target.device, []).append(target)
         ours = [*self._native, *self._composed, *(target for target, _ in assigned)]
-        if share_seed:  # torch's random numbers then come of it, too
-            ours = every
         self._takes_random_numbers = any(is_random(target.distribution) for target in ours)
         self._settle()
 
@@ -207,8 +211,10 @@ class Program:
         if self._place() != self._placement:
             self._check_unchanged()
             self._settle()
-        if seed is None and self._share_seed and self._takes_random_numbers:
-            seed = agreement.shared_seed(generator)
+        if seed is None and self._seed_groups is not None:
+            seed = agreement.shared_seed(draw_seed(generator), self._seed_groups)
+            drawn = [("the seed drawn", str(seed))]
+            agreement.check_agreement([(mesh, drawn) for mesh in self._compared_meshes], None)
         given_seed = seed
         if seed is None and self._backend != "torch" and _native.module is not None:
             if any(map(cuda.is_capturing, self._on_cuda)):

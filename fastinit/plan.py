@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 
-from fastinit import engine, throughput
-from fastinit.distributions import Distribution
+from fastinit import agreement, engine, throughput
+from fastinit.distributions import Distribution, is_random
 from fastinit.engine import Assignment
 from fastinit.fans import Fans
 from fastinit.layout import box_of
@@ -88,6 +88,22 @@ def _scheme_name(row: Row) -> str | None:
     return None if row.scheme is None else describe(row.scheme)
 
 
+def _takes_random_numbers(row: Row) -> bool:
+    return row.action == "init" and row.distribution is not None and is_random(row.distribution)
+
+
+def _meshes_of_seed(rows: Sequence[Row]) -> list[DeviceMesh]:
+    """The meshes whose ranks must take one seed: those with random DTensors; if plain tensors are random, too, all.
+
+    Plain tensors beside DTensors are replicas: what tensor parallelism leaves alone. Whether this rank holds elements
+    of a DTensor does not matter, for all ranks of a mesh must answer alike.
+    """
+    concerned = [row for row in rows if _takes_random_numbers(row)]
+    if not all(is_dtensor(row.tensor) for row in concerned):
+        concerned = list(rows)
+    return list(dict.fromkeys(row.tensor.device_mesh for row in concerned if is_dtensor(row.tensor)))
+
+
 class Plan:
     """Rows for every parameter and buffer of a model (or tensors of a list), and how to run them.
 
@@ -102,7 +118,8 @@ class Plan:
         seed: int | None,
         generator: torch.Generator | None,
         backend: str,
-        share_seed: bool = False,
+        seed_groups: Collection[agreement.Ranks] = (),
+        strict: bool = False,
     ) -> None:
         check_seed(seed)
         if seed is not None and generator is not None:
@@ -112,7 +129,10 @@ class Plan:
         self._generator = generator
         self.backend = backend
         distributed = [row for row in self.rows if is_dtensor(row.tensor)]
-        self._share_seed = share_seed or bool(distributed)
+        self._strict = strict
+        meshes = _meshes_of_seed(self.rows)
+        self._seed_groups = {*seed_groups, *agreement.ranks_of_meshes(meshes)}
+        shares_seed = bool(self._seed_groups) and any(map(_takes_random_numbers, self.rows))
         plain: list[Target] = []
         assigned: list[tuple[Target, Assignment]] = []
         for row in self.rows:
@@ -127,7 +147,8 @@ class Plan:
             backend,
             assigned,
             [(row.name, row.tensor) for row in distributed if row.action == "init"],
-            share_seed=self._share_seed,
+            seed_groups=self._seed_groups if shares_seed else None,
+            compared_meshes=meshes if strict else (),
         )
 
     def run_(self) -> None:
@@ -136,8 +157,8 @@ class Plan:
         Raises:
             ValueError: a tensor has no memory (meta); or lost it, or changed its shape, dtype or device, since the plan
                 was made; or a parametrisation cannot take the weight. Nothing is written then.
-            RuntimeError: CUDA's error if the kernel cannot be launched; without a seed, in a distributed model, no seed
-                came from rank 0.
+            RuntimeError: CUDA's error if the kernel cannot be launched; without a seed, in a distributed model, a rank
+                of its meshes did not come (`fastinit.agreement.shared_seed`).
         """
         self._program.run_(self.seed, self._generator)
 
@@ -214,7 +235,14 @@ class Plan:
         return found
 
     def _with(self, rows: Sequence[Row]) -> Plan:
-        return Plan(rows, seed=self.seed, generator=self._generator, backend=self.backend, share_seed=self._share_seed)
+        return Plan(
+            rows,
+            seed=self.seed,
+            generator=self._generator,
+            backend=self.backend,
+            seed_groups=self._seed_groups,
+            strict=self._strict,
+        )
 
     def _records(self) -> Iterable[dict[str, Any]]:
         for row in self.rows:

@@ -268,11 +268,14 @@ def plan(
         fan: how to read fans where a rule does not say: "torch" (the default, torch.nn.init's), "module" (what the
             module computes), "jax", "keras", `Fans` or `FanAxes`. None: the recipe's, or "torch".
         seed: 0 <= seed < 2**64: every value becomes a pure function of it, of the name and of the position.
-            None: a seed is drawn from `generator`, or from torch's default CPU generator, whenever the plan runs.
+            None: a seed is drawn from `generator`, or from torch's default CPU generator, whenever the plan runs. The
+            ranks that share DTensors, or replicas under a wrapper, then meet and take one of their seeds
+            (`fastinit.agreement.shared_seed`): all of them must run the plan.
         generator: where to draw the seed from, if not from the default.
         backend: "auto", "native" or "torch".
         strict: refuse parameters that nothing covers, and rules of `rules` that match nothing; and compare what the
             ranks of every mesh plan for its DTensors, and their seeds: an exchange, in which all ranks must take part.
+            Where none is given, the seeds that they took are compared as well, whenever the plan runs.
         names: of parameters in the whole, where `model` is a part of it: a pipeline stage, the experts of a rank. A
             mapping of names and their beginnings ({"layers.0": "layers.24"}), or a function from canonical name to
             canonical name. Rules see the names of the whole; parameters of one name in two stages (tied ones) get the
@@ -306,7 +309,8 @@ def _plan(
     rows = survey.rows(recipe, RuleFinder([*own_rules, *as_rules(recipe.rules)]))
     # A recipe serves many models; that one lacks a part of what it has rules for is no mistake.
     _report_unmatched([rule for at, rule in enumerate(own_rules) if at not in survey.matched], strict)
-    made = Plan(rows, seed=seed, generator=generator, backend=backend, share_seed=survey.is_replicated())
+    groups = survey.wrapper_groups()
+    made = Plan(rows, seed=seed, generator=generator, backend=backend, seed_groups=groups, strict=strict)
     if strict and made.uncovered:
         raise ValueError("strict: no rule covers " + ", ".join(made.uncovered))
     return made
@@ -351,22 +355,27 @@ class _Survey:
                     found.setdefault(parameter.device_mesh)
         return list(found)
 
-    def is_replicated(self) -> bool:
-        """Whether a wrapper holds the model to be the same on several ranks.
+    def wrapper_groups(self) -> set[agreement.Ranks]:
+        """The ranks on which a wrapper holds the model to be the same: DistributedDataParallel, FSDP1.
 
         Raises:
             ValueError: FSDP1 has cut the parameters into flat pieces.
         """
-        replicated = False
+        groups: set[agreement.Ranks] = set()
         for prefix, module in self._modules:
             if is_flattened(module):
                 raise ValueError(
                     f"{prefix or 'model'}: its parameters are flat pieces under FullyShardedDataParallel; "
                     "initialise inside FullyShardedDataParallel.summon_full_params(model), or before wrapping"
                 )
-            wrapped = isinstance(module, nn.parallel.DistributedDataParallel)
-            replicated = replicated or wrapped or type(module).__name__ == "FullyShardedDataParallel"
-        return replicated
+            wrapped: Any = module
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                groups.add(agreement.ranks_of(wrapped.process_group))
+            elif type(module).__name__ == "FullyShardedDataParallel":
+                groups.add(agreement.ranks_of(wrapped.process_group))
+                if (between := getattr(wrapped, "_inter_node_pg", None)) is not None:  # HYBRID_SHARD
+                    groups.add(agreement.ranks_of(between))
+        return groups
 
     def _name(self, prefix: str, own_name: str) -> str:
         return self._rename(canonical_name(f"{prefix}.{own_name}" if prefix else own_name))
