@@ -107,36 +107,41 @@ def _store() -> Any:
 def _meet(ranks: Sequence[int], what: str, word: str, advice: str) -> str:
     """The word of the first of `ranks`, once all of them are here.
 
-    Every rank says that it is here. The first one waits for all; the others wait for its word. The number of the
-    meeting is read from the store, which counts those that have taken place. A rank that gives up takes its sign away,
-    and so do all in the end; of a meeting nothing is left but its word, until the next.
+    Every rank sets a sign that it is here, and waits for the outcome. That is the word of the first rank, which waits
+    for all signs; or the failure of the first rank that waits too long, so that all hear of it at once. The number of
+    the meeting is read from the store, which counts those that are over. In the end nothing is left of a meeting but its
+    outcome, until the next one.
 
     Raises:
         RuntimeError: ranks that did not come within TIMEOUT, by their numbers; or a store that does not answer.
     """
     store, rank = _store(), dist.get_rank()
     place = f"fastinit/{what}/{blake2b(repr(list(ranks)).encode(), digest_size=16).hexdigest()}"
-    count = f"{place}/count"
     try:
-        number = store.add(count, 0)
+        number = store.add(f"{place}/over", 0)
         signs = {each: f"{place}/{number}/{each}" for each in ranks}
-        answer = f"{place}/{number}/word"
-        leads = rank == ranks[0]
+        outcome = f"{place}/{number}/outcome"
         store.set(signs[rank], "")
+        begun = time.monotonic()
         try:
-            if not _is_set_in_time(store, list(signs.values()) if leads else [answer]):
-                # Where all are here, the first one was lost before it gave its word.
-                missing = [each for each in ranks if not store.check([signs[each]])] or ranks[:1]
-                raise RuntimeError(
-                    f"{what}: ranks {_listed(missing)} did not come within {TIMEOUT.total_seconds():.0f} s for this "
-                    f"rank, {rank}; {advice}"
-                )
-            if not leads:
-                return str(store.get(answer).decode())
-            store.add(count, 1)  # before the word: whoever has it may come to the next meeting at once
-            store.set(answer, word)
-            store.delete_key(f"{place}/{number - 1}/word")  # all are here, so nobody reads it any more
-            return word
+            # Looks again and again, for Ctrl-C has no effect within store.wait.
+            while not store.check([outcome]):
+                waited = time.monotonic() - begun
+                left = TIMEOUT.total_seconds() - waited
+                if rank == ranks[0] and store.check(list(signs.values())):
+                    ending = f"{_ALL_CAME}{word}"
+                elif left <= 0:
+                    # Where all are here, the first one was lost before it gave its word.
+                    ending = _listed([each for each in ranks if not store.check([signs[each]])] or ranks[:1])
+                else:
+                    time.sleep(min(0.001 + waited / 8, _LONGEST_SLEEP_SECONDS, left))
+                    continue
+                # Before the outcome is there: whoever has it may come to the next meeting at once.
+                store.set(f"{place}/over", str(number + 1))
+                store.compare_set(outcome, "", ending)
+            found = str(store.get(outcome).decode())
+            if rank == ranks[0]:
+                store.delete_key(f"{place}/{number - 1}/outcome")  # all who read it are here, or have given up
         finally:
             with suppress(RuntimeError):
                 store.delete_key(signs[rank])
@@ -145,18 +150,14 @@ def _meet(ranks: Sequence[int], what: str, word: str, advice: str) -> str:
             f"{what}: the store of the default process group does not answer this rank, {rank}; the rank that holds "
             "it, as a rule rank 0, may have ended"
         ) from error
+    if not found.startswith(_ALL_CAME):
+        raise RuntimeError(
+            f"{what}: ranks {found} did not come within {TIMEOUT.total_seconds():.0f} s for this rank, {rank}; {advice}"
+        )
+    return found.removeprefix(_ALL_CAME)
 
 
-def _is_set_in_time(store: Any, keys: list[str]) -> bool:
-    """Whether all keys are set within TIMEOUT. Looks again and again: within `store.wait`, Ctrl-C has no effect."""
-    begun = time.monotonic()
-    while not store.check(keys):
-        waited = time.monotonic() - begun
-        left = TIMEOUT.total_seconds() - waited
-        if left <= 0:
-            return False
-        time.sleep(min(0.001 + waited / 8, _LONGEST_SLEEP_SECONDS, left))
-    return True
+_ALL_CAME = "all:"
 
 
 def _listed(ranks: Sequence[int]) -> str:
