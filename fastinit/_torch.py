@@ -125,6 +125,19 @@ def fsdp_parameters(module: nn.Module) -> list[Any]:
     return [each for group in groups for each in group.fsdp_params]
 
 
+def between_nodes(wrapper: Any) -> Any:
+    """The process group over which FSDP1's HYBRID_SHARD replicates. Without the attribute, or elsewhere: None, and the
+    replicas of other nodes agree on no seed."""
+    return getattr(wrapper, "_inter_node_pg", None)
+
+
+def default_store() -> Any:
+    """The store of the default process group, for groups that offer none themselves: threads as ranks. Without it:
+    None."""
+    private = getattr(distributed.distributed_c10d, "_get_default_store", None)
+    return None if private is None else private()
+
+
 def local_part(tensor: Any) -> torch.Tensor:
     """This rank's part of a DTensor, as the same object at every call. Without the attribute: a view of it."""
     local: torch.Tensor | None = getattr(tensor, "_local_tensor", None)

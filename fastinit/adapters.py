@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastinit.distributed.agreement import shared_seed
+from fastinit.distributed.agreement import ranks_of, shared_seed
 from fastinit.distributed.shards import local_tensor
 from fastinit.errors import ParameterError
 from fastinit.meta.allocation import allocate_
@@ -20,6 +20,7 @@ from fastinit.plans import Plan, Row
 from fastinit.recipes.files import Recipe
 from fastinit.rules.select import Rule, Selector
 from fastinit.run.names import named_modules
+from fastinit.run.streams import draw_seed
 from fastinit.schemes.base import Scheme, as_scheme
 
 
@@ -92,14 +93,15 @@ def param_init_fn(
     Args:
         model: what will be wrapped.
         device, dtype, buffers: as for `materialize_`.
-        seed: None: one is drawn here, rank 0's for all ranks.
+        seed: None: one is drawn here, rank 0's for all ranks. All ranks of the default process group must call this;
+            where FSDP1 wraps on some of them only, such as a pipeline stage, pass an int.
         scheme, rules, generator, options: as for `plan`.
 
     Raises:
         TypeError, ValueError: as `materialize_` does; and for parametrised weights, which cannot be set in parts.
     """
     place = torch.device(device)
-    seed = shared_seed(generator) if seed is None else seed
+    seed = shared_seed(draw_seed(generator), [ranks_of()]) if seed is None else seed
     made = plan(model, scheme, rules, seed=seed, **options)
     check_all_written(made)
     computed = [row.name for row in made.rows if row.place.assignment is not None]

@@ -106,11 +106,14 @@ def plan(
         fan: how to read fans where a rule does not say: "torch" (the default, torch.nn.init's), "module" (what the
             module computes), "jax", "keras", `Fans` or `FanAxes`. None: the recipe's, or "torch".
         seed: 0 <= seed < 2**64: every value becomes a pure function of it, of the name and of the position.
-            None: a seed is drawn from `generator`, or from torch's default CPU generator, whenever the plan runs.
+            None: a seed is drawn from `generator`, or from torch's default CPU generator, whenever the plan runs. The
+            ranks that share DTensors, or replicas under a wrapper, then meet and take one of their seeds: all of them
+            must run the plan (docs/DISTRIBUTED.md).
         generator: where to draw the seed from, if not from the default.
         backend: "auto", "native" or "torch".
         strict: refuse parameters that nothing covers, and rules of `rules` that match nothing; and compare what the
             ranks of every mesh plan for its DTensors, and their seeds: an exchange, in which all ranks must take part.
+            Where none is given, the seeds that they took are compared as well, whenever the plan runs.
         names: of parameters in the whole, where `model` is a part of it: a pipeline stage, the experts of a rank. A
             mapping of names and their beginnings ({"layers.0": "layers.24"}), or a function from canonical name to
             canonical name. Rules see the names of the whole; parameters of one name in two stages (tied ones) get the
@@ -147,7 +150,8 @@ def _plan(
     )
     # A recipe serves many models; that one lacks a part of what it has rules for is no mistake.
     survey.report_unmatched(own_rules, strict)
-    made = Plan(rows, seed=seed, generator=generator, backend=backend, share_seed=survey.is_replicated())
+    groups = survey.wrapper_groups()
+    made = Plan(rows, seed=seed, generator=generator, backend=backend, seed_groups=groups, strict=strict)
     _report_uncovered(made.uncovered, strict)
     return made
 

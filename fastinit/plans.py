@@ -6,13 +6,14 @@ import json
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
+from fastinit.distributed.agreement import Ranks, ranks_of_meshes
 from fastinit.distributed.shards import Piece, is_dtensor, local_pieces, local_tensor
 from fastinit.errors import ParameterError
 from fastinit.run import engine
@@ -117,6 +118,25 @@ def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
     return found
 
 
+def _takes_random_numbers(row: Row) -> bool:
+    return row.action == "init" and row.distribution is not None and row.distribution.is_random()
+
+
+def _meshes_of_seed(rows: Sequence[Row]) -> list[DeviceMesh]:
+    """The meshes whose ranks must take one seed: those with random DTensors; if plain tensors are random, too, all.
+
+    Plain tensors beside DTensors are replicas: what tensor parallelism leaves alone. Whether this rank holds elements
+    of a DTensor does not matter, for all ranks of a mesh must answer alike.
+    """
+    concerned = [(row.tensor, _takes_random_numbers(row)) for row in rows]
+    plain_is_random = any(is_random and not is_dtensor(tensor) for tensor, is_random in concerned)
+    meshes: dict[DeviceMesh, None] = {}
+    for tensor, is_random in concerned:
+        if is_dtensor(tensor) and (is_random or plain_is_random):
+            meshes.setdefault(tensor.device_mesh)
+    return list(meshes)
+
+
 @runtime_checkable
 class Selects(Protocol):
     """What `Plan.filter` takes beside globs and functions: a `Where`."""
@@ -139,7 +159,8 @@ class Plan:
         seed: int | None,
         generator: torch.Generator | None,
         backend: str,
-        share_seed: bool = False,
+        seed_groups: Collection[Ranks] = (),
+        strict: bool = False,
     ) -> None:
         self.seed = as_seed(seed)
         if generator is not None and not isinstance(generator, torch.Generator):
@@ -150,7 +171,8 @@ class Plan:
         self.rows = tuple(rows)
         self.backend = backend
         self._generator = generator
-        self._share_seed = share_seed or any(row.boxes is not None for row in self.rows)
+        self._seed_groups = frozenset(seed_groups)
+        self._strict = strict
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
         self._lock = threading.Lock()
@@ -165,8 +187,8 @@ class Plan:
             ParameterError: a tensor has no memory (meta), or lost it; its shape, dtype or device is not as planned; the
                 model has no such parameter any more; or a parametrisation cannot take the weight. Nothing is written
                 then.
-            RuntimeError: CUDA's error if the kernel cannot be launched; without a seed, in a distributed model, no seed
-                came from the rank that gives it.
+            RuntimeError: CUDA's error if the kernel cannot be launched; without a seed, in a distributed model, a rank
+                of its meshes did not come (distributed/agreement.py).
         """
         for row in self._ties:
             row.place.check_tied(row.name)
@@ -190,8 +212,17 @@ class Plan:
                 assigned += [(target, assignment) for target in targets]
             if is_dtensor(tensor):
                 distributed.append((row.name, tensor))
-        share_seed = self._share_seed or bool(distributed)
-        return engine.Program(plain, self.backend, assigned, distributed, tensors=tensors, share_seed=share_seed)
+        meshes = _meshes_of_seed(self.rows)
+        groups = self._seed_groups | ranks_of_meshes(meshes)
+        return engine.Program(
+            plain,
+            self.backend,
+            assigned,
+            distributed,
+            tensors=tensors,
+            seed_groups=groups if groups and any(map(_takes_random_numbers, self._written)) else None,
+            compared_meshes=meshes if self._strict else (),
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
@@ -237,7 +268,14 @@ class Plan:
             for row in self.rows
             if select(row) and action in (None, row.action) and (covered is None or row.covered == covered)
         ]
-        return Plan(rows, seed=self.seed, generator=self._generator, backend=self.backend, share_seed=self._share_seed)
+        return Plan(
+            rows,
+            seed=self.seed,
+            generator=self._generator,
+            backend=self.backend,
+            seed_groups=self._seed_groups,
+            strict=self._strict,
+        )
 
     def entries(self, mesh: DeviceMesh) -> list[tuple[str, str]]:
         """What all ranks of a mesh must plan alike: the seed, and what happens to the DTensors on it."""

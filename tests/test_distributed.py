@@ -302,13 +302,13 @@ def _check_no_communication() -> None:
     def no_store() -> None:
         raise AssertionError("an int seed needs no store")
 
-    store, dist.distributed_c10d._get_default_store = dist.distributed_c10d._get_default_store, no_store
+    store, agreement._store = agreement._store, no_store
     try:
         with CommDebugMode() as communication:
             fastinit.plan(model, "normal", seed=SEED).run_()
             fastinit.init_(list(model.parameters()), "normal", seed=SEED)
     finally:
-        dist.distributed_c10d._get_default_store = store
+        agreement._store = store
     assert communication.get_total_counts() == 0
 
 
@@ -663,7 +663,7 @@ def _check_missing_seed() -> None:
     sharded.fsdp(model, mesh_of((2,)))
     if dist.get_rank() == 1:
         with pytest.raises(
-            RuntimeError, match=r"seed: rank 0 drew none within 2 s for this rank, 1; .* every rank must"
+            RuntimeError, match=r"seed: ranks 0 did not come within 2 s for this rank, 1; .* all ranks of a mesh must"
         ):
             fastinit.init_model_(model, "normal")
         assert all((local == 7.0).all() for local in sharded.held(model).values())

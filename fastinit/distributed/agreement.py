@@ -2,51 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 
-from fastinit.run.streams import draw_seed
+from fastinit._torch import default_store
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-# How long ranks wait for another: for rank 0's seed; under `strict`, for those of their meshes.
+Ranks = frozenset[int]  # ranks of the default process group that hold something in common
+
+# How long a rank waits for others: for a seed; under `strict`, for the ranks of its meshes.
 TIMEOUT = timedelta(minutes=5)
-_seeds_shared = 0
-_meetings: dict[str, int] = {}  # of every group of ranks, how many there were
+_LONGEST_SLEEP_SECONDS = 0.5  # between two looks at the store
+_SHOWN = 8  # ranks in a message
 
 
-def shared_seed(generator: torch.Generator | None) -> int:
-    """Rank 0's seed, on every rank: through the store of the default process group, which no rank's collectives meet.
+def ranks_of(group: Any = None) -> Ranks:
+    """The ranks of a process group; of the default one for None, and for a group that was destroyed."""
+    if not _is_distributed():
+        return frozenset()
+    try:
+        return frozenset(dist.get_process_group_ranks(group))
+    except (KeyError, ValueError):
+        return frozenset(dist.get_process_group_ranks(None))
 
-    Every rank draws, so that their generators stay in step.
+
+def ranks_of_meshes(meshes: Iterable[DeviceMesh]) -> set[Ranks]:
+    """The ranks of every mesh. Meshes of the same ranks, in whatever shape, count as one."""
+    return {frozenset(mesh.mesh.flatten().tolist()) for mesh in dict.fromkeys(meshes)}
+
+
+def shared_seed(own: int, groups: Iterable[Ranks]) -> int:
+    """The seed of a call, the same on all ranks of each group: that of a group's smallest rank.
+
+    A rank passes the groups that it shares tensors with: the meshes of its DTensors, the process groups of its
+    wrappers. Groups without this rank and groups within another one are left out. The others meet one after another, in
+    the same order on all ranks. A rank takes the seed of its first meeting, and gives it on in the meetings that it
+    leads. So one seed reaches all ranks of a grid of meshes, although no rank sees the whole grid. Ranks that no group
+    connects, such as pipeline stages, have seeds of their own.
+
+    All ranks of a group meet, so a call of one rank belongs to exactly one call of every other. A call that fails
+    before it comes here does not count, and calls on other meshes do not. The meetings go through the store of the
+    default process group, which collective operations do not wait for, and are counted there. Nothing is kept in this
+    process, so they work for ranks that are threads, and after `destroy_process_group`. Of the threads of one rank,
+    only one at a time may be here.
+
+    Args:
+        own: the seed that this rank drew. Every rank draws, so that their generators stay in step.
+        groups: this rank's. Empty: `own` is returned.
 
     Raises:
-        RuntimeError: rank 0 drew no seed within TIMEOUT.
+        RuntimeError: a rank of a group did not come within TIMEOUT, or there is no store.
+        ValueError: two groups of this rank have different seeds, because nothing else connects them.
     """
-    global _seeds_shared
-    seed = draw_seed(generator)
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return seed
-    store = dist.distributed_c10d._get_default_store()
-    key = f"fastinit/seed/{_seeds_shared}"
-    _seeds_shared += 1
-    if dist.get_rank() == 0:
-        store.set(key, str(seed))
-        return seed
-    try:
-        store.wait([key], TIMEOUT)
-    except RuntimeError as error:
+    if not _is_distributed() or dist.get_backend() == "fake":
+        return own
+    rank = dist.get_rank()
+    mine = {group for group in groups if rank in group and len(group) > 1}
+    # A group within another has its seed already. All of its ranks know that, for they are in the other one, too.
+    widest = sorted(sorted(group) for group in mine if not any(group < other for other in mine))
+    seed = own
+    for position, ranks in enumerate(widest):
+        given = int(_meet(ranks, "seed", str(seed), _SEED_ADVICE))
+        if position > 0 and given != seed:
+            raise ValueError(
+                f"seed: expected an int, got None: rank {ranks[0]} gives ranks {_listed(ranks)} another seed than rank "
+                f"{widest[0][0]} gives ranks {_listed(widest[0])}, and this rank, {rank}, shares tensors with both; "
+                "pass the same int on all ranks"
+            )
+        seed = given
+    return seed
+
+
+_SEED_ADVICE = (
+    "with seed=None, all ranks of a mesh must initialise its tensors, in the same order; or pass the same int on all"
+)
+_STRICT_ADVICE = "all ranks of a mesh must pass strict=True, for DTensors on the same meshes in the same order"
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _store() -> Any:
+    """The store of the default process group."""
+    public = getattr(dist.group.WORLD, "get_group_store", None)
+    store = None if public is None else public()
+    if store is None:  # threads as ranks have none there
+        store = default_store()
+    if store is None:
         raise RuntimeError(
-            f"seed: rank 0 drew none within {TIMEOUT.total_seconds():.0f} s for this rank, {dist.get_rank()}; "
-            "with seed=None, every rank must initialise the model, in the same order; or pass the same int on all"
+            f"seed: the default process group ({dist.get_backend()}) has no store through which ranks could agree; "
+            "pass the same int on all ranks, and leave out strict"
+        )
+    return store
+
+
+def _meet(ranks: Sequence[int], what: str, word: str, advice: str) -> str:
+    """The word of the first of `ranks`, once all of them are here.
+
+    Every rank sets a sign that it is here, and waits for the outcome. That is the word of the first rank, which waits
+    for all signs; or the failure of the rank that has waited too long, so that all hear of it at once. The number of
+    the meeting is read from the store, which counts those that are over. Nothing is left of a meeting but its outcome,
+    until the next one.
+
+    Raises:
+        RuntimeError: ranks that did not come within TIMEOUT, by their numbers; or a store that does not answer.
+    """
+    store, rank = _store(), dist.get_rank()
+    place = f"fastinit/{what}/{blake2b(repr(list(ranks)).encode(), digest_size=16).hexdigest()}"
+    try:
+        number = store.add(f"{place}/over", 0)
+        signs = {each: f"{place}/{number}/{each}" for each in ranks}
+        outcome = f"{place}/{number}/outcome"
+        store.set(signs[rank], "")
+        begun = time.monotonic()
+        try:
+            # Looks again and again, for Ctrl-C has no effect within store.wait.
+            while not store.check([outcome]):
+                waited = time.monotonic() - begun
+                left = TIMEOUT.total_seconds() - waited
+                if rank == ranks[0] and store.check(list(signs.values())):
+                    ending = f"{_ALL_CAME}{word}"
+                elif left <= 0:
+                    # Where all are here, the first one was lost before it gave its word.
+                    ending = _listed([each for each in ranks if not store.check([signs[each]])] or ranks[:1])
+                else:
+                    time.sleep(min(0.001 + waited / 8, _LONGEST_SLEEP_SECONDS, left))
+                    continue
+                # Before the outcome is there: whoever has it may come to the next meeting at once.
+                store.set(f"{place}/over", str(number + 1))
+                store.compare_set(outcome, "", ending)
+            found = str(store.get(outcome).decode())
+            if rank == ranks[0] and found.startswith(_ALL_CAME):
+                store.delete_key(f"{place}/{number - 1}/outcome")  # all who read it are here
+        finally:
+            with suppress(RuntimeError):
+                store.delete_key(signs[rank])
+    except dist.DistNetworkError as error:
+        raise RuntimeError(
+            f"{what}: the store of the default process group does not answer this rank, {rank}; the rank that holds "
+            "it, as a rule rank 0, may have ended"
         ) from error
-    return int(store.get(key))
+    if not found.startswith(_ALL_CAME):
+        raise RuntimeError(
+            f"{what}: ranks {found} did not come within {TIMEOUT.total_seconds():.0f} s for this rank, {rank}; {advice}"
+        )
+    return found.removeprefix(_ALL_CAME)
+
+
+_ALL_CAME = "all:"
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    more = f" and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else ""
+    return ", ".join(map(str, ranks[:_SHOWN])) + more
 
 
 Entry = tuple[str, str]  # a name, and what ranks must have in common under it
@@ -69,28 +186,11 @@ def check_agreement(entries: Sequence[tuple[DeviceMesh, list[Entry]]], failure: 
             group = mesh.get_group(dimension)
             if dist.get_backend(group) == "fake":
                 continue
-            _meet(group)
+            # An exchange that some do not take part in has no end.
+            _meet(sorted(dist.get_process_group_ranks(group)), "strict", "", _STRICT_ADVICE)
             problem = _compare(group, own, problem)
     if problem is not None and problem != failure:
         raise ValueError(f"strict: {problem}")
-
-
-def _meet(group: Any) -> None:
-    """Wait, for TIMEOUT, until all ranks of a group are here: an exchange that some do not take part in has no end."""
-    ranks = dist.get_process_group_ranks(group)
-    place = blake2b(repr(ranks).encode(), digest_size=16).hexdigest()
-    _meetings[place] = number = _meetings.get(place, 0) + 1
-    keys = {rank: f"fastinit/strict/{place}/{number}/{rank}" for rank in ranks}
-    store = dist.distributed_c10d._get_default_store()
-    store.set(keys[dist.get_rank()], "")
-    try:
-        store.wait(list(keys.values()), TIMEOUT)
-    except RuntimeError as error:
-        missing = [str(rank) for rank, key in keys.items() if not store.check([key])]
-        raise RuntimeError(
-            f"strict: ranks {', '.join(missing)} did not come within {TIMEOUT.total_seconds():.0f} s; all ranks of a "
-            "mesh must pass strict=True, for DTensors on the same meshes in the same order"
-        ) from error
 
 
 def _compare(group: Any, own: list[Entry], problem: str | None) -> str | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fastinit._torch import between_nodes
+from fastinit.distributed import agreement
 from fastinit.distributed.shards import is_dtensor, is_flattened, local_tensor
 from fastinit.errors import NAMELESS, ParameterError, warn
 from fastinit.plans import Action, Plan, Row, boxes_of
@@ -136,13 +138,13 @@ class Survey:
                     found.setdefault(parameter.device_mesh)
         return list(found)
 
-    def is_replicated(self) -> bool:
-        """Whether a wrapper holds the model to be the same on several ranks.
+    def wrapper_groups(self) -> set[agreement.Ranks]:
+        """The ranks on which a wrapper holds the model to be the same: DistributedDataParallel, FSDP1, replicate.
 
         Raises:
             ParameterError: FSDP1 has cut the parameters into flat pieces.
         """
-        replicated = False
+        groups: set[agreement.Ranks] = set()
         for prefix, _, module in self._modules:
             if is_flattened(module):
                 raise ParameterError(
@@ -150,8 +152,12 @@ class Survey:
                     "its parameters are flat pieces under FullyShardedDataParallel; initialise inside "
                     "FullyShardedDataParallel.summon_full_params(model), or before wrapping",
                 )
-            replicated = replicated or _is_replicated(type(module))
-        return replicated
+            if _is_replicated(type(module)):
+                wrapped: Any = module
+                groups.add(agreement.ranks_of(getattr(wrapped, "process_group", None)))
+                if (between := between_nodes(wrapped)) is not None:  # FSDP1's HYBRID_SHARD
+                    groups.add(agreement.ranks_of(between))
+        return groups
 
     def _names_in_stacks(self) -> Iterator[str]:
         """Names that have all numbers of layers in them: one a module, where the module's own has a number."""

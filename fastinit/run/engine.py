@@ -6,11 +6,11 @@ apply. Nothing is written before everything was checked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from functools import cache
 from operator import is_
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,12 @@ from fastinit.run.places import Assignment
 from fastinit.run.streams import draw_seed
 from fastinit.run.table import DTYPES, Table, Target, begin_of, name_of_part
 from fastinit.schemes.distributions import Uniform
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 BACKENDS = ("auto", "native", "torch")
 NATIVE_DEVICES = ("cpu", "cuda")
@@ -102,7 +108,8 @@ class Program:
 
     A program is never changed, so that threads may run one together. Targets with an assignment have no memory of
     their own: it is made when the program runs. `distributed` are the DTensors whose local tensors are among the
-    targets; `share_seed` says whether ranks draw one together. `tensors`: what the targets were made from.
+    targets, `tensors` what the targets were made from. Where no seed is given, this rank takes that of `seed_groups`,
+    and compares it on `compared_meshes`; None: it asks nobody.
 
     Raises:
         ParameterError: memory that cannot be written to, or a tensor that the wanted backend cannot fill.
@@ -116,13 +123,15 @@ class Program:
         distributed: Sequence[tuple[str, torch.Tensor]] = (),
         *,
         tensors: Sequence[torch.Tensor] = (),
-        share_seed: bool = False,
+        seed_groups: Collection[agreement.Ranks] | None = None,
+        compared_meshes: Collection[DeviceMesh] = (),
     ) -> None:
         self._native: list[Target] = []  # sampled, in one pass
         self._composed: list[Target] = []
         self._fallback: list[Target] = []
         self._assigned = list(assigned)
-        self._share_seed = share_seed
+        self._seed_groups = seed_groups
+        self._compared_meshes = compared_meshes
         self._backend = backend
         every = [*targets, *(target for target, _ in assigned)]
         unallocated = next((target.name for target in every if target.device.type == "meta"), None)
@@ -167,8 +176,6 @@ class Program:
         self._written = [target.tensor for target in (*self._native, *self._composed)]
         self._written += [tensor for _, tensor in distributed]
         ours = [*self._native, *self._composed, *(target for target, _ in assigned)]
-        if share_seed:  # torch's random numbers then come of it, too
-            ours = every
         self._takes_random_numbers = any(target.distribution.is_random() for target in ours)
 
     def is_for(self, tensors: Sequence[torch.Tensor]) -> bool:
@@ -193,7 +200,11 @@ class Program:
         _check_modes()
         for obstacle in self._obstacles:
             _warn_once(obstacle)
-        given_seed = seed = self._shared(seed, generator)
+        if seed is None and self._seed_groups is not None:
+            seed = agreement.shared_seed(draw_seed(generator), self._seed_groups)
+            taken = [("the seed drawn", str(seed))]
+            agreement.check_agreement([(mesh, taken) for mesh in self._compared_meshes], None)
+        given_seed = seed
         if seed is None and self._backend != "torch" and _native.module is not None:
             if any(cuda.is_capturing(device) for device in self._devices if device.type == "cuda"):
                 raise ValueError(
@@ -228,12 +239,6 @@ class Program:
                     torch_source.fill(target, given_seed, generator)
         for (_, assignment), values in zip(self._assigned, prepared, strict=True):
             assignment.commit(values)
-
-    def _shared(self, seed: int | None, generator: torch.Generator | None) -> int | None:
-        """The seed that ranks agree on, where none was given and they write parts of one model."""
-        if seed is None and self._share_seed and self._takes_random_numbers:
-            return agreement.shared_seed(generator)
-        return seed
 
     def _prepare(
         self,
