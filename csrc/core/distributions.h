@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "quantile.h"
+#include "stream.h"
 #include "task.h"
 
 namespace fastinit {

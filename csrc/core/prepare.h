@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
+#include <cstring>
 #include <limits>
 
 #include "rounding.h"
@@ -180,9 +182,7 @@ inline PrepareError prepare_trunc_normal(Sampler& sampler, Dtype dtype, double m
   return set_bounds(sampler, dtype, low, high);
 }
 
-// Fills task.sampler. The caller has checked that parameters are finite (bounds may be infinite) and in order.
-inline PrepareError prepare(Task& task) {
-  Sampler& sampler = task.sampler;
+inline PrepareError prepare_sampler(Sampler& sampler, const Task& task) {
   sampler = Sampler{};
   sampler.kind = task.distribution;
   const double infinity = std::numeric_limits<double>::infinity();
@@ -207,6 +207,29 @@ inline PrepareError prepare(Task& task) {
       return prepare_trunc_normal(sampler, task.dtype, parameter[0], parameter[1], parameter[2], parameter[3]);
   }
   return PrepareError::kNone;
+}
+
+// What prepare() leaves in task.mark. Each word is multiplied by an odd number of its own, so that the mark is another
+// one if any single word changes, and all but never the same if several do.
+inline uint64_t mark_of(const Task& task) {
+  constexpr size_t kBegin = offsetof(Task, parameter);
+  constexpr size_t kWords = (offsetof(Task, mark) - kBegin) / sizeof(uint64_t);
+  static_assert(
+      kWords * sizeof(uint64_t) == sizeof(task.parameter) + sizeof(Dtype) + sizeof(Distribution) + sizeof(Sampler),
+      "no padding among the parameters, the dtype, the distribution, the sampler and the mark");
+  uint64_t words[kWords];
+  memcpy(words, reinterpret_cast<const unsigned char*>(&task) + kBegin, sizeof(words));
+  constexpr uint64_t kGoldenRatio = 0x9E3779B97F4A7C15;  // of 2^64, odd
+  uint64_t mark = kGoldenRatio;
+  for (size_t i = 0; i < kWords; ++i) mark += words[i] * (kGoldenRatio + i * 0xBF58476D1CE4E5BA);
+  return mark;
+}
+
+// Fills task.sampler and task.mark. The caller has checked the distribution (checks.h).
+inline PrepareError prepare(Task& task) {
+  const PrepareError error = prepare_sampler(task.sampler, task);
+  task.mark = error == PrepareError::kNone ? mark_of(task) : 0;
+  return error;
 }
 
 }  // namespace FASTINIT_ISA

@@ -152,9 +152,10 @@ void fill_constant(const Task& task, int64_t begin, int64_t end) {
     const int64_t step = task.map.element_memory_step;
     write_steps(out, piece, step, everywhere ? value : zero);
     if (!everywhere) {
-      const int64_t index = cursor.global_index(task.map);
-      for (int64_t at = diagonal.next(index); at < index + piece; at = diagonal.next(at + 1)) {
-        out[(at - index) * step] = value;
+      const auto index = static_cast<uint64_t>(cursor.global_index(task.map));
+      const uint64_t end_index = index + static_cast<uint64_t>(piece);
+      for (uint64_t at = diagonal.next(index); at < end_index; at = diagonal.next(at + 1)) {
+        out[static_cast<int64_t>(at - index) * step] = value;
       }
     }
     cursor.advance(task.map, piece);
@@ -163,10 +164,9 @@ void fill_constant(const Task& task, int64_t begin, int64_t end) {
 }
 
 template <class L, class Element>
-void fill_typed(const Task& task, int64_t begin, int64_t end, bool streaming) {
+void fill_typed(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
   alignas(64) static constexpr QuantileHotRows kHot = quantile_hot_rows();
   const Sampler& sampler = task.sampler;
-  const Stream& stream = task.stream;
   if (sampler.kind == Distribution::kConstant || sampler.kind == Distribution::kDiagonal) {
     fill_constant<Element>(task, begin, end);
   } else if constexpr (sizeof(Element) == sizeof(double)) {
@@ -192,16 +192,16 @@ void fill_typed(const Task& task, int64_t begin, int64_t end, bool streaming) {
 }
 
 template <class L>
-void fill_range(const Task& task, int64_t begin, int64_t end, bool streaming) {
+void fill_range(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
   switch (task.dtype) {
     case Dtype::kFloat32:
-      return fill_typed<L, float>(task, begin, end, streaming);
+      return fill_typed<L, float>(task, stream, begin, end, streaming);
     case Dtype::kFloat64:
-      return fill_typed<L, double>(task, begin, end, false);
+      return fill_typed<L, double>(task, stream, begin, end, false);
     case Dtype::kFloat16:
-      return fill_typed<L, Float16>(task, begin, end, streaming);
+      return fill_typed<L, Float16>(task, stream, begin, end, streaming);
     case Dtype::kBfloat16:
-      return fill_typed<L, Bfloat16>(task, begin, end, streaming);
+      return fill_typed<L, Bfloat16>(task, stream, begin, end, streaming);
   }
 }
 

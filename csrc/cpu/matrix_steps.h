@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/orthogonal.h"
+#include "core/stream.h"
 
 namespace fastinit {
 

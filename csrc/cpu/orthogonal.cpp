@@ -4,7 +4,6 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -13,12 +12,13 @@
 #include "core/prepare.h"
 #include "instruction_sets.h"
 #include "matrix_steps.h"
+#include "parallel.h"
 
 namespace fastinit {
 namespace {
 
 // Operations, of rows * columns^2 a matrix, below which a thread costs more to start than it saves.
-constexpr double kLeastPerThread = 4e6;
+constexpr double kLeastOperationsPerThread = 4e6;
 
 // A matrix whose vectors take more bytes than this is worked on by all threads: a core's cache holds no more, and
 // memory does not grow with the threads.
@@ -77,6 +77,10 @@ class Team {
  public:
   explicit Team(int threads) : threads_(threads) {}
 
+  // Before any thread waits.
+  void set_threads(int threads) { threads_ = threads; }
+
+  // Calls unit(0) ... unit(units - 1), each on one of the threads.
   template <class Do>
   void share(int64_t units, const Do& unit) {
     for (;;) {
@@ -106,7 +110,11 @@ class Team {
   std::atomic<int64_t> round_{0};
 };
 
-void write_matrix(const MatrixSteps& steps, const MatrixWork& work, void* scratch, Team& team) {
+// Once should_end() says yes to a thread, that one does no more of the products, which take nearly all of the time. It
+// waits for the others all the same.
+template <class ShouldEnd>
+void write_matrix(const MatrixSteps& steps, const MatrixWork& work, void* scratch, Team& team,
+                  const ShouldEnd& should_end) {
   const OrthogonalMatrix& tall = work.tall;
   const int64_t together = tall.dtype == Dtype::kFloat64 ? steps.columns_together_double : steps.columns_together_float;
   const int64_t groups = (tall.end_column - tall.first_column + together - 1) / together;
@@ -114,6 +122,7 @@ void write_matrix(const MatrixSteps& steps, const MatrixWork& work, void* scratc
   team.share(tall.columns, [&](int64_t j) { steps.make(work, j); });
   // From the right, where a group takes longest.
   team.share(groups, [&](int64_t taken) {
+    if (should_end()) return;
     steps.multiply(work, tall.first_column + (groups - 1 - taken) * together, scratch);
   });
 }
@@ -150,7 +159,8 @@ bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint
     wanted.push_back(matrix);
     total += cost(matrix);
   }
-  threads = static_cast<int>(std::clamp(total / kLeastPerThread, 1.0, static_cast<double>(std::max(1, threads))));
+  threads =
+      static_cast<int>(std::clamp(total / kLeastOperationsPerThread, 1.0, static_cast<double>(std::max(1, threads))));
   // What takes long comes first: threads then end at about the same time.
   std::stable_sort(wanted.begin(), wanted.end(),
                    [](const OrthogonalMatrix& a, const OrthogonalMatrix& b) { return cost(a) > cost(b); });
@@ -182,47 +192,46 @@ bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint
   const Sampler of_float = standard_normal(Dtype::kFloat32);
   const Sampler of_double = standard_normal(Dtype::kFloat64);
 
-  // A thread that the system does not give must not be waited for: all are there before any begins.
-  std::atomic<int> started{0};
-  std::atomic<bool> stopped{false};
+  std::atomic<bool> begun{false}, stopped{false};
   std::atomic<int64_t> next{num_shared};
-  std::unique_ptr<Team> team;
+  bool ended = false;  // written by the calling thread, between two places where all wait
+  Team together(1);
+  Poll poll(should_stop);
   const auto work = [&](int thread) {
     const DefaultFpEnvironment environment;
-    const auto make_work = [&](const Workspace& workspace, int64_t i) {
-      const OrthogonalMatrix& matrix = wanted[static_cast<size_t>(i)];
-      return workspace.work(matrix, seed, matrix.dtype == Dtype::kFloat64 ? of_double : of_float);
+    const auto should_end = [&] {
+      if (thread == 0 && poll()) stopped.store(true, std::memory_order_relaxed);
+      return stopped.load(std::memory_order_relaxed);
     };
-    void* const memory = scratch[static_cast<size_t>(thread)].get();
+    const auto write = [&](const Workspace& workspace, int64_t i, Team& team) {
+      const OrthogonalMatrix& matrix = wanted[static_cast<size_t>(i)];
+      const Sampler& normal = matrix.dtype == Dtype::kFloat64 ? of_double : of_float;
+      void* const memory = scratch[static_cast<size_t>(thread)].get();
+      write_matrix(steps, workspace.work(matrix, seed, normal), memory, team, should_end);
+    };
     for (int64_t i = 0; i < num_shared; ++i) {
-      if (thread == 0 && should_stop()) stopped = true;
-      team->wait();
-      if (stopped) return;
-      write_matrix(steps, make_work(shared, i), memory, *team);
+      // All threads must take the same way here, or some would wait for others that are gone.
+      if (thread == 0) ended = should_end();
+      together.wait();
+      if (ended) return;
+      write(shared, i, together);
     }
     Team alone(1);
-    for (;;) {
-      if (thread == 0 && should_stop()) stopped = true;
+    while (!should_end()) {
       const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-      if (stopped || i >= static_cast<int64_t>(wanted.size())) return;
-      write_matrix(steps, make_work(own[static_cast<size_t>(thread)], i), memory, alone);
+      if (i >= static_cast<int64_t>(wanted.size())) return;
+      write(own[static_cast<size_t>(thread)], i, alone);
     }
   };
-  std::vector<std::thread> workers;
-  try {
-    for (int i = 1; i < threads; ++i) {
-      workers.emplace_back([&, i] {
-        while (started.load(std::memory_order_acquire) == 0) std::this_thread::yield();
-        work(i);
-      });
-    }
-  } catch (const std::system_error&) {
-    // The system has no thread left to give: those there are do the work.
-  }
-  team = std::make_unique<Team>(static_cast<int>(workers.size()) + 1);
-  started.store(1, std::memory_order_release);
+  // A thread that the system does not give must not be waited for: all are there before any begins.
+  Workers workers(threads - 1, [&](int thread) {
+    while (!begun.load(std::memory_order_acquire)) std::this_thread::yield();
+    work(thread);
+  });
+  together.set_threads(workers.count() + 1);
+  begun.store(true, std::memory_order_release);
   work(0);
-  for (std::thread& worker : workers) worker.join();
+  workers.join();
   return !stopped;
 }
 

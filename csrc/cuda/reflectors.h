@@ -63,8 +63,8 @@ class SampledUnits {
         rows_(static_cast<int>(tall.rows)),
         columns_(static_cast<int>(tall.columns)),
         offset_(static_cast<uint64_t>(tall.global_offset)),
-        line_step_(
-            static_cast<uint64_t>(by_columns_ ? tall.row_index_step + tall.column_index_step : tall.row_index_step)),
+        line_step_(static_cast<uint64_t>(tall.row_index_step) +
+                   (by_columns_ ? static_cast<uint64_t>(tall.column_index_step) : 0)),
         step_(static_cast<uint64_t>(by_columns_ ? tall.row_index_step : tall.column_index_step)) {
     lines_ = by_columns_ ? columns_ : rows_;
     // The most entries of a pair. As many units as units() can give for the two lines of it.
@@ -222,10 +222,12 @@ FASTINIT_DEVICE void multiply(const OrthogonalMatrix& tall, const Reflectors<T>&
   for (int row = lane; row < tall.end_row; row += kLanes) {
     FASTINIT_UNROLL
     for (int c = 0; c < kColumns; ++c) {
-      const int64_t place =
-          (row - tall.first_row) * tall.row_memory_step + (first + c - tall.first_column) * tall.column_memory_step;
+      // In numbers that may wrap: a place that is not stored to lies anywhere.
+      const uint64_t place =
+          static_cast<uint64_t>(row - tall.first_row) * static_cast<uint64_t>(tall.row_memory_step) +
+          static_cast<uint64_t>(first + c - tall.first_column) * static_cast<uint64_t>(tall.column_memory_step);
       if (row >= tall.first_row && first + c < tall.end_column) {
-        store_element(tall.data + static_cast<uint64_t>(place * bytes), element_of(x[c][0], tall.dtype), bytes);
+        store_element(tall.data + place * static_cast<uint64_t>(bytes), element_of(x[c][0], tall.dtype), bytes);
       }
       FASTINIT_UNROLL
       for (int r = 1; r < kRegisters; ++r) x[c][r - 1] = x[c][r];
