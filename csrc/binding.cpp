@@ -91,7 +91,9 @@ const char* forced_isa() {
     if (set.supported && std::strcmp(forced, set.name) == 0) return set.name;
     if (set.supported) names += std::string(names.empty() ? "" : ", ") + set.name;
   }
-  throw py::value_error("FASTINIT_FORCE_ISA: expected one that this processor has (" + names + "), got '" + forced +
+  std::string given(forced, strnlen(forced, 40));
+  for (char& letter : given) letter = letter < ' ' || letter > '~' ? '?' : letter;  // Python must be able to decode it
+  throw py::value_error("FASTINIT_FORCE_ISA: expected one that this processor has (" + names + "), got '" + given +
                         "'");
 }
 
@@ -142,8 +144,8 @@ class WithoutLock {
   WithoutLock(const WithoutLock&) = delete;
   WithoutLock& operator=(const WithoutLock&) = delete;
 
-  // Whether a signal came that raises an exception, or the interpreter exits. Only the main thread gets signals; on
-  // others there is nothing to see, at no cost.
+  // Whether a signal came that raises an exception, or the interpreter exits. Only the main thread gets signals: on
+  // others, PyErr_CheckSignals() returns at once.
   bool should_stop() {
     if (others_exit() || is_gone()) return true;
     PyEval_RestoreThread(state_);
@@ -152,7 +154,7 @@ class WithoutLock {
     return raised;
   }
 
-  // A thread ends by it without a message.
+  // Raises SystemExit, which ends a thread without a message.
   [[noreturn]] static void throw_exit() {
     PyErr_SetNone(PyExc_SystemExit);
     throw py::error_already_set();

@@ -173,8 +173,8 @@ class Table:
             itemsize = owner.tensor.element_size()
             if address % itemsize:
                 raise ValueError(
-                    f"{owner.name or NAMELESS}: its memory begins at an address that is not a multiple of the {itemsize} "
-                    "bytes of an element; clone() it first"
+                    f"{owner.name or NAMELESS}: its memory begins at an address that is not a multiple of the "
+                    f"{itemsize} bytes of an element; clone() it first"
                 )
         distributions: list[Any] = [owner.distribution for owner in owners]
         table["name_id"] = np.frombuffer(b"".join([name_id(owner.name) for owner in owners]), dtype="V16")

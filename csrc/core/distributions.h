@@ -129,12 +129,12 @@ class NormalF32 {
     return negative ? -x : x;
   }
 
-  // The values of a group that lie in the tail, one after the other: one in 43 691 comes here.
+  // Samples again the values of a group that lie in the tail, one after the other. One value in 43 691 does.
   template <int kGroup, class IndexOf>
   FASTINIT_DEVICE void resample_tail(const typename L::F32 (&p)[kGroup], const typename L::U32 (&words)[kGroup],
                                      const IndexOf& index_of, typename L::F32 (&x)[kGroup]) const {
     if constexpr (L::kWidth == 1) {
-      // A GPU's thread keeps all of this in registers: no array may be indexed by a variable, and the word is drawn
+      // A GPU's thread keeps all of this in registers. So no array may be indexed by a variable, and the word is drawn
       // again rather than kept.
       uint32_t in_tail = 0;
       FASTINIT_UNROLL

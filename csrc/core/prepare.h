@@ -1,5 +1,5 @@
-// From a Task's distribution, as its caller wrote it, to the Sampler that every value needs. Host only, in double, by
-// exactly rounded operations: the constants are part of the stream's definition, so libm must not decide them.
+// Makes the Sampler, which every value needs, of a Task's distribution as its caller wrote it. This is host code, in
+// double, by exactly rounded operations: the constants are part of the stream's definition, so libm must not decide them.
 #pragma once
 
 #include <cmath>
@@ -111,7 +111,7 @@ inline double round_toward(Dtype dtype, double x, Toward toward) {
   return x;
 }
 
-// By the host alone: devices have NaNs of their own.
+// The bits of a value as an element. The host makes them, for devices have NaNs of their own.
 inline uint64_t element_bits(Dtype dtype, double value) {
   float as_float;
   Float16 as_float16;
@@ -135,8 +135,8 @@ inline uint64_t element_bits(Dtype dtype, double value) {
 inline PrepareError set_bounds(Sampler& sampler, Dtype dtype, double low, double high) {
   sampler.lower = round_toward(dtype, low, Toward::kUp);
   sampler.upper = round_toward(dtype, high, Toward::kDown);
-  // Some lanes take a tie of zeros for their second operand, some order -0 before +0. With these signs both clamp
-  // alike.
+  // Of two zeros, min and max of some lanes return the second operand, of others -0 as the lesser one. With these signs
+  // all of them clamp alike.
   if (sampler.lower == 0.0) sampler.lower = 0.0;
   if (sampler.upper == 0.0) sampler.upper = -0.0;
   if (low == high) sampler.lower = sampler.upper = round_toward(dtype, low, Toward::kNearest);

@@ -10,8 +10,8 @@
 namespace fastinit {
 namespace {
 
-// Writes of this size in all go past the caches: they would evict everything, and be evicted before their next use.
-// It saves reading each line before writing it.
+// A fill of this many bytes and more writes past the caches. It would evict all that is there, and be evicted itself
+// before its next use. Writing past them also saves reading each line first.
 constexpr int64_t kStreamingBytes = int64_t{32} << 20;
 
 FillRange fill_range_of(int choice) {

@@ -57,7 +57,7 @@ struct SourceF64 {
   }
 };
 
-// Values [index, index + count) of a source to consecutive memory.
+// Writes values [index, index + count) of a source to consecutive memory.
 template <bool kStreaming, class Source, class Element>
 FASTINIT_HD void fill_consecutive(const Source& source, uint64_t index, int64_t count, Element* out) {
   constexpr int64_t kDrawValues = Source::kDrawValues;
@@ -92,7 +92,7 @@ FASTINIT_HD void scatter(const Element* values, int64_t count, const IndexMap& m
   }
 }
 
-// Local elements [begin, end) of a task.
+// Fills local elements [begin, end) of a task.
 template <class L, class Source, class Element>
 void fill_elements(const Task& task, const Source& source, int64_t begin, int64_t end, bool streaming) {
   const IndexMap& map = task.map;
@@ -116,7 +116,7 @@ void fill_elements(const Task& task, const Source& source, int64_t begin, int64_
     }
     return;
   }
-  // Scattered in memory: in index order through a small buffer.
+  // Elements that are scattered in memory: values are made in the order of their indices, in a small buffer.
   constexpr int64_t kBufferValues = 1024;
   alignas(64) Element buffer[kBufferValues];
   while (begin < end) {
@@ -137,7 +137,7 @@ void write_steps(Element* out, int64_t count, int64_t step, Element value) {
   }
 }
 
-// The same value everywhere, or on a diagonal and zero elsewhere.
+// Writes the same value everywhere, or on a diagonal, with zeros elsewhere.
 template <class Element>
 void fill_constant(const Task& task, int64_t begin, int64_t end) {
   Element value, zero;

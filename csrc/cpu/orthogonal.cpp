@@ -20,8 +20,8 @@ namespace {
 // Operations, of rows * columns^2 a matrix, below which a thread costs more to start than it saves.
 constexpr double kLeastOperationsPerThread = 4e6;
 
-// A matrix whose vectors take more bytes than this is worked on by all threads: a core's cache holds no more, and
-// memory does not grow with the threads.
+// All threads together work on a matrix whose vectors take more bytes than this. A core's cache holds no more, and so
+// memory does not grow with the number of threads.
 constexpr int64_t kMostBytesAlone = int64_t{1} << 18;
 
 MatrixSteps steps_of(int choice) {
@@ -91,7 +91,7 @@ class Team {
     wait();
   }
 
-  // Whoever comes last lets the others go on, to units that count from 0 again.
+  // Waits until all threads are here. The last one lets the others go on, to units that count from 0 again.
   void wait() {
     const int64_t round = round_.load(std::memory_order_acquire);
     if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
@@ -110,8 +110,8 @@ class Team {
   std::atomic<int64_t> round_{0};
 };
 
-// Once should_end() says yes to a thread, that one does no more of the products, which take nearly all of the time. It
-// waits for the others all the same.
+// Writes one matrix, by all threads of a team. A thread that hears yes from should_end() does no more of the products,
+// which take nearly all of the time; it waits for the others all the same.
 template <class ShouldEnd>
 void write_matrix(const MatrixSteps& steps, const MatrixWork& work, void* scratch, Team& team,
                   const ShouldEnd& should_end) {
@@ -120,7 +120,7 @@ void write_matrix(const MatrixSteps& steps, const MatrixWork& work, void* scratc
   const int64_t groups = (tall.end_column - tall.first_column + together - 1) / together;
   team.share(sample_units(tall), [&](int64_t unit) { steps.sample(work, unit, scratch); });
   team.share(tall.columns, [&](int64_t j) { steps.make(work, j); });
-  // From the right, where a group takes longest.
+  // Groups are taken from the right, where they take longest.
   team.share(groups, [&](int64_t taken) {
     if (should_end()) return;
     steps.multiply(work, tall.first_column + (groups - 1 - taken) * together, scratch);
@@ -161,7 +161,7 @@ bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint
   }
   threads =
       static_cast<int>(std::clamp(total / kLeastOperationsPerThread, 1.0, static_cast<double>(std::max(1, threads))));
-  // What takes long comes first: threads then end at about the same time.
+  // Long work comes first, so that threads end at about the same time.
   std::stable_sort(wanted.begin(), wanted.end(),
                    [](const OrthogonalMatrix& a, const OrthogonalMatrix& b) { return cost(a) > cost(b); });
   const auto is_small = [](const OrthogonalMatrix& matrix) {
@@ -169,7 +169,7 @@ bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint
   };
   const auto small_begin = std::stable_partition(wanted.begin(), wanted.end(),
                                                  [&](const OrthogonalMatrix& matrix) { return !is_small(matrix); });
-  // Few small ones would leave threads without work.
+  // A few small matrices alone would leave threads without work: all threads share them, too.
   const int64_t num_small = wanted.end() - small_begin;
   const int64_t num_shared =
       num_small < 2 * threads ? static_cast<int64_t>(wanted.size()) : small_begin - wanted.begin();
@@ -223,7 +223,7 @@ bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint
       write(own[static_cast<size_t>(thread)], i, alone);
     }
   };
-  // A thread that the system does not give must not be waited for: all are there before any begins.
+  // No thread begins before it is known how many there are: one that the system did not give must not be waited for.
   Workers workers(threads - 1, [&](int thread) {
     while (!begun.load(std::memory_order_acquire)) std::this_thread::yield();
     work(thread);

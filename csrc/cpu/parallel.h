@@ -18,8 +18,8 @@ namespace fastinit {
 // Elements of a chunk, the unit of work. A thread fills one in about 8 microseconds. A smaller task is one chunk.
 constexpr int64_t kChunk = 32768;
 
-// A thread takes this many elements at a time at the most. 2^19 floats are a huge page: threads that share one would
-// both clear it when they touch it first.
+// The most elements that a thread takes at a time. 2^19 floats fill a huge page; two threads that share a fresh one would
+// both clear it.
 constexpr int64_t kMostPerClaim = int64_t{1} << 19;
 
 // Below this many elements a thread costs more to start than it saves.
@@ -71,7 +71,7 @@ class Workers {
   std::vector<std::thread> threads_;
 };
 
-// All tasks as one row of chunks; threads take runs of them.
+// The chunks of all tasks in one row. Threads take runs of them.
 class ChunkQueue {
  public:
   ChunkQueue(const std::vector<int64_t>& numels, int threads) : numels_(numels), first_chunk_(numels.size() + 1) {
@@ -80,7 +80,7 @@ class ChunkQueue {
       first_chunk_[i + 1] = first_chunk_[i] + (numels[i] + kChunk - 1) / kChunk;
       numel += numels[i];
     }
-    // Eight claims a thread even out their speeds; in chunks of the average size.
+    // Eight claims for each thread even out their speeds. The chunks of a claim are taken to be of the average size.
     const int64_t chunks = first_chunk_.back();
     const int64_t average = std::max<int64_t>(1, numel / std::max<int64_t>(1, chunks));
     claim_ = std::clamp<int64_t>(chunks / (int64_t{8} * threads), 1, std::max<int64_t>(1, kMostPerClaim / average));
