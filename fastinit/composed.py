@@ -29,6 +29,7 @@ from fastinit.distributions import (
     ZeroRow,
     inverse_softplus,
 )
+from fastinit.forks import safe_threads
 from fastinit.layout import Part
 from fastinit.orthogonal import Matrix, compute_dtype, workspace_bytes
 from fastinit.sharding import Range
@@ -49,6 +50,7 @@ class Source(Protocol):
 
 
 @torch.no_grad()
+@safe_threads()
 def fill_all(targets: Sequence[Target], source: Source) -> None:
     """Write targets of any distributions, orthogonal matrices of all of them together."""
     later = _Later([], [], [], [])

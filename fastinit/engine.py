@@ -16,6 +16,7 @@ import torch
 from fastinit import _native, agreement, composed, cuda, fallback, matrix_table, orthogonal
 from fastinit.checks import NAMELESS, check_overlaps, check_writable, memory_span
 from fastinit.distributions import Uniform, is_composed, is_random
+from fastinit.forks import safe_threads
 from fastinit.layout import Part
 from fastinit.orthogonal import Matrix
 from fastinit.sharding import local_tensor
@@ -100,7 +101,7 @@ _KEYS_AT_ONCE = 2**20  # of 8 bytes each
 
 
 class Program:
-    """Targets with their backends decided; for the native ones, a table that is made once and then only reseeded.
+    """Targets with their backends decided; for the native ones, a table that is made once, whatever the seed.
 
     Targets with an assignment have no memory of their own: it is made when the program runs. `distributed` are the
     DTensors whose local tensors are among the targets; `share_seed` says whether ranks draw one together.
@@ -237,8 +238,9 @@ class Program:
             composed.fill_all(self._composed, NativeSource(seed))
         for target in self._fallback:
             fallback.fill(target, given_seed, generator)
-        for (_, assignment), values in zip(self._assigned, prepared, strict=True):
-            assignment.commit(values)
+        with safe_threads():
+            for (_, assignment), values in zip(self._assigned, prepared, strict=True):
+                assignment.commit(values)
 
     def _prepare(
         self,
@@ -256,6 +258,7 @@ class Program:
         else:
             fallback.fill(target, given_seed, generator)
         try:
-            return assignment.prepare(weight)
+            with safe_threads():
+                return assignment.prepare(weight)
         except Exception as error:
             raise ValueError(f"{target.name}: cannot be set through its parametrization: {error}") from error

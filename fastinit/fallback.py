@@ -9,12 +9,14 @@ from torch import nn
 
 from fastinit import composed
 from fastinit.distributions import Constant, Diagonal, Normal, TruncNormal, Uniform, is_random
+from fastinit.forks import safe_threads
 from fastinit.layout import box_of
 from fastinit.orthogonal import Matrix
 from fastinit.streams import derive_stream
 from fastinit.table import Target
 
 
+@safe_threads()
 def fill(target: Target, seed: int | None, generator: torch.Generator | None) -> None:
     """Write one tensor with torch's own random numbers.
 

@@ -119,7 +119,7 @@ class NormalF32 {
     const Sampler& sampler_;  // outlives this; read again where it is rare, which spares registers
   };
 
-  // The value of word `word`, of index `index`, in units of sigma: where the word lies in the tail.
+  // The value, in units of sigma, of an element whose word lies in the tail. `index` is the element's.
   FASTINIT_DEVICE float tail_value(uint32_t word, uint64_t index) const {
     const bool negative = mass_.is_negative(word);
     const uint32_t distance = negative ? word : ~word;

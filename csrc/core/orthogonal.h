@@ -28,12 +28,12 @@ struct OrthogonalMatrix {
   int32_t reserved;
 };
 
-// The most shared memory that a block asks for; a matrix's reflectors lie there. Compute capabilities 8.6 and 8.9 have no
-// more, and on 8.0 and 9.0 it leaves room for a second block.
+// The most shared memory that a block asks for; a matrix's reflectors lie there. Compute capabilities 8.6 and 8.9 have
+// no more; 8.0 and 9.0 do, and keep what is left for other blocks.
 constexpr int64_t kMostSharedBytes = 99 << 10;
 
-// The most rows of a tall matrix: the lanes of a warp hold no more in registers. On a CPU, larger matrices are faster by
-// products of whole matrices.
+// The most rows of a tall matrix: the lanes of a warp hold no more in registers. On a CPU, larger matrices are faster
+// by products of whole matrices.
 constexpr int64_t kMostTallRows = 1024;
 
 // Sums over the rows of a column are sums over those of one remainder modulo kLanes, row after row, and then of these
@@ -45,8 +45,8 @@ constexpr float kInsteadOfZero = 0x1p-40f;
 
 inline namespace FASTINIT_ISA {
 
-// a * b + c in double, rounded once. The samplers do without it, since some processors would have to emulate it. Those do
-// not multiply reflectors (orthogonal_cpu_fits).
+// a * b + c in double, rounded once. The samplers do without it, since some processors would have to emulate it. Those
+// do not multiply reflectors (orthogonal_cpu_fits).
 FASTINIT_HD double exact_fma(double a, double b, double c) {
 #if defined(__CUDA_ARCH__)
   return __fma_rn(a, b, c);

@@ -1,5 +1,6 @@
 // Makes the Sampler, which every value needs, of a Task's distribution as its caller wrote it. This is host code, in
-// double, by exactly rounded operations: the constants are part of the stream's definition, so libm must not decide them.
+// double, by exactly rounded operations: the constants are part of the stream's definition, so libm must not decide
+// them.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
-// What stands between orthogonal.cpp, which has the threads, and orthogonal_body.h, which has the arithmetic: one matrix
-// in work, and three steps, each of units that any thread may do. A step begins when the one before is done.
+// What stands between orthogonal.cpp, which has the threads, and orthogonal_body.h, which has the arithmetic: one
+// matrix in work, and three steps, each of units that any thread may do. A step begins when the one before is done.
 #pragma once
 
 #include "core/orthogonal.h"

@@ -18,8 +18,8 @@ namespace fastinit {
 // Elements of a chunk, the unit of work. A thread fills one in about 8 microseconds. A smaller task is one chunk.
 constexpr int64_t kChunk = 32768;
 
-// The most elements that a thread takes at a time. 2^19 floats fill a huge page; two threads that share a fresh one would
-// both clear it.
+// The most elements that a thread takes at a time. 2^19 floats fill a huge page; two threads that share a fresh one
+// would both clear it.
 constexpr int64_t kMostPerClaim = int64_t{1} << 19;
 
 // Below this many elements a thread costs more to start than it saves.

@@ -19,8 +19,8 @@ FASTINIT_HD bool is_one_row(const Task& task) { return task.numel <= task.map.ro
 FASTINIT_HD bool is_contiguous(const Task& task) { return is_one_row(task) && task.map.element_memory_step == 1; }
 FASTINIT_HD bool has_one_run(const Task& task) { return is_one_row(task) || is_one_index_run(task.map); }
 
-// The Philox block that is unit 0 of a single run. It is a multiple of kChunkUnits, so that the upper half of the counter
-// never changes within a chunk, and places in memory are aligned alike in all chunks.
+// The Philox block that is unit 0 of a single run. It is a multiple of kChunkUnits, so that the upper half of the
+// counter never changes within a chunk, and places in memory are aligned alike in all chunks.
 FASTINIT_HD int64_t first_block(const Task& task) {
   const int64_t block = task.map.global_offset / block_values(task.dtype);
   return block - block % kChunkUnits;
