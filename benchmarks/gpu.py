@@ -376,8 +376,7 @@ def targets_of(plan: Plan) -> list[Target]:
 def kernel_alone(rows: np.ndarray[Any, Any], settings: Settings) -> Callable[[], object]:
     """The launch, from a table that lies on the device."""
     if not settings.on_gpu:
-        native().reseed(rows, 0)
-        return partial(native().fill_cpu, rows, torch.get_num_threads())
+        return partial(native().fill_cpu, rows, 0, torch.get_num_threads())
     image, num_chunks = native().cuda_table(rows)
     on_device = torch.from_numpy(image).to(settings.device)
     stream = torch.cuda.current_stream().cuda_stream

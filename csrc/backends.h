@@ -1,4 +1,5 @@
-// What the binding calls: a backend fills a prepared table, or reads one. Nothing else of a backend is visible.
+// What the binding calls: a backend fills a prepared table, or reads one. Nothing else of a backend is visible. Tables
+// are those that checks.h accepts; a backend does not look at them again.
 #pragma once
 
 #include <functional>
@@ -17,10 +18,11 @@ struct InstructionSet {
 constexpr int kInstructionSets = 3;
 const InstructionSet* instruction_sets();  // [kInstructionSets]
 
-// Fills all tasks in one pass on `threads` threads, the calling one among them. `isa` names an instruction set of
-// instruction_sets() that is supported, or is null for the best. `should_stop` is asked by the calling thread, every 50
-// ms or so; once it says yes, the fill stops. Returns whether everything was filled.
-bool fill_cpu(const Task* tasks, int64_t num_tasks, int threads, const char* isa,
+// Fills all tasks in one pass on `threads` threads, the calling one among them, with the values of `seed`. The table is
+// only read: any number of fills may run on it at the same time. `isa` names an instruction set of instruction_sets()
+// that is supported, or is null for the best. `should_stop` is asked by the calling thread, every 50 ms or so; once it
+// says yes, the fill stops. Returns whether everything was filled. Throws std::bad_alloc; nothing was written then.
+bool fill_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa,
               const std::function<bool()>& should_stop);
 
 // Whether orthogonal_cpu takes a matrix of this size. A matrix that it does not take is for products of whole matrices
@@ -47,9 +49,8 @@ struct CudaTable {
 int64_t cuda_table_bytes(int64_t num_tasks);
 int64_t write_cuda_table(const Task* tasks, int64_t num_tasks, void* image);
 
-// Enqueues one kernel on a stream (a cudaStream_t) of `device`, and does not wait for it. Needs neither task.stream nor
-// reseed(): streams are derived on the device. Throws std::runtime_error if the CUDA run-time refuses; nothing was
-// enqueued then.
+// Enqueues one kernel on a stream (a cudaStream_t) of `device`, and does not wait for it. Throws std::runtime_error if
+// the CUDA run-time refuses; nothing was enqueued then.
 void fill_cuda(const CudaTable& table, uint64_t seed, int device, uint64_t stream);
 
 // Whether orthogonal_cuda takes a matrix of this size on this device.

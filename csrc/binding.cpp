@@ -1,12 +1,16 @@
-// The only pybind11 file: checks what comes from Python, hands the table to a backend, turns failures into exceptions.
-// No torch header: a table is bytes, a tensor in it an address, so one binary serves every torch.
+// The only pybind11 file: has what comes from Python checked (checks.h), hands the table to a backend, turns failures
+// into exceptions. No torch header: a table is bytes, a tensor in it an address, so one binary serves every torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 #include <array>
-#include <cmath>
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -14,104 +18,58 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "backends.h"
+#include "checks.h"
 #include "core/fp_environment.h"
 #include "core/prepare.h"
+#include "core/stream.h"
 
 namespace py = pybind11;
 
 namespace fastinit {
 namespace {
 
-// A table as NumPy holds it: a contiguous, writable run of structs.
+// A table as NumPy holds it: a contiguous run of structs.
 template <class Row>
 struct TableOf {
-  explicit TableOf(const py::buffer& buffer) : info(buffer.request(/*writable=*/true)) {
-    const py::ssize_t bytes = info.size * info.itemsize;
+  explicit TableOf(const py::buffer& buffer) : info(buffer.request()) {
     const bool contiguous = info.ndim == 1 && (info.size < 2 || info.strides[0] == info.itemsize);
     if (info.itemsize != static_cast<py::ssize_t>(sizeof(Row)) || !contiguous) {
       throw py::value_error("table: expected a contiguous one-dimensional array of " + std::to_string(sizeof(Row)) +
-                            "-byte rows, got " + std::to_string(bytes) + " bytes in rows of " +
+                            "-byte rows, got " + std::to_string(info.size * info.itemsize) + " bytes in rows of " +
                             std::to_string(info.itemsize));
     }
-    rows = static_cast<Row*>(info.ptr);
+    if (reinterpret_cast<uintptr_t>(info.ptr) % alignof(Row) != 0) {
+      throw py::value_error("table: expected an address that is a multiple of " + std::to_string(alignof(Row)));
+    }
+    rows = static_cast<const Row*>(info.ptr);
     num_rows = info.size;
   }
 
+  Row* writable_rows() const {
+    if (info.readonly) throw py::value_error("table: expected one that can be written to, got a read-only one");
+    return static_cast<Row*>(info.ptr);
+  }
+
   py::buffer_info info;
-  Row* rows;
+  const Row* rows;
   int64_t num_rows;
 };
 using Table = TableOf<Task>;
 
-[[noreturn]] void fail_row(int64_t row, const std::string& what) {
-  throw py::value_error("table row " + std::to_string(row) + ": " + what);
-}
-
-void check_dtype(Dtype dtype, int64_t row) {
-  const auto number = static_cast<int32_t>(dtype);
-  if (number < 0 || number >= kDtypes) fail_row(row, "unknown dtype " + std::to_string(number));
-}
-
-void check_task(const Task& task, int64_t row) {
-  const auto distribution = static_cast<int32_t>(task.distribution);
-  const auto fail = [row](const std::string& what) { fail_row(row, what); };
-  check_dtype(task.dtype, row);
-  if (distribution < 0 || distribution >= kDistributions) fail("unknown distribution " + std::to_string(distribution));
-  if (task.numel < 0) fail("negative numel " + std::to_string(task.numel));
-  if (task.numel > 0 && task.data == 0) fail("elements without memory");
-  if (task.map.row_length < 1 || task.map.rows_per_slab < 1) fail("empty rows in the index map");
-  if (task.map.global_offset < 0) fail("negative global offset");
-  if (task.distribution == Distribution::kDiagonal) {
-    const double (&parameter)[kParameters] = task.parameter;
-    if (!(parameter[1] >= 0 && parameter[2] >= 1 && parameter[3] >= 1 && parameter[4] >= 1)) fail("no such diagonal");
-  }
-}
-
 // Derives every row's sampler. Returns (row, error) of the first row that cannot be sampled, or None.
 std::optional<std::pair<int64_t, int32_t>> prepare_table(const py::buffer& buffer) {
   const Table table(buffer);
-  for (int64_t row = 0; row < table.num_rows; ++row) check_task(table.rows[row], row);
+  Task* const tasks = table.writable_rows();
+  check_tasks(tasks, table.num_rows);
   const DefaultFpEnvironment environment;
   for (int64_t row = 0; row < table.num_rows; ++row) {
-    const PrepareError error = prepare(table.rows[row]);
+    const PrepareError error = prepare(tasks[row]);
     if (error != PrepareError::kNone) return std::make_pair(row, static_cast<int32_t>(error));
   }
   return std::nullopt;
-}
-
-// Whether element (rows - 1, columns - 1), and so all others, has a number from 0 to 2^63 - 1.
-bool counts_up(int64_t rows, int64_t columns, int64_t offset, int64_t row_step, int64_t column_step) {
-  int64_t of_row = 0, of_column = 0, last = 0;
-  return offset >= 0 && row_step >= 0 && column_step >= 0 && !__builtin_mul_overflow(rows - 1, row_step, &of_row) &&
-         !__builtin_mul_overflow(columns - 1, column_step, &of_column) &&
-         !__builtin_add_overflow(of_row, of_column, &last) && !__builtin_add_overflow(last, offset, &last);
-}
-
-void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
-  const auto fail = [row](const std::string& what) { fail_row(row, what); };
-  check_dtype(matrix.dtype, row);
-  if (!std::isfinite(matrix.gain)) fail("a gain that is not finite");
-  if (matrix.rows < 0 || matrix.columns < 0) fail("a negative number of rows or columns");
-  if (matrix.rows == 0 || matrix.columns == 0) return;
-  const auto lies_within = [](int64_t first, int64_t end, int64_t size) {
-    return first >= 0 && first <= end && end <= size;
-  };
-  if (!lies_within(matrix.first_row, matrix.end_row, matrix.rows) ||
-      !lies_within(matrix.first_column, matrix.end_column, matrix.columns)) {
-    fail("a range beyond the matrix");
-  }
-  if (matrix.data == 0) fail("elements without memory");
-  if (std::max(matrix.rows, matrix.columns) > kMostTallRows) {
-    fail(std::to_string(matrix.rows) + " x " + std::to_string(matrix.columns) + " is too large");
-  }
-  if (!counts_up(matrix.rows, matrix.columns, matrix.global_offset, matrix.row_index_step, matrix.column_index_step)) {
-    fail("global indices below 0 or beyond 2^63 - 1");
-  }
-  if (!counts_up(matrix.rows, matrix.columns, 0, matrix.row_memory_step, matrix.column_memory_step)) {
-    fail("negative or too large steps in memory");
-  }
 }
 
 // Checks a table of orthogonal matrices for orthogonal_cuda. Returns what it needs of shared memory; 0 if all are
@@ -119,24 +77,8 @@ void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
 int64_t check_orthogonal(const py::buffer& buffer) {
   const TableOf<OrthogonalMatrix> table(buffer);
   if (table.num_rows > std::numeric_limits<int32_t>::max()) throw py::value_error("table: too many rows");
-  int64_t most = 0;
-  for (int64_t row = 0; row < table.num_rows; ++row) {
-    const OrthogonalMatrix& matrix = table.rows[row];
-    check_matrix(matrix, row);
-    const int64_t bytes = orthogonal_shared_bytes(matrix.rows, matrix.columns, matrix.dtype);
-    if (bytes < 0) {
-      fail_row(row, std::to_string(matrix.rows) + " x " + std::to_string(matrix.columns) + " is too large for a block");
-    }
-    most = std::max(most, bytes);
-  }
-  return most;
-}
-
-void reseed_table(const py::buffer& buffer, uint64_t seed) {
-  const Table table(buffer);
-  for (int64_t row = 0; row < table.num_rows; ++row) {
-    table.rows[row].stream = derive_stream(table.rows[row].name_id, seed);
-  }
+  check_matrices(table.rows, table.num_rows);
+  return check_shared_bytes(table.rows, table.num_rows);
 }
 
 // The instruction set that FASTINIT_FORCE_ISA asks for, or null.
@@ -149,29 +91,103 @@ const char* forced_isa() {
     if (set.supported && std::strcmp(forced, set.name) == 0) return set.name;
     if (set.supported) names += std::string(names.empty() ? "" : ", ") + set.name;
   }
-  throw py::value_error("FASTINIT_FORCE_ISA: expected one that this processor has (" + names + "), got '" + forced +
+  std::string given(forced, strnlen(forced, 40));
+  for (char& letter : given) letter = letter < ' ' || letter > '~' ? '?' : letter;  // Python must be able to decode it
+  throw py::value_error("FASTINIT_FORCE_ISA: expected one that this processor has (" + names + "), got '" + given +
                         "'");
 }
 
-// Without the interpreter's lock; a signal stops it.
+// Calls that work without the interpreter's lock now, on any thread. Changed by threads that hold it.
+std::atomic<int> calls_without_lock{0};
+
+// The thread on which the interpreter exits, once it does so; 0 before.
+std::atomic<unsigned long> exiting_thread{0};
+
+bool others_exit() {
+  const unsigned long exiting = exiting_thread.load(std::memory_order_relaxed);
+  return exiting != 0 && exiting != PyThread_get_thread_ident();
+}
+
+bool is_finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
+// Runs before the interpreter is finalised (atexit). A daemon thread may be in a call then. The calls are told to stop,
+// and waited for until their threads hold the lock again: later, to ask for it would end a thread within C++ code, and
+// the process with it. The calls of this thread, in other functions of atexit, still work.
+void stop_calls_for_exit() {
+  exiting_thread = PyThread_get_thread_ident();
+  while (calls_without_lock > 0) {
+    const py::gil_scoped_release release;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+// A call without the lock of the interpreter, which it takes again at its end.
+class WithoutLock {
+ public:
+  WithoutLock() : finalizing_here_(is_finalizing()) {
+    if (others_exit()) throw_exit();
+    ++calls_without_lock;
+    state_ = PyEval_SaveThread();
+  }
+  ~WithoutLock() {
+    // If the interpreter did not wait (atexit was cleared): the thread stays here until the process ends.
+    while (is_gone()) std::this_thread::sleep_for(std::chrono::seconds(1));
+    PyEval_RestoreThread(state_);
+    --calls_without_lock;
+  }
+  WithoutLock(const WithoutLock&) = delete;
+  WithoutLock& operator=(const WithoutLock&) = delete;
+
+  // Whether a signal came that raises an exception, or the interpreter exits. Only the main thread gets signals: on
+  // others, PyErr_CheckSignals() returns at once.
+  bool should_stop() {
+    if (others_exit() || is_gone()) return true;
+    PyEval_RestoreThread(state_);
+    const bool raised = PyErr_CheckSignals() != 0;
+    state_ = PyEval_SaveThread();
+    return raised;
+  }
+
+  // Raises SystemExit, which ends a thread without a message.
+  [[noreturn]] static void throw_exit() {
+    PyErr_SetNone(PyExc_SystemExit);
+    throw py::error_already_set();
+  }
+
+ private:
+  // Whether the lock can no longer be had.
+  bool is_gone() const { return !finalizing_here_ && is_finalizing(); }
+
+  bool finalizing_here_;  // by this very thread, which holds the lock all the time
+  PyThreadState* state_;
+};
+
+// Without the interpreter's lock. A signal stops the work, and so does the interpreter's exit.
 template <class Work>
 void call_interruptibly(const Work& work) {
   bool finished = false;
   {
-    const py::gil_scoped_release release;
-    finished = work([] {
-      const py::gil_scoped_acquire acquire;
-      return PyErr_CheckSignals() != 0;
-    });
+    WithoutLock without_lock;
+    finished = work([&] { return without_lock.should_stop(); });
   }
-  if (!finished) throw py::error_already_set();
+  if (finished) return;
+  if (PyErr_Occurred() == nullptr) WithoutLock::throw_exit();
+  throw py::error_already_set();
 }
 
-void fill_table(const py::buffer& buffer, int threads) {
+void fill_table(const py::buffer& buffer, uint64_t seed, int threads) {
   const Table table(buffer);
+  check_threads(threads);
+  check_prepared(table.rows, table.num_rows);
   const char* isa = forced_isa();
   call_interruptibly([&](const std::function<bool()>& should_stop) {
-    return fill_cpu(table.rows, table.num_rows, threads, isa, should_stop);
+    return fill_cpu(table.rows, table.num_rows, seed, threads, isa, should_stop);
   });
 }
 
@@ -179,30 +195,19 @@ bool fits_orthogonal_cpu(int64_t rows, int64_t columns) { return orthogonal_cpu_
 
 void orthogonal_cpu_table(const py::buffer& buffer, uint64_t seed, int threads) {
   const TableOf<OrthogonalMatrix> table(buffer);
-  for (int64_t row = 0; row < table.num_rows; ++row) check_matrix(table.rows[row], row);
+  check_threads(threads);
+  check_matrices(table.rows, table.num_rows);
   const char* isa = forced_isa();
   call_interruptibly([&](const std::function<bool()>& should_stop) {
     return orthogonal_cpu(table.rows, table.num_rows, seed, threads, isa, should_stop);
   });
 }
 
-void check_fingerprint_task(const FingerprintTask& task, int64_t row) {
-  const auto fail = [row](const std::string& what) { fail_row(row, what); };
-  const int64_t bytes = task.element_bytes;
-  if (bytes != 1 && bytes != 2 && bytes != 4 && bytes != 8) fail("elements of " + std::to_string(bytes) + " bytes");
-  int64_t numel = 1;
-  for (const FingerprintTask::Dimension& dimension : task.dimension) {
-    if (dimension.size < 1) fail("a dimension of size " + std::to_string(dimension.size));
-    numel *= dimension.size;
-  }
-  if (numel != task.numel) fail("sizes that do not make up " + std::to_string(task.numel) + " elements");
-  if (task.data == 0) fail("elements without memory");
-}
-
 // One sum a row.
 py::array_t<uint64_t> fingerprint_table(const py::buffer& buffer, int threads) {
   const TableOf<FingerprintTask> table(buffer);
-  for (int64_t row = 0; row < table.num_rows; ++row) check_fingerprint_task(table.rows[row], row);
+  check_threads(threads);
+  check_fingerprints(table.rows, table.num_rows);
   const char* isa = forced_isa();
   py::array_t<uint64_t> sums(table.num_rows);
   uint64_t* const data = sums.mutable_data();
@@ -216,6 +221,8 @@ py::array_t<uint64_t> fingerprint_table(const py::buffer& buffer, int threads) {
 // The table's image for a device, as bytes to be copied there, and the number of its chunks.
 std::pair<py::array_t<uint8_t>, int64_t> cuda_table(const py::buffer& buffer) {
   const Table table(buffer);
+  if (table.num_rows > std::numeric_limits<int32_t>::max()) throw py::value_error("table: too many rows");
+  check_prepared(table.rows, table.num_rows);
   py::array_t<uint8_t> image(cuda_table_bytes(table.num_rows));
   const int64_t num_chunks = write_cuda_table(table.rows, table.num_rows, image.mutable_data());
   return {image, num_chunks};
@@ -223,15 +230,22 @@ std::pair<py::array_t<uint8_t>, int64_t> cuda_table(const py::buffer& buffer) {
 
 void fill_cuda_table(uint64_t address, int64_t num_tasks, int64_t num_chunks, uint64_t seed, int device,
                      uint64_t stream) {
+  check_device_table(address, num_tasks, "num_tasks");
+  check_device_table(address, num_chunks, "num_chunks");
   fill_cuda({address, num_tasks, num_chunks}, seed, device, stream);
 }
 
 bool fits_orthogonal_cuda(int64_t rows, int64_t columns, int32_t dtype, int device) {
+  check_dtype(static_cast<Dtype>(dtype), 0);
   return orthogonal_cuda_fits(rows, columns, static_cast<Dtype>(dtype), device);
 }
 
 void orthogonal_cuda_table(uint64_t address, int64_t num_matrices, int64_t shared_bytes, uint64_t seed, int device,
                            uint64_t stream) {
+  check_device_table(address, num_matrices, "num_matrices");
+  if (shared_bytes < 0 || shared_bytes > kMostSharedBytes) {
+    throw py::value_error("shared_bytes: expected what check_orthogonal gives, got " + std::to_string(shared_bytes));
+  }
   orthogonal_cuda({address, num_matrices, shared_bytes}, seed, device, stream);
 }
 #endif
@@ -343,8 +357,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("STREAM_VERSION") = kStreamVersion;
   module.def("task_dtype", &task_dtype);
   module.def("prepare", &prepare_table, py::arg("table"));
-  module.def("reseed", &reseed_table, py::arg("table"), py::arg("seed"));
-  module.def("fill_cpu", &fill_table, py::arg("table"), py::arg("threads"));
+  module.def("fill_cpu", &fill_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("orthogonal_dtype", &orthogonal_dtype);
   module.def("orthogonal_cpu_fits", &fits_orthogonal_cpu, py::arg("rows"), py::arg("columns"));
   module.def("orthogonal_cpu", &orthogonal_cpu_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
@@ -368,4 +381,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("active_isa", &active_isa);
   module.def("supported_isas", &supported_isas);
   module.def("philox4x32", &philox_block, py::arg("counter"), py::arg("key"));
+  py::module_::import("atexit").attr("register")(py::cpp_function(&stop_calls_for_exit));
+#if defined(__unix__) || defined(__APPLE__)
+  // Of the threads in calls, a forked child has none.
+  pthread_atfork(nullptr, nullptr, [] { calls_without_lock = 0; });
+#endif
 }

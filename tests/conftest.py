@@ -46,8 +46,7 @@ def fill_native_row(
     table["distribution"] = distribution.code
     table["parameter"] = distribution.parameters() + (0.0,) * (5 - len(distribution.parameters()))
     assert native.prepare(table) is None
-    native.reseed(table, seed)
-    native.fill_cpu(table, torch.get_num_threads())
+    native.fill_cpu(table, seed, torch.get_num_threads())
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)

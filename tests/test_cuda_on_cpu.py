@@ -217,8 +217,7 @@ def both(emulated: Emulated, cases: Sequence[tuple[str, torch.Tensor, Distributi
         at += len(part)
     assert _native.module.prepare(table) is None
     storages = [tensor.untyped_storage() for _, tensor, _ in cases]
-    _native.module.reseed(table, seed)
-    _native.module.fill_cpu(table, 1)
+    _native.module.fill_cpu(table, seed, 1)
     wanted = [torch.tensor([], dtype=torch.uint8).set_(storage).clone() for storage in storages]
     for storage in storages:
         storage.fill_(SENTINEL)
@@ -283,8 +282,7 @@ def test_shards_and_large_indices(emulated: Emulated, distribution: Distribution
         outputs.append(with_sentinels((length + 3) * rows + 8, dtype))
         row["data"] = outputs[-1].data_ptr() + (offset % 5) * dtype.itemsize
     assert _native.module.prepare(table) is None
-    _native.module.reseed(table, 5)
-    _native.module.fill_cpu(table, 1)
+    _native.module.fill_cpu(table, 5, 1)
     wanted = [output.clone() for output in outputs]
     for output in outputs:
         output.view(torch.uint8).fill_(SENTINEL)

@@ -72,6 +72,141 @@ def test_interrupt_is_honoured_within_a_second() -> None:
     assert torch.equal(tensors[0][:1000], expected)
 
 
+def test_fork_after_parallel_products_is_safe() -> None:
+    """torch's own threads are not in the child, and are waited for in vain if a product asks for them."""
+    code = """
+import os, signal, torch, fastinit
+from torch import nn
+from torch.nn.utils.parametrizations import orthogonal
+torch.set_num_threads(4)
+model = orthogonal(nn.Linear(300, 300))
+
+def fill_all():
+    for dtype in (torch.float32, torch.bfloat16):
+        for scheme in ("orthogonal", "svd", "zer_o"):
+            fastinit.init_([torch.empty(1100, 1100, dtype=dtype)], scheme, seed=0)
+    fastinit.sparse_(torch.empty(1100, 1100), 0.5)
+    fastinit.init_([torch.empty(1100, 1100)], "orthogonal", backend="torch", seed=0)
+    fastinit.init_model_(model, "normal", seed=0)
+    fastinit.fingerprint(nn.ParameterDict({"w": torch.zeros(1100, 1100, dtype=torch.complex128)}))
+
+torch.rand(2000, 2000) @ torch.rand(2000, 2000)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(40)
+    fill_all()
+    assert torch.get_num_threads() == 4
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+assert os.waitstatus_to_exitcode(status) == 0
+"""
+    run(code, timeout=90.0)
+
+
+# Slow enough to be still at work when the interpreter exits.
+DAEMON = """
+import atexit, os, threading, time
+os.environ["FASTINIT_FORCE_ISA"] = "portable"
+import torch, fastinit
+torch.set_num_threads(2)
+tensors = [torch.zeros(2**26) for _ in range(2)]
+"""
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_interpreter_exits_quietly_during_a_fill(waits: bool) -> None:
+    """Also where nothing waits for the thread at the exit, which then may not come back to the interpreter."""
+    code = f"""{DAEMON}
+if not {waits}:
+    atexit._clear()
+threading.Thread(target=lambda: fastinit.init_(tensors, "normal", seed=1), daemon=True).start()
+time.sleep(0.3)
+print(int(tensors[0][0] != 0), int(tensors[1][-1] != 0))
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, "1 0\n", "")
+
+
+def test_a_daemon_thread_that_fills_again_and_again_ends_quietly() -> None:
+    code = f"""{DAEMON}
+ended = []
+def fill_forever():
+    try:
+        while True:
+            fastinit.init_([tensors[0][:100_000]], "normal", seed=1)
+    finally:
+        ended.append(True)
+
+threading.Thread(target=fill_forever, daemon=True).start()
+time.sleep(0.2)
+
+@atexit.register
+def fill_at_exit():  # the thread that exits may still fill
+    fastinit.init_([tensors[1][:100]], "normal", seed=1)
+    print(int(tensors[1][0] != 0))
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, "1\n", "")
+
+
+def test_a_child_that_exits_does_not_wait_for_threads_of_its_parent() -> None:
+    code = f"""{DAEMON}
+thread = threading.Thread(target=lambda: fastinit.init_(tensors, "normal", seed=1), daemon=True)
+thread.start()
+time.sleep(0.3)
+pid = os.fork()
+if pid == 0:
+    raise SystemExit(0)
+for _ in range(100):
+    done, status = os.waitpid(pid, os.WNOHANG)
+    if done:
+        break
+    time.sleep(0.1)
+else:
+    os.kill(pid, 9)
+print(done == pid and os.waitstatus_to_exitcode(status))
+"""
+    assert run(code) == "0\n"
+
+
+@pytest.mark.parametrize("work", ["orthogonal", "large orthogonal", "fingerprint"])
+def test_other_native_work_is_interrupted_within_a_second(work: str) -> None:
+    code = f"""
+import os, signal, threading, time, torch, fastinit
+from fastinit import _native, hashing
+from fastinit.layout import Part
+from fastinit.matrix_table import orthogonal_table
+from fastinit.orthogonal import Matrix
+signal.signal(signal.SIGINT, signal.default_int_handler)
+native, work = _native.module, {work!r}
+if work == "fingerprint":
+    tensor = torch.zeros(2**20).expand(2**13, 2**20)  # 2^33 elements
+    table = hashing._table([hashing.Hashed(1, tensor, Part(0, (2**20, 1)))])
+    os.environ["FASTINIT_FORCE_ISA"] = "portable"
+    start = lambda: native.fingerprint_cpu(table, 2)
+else:
+    size, count = (1024, 20) if work == "large orthogonal" else (128, 4000)
+    tensors = [torch.zeros(size, size, dtype=torch.float64) for _ in range(count)]
+    table = orthogonal_table([Matrix("w", t, (size, size), Part(0, (size, 1)), 1.0) for t in tensors], tensors)
+    start = lambda: native.orthogonal_cpu(table, 1, 2)
+
+def interrupt():
+    global sent
+    sent = time.perf_counter()
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Timer(0.3, interrupt).start()
+try:
+    start()
+    print("was over before it could be interrupted")
+except KeyboardInterrupt:
+    print(time.perf_counter() - sent)
+"""
+    assert float(run(code)) < 1.0
+
+
 def test_other_python_threads_run_meanwhile() -> None:
     """The interpreter's lock is released: a counter in another thread advances during a fill."""
     tensor = torch.empty(LARGE)

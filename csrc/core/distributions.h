@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "quantile.h"
+#include "stream.h"
 #include "task.h"
 
 namespace fastinit {
@@ -118,7 +119,7 @@ class NormalF32 {
     const Sampler& sampler_;  // outlives this; read again where it is rare, which spares registers
   };
 
-  // The value of word `word`, of index `index`, in units of sigma: where the word lies in the tail.
+  // The value, in units of sigma, of an element whose word lies in the tail. `index` is the element's.
   FASTINIT_DEVICE float tail_value(uint32_t word, uint64_t index) const {
     const bool negative = mass_.is_negative(word);
     const uint32_t distance = negative ? word : ~word;
@@ -128,12 +129,12 @@ class NormalF32 {
     return negative ? -x : x;
   }
 
-  // The values of a group that lie in the tail, one after the other: one in 43 691 comes here.
+  // Samples again the values of a group that lie in the tail, one after the other. One value in 43 691 does.
   template <int kGroup, class IndexOf>
   FASTINIT_DEVICE void resample_tail(const typename L::F32 (&p)[kGroup], const typename L::U32 (&words)[kGroup],
                                      const IndexOf& index_of, typename L::F32 (&x)[kGroup]) const {
     if constexpr (L::kWidth == 1) {
-      // A GPU's thread keeps all of this in registers: no array may be indexed by a variable, and the word is drawn
+      // A GPU's thread keeps all of this in registers. So no array may be indexed by a variable, and the word is drawn
       // again rather than kept.
       uint32_t in_tail = 0;
       FASTINIT_UNROLL

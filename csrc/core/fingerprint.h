@@ -8,7 +8,7 @@ namespace fastinit {
 
 constexpr int kFingerprintVersion = 1;
 
-// 2^64 over the golden ratio, the increment of SplitMix64: an index times it is the index's place among its states.
+// 2^64 over the golden ratio, the increment of SplitMix64. An index times it is the state that SplitMix64 has there.
 constexpr uint64_t kFingerprintStep = 0x9E3779B97F4A7C15;
 
 constexpr int kFingerprintDimensions = 8;

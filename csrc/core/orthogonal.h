@@ -28,23 +28,25 @@ struct OrthogonalMatrix {
   int32_t reserved;
 };
 
-// Of the shared memory of a block, which holds a matrix's reflectors: 8.6 and 8.9 have no more, 8.0 and 9.0 have room
-// for more blocks then. And of the rows of a tall matrix: what the lanes of a warp hold in registers. On a CPU, larger
-// ones are faster by products of whole matrices.
+// The most shared memory that a block asks for; a matrix's reflectors lie there. Compute capabilities 8.6 and 8.9 have
+// no more; 8.0 and 9.0 do, and keep what is left for other blocks.
 constexpr int64_t kMostSharedBytes = 99 << 10;
+
+// The most rows of a tall matrix: the lanes of a warp hold no more in registers. On a CPU, larger matrices are faster
+// by products of whole matrices.
 constexpr int64_t kMostTallRows = 1024;
 
 // Sums over the rows of a column are sums over those of one remainder modulo kLanes, row after row, and then of these
 // by pairs 16, 8, 4, 2 and 1 apart: on every device, so that it rounds alike.
 constexpr int kLanes = 32;
 
-// Taken for a first entry that is zero: were it the only one, its reflector would have no direction.
+// Takes the place of a first entry that is zero. If that were the only entry, its reflector would have no direction.
 constexpr float kInsteadOfZero = 0x1p-40f;
 
 inline namespace FASTINIT_ISA {
 
-// Rounded once in double, too. The samplers do without, for processors that would emulate it: those do not multiply
-// reflectors (orthogonal_cpu_fits).
+// a * b + c in double, rounded once. The samplers do without it, since some processors would have to emulate it. Those
+// do not multiply reflectors (orthogonal_cpu_fits).
 FASTINIT_HD double exact_fma(double a, double b, double c) {
 #if defined(__CUDA_ARCH__)
   return __fma_rn(a, b, c);

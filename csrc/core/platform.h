@@ -22,10 +22,11 @@
 #define FASTINIT_TABLE(type, name, powers, rows) constexpr type name[powers][rows]
 #endif
 
-// Kept out of the way of hot code; for the host alone.
+// Keeps a function out of the way of hot code. For the host alone.
 #define FASTINIT_COLD __attribute__((noinline, cold))
 
-// Ahead of a loop whose count is known when compiling: all of it. (nvcc compiles a file once for the host as well.)
+// Stands ahead of a loop whose count is known when compiling, and unrolls all of it. (nvcc compiles a file once for the
+// host as well.)
 #if defined(__CUDA_ARCH__) || defined(__clang__)
 #define FASTINIT_UNROLL _Pragma("unroll")
 #elif defined(__CUDACC__)
@@ -34,7 +35,7 @@
 #define FASTINIT_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// Ahead of a loop of rare work: keep it a loop.
+// Stands ahead of a loop of rare work, which stays a loop.
 #if defined(__CUDA_ARCH__)
 #define FASTINIT_ROLL _Pragma("unroll 1")
 #else

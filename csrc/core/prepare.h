@@ -1,8 +1,11 @@
-// From a Task's distribution, as its caller wrote it, to the Sampler that every value needs. Host only, in double, by
-// exactly rounded operations: the constants are part of the stream's definition, so libm must not decide them.
+// Makes the Sampler, which every value needs, of a Task's distribution as its caller wrote it. This is host code, in
+// double, by exactly rounded operations: the constants are part of the stream's definition, so libm must not decide
+// them.
 #pragma once
 
 #include <cmath>
+#include <cstddef>
+#include <cstring>
 #include <limits>
 
 #include "rounding.h"
@@ -109,7 +112,7 @@ inline double round_toward(Dtype dtype, double x, Toward toward) {
   return x;
 }
 
-// By the host alone: devices have NaNs of their own.
+// The bits of a value as an element. The host makes them, for devices have NaNs of their own.
 inline uint64_t element_bits(Dtype dtype, double value) {
   float as_float;
   Float16 as_float16;
@@ -133,8 +136,8 @@ inline uint64_t element_bits(Dtype dtype, double value) {
 inline PrepareError set_bounds(Sampler& sampler, Dtype dtype, double low, double high) {
   sampler.lower = round_toward(dtype, low, Toward::kUp);
   sampler.upper = round_toward(dtype, high, Toward::kDown);
-  // Some lanes take a tie of zeros for their second operand, some order -0 before +0. With these signs both clamp
-  // alike.
+  // Of two zeros, min and max of some lanes return the second operand, of others -0 as the lesser one. With these signs
+  // all of them clamp alike.
   if (sampler.lower == 0.0) sampler.lower = 0.0;
   if (sampler.upper == 0.0) sampler.upper = -0.0;
   if (low == high) sampler.lower = sampler.upper = round_toward(dtype, low, Toward::kNearest);
@@ -180,9 +183,7 @@ inline PrepareError prepare_trunc_normal(Sampler& sampler, Dtype dtype, double m
   return set_bounds(sampler, dtype, low, high);
 }
 
-// Fills task.sampler. The caller has checked that parameters are finite (bounds may be infinite) and in order.
-inline PrepareError prepare(Task& task) {
-  Sampler& sampler = task.sampler;
+inline PrepareError prepare_sampler(Sampler& sampler, const Task& task) {
   sampler = Sampler{};
   sampler.kind = task.distribution;
   const double infinity = std::numeric_limits<double>::infinity();
@@ -207,6 +208,29 @@ inline PrepareError prepare(Task& task) {
       return prepare_trunc_normal(sampler, task.dtype, parameter[0], parameter[1], parameter[2], parameter[3]);
   }
   return PrepareError::kNone;
+}
+
+// What prepare() leaves in task.mark. Each word is multiplied by an odd number of its own, so that the mark is another
+// one if any single word changes, and all but never the same if several do.
+inline uint64_t mark_of(const Task& task) {
+  constexpr size_t kBegin = offsetof(Task, parameter);
+  constexpr size_t kWords = (offsetof(Task, mark) - kBegin) / sizeof(uint64_t);
+  static_assert(
+      kWords * sizeof(uint64_t) == sizeof(task.parameter) + sizeof(Dtype) + sizeof(Distribution) + sizeof(Sampler),
+      "no padding among the parameters, the dtype, the distribution, the sampler and the mark");
+  uint64_t words[kWords];
+  memcpy(words, reinterpret_cast<const unsigned char*>(&task) + kBegin, sizeof(words));
+  constexpr uint64_t kGoldenRatio = 0x9E3779B97F4A7C15;  // of 2^64, odd
+  uint64_t mark = kGoldenRatio;
+  for (size_t i = 0; i < kWords; ++i) mark += words[i] * (kGoldenRatio + i * 0xBF58476D1CE4E5BA);
+  return mark;
+}
+
+// Fills task.sampler and task.mark. The caller has checked the distribution (checks.h).
+inline PrepareError prepare(Task& task) {
+  const PrepareError error = prepare_sampler(task.sampler, task);
+  task.mark = error == PrepareError::kNone ? mark_of(task) : 0;
+  return error;
 }
 
 }  // namespace FASTINIT_ISA

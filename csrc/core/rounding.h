@@ -48,7 +48,7 @@ FASTINIT_HD void round_to(float x, Float16& rounded) {
   rounded.bits = static_cast<uint16_t>(sign | magnitude);
 }
 
-// Constants come in double. To 16 bits by way of float, as torch.Tensor.fill_ does.
+// Constants come in double, and go to 16 bits by way of float, as torch.Tensor.fill_ rounds them.
 FASTINIT_HD void round_to(double x, double& rounded) { rounded = x; }
 template <class Element>
 FASTINIT_HD void round_to(double x, Element& rounded) {

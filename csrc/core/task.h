@@ -4,7 +4,7 @@
 // device, instruction set, threads, chunks, memory layout and sharding only decide who writes which i, and where.
 #pragma once
 
-#include "stream.h"
+#include "platform.h"
 
 namespace fastinit {
 
@@ -40,8 +40,8 @@ struct IndexMap {
   int64_t slab_memory_step;
 };
 
-// A distribution made ready: what sampling needs for every value, derived once by prepare(). Doubles that hold
-// floats exactly where sampling is in float.
+// A distribution made ready: what sampling needs for every value, derived once by prepare(). Where sampling is in
+// float, the doubles hold floats exactly.
 struct Sampler {
   Distribution kind;  // as sampled: a truncation so narrow that the density is level becomes kUniform
   int32_t reserved;
@@ -65,9 +65,9 @@ struct Task {
   double parameter[kParameters];  // of the distribution, in the order given there
   Dtype dtype;
   Distribution distribution;
-  // Written by prepare() and reseed().
-  Stream stream;
+  // Written by prepare().
   Sampler sampler;
+  uint64_t mark;  // of the distribution, the dtype and the sampler: mark_of() in prepare.h
 };
 
 }  // namespace fastinit

@@ -24,8 +24,8 @@
 
 namespace fastinit {
 
-void fill_range_avx2(const Task& task, int64_t begin, int64_t end, bool streaming) {
-  fill_range<Avx2Lanes>(task, begin, end, streaming);
+void fill_range_avx2(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
+  fill_range<Avx2Lanes>(task, stream, begin, end, streaming);
 }
 
 const MatrixSteps kMatrixStepsAvx2 = MatrixStepsOn<Avx2Lanes, Avx2Vector>::kSteps;

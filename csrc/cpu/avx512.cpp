@@ -29,8 +29,8 @@
 
 namespace fastinit {
 
-void fill_range_avx512(const Task& task, int64_t begin, int64_t end, bool streaming) {
-  fill_range<Avx512Lanes>(task, begin, end, streaming);
+void fill_range_avx512(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
+  fill_range<Avx512Lanes>(task, stream, begin, end, streaming);
 }
 
 const MatrixSteps kMatrixStepsAvx512 = MatrixStepsOn<Avx512Lanes, Avx512Vector>::kSteps;

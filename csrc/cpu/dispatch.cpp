@@ -10,8 +10,8 @@
 namespace fastinit {
 namespace {
 
-// Writes of this size in all go past the caches: they would evict everything, and be evicted before their next use.
-// It saves reading each line before writing it.
+// A fill of this many bytes and more writes past the caches. It would evict all that is there, and be evicted itself
+// before its next use. Writing past them also saves reading each line first.
 constexpr int64_t kStreamingBytes = int64_t{32} << 20;
 
 FillRange fill_range_of(int choice) {
@@ -47,7 +47,7 @@ int chosen_instruction_set(const char* isa) {
   return kInstructionSets - 1;
 }
 
-bool fill_cpu(const Task* tasks, int64_t num_tasks, int threads, const char* isa,
+bool fill_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa,
               const std::function<bool()>& should_stop) {
   const FillRange fill_range = fill_range_of(chosen_instruction_set(isa));
   std::vector<int64_t> numels(static_cast<size_t>(num_tasks));
@@ -59,7 +59,8 @@ bool fill_cpu(const Task* tasks, int64_t num_tasks, int threads, const char* isa
   }
   const bool streaming = bytes >= kStreamingBytes;
   return for_all_chunks(numels, threads, should_stop, [&](int64_t task_index, int64_t begin, int64_t end) {
-    fill_range(tasks[task_index], begin, end, streaming);
+    const Task& task = tasks[task_index];
+    fill_range(task, derive_stream(task.name_id, seed), begin, end, streaming);
   });
 }
 

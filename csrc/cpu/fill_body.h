@@ -57,7 +57,7 @@ struct SourceF64 {
   }
 };
 
-// Values [index, index + count) of a source to consecutive memory.
+// Writes values [index, index + count) of a source to consecutive memory.
 template <bool kStreaming, class Source, class Element>
 FASTINIT_HD void fill_consecutive(const Source& source, uint64_t index, int64_t count, Element* out) {
   constexpr int64_t kDrawValues = Source::kDrawValues;
@@ -92,7 +92,7 @@ FASTINIT_HD void scatter(const Element* values, int64_t count, const IndexMap& m
   }
 }
 
-// Local elements [begin, end) of a task.
+// Fills local elements [begin, end) of a task.
 template <class L, class Source, class Element>
 void fill_elements(const Task& task, const Source& source, int64_t begin, int64_t end, bool streaming) {
   const IndexMap& map = task.map;
@@ -116,7 +116,7 @@ void fill_elements(const Task& task, const Source& source, int64_t begin, int64_
     }
     return;
   }
-  // Scattered in memory: in index order through a small buffer.
+  // Elements that are scattered in memory: values are made in the order of their indices, in a small buffer.
   constexpr int64_t kBufferValues = 1024;
   alignas(64) Element buffer[kBufferValues];
   while (begin < end) {
@@ -137,7 +137,7 @@ void write_steps(Element* out, int64_t count, int64_t step, Element value) {
   }
 }
 
-// The same value everywhere, or on a diagonal and zero elsewhere.
+// Writes the same value everywhere, or on a diagonal, with zeros elsewhere.
 template <class Element>
 void fill_constant(const Task& task, int64_t begin, int64_t end) {
   Element value, zero;
@@ -152,9 +152,10 @@ void fill_constant(const Task& task, int64_t begin, int64_t end) {
     const int64_t step = task.map.element_memory_step;
     write_steps(out, piece, step, everywhere ? value : zero);
     if (!everywhere) {
-      const int64_t index = cursor.global_index(task.map);
-      for (int64_t at = diagonal.next(index); at < index + piece; at = diagonal.next(at + 1)) {
-        out[(at - index) * step] = value;
+      const auto index = static_cast<uint64_t>(cursor.global_index(task.map));
+      const uint64_t end_index = index + static_cast<uint64_t>(piece);
+      for (uint64_t at = diagonal.next(index); at < end_index; at = diagonal.next(at + 1)) {
+        out[static_cast<int64_t>(at - index) * step] = value;
       }
     }
     cursor.advance(task.map, piece);
@@ -163,10 +164,9 @@ void fill_constant(const Task& task, int64_t begin, int64_t end) {
 }
 
 template <class L, class Element>
-void fill_typed(const Task& task, int64_t begin, int64_t end, bool streaming) {
+void fill_typed(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
   alignas(64) static constexpr QuantileHotRows kHot = quantile_hot_rows();
   const Sampler& sampler = task.sampler;
-  const Stream& stream = task.stream;
   if (sampler.kind == Distribution::kConstant || sampler.kind == Distribution::kDiagonal) {
     fill_constant<Element>(task, begin, end);
   } else if constexpr (sizeof(Element) == sizeof(double)) {
@@ -192,16 +192,16 @@ void fill_typed(const Task& task, int64_t begin, int64_t end, bool streaming) {
 }
 
 template <class L>
-void fill_range(const Task& task, int64_t begin, int64_t end, bool streaming) {
+void fill_range(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
   switch (task.dtype) {
     case Dtype::kFloat32:
-      return fill_typed<L, float>(task, begin, end, streaming);
+      return fill_typed<L, float>(task, stream, begin, end, streaming);
     case Dtype::kFloat64:
-      return fill_typed<L, double>(task, begin, end, false);
+      return fill_typed<L, double>(task, stream, begin, end, false);
     case Dtype::kFloat16:
-      return fill_typed<L, Float16>(task, begin, end, streaming);
+      return fill_typed<L, Float16>(task, stream, begin, end, streaming);
     case Dtype::kBfloat16:
-      return fill_typed<L, Bfloat16>(task, begin, end, streaming);
+      return fill_typed<L, Bfloat16>(task, stream, begin, end, streaming);
   }
 }
 

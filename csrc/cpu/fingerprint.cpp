@@ -30,39 +30,40 @@ FASTINIT_HD uint64_t hash_row(const unsigned char* data, int64_t count, int64_t 
   return sum;
 }
 
-// Elements [begin, end), counted with the last dimension running fastest.
+// Elements [begin, end), counted with the last dimension running fastest. Numbers that wrap are meant to: a step beyond
+// the end of a dimension is taken before it is taken back.
 template <class Bits>
 FASTINIT_HD uint64_t hash_elements(const FingerprintTask& task, int64_t begin, int64_t end) {
   constexpr int kLast = kFingerprintDimensions - 1;
   const auto& dimension = task.dimension;
   int64_t position[kFingerprintDimensions];
-  int64_t rest = begin, memory_offset = 0, index = task.global_offset;
+  int64_t rest = begin;
+  uint64_t address = task.data, index = static_cast<uint64_t>(task.global_offset);
+  const auto move = [&](int d, int64_t count) __attribute__((always_inline)) {
+    address += static_cast<uint64_t>(count) * static_cast<uint64_t>(dimension[d].memory_step) * sizeof(Bits);
+    index += static_cast<uint64_t>(count) * static_cast<uint64_t>(dimension[d].index_step);
+  };
   for (int d = kLast; d >= 0; --d) {
     position[d] = rest % dimension[d].size;
     rest /= dimension[d].size;
-    memory_offset += position[d] * dimension[d].memory_step;
-    index += position[d] * dimension[d].index_step;
+    move(d, position[d]);
   }
-  const unsigned char* const data = reinterpret_cast<const unsigned char*>(task.data);
   const uint64_t state_step = static_cast<uint64_t>(dimension[kLast].index_step) * kFingerprintStep;
   uint64_t sum = 0;
   while (begin < end) {
     const int64_t left = dimension[kLast].size - position[kLast];
     const int64_t count = left < end - begin ? left : end - begin;
-    const uint64_t state = task.key + static_cast<uint64_t>(index) * kFingerprintStep;
-    sum += hash_row<Bits>(data + memory_offset * static_cast<int64_t>(sizeof(Bits)), count,
-                          dimension[kLast].memory_step, state, state_step);
+    const uint64_t state = task.key + index * kFingerprintStep;
+    sum += hash_row<Bits>(reinterpret_cast<const unsigned char*>(address), count, dimension[kLast].memory_step, state,
+                          state_step);
     begin += count;
     // To the beginning of the next row.
-    memory_offset -= position[kLast] * dimension[kLast].memory_step;
-    index -= position[kLast] * dimension[kLast].index_step;
+    move(kLast, -position[kLast]);
     position[kLast] = 0;
     for (int d = kLast - 1; d >= 0; --d) {
-      memory_offset += dimension[d].memory_step;
-      index += dimension[d].index_step;
+      move(d, 1);
       if (++position[d] < dimension[d].size) break;
-      memory_offset -= position[d] * dimension[d].memory_step;
-      index -= position[d] * dimension[d].index_step;
+      move(d, -position[d]);
       position[d] = 0;
     }
   }

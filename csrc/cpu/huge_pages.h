@@ -13,8 +13,8 @@
 
 namespace fastinit {
 
-// Asks for huge pages where a task's memory is large and was never touched. Only whole pages inside the tensor, so that
-// no memory beyond it is ever taken.
+// Asks for huge pages where a task's memory is large and was never touched. It asks for whole pages inside the tensor
+// alone, so that no memory beyond it is ever taken.
 inline void hint_huge_pages(const Task& task) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uint64_t kLeastBytes = uint64_t{8} << 20;
@@ -23,7 +23,7 @@ inline void hint_huge_pages(const Task& task) {
   const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   const uint64_t begin = (task.data + page - 1) / page * page;
   const uint64_t end = (task.data + bytes) / page * page;
-  // Resident pages keep their size: the hint would come too late.
+  // Pages that are resident keep their size, and a hint would come too late.
   unsigned char resident = 1;
   const uint64_t middle = (begin + (end - begin) / 2) / page * page;
   if (mincore(reinterpret_cast<void*>(middle), page, &resident) != 0 || (resident & 1) != 0) return;

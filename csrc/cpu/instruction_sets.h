@@ -1,17 +1,19 @@
 // The instruction sets that fill_body.h is compiled for, one file each; dispatch.cpp chooses among them at run time.
 #pragma once
 
+#include "core/stream.h"
 #include "core/task.h"
 
 namespace fastinit {
 
-// Fills local elements [begin, end) of one task; `streaming` writes past the caches where alignment allows.
-using FillRange = void (*)(const Task& task, int64_t begin, int64_t end, bool streaming);
+// Fills local elements [begin, end) of one task from its stream. `streaming` writes past the caches where alignment
+// allows.
+using FillRange = void (*)(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 
-void fill_range_portable(const Task& task, int64_t begin, int64_t end, bool streaming);
+void fill_range_portable(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 #if defined(__x86_64__)
-void fill_range_avx2(const Task& task, int64_t begin, int64_t end, bool streaming);
-void fill_range_avx512(const Task& task, int64_t begin, int64_t end, bool streaming);
+void fill_range_avx2(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
+void fill_range_avx512(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 #endif
 
 // The place in instruction_sets() of the one to use: that of this name, or the best.

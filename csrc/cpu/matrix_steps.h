@@ -1,8 +1,9 @@
-// What orthogonal.cpp, which has the threads, and orthogonal_body.h, which has the arithmetic, say to each other: one
+// What stands between orthogonal.cpp, which has the threads, and orthogonal_body.h, which has the arithmetic: one
 // matrix in work, and three steps, each of units that any thread may do. A step begins when the one before is done.
 #pragma once
 
 #include "core/orthogonal.h"
+#include "core/stream.h"
 
 namespace fastinit {
 
@@ -15,11 +16,11 @@ struct MatrixWork {
 };
 
 struct MatrixSteps {
-  // Entries of vectors: units 0 ... sample_units(tall) - 1. Scratch: scratch_entries().
+  // Samples entries of vectors: units 0 ... sample_units(tall) - 1. Scratch: scratch_entries().
   void (*sample)(const MatrixWork& work, int64_t unit, void* scratch);
-  // From the entries to vector j and its tau: all columns j.
+  // Makes vector j and its tau of the entries: once for every column j.
   void (*make)(const MatrixWork& work, int64_t j);
-  // Columns from `first` on, as many as belong together, of those that are wanted. Scratch: scratch_entries().
+  // Writes the columns from `first` on, as many as belong together and are wanted. Scratch: scratch_entries().
   void (*multiply)(const MatrixWork& work, int64_t first, void* scratch);
   int columns_together_float, columns_together_double;
 };

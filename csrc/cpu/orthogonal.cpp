@@ -4,7 +4,6 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -13,15 +12,16 @@
 #include "core/prepare.h"
 #include "instruction_sets.h"
 #include "matrix_steps.h"
+#include "parallel.h"
 
 namespace fastinit {
 namespace {
 
 // Operations, of rows * columns^2 a matrix, below which a thread costs more to start than it saves.
-constexpr double kLeastPerThread = 4e6;
+constexpr double kLeastOperationsPerThread = 4e6;
 
-// A matrix whose vectors take more bytes than this is worked on by all threads: a core's cache holds no more, and
-// memory does not grow with the threads.
+// All threads together work on a matrix whose vectors take more bytes than this. A core's cache holds no more, and so
+// memory does not grow with the number of threads.
 constexpr int64_t kMostBytesAlone = int64_t{1} << 18;
 
 MatrixSteps steps_of(int choice) {
@@ -77,6 +77,10 @@ class Team {
  public:
   explicit Team(int threads) : threads_(threads) {}
 
+  // Before any thread waits.
+  void set_threads(int threads) { threads_ = threads; }
+
+  // Calls unit(0) ... unit(units - 1), each on one of the threads.
   template <class Do>
   void share(int64_t units, const Do& unit) {
     for (;;) {
@@ -87,7 +91,7 @@ class Team {
     wait();
   }
 
-  // Whoever comes last lets the others go on, to units that count from 0 again.
+  // Waits until all threads are here. The last one lets the others go on, to units that count from 0 again.
   void wait() {
     const int64_t round = round_.load(std::memory_order_acquire);
     if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
@@ -106,14 +110,19 @@ class Team {
   std::atomic<int64_t> round_{0};
 };
 
-void write_matrix(const MatrixSteps& steps, const MatrixWork& work, void* scratch, Team& team) {
+// Writes one matrix, by all threads of a team. A thread that hears yes from should_end() does no more of the products,
+// which take nearly all of the time; it waits for the others all the same.
+template <class ShouldEnd>
+void write_matrix(const MatrixSteps& steps, const MatrixWork& work, void* scratch, Team& team,
+                  const ShouldEnd& should_end) {
   const OrthogonalMatrix& tall = work.tall;
   const int64_t together = tall.dtype == Dtype::kFloat64 ? steps.columns_together_double : steps.columns_together_float;
   const int64_t groups = (tall.end_column - tall.first_column + together - 1) / together;
   team.share(sample_units(tall), [&](int64_t unit) { steps.sample(work, unit, scratch); });
   team.share(tall.columns, [&](int64_t j) { steps.make(work, j); });
-  // From the right, where a group takes longest.
+  // Groups are taken from the right, where they take longest.
   team.share(groups, [&](int64_t taken) {
+    if (should_end()) return;
     steps.multiply(work, tall.first_column + (groups - 1 - taken) * together, scratch);
   });
 }
@@ -150,8 +159,9 @@ bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint
     wanted.push_back(matrix);
     total += cost(matrix);
   }
-  threads = static_cast<int>(std::clamp(total / kLeastPerThread, 1.0, static_cast<double>(std::max(1, threads))));
-  // What takes long comes first: threads then end at about the same time.
+  threads =
+      static_cast<int>(std::clamp(total / kLeastOperationsPerThread, 1.0, static_cast<double>(std::max(1, threads))));
+  // Long work comes first, so that threads end at about the same time.
   std::stable_sort(wanted.begin(), wanted.end(),
                    [](const OrthogonalMatrix& a, const OrthogonalMatrix& b) { return cost(a) > cost(b); });
   const auto is_small = [](const OrthogonalMatrix& matrix) {
@@ -159,7 +169,7 @@ bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint
   };
   const auto small_begin = std::stable_partition(wanted.begin(), wanted.end(),
                                                  [&](const OrthogonalMatrix& matrix) { return !is_small(matrix); });
-  // Few small ones would leave threads without work.
+  // A few small matrices alone would leave threads without work: all threads share them, too.
   const int64_t num_small = wanted.end() - small_begin;
   const int64_t num_shared =
       num_small < 2 * threads ? static_cast<int64_t>(wanted.size()) : small_begin - wanted.begin();
@@ -182,47 +192,46 @@ bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint
   const Sampler of_float = standard_normal(Dtype::kFloat32);
   const Sampler of_double = standard_normal(Dtype::kFloat64);
 
-  // A thread that the system does not give must not be waited for: all are there before any begins.
-  std::atomic<int> started{0};
-  std::atomic<bool> stopped{false};
+  std::atomic<bool> begun{false}, stopped{false};
   std::atomic<int64_t> next{num_shared};
-  std::unique_ptr<Team> team;
+  bool ended = false;  // written by the calling thread, between two places where all wait
+  Team together(1);
+  Poll poll(should_stop);
   const auto work = [&](int thread) {
     const DefaultFpEnvironment environment;
-    const auto make_work = [&](const Workspace& workspace, int64_t i) {
-      const OrthogonalMatrix& matrix = wanted[static_cast<size_t>(i)];
-      return workspace.work(matrix, seed, matrix.dtype == Dtype::kFloat64 ? of_double : of_float);
+    const auto should_end = [&] {
+      if (thread == 0 && poll()) stopped.store(true, std::memory_order_relaxed);
+      return stopped.load(std::memory_order_relaxed);
     };
-    void* const memory = scratch[static_cast<size_t>(thread)].get();
+    const auto write = [&](const Workspace& workspace, int64_t i, Team& team) {
+      const OrthogonalMatrix& matrix = wanted[static_cast<size_t>(i)];
+      const Sampler& normal = matrix.dtype == Dtype::kFloat64 ? of_double : of_float;
+      void* const memory = scratch[static_cast<size_t>(thread)].get();
+      write_matrix(steps, workspace.work(matrix, seed, normal), memory, team, should_end);
+    };
     for (int64_t i = 0; i < num_shared; ++i) {
-      if (thread == 0 && should_stop()) stopped = true;
-      team->wait();
-      if (stopped) return;
-      write_matrix(steps, make_work(shared, i), memory, *team);
+      // All threads must take the same way here, or some would wait for others that are gone.
+      if (thread == 0) ended = should_end();
+      together.wait();
+      if (ended) return;
+      write(shared, i, together);
     }
     Team alone(1);
-    for (;;) {
-      if (thread == 0 && should_stop()) stopped = true;
+    while (!should_end()) {
       const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-      if (stopped || i >= static_cast<int64_t>(wanted.size())) return;
-      write_matrix(steps, make_work(own[static_cast<size_t>(thread)], i), memory, alone);
+      if (i >= static_cast<int64_t>(wanted.size())) return;
+      write(own[static_cast<size_t>(thread)], i, alone);
     }
   };
-  std::vector<std::thread> workers;
-  try {
-    for (int i = 1; i < threads; ++i) {
-      workers.emplace_back([&, i] {
-        while (started.load(std::memory_order_acquire) == 0) std::this_thread::yield();
-        work(i);
-      });
-    }
-  } catch (const std::system_error&) {
-    // The system has no thread left to give: those there are do the work.
-  }
-  team = std::make_unique<Team>(static_cast<int>(workers.size()) + 1);
-  started.store(1, std::memory_order_release);
+  // No thread begins before it is known how many there are: one that the system did not give must not be waited for.
+  Workers workers(threads - 1, [&](int thread) {
+    while (!begun.load(std::memory_order_acquire)) std::this_thread::yield();
+    work(thread);
+  });
+  together.set_threads(workers.count() + 1);
+  begun.store(true, std::memory_order_release);
   work(0);
-  for (std::thread& worker : workers) worker.join();
+  workers.join();
   return !stopped;
 }
 

@@ -62,7 +62,7 @@ void sample_unit(const MatrixWork& work, const Source& source, int64_t unit, T* 
   for (int64_t row = first; row < first + kRowsTogether && row < tall.rows; ++row) {
     fill_consecutive<false>(source, index_of(row, 0), reaching(row), scratch + (row - first) * columns);
   }
-  // Of a column that begins further down in the same 32 rows, zeros.
+  // A column that begins further down in the same 32 rows gets zeros.
   const int64_t end = reaching(first / kLanes * kLanes + kLanes - 1);
   for (int64_t j = 0; j < end; ++j) {
     T* rows = &reflectors.entry(first, j);
@@ -87,7 +87,7 @@ void sample_reflectors(const MatrixWork& work, int64_t unit, void* scratch) {
   }
 }
 
-// Sums of kLanes rows each, of one column: the whole sum, by pairs 16, 8, 4, 2 and 1 apart.
+// Adds up the kLanes sums of one column, by pairs 16, 8, 4, 2 and 1 apart.
 template <class Vector, int kParts>
 FASTINIT_HD auto sum_of_lanes(Vector (&parts)[kParts]) {
   FASTINIT_UNROLL
@@ -98,7 +98,7 @@ FASTINIT_HD auto sum_of_lanes(Vector (&parts)[kParts]) {
   return parts[0].sum();
 }
 
-// From x_j to v_j and tau_j: v_j is x_j with |x_j| added to its first entry, with the sign of that.
+// Makes v_j and tau_j of x_j: v_j is x_j with |x_j| added to its first entry, with the sign of that entry.
 template <class Vector, class T>
 void make_reflector(const MatrixWork& work, int64_t j) {
   constexpr int kParts = kLanes / Vector::kWidth;
@@ -142,7 +142,7 @@ FASTINIT_HD void store_columns(const OrthogonalMatrix& tall, const T* x, int64_t
   }
 }
 
-// As many columns at a time as there are registers for their sums.
+// How many columns are multiplied at a time: as many as there are registers for their sums.
 template <class Vector>
 constexpr int kColumnsTogether = Vector::kSums / (kLanes / Vector::kWidth);
 

@@ -1,4 +1,4 @@
-// Cuts tasks into chunks, and lets threads take them until none is left. Knows nothing of what is done with a chunk.
+// Cuts tasks into chunks, and lets threads take them until none is left. What is done with a chunk is the caller's.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -14,11 +15,11 @@
 
 namespace fastinit {
 
-// Elements. A chunk of one task is the unit of work: 8 microseconds or so, and what a small tensor is at most.
+// Elements of a chunk, the unit of work. A thread fills one in about 8 microseconds. A smaller task is one chunk.
 constexpr int64_t kChunk = 32768;
 
-// A thread takes this many elements at a time at the most. 2^19 floats are a huge page: threads that share one would
-// both clear it when they touch it first.
+// The most elements that a thread takes at a time. 2^19 floats fill a huge page; two threads that share a fresh one
+// would both clear it.
 constexpr int64_t kMostPerClaim = int64_t{1} << 19;
 
 // Below this many elements a thread costs more to start than it saves.
@@ -26,7 +27,51 @@ constexpr int64_t kLeastPerThread = 65536;
 
 constexpr auto kPollInterval = std::chrono::milliseconds(50);
 
-// All tasks as one row of chunks; threads take runs of them.
+// Asks `should_stop`, but no more often than every kPollInterval. For the calling thread alone.
+class Poll {
+ public:
+  explicit Poll(const std::function<bool()>& should_stop) : should_stop_(should_stop) {}
+
+  bool operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < kPollInterval) return false;
+    last_ = now;
+    return should_stop_();
+  }
+
+ private:
+  const std::function<bool()>& should_stop_;
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+// Threads beside the calling one. They are joined at the end of the scope, also where an exception ends it.
+class Workers {
+ public:
+  // Calls work(1) ... work(count), each on a thread of its own. Where the system has no thread or no memory left to
+  // give, there are fewer: the work is for those that there are.
+  template <class Work>
+  Workers(int count, const Work& work) {
+    try {
+      for (int i = 1; i <= count; ++i) threads_.emplace_back(work, i);
+    } catch (const std::system_error&) {
+    } catch (const std::bad_alloc&) {
+    }
+  }
+  ~Workers() { join(); }
+  Workers(const Workers&) = delete;
+  Workers& operator=(const Workers&) = delete;
+
+  int count() const { return static_cast<int>(threads_.size()); }
+  void join() {
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
+ private:
+  std::vector<std::thread> threads_;
+};
+
+// The chunks of all tasks in one row. Threads take runs of them.
 class ChunkQueue {
  public:
   ChunkQueue(const std::vector<int64_t>& numels, int threads) : numels_(numels), first_chunk_(numels.size() + 1) {
@@ -35,10 +80,10 @@ class ChunkQueue {
       first_chunk_[i + 1] = first_chunk_[i] + (numels[i] + kChunk - 1) / kChunk;
       numel += numels[i];
     }
-    // Eight claims a thread even out their speeds; in chunks of the average size.
+    // Eight claims for each thread even out their speeds. The chunks of a claim are taken to be of the average size.
     const int64_t chunks = first_chunk_.back();
     const int64_t average = std::max<int64_t>(1, numel / std::max<int64_t>(1, chunks));
-    claim_ = std::clamp<int64_t>(chunks / (8 * threads), 1, std::max<int64_t>(1, kMostPerClaim / average));
+    claim_ = std::clamp<int64_t>(chunks / (int64_t{8} * threads), 1, std::max<int64_t>(1, kMostPerClaim / average));
   }
 
   // Calls work(task_index, begin, end) for the elements of one claim. Returns false once nothing is left.
@@ -71,7 +116,7 @@ class ChunkQueue {
 
 // Calls work(task_index, begin, end) until all elements of all tasks are covered, on `threads` threads at the most, the
 // calling one among them. `should_stop` is asked by the calling thread, every 50 ms or so; once it says yes, the work
-// stops. Returns whether all was done.
+// stops. Returns whether all was done. Throws std::bad_alloc before the work begins, and never later.
 template <class Work>
 bool for_all_chunks(const std::vector<int64_t>& numels, int threads, const std::function<bool()>& should_stop,
                     const Work& work) {
@@ -80,35 +125,24 @@ bool for_all_chunks(const std::vector<int64_t>& numels, int threads, const std::
   threads = static_cast<int>(std::clamp<int64_t>(numel / kLeastPerThread, 1, std::max(1, threads)));
   ChunkQueue queue(numels, threads);
 
-  const auto take_all = [&] {
+  Workers workers(threads - 1, [&](int) {
     const DefaultFpEnvironment environment;
     while (queue.take_claim(work)) {
     }
     finish_streaming();
-  };
-  std::vector<std::thread> workers;
-  try {
-    for (int i = 1; i < threads; ++i) workers.emplace_back(take_all);
-  } catch (const std::system_error&) {
-    // The system has no thread left to give: those there are do the work.
-  }
-
+  });
   bool stopped = false;
   {
     const DefaultFpEnvironment environment;
-    auto last_poll = std::chrono::steady_clock::now();
+    Poll poll(should_stop);
     while (queue.take_claim(work)) {
-      const auto now = std::chrono::steady_clock::now();
-      if (now - last_poll < kPollInterval) continue;
-      last_poll = now;
-      if (should_stop()) {
-        stopped = true;
-        queue.stop();
-      }
+      if (!poll()) continue;
+      stopped = true;
+      queue.stop();
     }
     finish_streaming();
   }
-  for (std::thread& worker : workers) worker.join();
+  workers.join();
   return !stopped;
 }
 

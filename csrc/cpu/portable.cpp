@@ -7,8 +7,8 @@
 
 namespace fastinit {
 
-void fill_range_portable(const Task& task, int64_t begin, int64_t end, bool streaming) {
-  fill_range<PortableLanes>(task, begin, end, streaming);
+void fill_range_portable(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
+  fill_range<PortableLanes>(task, stream, begin, end, streaming);
 }
 
 const MatrixSteps kMatrixStepsPortable = MatrixStepsOn<PortableLanes, PortableVector>::kSteps;

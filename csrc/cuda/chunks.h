@@ -19,14 +19,14 @@ FASTINIT_HD bool is_one_row(const Task& task) { return task.numel <= task.map.ro
 FASTINIT_HD bool is_contiguous(const Task& task) { return is_one_row(task) && task.map.element_memory_step == 1; }
 FASTINIT_HD bool has_one_run(const Task& task) { return is_one_row(task) || is_one_index_run(task.map); }
 
-// Of a single run: unit 0 is this Philox block. At a multiple of kChunkUnits, so that within a chunk the upper half of
-// the counter never changes, and that places in memory are aligned alike in all chunks.
+// The Philox block that is unit 0 of a single run. It is a multiple of kChunkUnits, so that the upper half of the
+// counter never changes within a chunk, and places in memory are aligned alike in all chunks.
 FASTINIT_HD int64_t first_block(const Task& task) {
   const int64_t block = task.map.global_offset / block_values(task.dtype);
   return block - block % kChunkUnits;
 }
 
-// Of rows: the most Philox blocks that a row of elements can touch, wherever in a block it begins.
+// The most Philox blocks that a row of elements can touch, wherever in a block it begins.
 FASTINIT_HD int64_t row_units(const Task& task) {
   const int values = block_values(task.dtype);
   return (task.map.row_length + 2 * values - 2) / values;

@@ -13,8 +13,8 @@
 namespace fastinit {
 namespace {
 
-// Resident blocks a multiprocessor for which ptxas fits the kernel into registers, without spilling any: 64 registers a
-// thread, or 80 and 128 where it takes more.
+// The most resident blocks of a multiprocessor for which ptxas fits the kernel into registers without spilling any. A
+// thread then has 64 registers, or 80 and 128 on the architectures where the kernel takes more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 constexpr int kBlocksPerMultiprocessor = 2;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
@@ -23,7 +23,7 @@ constexpr int kBlocksPerMultiprocessor = 3;
 constexpr int kBlocksPerMultiprocessor = 4;
 #endif
 
-// Leaves room for a grid beyond the last chunk in an int.
+// Chunk numbers are ints, and a block's next one may lie a whole grid beyond the last chunk.
 constexpr int64_t kMostChunks = std::numeric_limits<int>::max() - (1 << 24);
 
 // The last task whose first chunk is not beyond `chunk`: tasks without elements have no chunk.
@@ -44,8 +44,8 @@ FASTINIT_DEVICE int find_task(const int* first_chunk, int num_tasks, int chunk) 
 // tasks: [num_tasks]; first_chunk: [num_tasks + 1], prefix sums of num_chunks(task), the last of which is num_chunks.
 // Blocks take the chunks of all tasks in turn: which block fills a chunk, and when, changes no value.
 //
-// tasks is not __restrict__: what a strided task needs is then read again (from L1) rather than kept in registers that
-// the kernel does not have.
+// tasks is not __restrict__. So the compiler reads again (from L1) what a strided task needs, rather than keep it in
+// registers, of which the kernel has none left.
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     fill_kernel(const Task* tasks, const int* __restrict__ first_chunk, int num_tasks, int num_chunks, uint64_t seed) {
   __shared__ SharedQuantile::Pair hot_pairs[SharedQuantile::kEntries];
@@ -78,7 +78,7 @@ int64_t write_cuda_table(const Task* tasks, int64_t num_tasks, void* image) {
   for (int64_t i = 0; i < num_tasks; ++i) {
     first_chunk[i] = static_cast<int>(chunks);
     chunks += num_chunks(tasks[i]);
-    // 10^13 values and more: no device holds them.
+    // No device holds so many: 10^13 values and more.
     if (chunks > kMostChunks) throw std::length_error("too many elements for one table");
   }
   first_chunk[num_tasks] = static_cast<int>(chunks);

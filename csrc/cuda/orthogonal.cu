@@ -10,7 +10,8 @@
 
 namespace fastinit {
 
-// As many bytes as the launch says. Outside of the kernel, for in tests it is defined by whoever includes this file.
+// The shared memory of a block, as many bytes as the launch says. It is declared outside of the kernel, for tests,
+// which include this file, define it.
 extern __shared__ double matrix_memory[];
 
 namespace {

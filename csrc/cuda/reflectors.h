@@ -63,8 +63,8 @@ class SampledUnits {
         rows_(static_cast<int>(tall.rows)),
         columns_(static_cast<int>(tall.columns)),
         offset_(static_cast<uint64_t>(tall.global_offset)),
-        line_step_(
-            static_cast<uint64_t>(by_columns_ ? tall.row_index_step + tall.column_index_step : tall.row_index_step)),
+        line_step_(static_cast<uint64_t>(tall.row_index_step) +
+                   (by_columns_ ? static_cast<uint64_t>(tall.column_index_step) : 0)),
         step_(static_cast<uint64_t>(by_columns_ ? tall.row_index_step : tall.column_index_step)) {
     lines_ = by_columns_ ? columns_ : rows_;
     // The most entries of a pair. As many units as units() can give for the two lines of it.
@@ -74,7 +74,7 @@ class SampledUnits {
 
   FASTINIT_HD int count() const { return (lines_ + 1) / 2 * pair_units_; }
 
-  // Of a unit, draw(block, values) and then put(row, column, value) for those of the values that are entries.
+  // Calls draw(block, values) for a unit, and then put(row, column, value) for those values that are entries.
   template <class T, class Draw, class Put>
   FASTINIT_DEVICE void sample(int unit, const Draw& draw, const Put& put) const {
     int line = unit / pair_units_;
@@ -112,7 +112,7 @@ class SampledUnits {
   uint64_t offset_, line_step_, step_;
 };
 
-// x_j into the places of v_j.
+// Samples x_j into the places of v_j.
 template <class T, class Source>
 FASTINIT_DEVICE void sample_vectors(const OrthogonalMatrix& tall, Source& source, const Reflectors<T>& reflectors) {
   const SampledUnits<Source::kBlockValues> units(tall);
@@ -216,16 +216,19 @@ FASTINIT_DEVICE void multiply(const OrthogonalMatrix& tall, const Reflectors<T>&
     FASTINIT_UNROLL
     for (int r = 0; r < kRegisters; ++r) x[c][r] *= factor;
   }
-  // The store is there once for each column: a loop, in which the registers move up, so that no index is a variable.
+  // The loop over rows stays a loop, so that the code of a store is there once for each column. Registers cannot be
+  // indexed by the loop's variable: each turn stores the first of them, and moves the others down by one.
   const int bytes = static_cast<int>(element_bytes(tall.dtype));
   FASTINIT_ROLL
   for (int row = lane; row < tall.end_row; row += kLanes) {
     FASTINIT_UNROLL
     for (int c = 0; c < kColumns; ++c) {
-      const int64_t place =
-          (row - tall.first_row) * tall.row_memory_step + (first + c - tall.first_column) * tall.column_memory_step;
+      // Unsigned numbers may wrap: a place beyond the range lies anywhere, and is not stored to.
+      const uint64_t place =
+          static_cast<uint64_t>(row - tall.first_row) * static_cast<uint64_t>(tall.row_memory_step) +
+          static_cast<uint64_t>(first + c - tall.first_column) * static_cast<uint64_t>(tall.column_memory_step);
       if (row >= tall.first_row && first + c < tall.end_column) {
-        store_element(tall.data + static_cast<uint64_t>(place * bytes), element_of(x[c][0], tall.dtype), bytes);
+        store_element(tall.data + place * static_cast<uint64_t>(bytes), element_of(x[c][0], tall.dtype), bytes);
       }
       FASTINIT_UNROLL
       for (int r = 1; r < kRegisters; ++r) x[c][r - 1] = x[c][r];
@@ -246,7 +249,7 @@ FASTINIT_DEVICE void multiply_all(const OrthogonalMatrix& tall, const Reflectors
   }
 }
 
-// kWords: registers for the entries of a warp's columns, a lane.
+// Writes the matrix. A lane has kWords registers for the entries of its warp's columns.
 template <class T, class Source>
 FASTINIT_DEVICE void write_orthogonal(const OrthogonalMatrix& tall, Source source, T* memory) {
   constexpr int kWords = 32;

@@ -1,6 +1,6 @@
 // Where a thread's values come from: whole Philox blocks of samples, or numbers that need no sampling. A source draws
-// the values of kBlocks blocks at once, `first`, first + kStride, ..., all with the same upper 32 bits; it does not
-// know where they go.
+// the values of kBlocks blocks at once: `first`, first + kStride, and so on, all with the same upper 32 bits. Where the
+// values go is not its business.
 #pragma once
 
 #include "core/diagonal.h"
@@ -12,7 +12,8 @@ inline namespace FASTINIT_ISA {
 
 // The hot rows of the quantile's table in shared memory, two coefficients of a row side by side: three 8-byte reads a
 // value. Row r of each pair of powers lies in banks 2 r and 2 r + 1 modulo 32, so that only lanes whose p are 8 octaves
-// apart ever wait for each other. A row below kQuantileFirstHotRow reads zeros or other rows, to be thrown away.
+// apart ever wait for each other. A row below kQuantileFirstHotRow reads zeros or other rows; what comes of them is
+// thrown away.
 class SharedQuantile {
  public:
   static constexpr int kPairs = kQuantilePowersF32 / 2;
@@ -157,13 +158,13 @@ class DiagonalSource {
 
   template <int kBlocks, int kStride>
   FASTINIT_HD void draw(uint64_t first, Value (&values)[kValues * kBlocks]) {
-    // The division is there once: a loop, in which the values move up, so that no index is a variable.
+    // A 64-bit division is a hundred instructions, so the loop stays a loop. An array in registers cannot be indexed by
+    // the loop's variable: each turn writes the last place, and moves the others down by one.
     FASTINIT_UNROLL
     for (int i = 0; i < kValues * kBlocks; ++i) values[i] = 0;
     FASTINIT_ROLL
     for (int i = 0; i < kValues * kBlocks; ++i) {
-      const int64_t block = static_cast<int64_t>(first) + i / kValues * kStride;
-      const int64_t index = block * kValues + i % kValues;
+      const uint64_t index = (first + static_cast<uint64_t>(i / kValues * kStride)) * kValues + i % kValues;
       FASTINIT_UNROLL
       for (int k = 1; k < kValues * kBlocks; ++k) values[k - 1] = values[k];
       values[kValues * kBlocks - 1] = everywhere_ || diagonal_.next(index) == index ? value_ : 0;

@@ -13,7 +13,7 @@ inline namespace FASTINIT_ISA {
 struct Packed {
   uint32_t word[4];
 
-  // The first element's bits are the lowest of the result. Takes it off: the others move up by `bytes`.
+  // Takes the first element off, and moves the others up by its `bytes`. Its bits are the lowest of the result.
   FASTINIT_DEVICE uint64_t pop(int bytes) {
     const uint64_t first = word[0] | static_cast<uint64_t>(word[1]) << 32;
     if (bytes == 2) {
@@ -34,7 +34,7 @@ struct Packed {
 template <class Element>
 FASTINIT_HD uint32_t round_pair(float first, float second) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  // One instruction for both, to nearest even like round_to. It has another NaN, but no sample is NaN.
+  // One instruction rounds both to nearest even, as round_to does. Its NaN is another one, but no sample is NaN.
   uint32_t pair;
   if constexpr (std::is_same_v<Element, Bfloat16>) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
@@ -95,8 +95,8 @@ FASTINIT_HD Packed pack(const uint64_t* bits) {
   return packed;
 }
 
-// To global memory. Plain C++ would store to an address of any space, which is slower, for where the number came from
-// the compiler cannot see.
+// Stores a word to global memory. The address is a number, so the compiler cannot see which memory it belongs to. Plain
+// C++ would store to an address of any kind of memory, which is slower.
 template <class Word>
 FASTINIT_DEVICE void store_global(uint64_t address, const Word& word) {
 #if defined(__CUDA_ARCH__)

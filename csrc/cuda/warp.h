@@ -10,8 +10,8 @@ inline namespace FASTINIT_ISA {
 
 constexpr uint32_t kAllLanes = 0xFFFFFFFF;
 
-// Changes nothing, since all threads of the warp have the same. But it tells the compiler so, and what follows from it
-// (round keys, loop bounds) then lies in registers that the warp shares.
+// Returns the value that all threads of the warp have. The compiler learns from it that they do, and keeps what follows
+// from the value (round keys, loop bounds) in registers that the warp shares.
 FASTINIT_DEVICE int uniform(int value) { return __shfl_sync(kAllLanes, value, 0); }
 FASTINIT_DEVICE uint64_t uniform(uint64_t value) {
   const uint32_t low = __shfl_sync(kAllLanes, static_cast<uint32_t>(value), 0);
@@ -22,8 +22,8 @@ FASTINIT_DEVICE uint64_t uniform(uint64_t value) {
 // The sums over all lanes of kCount values (a power of two, 32 at the most), in every lane. The order of the additions
 // is that of a butterfly over lanes 16, 8, 4, 2, 1 apart, whatever kCount is.
 //
-// While several sums are left a lane passes half of them on and keeps the other half. So 9 values cross between lanes
-// for 8 sums, and 8 more to tell all lanes, rather than 5 for each sum.
+// While several sums are left, a lane passes half of them on and keeps the other half. For 8 sums, 9 values cross
+// between lanes, and 8 more to tell all lanes; sum by sum it would be 40.
 template <int kCount, class T>
 FASTINIT_DEVICE void warp_sums(T (&values)[kCount], int lane) {
   T mine[kCount];

@@ -13,6 +13,7 @@ import torch
 
 from fastinit import _native
 from fastinit._native import FINGERPRINT_VERSION
+from fastinit.run.exact import safe_threads
 from fastinit.run.index_maps import Part, box_of, boxes
 
 MASK = 2**64 - 1
@@ -115,6 +116,7 @@ def _dimensions(tensor: torch.Tensor, part: Part) -> list[Dimension]:
     return [(1, 1, 1)] * (_NATIVE_DIMENSIONS - len(merged)) + merged
 
 
+@safe_threads()
 def _sum_by_torch(tensor: torch.Tensor, key: int, part: Part) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     at_once = _AT_ONCE_ON_CPU if tensor.device.type == "cpu" else _AT_ONCE

@@ -19,7 +19,7 @@ from fastinit.distributed import agreement
 from fastinit.distributed.shards import local_tensor
 from fastinit.errors import ParameterError, warn
 from fastinit.run import composed, cuda, matrix_table, orthogonal, torch_source
-from fastinit.run.exact import exact_arithmetic
+from fastinit.run.exact import exact_arithmetic, safe_threads
 from fastinit.run.index_maps import Part
 from fastinit.run.memory import check_overlaps, check_writable, memory_span
 from fastinit.run.orthogonal import Matrix
@@ -237,8 +237,9 @@ class Program:
             with exact_arithmetic(self._devices):
                 for target in self._fallback:
                     torch_source.fill(target, given_seed, generator)
-        for (_, assignment), values in zip(self._assigned, prepared, strict=True):
-            assignment.commit(values)
+        with safe_threads():
+            for (_, assignment), values in zip(self._assigned, prepared, strict=True):
+                assignment.commit(values)
 
     def _prepare(
         self,

@@ -62,11 +62,13 @@ def _fill_together(device: torch.device, matrices: list[Matrix], seed: int) -> N
             views.append(matrix.tensor.new_empty(matrix.range_shape()))
             copied.append((matrix.tensor, views[-1]))
     table = orthogonal_table(matrices, views)
-    if device.type == "cuda":
-        cuda.fill_orthogonal(table, device, seed)
-    else:
-        _native.module.orthogonal_cpu(table, seed, torch.get_num_threads())
-    torch.autograd.graph.increment_version(views)
+    try:
+        if device.type == "cuda":
+            cuda.fill_orthogonal(table, device, seed)
+        else:
+            _native.module.orthogonal_cpu(table, seed, torch.get_num_threads())
+    finally:  # interrupted, it has written something all the same
+        torch.autograd.graph.increment_version(views)
     for tensor, view in copied:
         tensor.copy_(view.view(tensor.shape))
 

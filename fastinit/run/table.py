@@ -146,6 +146,15 @@ class Table:
                 if field != "data_offset":
                     rows[field] = column
         owners = [target for target, _ in whole_tensors] + [target for target, _, _ in parts]
+        for row in np.flatnonzero(table["data"] % 8):
+            owner, address = owners[row], int(table["data"][row])
+            itemsize = owner.tensor.element_size()
+            if address % itemsize:
+                raise ParameterError(
+                    owner.name,
+                    f"its memory begins at an address that is not a multiple of the {itemsize} bytes of an element; "
+                    "clone() it first",
+                )
         distributions: list[Any] = [owner.distribution for owner in owners]  # all of them sampled
         table["name_id"] = np.frombuffer(b"".join([name_id(owner.name) for owner in owners]), dtype="V16")
         table["dtype"] = [DTYPES[owner.tensor.dtype] for owner in owners]
@@ -157,12 +166,15 @@ class Table:
             row, code = error
             reason = _PREPARE_ERRORS[code].format(dtype=owners[row].tensor.dtype, distribution=distributions[row])
             raise ParameterError(owners[row].name, reason)
+        table.setflags(write=False)
         self.rows = table
 
     def fill_cpu(self, seed: int, threads: int) -> None:
-        """Write all values, to tensors in the memory of the CPU. The interpreter's lock is released meanwhile."""
-        _module().reseed(self.rows, seed)
-        _module().fill_cpu(self.rows, threads)
+        """Write all values, to tensors in the memory of the CPU. The interpreter's lock is released meanwhile.
+
+        The table stays as it is: any number of threads may run it at the same time.
+        """
+        _module().fill_cpu(self.rows, seed, threads)
 
 
 def _module() -> Any:

@@ -217,8 +217,7 @@ void test_guards() {
       task.distribution = Distribution::kNormal;
       task.parameter[1] = 1.0;
       CHECK(prepare(task) == PrepareError::kNone, "prepare");
-      task.stream = derive_stream(task.name_id, 1);
-      CHECK(fill_cpu(&task, 1, 3, nullptr, [] { return false; }), "filled");
+      CHECK(fill_cpu(&task, 1, 1, 3, nullptr, [] { return false; }), "filled");
       for (int64_t i = 0; i < static_cast<int64_t>(memory.size()); ++i) {
         const bool inside = i >= shift && i < shift + numel;
         CHECK((memory[static_cast<size_t>(i)] == 7.0f) != inside, "numel %ld, shift %ld, element %ld",

@@ -67,14 +67,11 @@ int main() {
     by_cpu.emplace_back(static_cast<size_t>(bytes), 0xA5);
     by_cuda.push_back(by_cpu.back());
     if (prepare(task) != PrepareError::kNone) return 1;
-    task.stream = derive_stream(task.name_id, kSeed);
   }
   for (size_t i = 0; i < tasks.size(); ++i) tasks[i].data = reinterpret_cast<uint64_t>(by_cpu[i].data());
   const auto num_tasks = static_cast<int64_t>(tasks.size());
-  fill_cpu(tasks.data(), num_tasks, 1, nullptr, [] { return false; });
+  fill_cpu(tasks.data(), num_tasks, kSeed, 1, nullptr, [] { return false; });
   for (size_t i = 0; i < tasks.size(); ++i) tasks[i].data = reinterpret_cast<uint64_t>(by_cuda[i].data());
-  // A stream on the device is the kernel's own business.
-  for (Task& task : tasks) task.stream = {};
 
   std::vector<int64_t> image(static_cast<size_t>(cuda_table_bytes(num_tasks) / 8 + 1));
   const int64_t num_chunks = write_cuda_table(tasks.data(), num_tasks, image.data());

@@ -70,8 +70,9 @@ T value_of(const OrthogonalMatrix& matrix, int64_t index) {
   task.dtype = matrix.dtype;
   task.distribution = Distribution::kNormal;
   prepare(task);
-  task.stream = derive_stream(matrix.name_id, kSeed);
-  fill_cpu(&task, 1, 1, nullptr, [] { return false; });
+  task.name_id[0] = matrix.name_id[0];
+  task.name_id[1] = matrix.name_id[1];
+  fill_cpu(&task, 1, kSeed, 1, nullptr, [] { return false; });
   return value;
 }
 
