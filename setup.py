@@ -154,7 +154,7 @@ class BuildExt(build_ext):
         compiling.build_lib = self.build_lib
         compiling.ensure_finalized()
         compiling.inplace = self.inplace
-        time_needed = "half a minute" if toolkit is None else "five minutes"
+        time_needed = "a minute" if toolkit is None else "five minutes"
         print(f"fastinit: compiling, which takes two cores about {time_needed}", flush=True)
         start = time.monotonic()
         with tempfile.NamedTemporaryFile("r", errors="replace") as log:
