@@ -179,9 +179,12 @@ def warn(lacking: str, reason: str, mode: str) -> None:
 if __name__ == "__main__":
     # Built in a folder of its own, outside the source tree: setuptools packs whatever lies in it.
     with tempfile.TemporaryDirectory(prefix="fastinit-") as scratch:
+        options = {"build": {"build_base": scratch}}
+        if "sdist" not in sys.argv:  # which packs the metadata, too
+            options["egg_info"] = {"egg_base": scratch}
         setup(
             # What the extension consists of is known only when it is compiled.
             ext_modules=[] if build_mode() == "none" else [Extension("fastinit._C", [])],
             cmdclass={"build": Build, "build_ext": BuildExt},
-            options={"build": {"build_base": scratch}},
+            options=options,
         )

@@ -592,10 +592,14 @@ def test_distributions_hold_the_files_of_the_tree(tree: Path, tmp_path: Path) ->
         (folder / "fastinit" / "gone").mkdir(parents=True)
         (folder / "fastinit" / "gone" / "__init__.py").touch()
 
-    code = "import fastinit_build as b; b.build_sdist('dist'); b.build_wheel('dist')"
+    before = files_below(tree)
     environment = {**os.environ, "FASTINIT_BUILD": "none", "PYTHONPATH": "_build_backend"}
-    subprocess.run([sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, check=True)
-    [sdist], [wheel] = (tree / "dist").glob("*.tar.gz"), (tree / "dist").glob("*-none-any.whl")
+    for hook in ("get_requires_for_build_wheel", "build_wheel", "build_sdist"):
+        argument = repr(str(tmp_path)) if hook.startswith("build") else ""
+        code = f"import fastinit_build; fastinit_build.{hook}({argument})"
+        subprocess.run([sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, check=True)
+        assert files_below(tree) == before or hook == "build_sdist"
+    [sdist], [wheel] = tmp_path.glob("*.tar.gz"), tmp_path.glob("*-none-any.whl")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
     assert {name for name in names if name.startswith(("fastinit/", "csrc/"))} == package | sources
