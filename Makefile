@@ -71,9 +71,10 @@ print(pathlib.Path(torch.__file__).parents[1])
 endef
 export FIND_TORCH
 
-# --no-build-isolation: against the very torch that the tests import, and with objects of the last build used again.
+# --no-build-isolation: against the very torch that the tests import.
 $(BUILD): $(VENV)/stamps/torch $(SOURCES)
 	@rm -f $(VENV)/stamps/build-*
+	@echo "building fastinit: compiling takes two cores about a minute, for CUDA about five"
 	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=3' ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
 	@$(BIN)/python -c 'import json; i = json.load(open("fastinit/_build_info.json")); \

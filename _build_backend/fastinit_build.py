@@ -1,9 +1,10 @@
 """Build backend (PEP 517, PEP 660): setuptools' own, which here also finds the torch of the target environment.
 
 An isolated build hides the environment that the package is installed into. Listing torch as a build requirement
-would fetch gigabytes, and of another version than the one in use; not listing it would leave the build without torch.
-So the installed torch is looked up where the target environment keeps its packages and put at the end of sys.path:
-at the end, so that setuptools and the other build requirements still come from the isolated environment.
+would fetch gigabytes, and of another version than the one in use. So the installed torch is looked up where the target
+environment keeps its packages and put at the end of sys.path: at the end, so that setuptools and the other build
+requirements still come from the isolated environment. uv hides even these folders; setup.py
+then compiles without torch.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from collections.abc import Iterable
 
 from setuptools import build_meta
 
-TORCH_REQUIREMENT = "torch>=2.11"  # as in pyproject.toml, [project] dependencies
-
 build_sdist = build_meta.build_sdist
 get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
+get_requires_for_build_wheel = build_meta.get_requires_for_build_wheel
+get_requires_for_build_editable = build_meta.get_requires_for_build_editable
 prepare_metadata_for_build_wheel = build_meta.prepare_metadata_for_build_wheel
 prepare_metadata_for_build_editable = build_meta.prepare_metadata_for_build_editable
 
@@ -41,25 +42,12 @@ def find_torch(directories: Iterable[str]) -> str | None:
     return None
 
 
-def expose_torch() -> bool:
-    """Makes the target environment's torch importable; False if there is none to be found."""
-    if importlib.util.find_spec("torch") is not None:
-        return True
-    directory = find_torch(target_directories())
-    if directory is None:
-        return False
-    sys.path.append(directory)
-    return True
-
-
-def get_requires_for_build_wheel(config_settings=None):
-    # A tool that hides the target environment altogether (uv does) leaves no choice but to ask for a torch.
-    if os.environ.get("FASTINIT_BUILD") == "none" or expose_torch():
-        return []
-    return [TORCH_REQUIREMENT]
-
-
-get_requires_for_build_editable = get_requires_for_build_wheel
+def expose_torch() -> None:
+    """Makes the target environment's torch importable, if there is one to be found."""
+    if importlib.util.find_spec("torch") is None:
+        directory = find_torch(target_directories())
+        if directory is not None:
+            sys.path.append(directory)
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):

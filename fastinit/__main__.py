@@ -23,7 +23,9 @@ def info() -> None:
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'not built'}",
     }
     for key, value in built.items():
-        if value is not None:
+        if key in ("python", "torch"):
+            lines[f"built with {key}"] = value or "none: setuptools compiled the CPU backend"
+        elif value is not None:
             lines[key.replace("_", " ")] = " ".join(value) if isinstance(value, list) else str(value)
     if _native.module is None:
         lines["native code"] = f"not used: {_native.reason}"
@@ -32,7 +34,10 @@ def info() -> None:
         lines["native code"] = _native.module.__file__ or ""
         lines["known answer"] = "Philox4x32-10: as published"
         lines["instruction sets"] = ", ".join(_native.module.supported_isas())
-        lines["in use"] = _native.module.active_isa()
+        try:
+            lines["in use"] = _native.module.active_isa()
+        except ValueError as error:
+            lines["in use"] = f"none: {error}"
         lines["threads"] = str(torch.get_num_threads())
         reason = cuda.obstacle()
         names = [torch.cuda.get_device_name(each) for each in range(torch.cuda.device_count())]

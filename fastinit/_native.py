@@ -25,9 +25,19 @@ def build_info() -> dict[str, Any]:
     """What setup.py recorded: which backends were compiled, with what, and why not if not."""
     path = Path(__file__).with_name("_build_info.json")
     if not path.exists():
-        return {"build": "none", "reason": "the package was not built (no fastinit/_build_info.json)"}
+        return {"build": "none", "reason": _why_not_built(path.parent)}
     info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return info
+
+
+def _why_not_built(package: Path) -> str:
+    root = package.parent
+    if (root / "setup.py").is_file():
+        return (
+            f"Python imported fastinit from its source tree, {root}, where it is not built: build it there with "
+            "`pip install -e .`, or start Python in another folder to import an installed fastinit"
+        )
+    return f"{package} lacks _build_info.json, which every build writes: install fastinit again, with pip"
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -37,7 +47,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
     try:
         from fastinit import _C
     except ImportError as error:
-        return None, f"the compiled module cannot be imported: {error}"
+        return None, f"the compiled module, built with Python {info.get('python')}, cannot be imported: {error}"
     counter, key, block = _KNOWN_ANSWER
     answer = tuple(_C.philox4x32(counter, key))
     if answer != block:

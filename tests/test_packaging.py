@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import json
 import os
+import platform
 import re
+import shutil
 import struct
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from setuptools import Distribution
 
 import fastinit
@@ -41,8 +47,9 @@ def compiled_file(build_info: dict[str, Any]) -> Path:
     return Path(module.__file__)
 
 
-@pytest.fixture(scope="module")
-def setup_py() -> ModuleType:
+@pytest.fixture
+def setup_py(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", list(sys.path))  # setup.py adds to it
     spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -51,10 +58,25 @@ def setup_py() -> ModuleType:
 
 
 @pytest.fixture
+def compilers(setup_py: ModuleType) -> ModuleType:
+    return importlib.import_module("compilers")
+
+
+@pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "_build_backend")])
     monkeypatch.delitem(sys.modules, "fastinit_build", raising=False)
     return importlib.import_module("fastinit_build")
+
+
+def fake_torch(cuda: str | None, cuda_home: Path | None = None, site_packages: str = "/site-packages") -> Any:
+    """What the build asks a torch for."""
+    return SimpleNamespace(
+        __version__="2.14.1",
+        __file__=f"{site_packages}/torch/__init__.py",
+        version=SimpleNamespace(cuda=cuda),
+        utils=SimpleNamespace(cpp_extension=SimpleNamespace(CUDA_HOME=cuda_home and str(cuda_home))),
+    )
 
 
 class Elf(NamedTuple):
@@ -155,39 +177,46 @@ def test_build_info_says_what_was_built(build_info: dict[str, Any]) -> None:
     else:
         assert build_info["reason"] is None
         assert build_info["compiler"]
-        assert build_info["torch"]
+        assert "torch" in build_info  # None where the build found none
     if build_info["build"] == "cuda":
         assert build_info["nvcc"]
         assert build_info["cuda_architectures"]
     assert (build_info["without_cuda"] is None) == (build_info["build"] != "cpu")
 
 
+TOOLKIT = ("nvcc 13.0", "9.0+PTX", ["-isystem", "/headers"], ["/libcudart_static.a", "-ldl", "-lrt"])
+
+
 def test_all_sources_are_collected(setup_py: ModuleType) -> None:
-    toolkit = setup_py.Toolkit("nvcc", "9.0", ["/headers"], "/libcudart_static.a")
-    for extension, suffixes in (
-        (setup_py.extension(None), {".cpp"}),
-        (setup_py.extension(toolkit), {".cpp", ".cu"}),
+    for torch_module, toolkit, suffixes in (
+        (None, None, {".cpp"}),
+        (fake_torch(None), None, {".cpp"}),
+        (fake_torch("13.0"), setup_py.Toolkit(*TOOLKIT), {".cpp", ".cu"}),
     ):
         files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
         sources = {path.relative_to(ROOT).as_posix() for path in files if path.suffix in suffixes}
-        headers = {path.relative_to(ROOT).as_posix() for path in files if path.suffix == ".h"}
+        extension = setup_py.extension(torch_module, toolkit)
         assert set(extension.sources) == sources
-        assert set(extension.depends) == headers
         assert extension.sources == sorted(extension.sources)
 
 
 def test_only_the_cuda_extension_knows_of_cuda(setup_py: ModuleType) -> None:
-    extension = setup_py.extension(None)
+    extension = setup_py.extension(fake_torch("13.0"), None)
     assert extension.extra_compile_args == {"cxx": setup_py.CXX_FLAGS}
-    assert extension.extra_objects == []
+    assert extension.extra_link_args == ["-pthread"]
 
-    toolkit = setup_py.Toolkit("nvcc", "9.0", ["/headers"], "/libcudart_static.a")
-    extension = setup_py.extension(toolkit)
+    extension = setup_py.extension(fake_torch("13.0"), setup_py.Toolkit(*TOOLKIT))
     assert extension.extra_compile_args["cxx"] == [*setup_py.CXX_FLAGS, "-DFASTINIT_CUDA"]
-    assert extension.extra_compile_args["nvcc"][: len(setup_py.NVCC_FLAGS)] == setup_py.NVCC_FLAGS
-    assert extension.include_dirs[-1] == "/headers"
-    assert extension.extra_objects == ["/libcudart_static.a"]
+    flags = [*setup_py.NVCC_FLAGS, "-isystem", "/headers"]
+    assert extension.extra_compile_args["nvcc"][: len(flags)] == flags
+    assert extension.extra_link_args == ["-pthread", "/libcudart_static.a", "-ldl", "-lrt"]
     assert extension.libraries == []
+
+
+def test_without_torch_only_the_standard_is_added(setup_py: ModuleType) -> None:
+    with_torch, without = setup_py.extension(fake_torch(None), None), setup_py.extension(None, None)
+    assert without.extra_compile_args == ["-std=c++17", *with_torch.extra_compile_args["cxx"]]
+    assert without.extra_link_args == with_torch.extra_link_args
 
 
 @pytest.mark.parametrize(
@@ -231,28 +260,29 @@ def build(
     setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
     """Runs build_ext with a fake torch, toolkit and compiler."""
+    real_find_toolkit = setup_py.find_toolkit
 
-    def run(mode: str, torch_cuda: str | None, *, toolkit: bool = True, failing: tuple[str, ...] = ()) -> Outcome:
+    def run(mode: str, torch: Any, *, toolkit: bool = True, failing: tuple[str, ...] = ()) -> Outcome:
         attempts: list[str] = []
 
         def find_toolkit(torch: Any) -> Any:
-            if torch.cuda is None:
-                raise setup_py.BuildError("torch is a build without CUDA")
+            if torch is None or torch.version.cuda is None:
+                return real_find_toolkit(torch)
             if not toolkit:
                 raise setup_py.BuildError("no nvcc")
-            return setup_py.Toolkit("nvcc 13.0", "9.0+PTX", [], "/libcudart_static.a")
+            return setup_py.Toolkit(*TOOLKIT)
 
-        def compile_extension(_: Any, toolkit: Any) -> None:
+        def compile_extension(_: Any, torch: Any, toolkit: Any) -> None:
             attempts.append("cpu" if toolkit is None else "cuda")
             if attempts[-1] in failing:
                 raise setup_py.BuildError(f"compiling for {attempts[-1]} failed")
 
         monkeypatch.setenv("FASTINIT_BUILD", mode)
         monkeypatch.setattr(setup_py, "find_compiler", lambda: "c++ 14")
-        monkeypatch.setattr(setup_py, "inspect_torch", lambda: setup_py.Torch("2.14", torch_cuda, "/cuda"))
+        monkeypatch.setattr(setup_py, "find_torch", lambda: torch)
         monkeypatch.setattr(setup_py, "find_toolkit", find_toolkit)
         monkeypatch.setattr(setup_py.BuildExt, "compile_extension", compile_extension)
-        command = setup_py.BuildExt(Distribution({"ext_modules": [setup_py.extension(None)]}))
+        command = setup_py.BuildExt(Distribution({"ext_modules": [setup_py.extension(None, None)]}))
         command.build_lib = str(tmp_path)
         command.run()
         info = json.loads((tmp_path / "fastinit" / "_build_info.json").read_text())
@@ -262,9 +292,10 @@ def build(
 
 
 def test_auto_builds_cuda_where_it_can(build: Callable[..., Outcome]) -> None:
-    info, attempts, errors = build("auto", "13.0")
+    info, attempts, errors = build("auto", fake_torch("13.0"))
     assert info["build"] == "cuda"
     assert info["reason"] is info["without_cuda"] is None
+    assert info["torch"] == "2.14.1"
     assert info["nvcc"] == "nvcc 13.0"
     assert info["cuda_architectures"] == "9.0+PTX"
     assert attempts == ["cuda"]
@@ -272,10 +303,21 @@ def test_auto_builds_cuda_where_it_can(build: Callable[..., Outcome]) -> None:
 
 
 def test_auto_beside_a_cpu_torch_says_nothing(build: Callable[..., Outcome]) -> None:
-    info, attempts, errors = build("auto", None)
+    info, attempts, errors = build("auto", fake_torch(None))
     assert info["build"] == "cpu"
     assert info["reason"] is None
-    assert info["without_cuda"] == "torch is a build without CUDA"
+    assert info["without_cuda"] == "torch 2.14.1 is a build without CUDA"
+    assert attempts == ["cpu"]
+    assert errors == ""
+
+
+@pytest.mark.parametrize("mode", ["auto", "cpu"])
+def test_the_cpu_backend_needs_no_torch(build: Callable[..., Outcome], mode: str) -> None:
+    info, attempts, errors = build(mode, None)
+    assert info["build"] == "cpu"
+    assert info["reason"] is info["torch"] is None
+    assert info["python"] == platform.python_version()
+    assert ("the build finds no torch" in info["without_cuda"]) == (mode == "auto")
     assert attempts == ["cpu"]
     assert errors == ""
 
@@ -290,7 +332,7 @@ def test_auto_beside_a_cpu_torch_says_nothing(build: Callable[..., Outcome]) -> 
 def test_auto_without_cuda_is_loud_beside_a_cuda_torch(
     build: Callable[..., Outcome], circumstances: dict[str, Any], reason: str, attempted: list[str]
 ) -> None:
-    info, attempts, errors = build("auto", "13.0", **circumstances)
+    info, attempts, errors = build("auto", fake_torch("13.0"), **circumstances)
     assert info["build"] == "cpu"
     assert info["reason"] is None
     assert info["without_cuda"] == reason
@@ -301,7 +343,7 @@ def test_auto_without_cuda_is_loud_beside_a_cuda_torch(
 
 
 def test_auto_without_any_compiler_is_pure_python(build: Callable[..., Outcome]) -> None:
-    info, attempts, errors = build("auto", "13.0", failing=("cuda", "cpu"))
+    info, attempts, errors = build("auto", fake_torch("13.0"), failing=("cuda", "cpu"))
     assert info["build"] == "none"
     assert info["reason"] == "compiling for cpu failed"
     assert info["without_cuda"] is None
@@ -310,7 +352,7 @@ def test_auto_without_any_compiler_is_pure_python(build: Callable[..., Outcome])
 
 
 def test_cpu_leaves_cuda_alone(build: Callable[..., Outcome]) -> None:
-    info, attempts, errors = build("cpu", "13.0")
+    info, attempts, errors = build("cpu", fake_torch("13.0"))
     assert info["build"] == "cpu"
     assert info["without_cuda"] == "FASTINIT_BUILD=cpu was set when it was installed"
     assert attempts == ["cpu"]
@@ -318,7 +360,7 @@ def test_cpu_leaves_cuda_alone(build: Callable[..., Outcome]) -> None:
 
 
 def test_none_compiles_nothing(build: Callable[..., Outcome]) -> None:
-    info, attempts, errors = build("none", "13.0")
+    info, attempts, errors = build("none", fake_torch("13.0"))
     assert info["build"] == "none"
     assert info["reason"] == "FASTINIT_BUILD=none was set when it was installed"
     assert attempts == []
@@ -326,19 +368,20 @@ def test_none_compiles_nothing(build: Callable[..., Outcome]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "torch_cuda", "circumstances", "message"),
+    ("mode", "torch", "circumstances", "message"),
     [
-        ("cuda", None, {}, "FASTINIT_BUILD=cuda: torch is a build without CUDA"),
-        ("cuda", "13.0", {"toolkit": False}, "FASTINIT_BUILD=cuda: no nvcc"),
-        ("cuda", "13.0", {"failing": ("cuda",)}, "FASTINIT_BUILD=cuda: compiling for cuda failed"),
-        ("cpu", "13.0", {"failing": ("cpu",)}, "FASTINIT_BUILD=cpu: compiling for cpu failed"),
+        ("cuda", None, {}, "FASTINIT_BUILD=cuda: the build finds no torch .*--no-build-isolation.*"),
+        ("cuda", fake_torch(None), {}, "FASTINIT_BUILD=cuda: torch 2.14.1 is a build without CUDA"),
+        ("cuda", fake_torch("13.0"), {"toolkit": False}, "FASTINIT_BUILD=cuda: no nvcc"),
+        ("cuda", fake_torch("13.0"), {"failing": ("cuda",)}, "FASTINIT_BUILD=cuda: compiling for cuda failed"),
+        ("cpu", fake_torch("13.0"), {"failing": ("cpu",)}, "FASTINIT_BUILD=cpu: compiling for cpu failed"),
     ],
 )
 def test_what_was_insisted_on_is_an_error(
-    build: Callable[..., Outcome], mode: str, torch_cuda: str | None, circumstances: dict[str, Any], message: str
+    build: Callable[..., Outcome], mode: str, torch: Any, circumstances: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SystemExit, match=f"^{message}$"):
-        build(mode, torch_cuda, **circumstances)
+        build(mode, torch, **circumstances)
 
 
 @pytest.mark.parametrize(
@@ -350,9 +393,9 @@ def test_what_was_insisted_on_is_an_error(
         ("35 37 50 52 53 60 61 62 70 72 75 80 86 87", "7.5;8.0;8.6+PTX"),
     ],
 )
-def test_architectures_are_those_that_nvcc_knows(setup_py: ModuleType, known: str, architectures: str) -> None:
+def test_architectures_are_those_that_nvcc_knows(compilers: ModuleType, known: str, architectures: str) -> None:
     listed = "".join(f"compute_{number}\n" for number in known.split())
-    assert setup_py.default_architectures(listed) == architectures
+    assert compilers.default_architectures(listed) == architectures
 
 
 @pytest.fixture
@@ -376,52 +419,42 @@ esac
     return folder
 
 
-def find_toolkit(setup_py: ModuleType, folder: Path | None, cuda: str | None = "13.0") -> Any:
-    return setup_py.find_toolkit(setup_py.Torch("2.14.1", cuda, None if folder is None else str(folder)))
-
-
-def test_toolkit_is_found(setup_py: ModuleType, toolkit_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toolkit = find_toolkit(setup_py, toolkit_folder)
+def test_toolkit_is_found(compilers: ModuleType, toolkit_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = fake_torch("13.0", toolkit_folder)
+    toolkit = compilers.find_toolkit(torch)
     assert toolkit.nvcc == "Cuda compilation tools, release 13.0, V13.0.88"
     assert toolkit.architectures == "9.0;12.0+PTX"
-    assert toolkit.include_dirs == []
-    assert toolkit.runtime == str(toolkit_folder / "lib" / "libcudart_static.a")
+    assert toolkit.compile_flags == []
+    assert toolkit.link_flags[0] == str(toolkit_folder / "lib" / "libcudart_static.a")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    assert find_toolkit(setup_py, toolkit_folder).architectures == "8.0"
+    assert compilers.find_toolkit(torch).architectures == "8.0"
 
 
-@pytest.mark.parametrize("header", ["cuda_runtime.h", "crt/host_config.h"])
+@pytest.mark.parametrize("folder", ["cu13", "cuda_runtime"])
 def test_nvidia_wheels_complete_a_toolkit(
-    setup_py: ModuleType, toolkit_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, header: str
+    compilers: ModuleType, toolkit_folder: Path, tmp_path: Path, folder: str
 ) -> None:
-    wheel = tmp_path / "site-packages" / "nvidia" / "cu13"
+    wheel = tmp_path / "site-packages" / "nvidia" / folder
     (wheel / "lib").mkdir(parents=True)
     (wheel / "lib" / "libcudart_static.a").touch()
-    monkeypatch.syspath_prepend(tmp_path / "site-packages")
-    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
-    assert setup_py.nvidia_wheels("13")[0] == wheel
-
-    (toolkit_folder / "include" / header).unlink()
-    toolkit = find_toolkit(setup_py, toolkit_folder)
-    assert toolkit.include_dirs[0] == str(wheel / "include")
-    assert toolkit.runtime == str(toolkit_folder / "lib" / "libcudart_static.a"), "the toolkit's own comes first"
+    torch = fake_torch("13.0", toolkit_folder, f"{tmp_path}/site-packages")
+    toolkit = compilers.find_toolkit(torch)
+    assert toolkit.compile_flags == ["-isystem", f"{wheel}/include"], "nvcc's own headers come first"
+    assert toolkit.link_flags[0] == str(toolkit_folder / "lib" / "libcudart_static.a"), "the toolkit's own comes first"
 
     (toolkit_folder / "lib" / "libcudart_static.a").unlink()
-    assert find_toolkit(setup_py, toolkit_folder).runtime == str(wheel / "lib" / "libcudart_static.a")
+    assert compilers.find_toolkit(torch).link_flags[0] == str(wheel / "lib" / "libcudart_static.a")
 
 
-def test_what_lacks_for_cuda_is_named(
-    setup_py: ModuleType, toolkit_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_lacks_for_cuda_is_named(compilers: ModuleType, toolkit_folder: Path, tmp_path: Path) -> None:
     def check(message: str, folder: Path | None, cuda: str | None = "13.0") -> None:
-        with pytest.raises(setup_py.BuildError, match=message):
-            find_toolkit(setup_py, folder, cuda)
+        with pytest.raises(compilers.BuildError, match=message):
+            compilers.find_toolkit(fake_torch(cuda, folder))
 
     check("^torch 2.14.1 is a build without CUDA$", toolkit_folder, None)
     check("^no CUDA toolkit: nvcc is not on PATH, CUDA_HOME is not set", None)
-    check(f"^no nvcc: {tmp_path}/bin/nvcc does not run", tmp_path)
+    check(f"^{tmp_path}/bin/nvcc does not run$", tmp_path)
     check("^torch 2.14.1 is built for CUDA 12.8 and needs an nvcc 12: .* release 13.0", toolkit_folder, "12.8")
-    monkeypatch.setattr(setup_py, "nvidia_wheels", lambda major: [])
     (toolkit_folder / "lib" / "libcudart_static.a").unlink()
     check(f"^no libcudart_static.a in {toolkit_folder}/stubs, ", toolkit_folder)
 
@@ -429,33 +462,183 @@ def test_what_lacks_for_cuda_is_named(
 @pytest.mark.parametrize(
     ("printed", "error"),
     [
-        ('fill.cu(58): error: identifier "x" is undefined\n1 error detected', 'error: identifier "x" is undefined'),
-        ("a.cpp:1:10: fatal error: b.h: No such file or directory", "error: b.h: No such file or directory"),
+        (
+            'In file included from b.h:2,\nfill.cu(58): error: identifier "x" is undefined\nb.h(1): error: another',
+            'fill.cu(58): error: identifier "x" is undefined',
+        ),
+        (
+            "a.cpp:1:10: fatal error: b.h: No such file or directory\ncompilation terminated.",
+            "a.cpp:1:10: fatal error: b.h: No such file or directory",
+        ),
         (
             "nvcc fatal   : Unsupported gpu architecture 'compute_50'",
-            "fatal   : Unsupported gpu architecture 'compute_50'",
+            "nvcc fatal   : Unsupported gpu architecture 'compute_50'",
         ),
         (
             "ptxas error   : Entry function uses too much shared data",
-            "error   : Entry function uses too much shared data",
+            "ptxas error   : Entry function uses too much shared data",
         ),
-        ("ninja: no work to do.", None),
+        ("g++ -Werror -c a.cpp\na.cpp:1:1: warning: a comma\nninja: no work to do.", None),
     ],
 )
-def test_compiler_errors_are_found(
-    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, printed: str, error: str | None
-) -> None:
-    (tmp_path / "build.ninja").touch()
-    (tmp_path / "ninja").write_text(f"#!/bin/sh\ncat <<'END'\n{printed}\nEND\n")
-    (tmp_path / "ninja").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert setup_py.compiler_error(str(tmp_path)) == error
+def test_compiler_errors_are_found(compilers: ModuleType, printed: str, error: str | None) -> None:
+    assert compilers.first_error(printed) == error
 
 
-def test_a_missing_compiler_is_named(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_is_kept_and_shown(compilers: ModuleType, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(subprocess.CalledProcessError), compilers.copied_output(str(log)):
+        subprocess.run(["sh", "-c", "echo of a child; echo of its errors >&2; false"], check=True)
+    print("after it", file=sys.stderr)
+    assert log.read_text() == "of a child\nof its errors\n"
+    assert capfd.readouterr() == (log.read_text(), "after it\n")
+
+
+def test_a_missing_compiler_is_named(compilers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(setup_py.BuildError, match="no C\\+\\+ compiler: no-such-compiler does not run"):
-        setup_py.find_compiler()
+    with pytest.raises(compilers.BuildError, match=r"^no C\+\+ compiler: no-such-compiler does not run"):
+        compilers.find_compiler()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of what a build reads, without what builds have left in it."""
+    copy = tmp_path / "tree"
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.json")
+    for name in ("fastinit", "csrc", "_build_backend"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+def files_below(folder: Path) -> set[str]:
+    paths = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path.as_posix() for path in paths if "__pycache__" not in path.parts}
+
+
+# In a process of its own, with or without torch: what sys.modules holds as None cannot be imported.
+SETUP_PY = """
+import runpy, sys
+if sys.argv.pop(1) == "without torch":
+    sys.modules["torch"] = None
+sys.argv[0] = "setup.py"
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+# An extension that compiles in a second.
+SMALL_BINDING = """
+#include <Python.h>
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C"};
+  return PyModule_Create(&definition);
+}
+"""
+
+
+def build_in_place(tree: Path, torch: str, binding: str) -> subprocess.CompletedProcess[str]:
+    for source in tree.glob("csrc/cpu/*.cpp"):
+        source.unlink()
+    (tree / "csrc" / "binding.cpp").write_text(binding)
+    return subprocess.run(
+        [sys.executable, "-c", SETUP_PY, torch, "build_ext", "--inplace"],
+        cwd=tree,
+        env={**os.environ, "FASTINIT_BUILD": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("torch", ["with torch", "without torch"])
+def test_a_build_leaves_nothing_but_its_products_in_the_source_tree(tree: Path, torch: str) -> None:
+    stale = tree / "fastinit" / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    stale.write_text("of an earlier build")
+    before = files_below(tree)
+    done = build_in_place(tree, torch, SMALL_BINDING)
+    assert done.returncode == 0, done.stderr
+    # binding.cpp stands for all sources here.
+    assert {name for name in files_below(tree) ^ before if not name.startswith("csrc/cpu/")} == {
+        "fastinit/_build_info.json"
+    }
+    assert stale.read_bytes()[:4] == b"\x7fELF"
+    info = json.loads((tree / "fastinit" / "_build_info.json").read_text())
+    assert info["build"] == "cpu"
+    assert (info["torch"] is None) == (torch == "without torch")
+    assert re.search("^fastinit: compiling, .* about .*\n(.*\n)*fastinit: compiled in [0-9]+ s$", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("torch", ["with torch", "without torch"])
+def test_a_failed_build_tells_the_first_error(tree: Path, torch: str) -> None:
+    done = build_in_place(tree, torch, "#error not today\n#error nor tomorrow\n")
+    assert done.returncode != 0
+    reason = r"FASTINIT_BUILD=cpu: compiling failed: \S*csrc/binding.cpp:1:2: error: #error not today"
+    assert re.fullmatch(reason, done.stderr.rstrip().splitlines()[-1])
+
+
+def test_distributions_hold_the_files_of_the_tree(tree: Path, tmp_path: Path) -> None:
+    """All that is in the tree, sub-packages too, and nothing that an earlier build has left."""
+    (tree / "fastinit" / "kept" / "deeper").mkdir(parents=True)
+    for name in ("__init__.py", "deeper/__init__.py", "deeper/stub.pyi"):
+        (tree / "fastinit" / "kept" / name).touch()
+    package, sources = ({f"{folder}/{name}" for name in files_below(tree / folder)} for folder in ("fastinit", "csrc"))
+    if (ROOT / ".git").exists():
+        tracked = subprocess.run(["git", "ls-files", "fastinit", "csrc"], cwd=ROOT, capture_output=True, text=True)
+        assert {name for name in tracked.stdout.splitlines() if (ROOT / name).exists()} <= package | sources
+    for name in ("_C.stale.so", "_build_info.json", "__pycache__/stale.pyc", "kept/_C.stale.so"):
+        (tree / "fastinit" / name).parent.mkdir(exist_ok=True)
+        (tree / "fastinit" / name).touch()
+    for folder in tree / "build" / "lib", *(tree / "build").glob("lib*"):
+        (folder / "fastinit" / "gone").mkdir(parents=True)
+        (folder / "fastinit" / "gone" / "__init__.py").touch()
+
+    before = files_below(tree)
+    environment = {**os.environ, "FASTINIT_BUILD": "none", "PYTHONPATH": "_build_backend"}
+    for hook in ("get_requires_for_build_wheel", "build_wheel", "build_sdist"):
+        argument = repr(str(tmp_path)) if hook.startswith("build") else ""
+        code = f"import fastinit_build; fastinit_build.{hook}({argument})"
+        subprocess.run([sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, check=True)
+        assert files_below(tree) == before or hook == "build_sdist"
+    [sdist], [wheel] = tmp_path.glob("*.tar.gz"), tmp_path.glob("*-none-any.whl")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
+    assert {name for name in names if name.startswith(("fastinit/", "csrc/"))} == package | sources
+    assert {"setup.py", "_build_backend/compilers.py", "_build_backend/fastinit_build.py"} <= names
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == package | {"fastinit/_build_info.json"}
+
+
+def run_info(folder: Path, **environment: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(folder), **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "fastinit", "info"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_info_tells_what_runs_and_what_it_was_built_with(tree: Path) -> None:
+    info = {"build": "none", "reason": "to test", "torch": "2.9.0", "python": "3.9.7"}
+    (tree / "fastinit" / "_build_info.json").write_text(json.dumps(info))
+    lines = dict(re.split(": +", line, maxsplit=1) for line in run_info(tree).splitlines())
+    assert lines["python"] == platform.python_version()
+    assert lines["torch"].split(",")[0] == torch.__version__
+    assert lines["built with python"] == "3.9.7"
+    assert lines["built with torch"] == "2.9.0"
+
+
+def test_an_unbuilt_source_tree_says_what_it_is(tree: Path) -> None:
+    assert f"Python imported fastinit from its source tree, {tree}, where it is not built" in run_info(tree)
+    (tree / "setup.py").unlink()
+    assert f"{tree}/fastinit lacks _build_info.json, which every build writes" in run_info(tree)
+
+
+def test_info_names_an_unknown_instruction_set(compiled_file: Path) -> None:
+    assert re.search("^in use: +none: FASTINIT_FORCE_ISA: .*'sse9'$", run_info(ROOT, FASTINIT_FORCE_ISA="sse9"), re.M)
 
 
 def hide_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,29 +654,17 @@ def test_backend_finds_the_torch_of_the_target(
     (full / "torch").mkdir(parents=True)
     (full / "torch" / "version.py").touch()
     hide_torch(monkeypatch)
-    monkeypatch.delenv("FASTINIT_BUILD", raising=False)
     monkeypatch.setattr(backend, "target_directories", lambda: [str(empty), str(full)])
 
     before = list(sys.path)
-    assert backend.get_requires_for_build_wheel() == []
+    backend.expose_torch()
     assert sys.path == [*before, str(full)], "at the end, so that no other package of the target comes first"
 
 
-def test_backend_asks_for_torch_only_if_there_is_none(
-    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_backend_does_without_a_torch(backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hide_torch(monkeypatch)
     monkeypatch.setattr(backend, "target_directories", lambda: [str(tmp_path)])
-    monkeypatch.delenv("FASTINIT_BUILD", raising=False)
     before = list(sys.path)
-    assert backend.get_requires_for_build_wheel() == [backend.TORCH_REQUIREMENT]
-    assert backend.get_requires_for_build_editable() == [backend.TORCH_REQUIREMENT]
-    assert backend.get_requires_for_build_sdist() == []
+    backend.expose_torch()
     assert sys.path == before
-
-    monkeypatch.setenv("FASTINIT_BUILD", "none")
-    assert backend.get_requires_for_build_wheel() == []
-
-
-def test_backend_and_project_require_the_same_torch(backend: ModuleType) -> None:
-    assert f'dependencies = ["{backend.TORCH_REQUIREMENT}", ' in (ROOT / "pyproject.toml").read_text()
+    assert "torch" not in re.search(r"^requires = .*$", (ROOT / "pyproject.toml").read_text(), re.M)[0]
