@@ -709,6 +709,16 @@ def test_functions_refuse_what_is_no_tensor(name: str) -> None:
         call(functional, name, nn.UninitializedParameter())
 
 
+def test_lists_are_wanted_where_names_are_positions() -> None:
+    tensor: Any = sevens((3, 3))
+    with pytest.raises(TypeError, match=r"^tensors: expected a list of tensors, got a Tensor; pass \[tensor\]$"):
+        fastinit.init_(tensor, "normal")
+    assert (tensor == 7).all()
+    model: Any = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"^tensors: expected a list of tensors, got a Linear; init_model_ takes"):
+        fastinit.init_(model, "normal")
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_functions_refuse_what_is_no_generator(name: str) -> None:
     tensor = sevens(shape_for(name))
