@@ -48,9 +48,6 @@ def plan_tensors(
 ) -> Plan:
     """A plan that gives every tensor of a list the same scheme. `names` default to positions: "0", "1", ..."""
     scheme = as_scheme(scheme)
-    if isinstance(tensors, (torch.Tensor, nn.Module)):
-        hint = "pass [tensor]" if isinstance(tensors, torch.Tensor) else "init_model_ takes models"
-        raise TypeError(f"tensors: expected a list of tensors, got a {type(tensors).__name__}; {hint}")
     tensors = list(tensors)
     if names is None:
         names = [str(position) for position in range(len(tensors))]
