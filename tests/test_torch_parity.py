@@ -659,8 +659,10 @@ def test_variance_scaling_refuses(arguments: dict[str, Any], message: str) -> No
 
 
 def test_variance_scaling_refuses_vectors_for_single_axes() -> None:
-    for axes in ({}, {"in_axis": 0}, {"in_axis": 0, "out_axis": -1}):
-        with pytest.raises(ValueError, match="fans need at least 2 dimensions"):
+    with pytest.raises(ValueError, match="fans need at least 2 dimensions"):
+        functional.variance_scaling_(torch.empty(5))
+    for axes in ({"in_axis": 0}, {"in_axis": 0, "out_axis": -1}):
+        with pytest.raises(ValueError, match=r"out_axis: axis -1 of shape .* stands for another"):
             functional.variance_scaling_(torch.empty(5), **axes)
     with pytest.raises(ValueError, match="out_axis: expected an axis"):
         functional.variance_scaling_(torch.empty(5), in_axis=(0,), out_axis=(1,))

@@ -84,7 +84,7 @@ def axes_fans(shape: Sequence[int], axes: FanAxes = FanAxes()) -> Fans:  # noqa:
     A fan without axes, as a vector has one, is the field.
 
     Raises:
-        ValueError: fewer than two dimensions for two single axes, an axis out of range, or one that stands for two
+        ValueError: fewer than two dimensions for the default axes, an axis out of range, or one that stands for two
             things.
 
     >>> axes_fans((3, 3, 16, 32))
@@ -93,7 +93,7 @@ def axes_fans(shape: Sequence[int], axes: FanAxes = FanAxes()) -> Fans:  # noqa:
     Fans(fan_in=5, fan_out=1)
     """
     dimensions = len(shape)
-    if dimensions < 2 and isinstance(axes.in_axis, int) and isinstance(axes.out_axis, int):
+    if dimensions < 2 and axes == FanAxes():  # other axes may be those of a vector
         raise _no_fans(shape)
     seen: set[int] = set()
 
