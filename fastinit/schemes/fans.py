@@ -87,7 +87,7 @@ def axes_fans(shape: Sequence[int], axes: FanAxes = FanAxes()) -> Fans:  # noqa:
     Fans(fan_in=144, fan_out=288)
     """
     dimensions = len(shape)
-    if dimensions < 2:
+    if dimensions < 2 and axes == FanAxes():  # other axes may be those of a vector
         raise _no_fans(shape)
     seen: set[int] = set()
 
