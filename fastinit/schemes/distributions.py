@@ -827,7 +827,7 @@ def _check_narrow(part: Distribution, dtype: torch.dtype) -> None:
     """Raise ValueError if torch cannot write the values: some dtypes of a byte have no zero, or no numbers at all."""
     for value in part.bounds():
         try:
-            torch.empty((), dtype=dtype).fill_(value)
+            torch.empty(2, dtype=dtype).fill_(value)  # one has a way of its own
         except (RuntimeError, NotImplementedError) as error:
             raise ValueError(f"{part} cannot be written to {dtype}: {error}") from error
 
