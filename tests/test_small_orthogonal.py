@@ -102,7 +102,7 @@ def test_steps_and_offsets_of_random_numbers_are_those_of_the_elements() -> None
     shape, offset, steps = (20, 12), 2**41 + 5, (12 * 9, 9)
     made = [torch.empty(shape) for _ in range(2)]
     fill_small([Matrix("w", made[0], shape, Part(offset, steps), 1.0)], SEED)
-    fastinit.orthogonal.fill(
+    fastinit.run.orthogonal.fill(
         [Matrix("w", made[1], shape, Part(offset, steps), 1.0)], fastinit.run.engine.NativeSource(SEED)
     )
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-6)

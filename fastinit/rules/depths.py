@@ -29,6 +29,7 @@ class Depths:
         self._lengths = {_dotted(prefix): length for prefix, length in given.items()}
         self._of_part = of_part
         self._found: dict[str, set[int]] | None = None
+        self._counted: dict[str, int] = {}  # how many layers stacks were found to have
 
     def _indices(self) -> dict[str, set[int]]:
         """The numbers after every beginning of a name that a number follows."""
@@ -93,6 +94,8 @@ class Depths:
         prefix, _ = self._place(name)
         if prefix in self._lengths:
             return self._lengths[prefix]
+        if prefix in self._counted:
+            return self._counted[prefix]
         if self._of_part:
             raise ValueError(
                 f"with names=, the model is a part of another; pass layers=, how many layers {prefix}0, {prefix}1, ... "
@@ -105,6 +108,7 @@ class Depths:
                 f"expected layers {prefix}0, {prefix}1, ..., found the numbers {shown}; pass layers=, how many layers "
                 "the whole has"
             )
+        self._counted[prefix] = len(found)
         return len(found)
 
 

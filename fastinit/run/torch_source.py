@@ -129,6 +129,12 @@ def _(normal: TruncNormal, tensor: torch.Tensor, generator: torch.Generator | No
 @_draw.register
 @torch.no_grad()
 def _(diagonal: Diagonal, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
-    tensor.zero_()
-    indices = torch.tensor(diagonal.indices(tensor.numel()), dtype=torch.int64, device=tensor.device)
-    tensor[torch.unravel_index(indices, tensor.shape)] = diagonal.value
+    # Through strides: indexing is not there for all dtypes.
+    values = tensor if tensor.is_contiguous() else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    values.zero_()
+    size = tensor.numel() // diagonal.period, diagonal.length
+    values.view(-1).as_strided(size, (diagonal.period, diagonal.step), values.storage_offset() + diagonal.first).fill_(
+        diagonal.value
+    )
+    if values is not tensor:
+        tensor.copy_(values)

@@ -386,11 +386,6 @@ class Diagonal(Sampled):
                 f"expected a diagonal within every period, and whole periods in shape {tuple(shape)}, got {self!r}"
             )
 
-    def indices(self, numel: int) -> list[int]:
-        """The row-major indices below `numel` that hold `value`."""
-        diagonal = range(self.first, self.first + self.length * self.step, self.step)
-        return [start + index for start in range(0, numel, self.period) for index in diagonal if start + index < numel]
-
     def located(self, shape: Sequence[int], offset: int, strides: Sequence[int]) -> Diagonal:
         numel = math.prod(shape)
         if self.period == numel and tuple(strides) == _row_major(shape):  # consecutive elements
@@ -815,6 +810,8 @@ def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
     dtype.
     """
     for part in distribution.parts():
+        if dtype.is_floating_point and dtype.itemsize == 1:
+            _check_narrow(part, dtype)
         if dtype.is_floating_point or dtype.is_complex:
             largest = torch.finfo(dtype).max
             if part.farthest() > largest:
@@ -824,6 +821,15 @@ def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
             for value in part.bounds():
                 if not (math.isfinite(value) and value == int(value) and least <= value <= most):
                     raise ValueError(f"expected whole numbers from {least} to {most} for {dtype}, got {value!r}")
+
+
+def _check_narrow(part: Distribution, dtype: torch.dtype) -> None:
+    """Raise ValueError if torch cannot write the values: some dtypes of a byte have no zero, or no numbers at all."""
+    for value in part.bounds():
+        try:
+            torch.empty(2, dtype=dtype).fill_(value)  # one has a way of its own
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"{part} cannot be written to {dtype}: {error}") from error
 
 
 def range_warning(distribution: Distribution, dtype: torch.dtype) -> str | None:
