@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from fastinit.forks import safe_threads
 from fastinit.sharding import is_dtensor
 
 # The attribute torch.nn.utils.spectral_norm is the function, and hides the module.
@@ -49,6 +50,7 @@ class ThroughRightInverse:
         return [getattr(chain, f"original{position}") for position in range(chain.ntensors)]
 
     @torch.no_grad()
+    @safe_threads()
     def compute(self) -> torch.Tensor:
         """The weight as it is. Unlike the module's attribute, it updates no estimate of a norm and fills no cache."""
         modes = [(each, each.training) for each in self._list.modules()]
