@@ -63,9 +63,10 @@ enum class Access { kRead, kWrite };
 
 // Checks where the elements of a row lie: axes of one element and more, the first element at address `data` with the
 // global index `global_offset`. Elements that are written have an address that is a multiple of their size, and none of
-// them shares memory with another.
+// them shares memory with another. Returns the greatest global index.
 template <Access kAccess, size_t kAxes>
-void check_places(const Axis (&axes)[kAxes], uint64_t data, int64_t element_bytes, int64_t global_offset, int64_t row) {
+int64_t check_places(const Axis (&axes)[kAxes], uint64_t data, int64_t element_bytes, int64_t global_offset,
+                     int64_t row) {
   int64_t last_index = global_offset;
   bool counts_up = global_offset >= 0;
   for (const Axis& axis : axes) counts_up = counts_up && add_way(axis.count, axis.index_step, last_index);
@@ -85,6 +86,7 @@ void check_places(const Axis (&axes)[kAxes], uint64_t data, int64_t element_byte
     }
     if (shares_memory(axes)) refuse_row(row, "elements that share memory");
   }
+  return last_index;
 }
 
 inline void check_dtype(Dtype dtype, int64_t row) {
@@ -92,32 +94,14 @@ inline void check_dtype(Dtype dtype, int64_t row) {
   if (number < 0 || number >= kDtypes) refuse_row(row, "unknown dtype " + std::to_string(number));
 }
 
-// Checks the index map of a task, and its memory.
-inline void check_map(const Task& task, int64_t row) {
-  const IndexMap& map = task.map;
-  if (task.numel < 0) refuse_row(row, "negative numel " + std::to_string(task.numel));
-  if (map.row_length < 1 || map.rows_per_slab < 1) refuse_row(row, "empty rows in the index map");
-  int64_t slab_numel = 0;
-  if (__builtin_mul_overflow(map.row_length, map.rows_per_slab, &slab_numel) || slab_numel > kMostElements) {
-    refuse_row(row, "too large slabs in the index map");
-  }
-  if (map.global_offset < 0) refuse_row(row, "negative global offset");
-  if (task.numel == 0) return;
-  // The last row, and the last slab, may hold less than the others.
-  const int64_t columns = std::min(map.row_length, task.numel);
-  const int64_t rows = columns == task.numel ? 1 : (task.numel - 1) / map.row_length + 1;
-  const int64_t slabs = rows <= map.rows_per_slab ? 1 : (rows - 1) / map.rows_per_slab + 1;
-  const Axis axes[] = {{slabs, map.slab_memory_step, map.slab_index_step},
-                       {std::min(rows, map.rows_per_slab), map.row_memory_step, map.row_index_step},
-                       {columns, map.element_memory_step, 1}};
-  check_places<Access::kWrite>(axes, task.data, element_bytes(task.dtype), map.global_offset, row);
-}
-
-// Checks what a distribution is of, as prepare() assumes it. A constant may be any number, NaN included.
+// Checks the parameters of a distribution, as prepare() takes them to be. A constant may be any number, NaN included.
 inline void check_distribution(const Task& task, int64_t row) {
   const double (&parameter)[kParameters] = task.parameter;
   switch (task.distribution) {
     case Distribution::kConstant:
+      for (int i = 1; i < kParameters; ++i) {
+        if (parameter[i] != 0) refuse_row(row, "no such constant: expected one parameter, and zeros");
+      }
       return;
     case Distribution::kUniform:
       if (std::isfinite(parameter[0]) && std::isfinite(parameter[1]) && parameter[0] <= parameter[1]) return;
@@ -150,6 +134,35 @@ inline void check_distribution(const Task& task, int64_t row) {
   refuse_row(row, "unknown distribution " + std::to_string(static_cast<int32_t>(task.distribution)));
 }
 
+// Checks the index map of a task, and its memory. The distribution is one that was checked.
+inline void check_map(const Task& task, int64_t row) {
+  const IndexMap& map = task.map;
+  if (task.numel < 0) refuse_row(row, "negative numel " + std::to_string(task.numel));
+  if (map.row_length < 1 || map.rows_per_slab < 1) refuse_row(row, "empty rows in the index map");
+  int64_t slab_numel = 0;
+  if (__builtin_mul_overflow(map.row_length, map.rows_per_slab, &slab_numel) || slab_numel > kMostElements) {
+    refuse_row(row, "too large slabs in the index map");
+  }
+  if (map.global_offset < 0) refuse_row(row, "negative global offset");
+  if (task.numel == 0) return;
+  // The last row, and the last slab, may hold less than the others.
+  const int64_t columns = std::min(map.row_length, task.numel);
+  const int64_t rows = columns == task.numel ? 1 : (task.numel - 1) / map.row_length + 1;
+  const int64_t slabs = rows <= map.rows_per_slab ? 1 : (rows - 1) / map.rows_per_slab + 1;
+  const Axis axes[] = {{slabs, map.slab_memory_step, map.slab_index_step},
+                       {std::min(rows, map.rows_per_slab), map.row_memory_step, map.row_index_step},
+                       {columns, map.element_memory_step, 1}};
+  const int64_t last_index =
+      check_places<Access::kWrite>(axes, task.data, element_bytes(task.dtype), map.global_offset, row);
+  if (task.distribution != Distribution::kDiagonal) return;
+  // Diagonal::next() looks one step and one period ahead, from an index of the last element's Philox block.
+  const auto step = static_cast<int64_t>(task.parameter[2]), period = static_cast<int64_t>(task.parameter[4]);
+  int64_t end = 0;
+  if (__builtin_add_overflow(last_index, std::max(step, period), &end) || __builtin_add_overflow(end, 8, &end)) {
+    refuse_row(row, "a diagonal that reaches beyond 2^63 - 1");
+  }
+}
+
 // Checks the elements of all rows together. Rows have been checked, so that no sum of two overflows.
 class ElementCount {
  public:
@@ -167,8 +180,8 @@ inline void check_tasks(const Task* tasks, int64_t num_tasks) {
   ElementCount count;
   for (int64_t row = 0; row < num_tasks; ++row) {
     check_dtype(tasks[row].dtype, row);
-    check_map(tasks[row], row);
     check_distribution(tasks[row], row);
+    check_map(tasks[row], row);
     count.add(tasks[row].numel, row);
   }
 }

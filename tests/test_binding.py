@@ -171,6 +171,26 @@ def test_distributions_that_are_none(distribution: Distribution) -> None:
         native.prepare(table_of(torch.zeros(64), distribution))
 
 
+def test_parameters_that_a_constant_does_not_have() -> None:
+    table = table_of(torch.zeros(64), KINDS[0])
+    table["parameter"][0, 4] = float("nan")
+    with pytest.raises(ValueError, match="table row 0: no such constant"):
+        native.prepare(table)
+
+
+def test_diagonals_whose_next_period_has_no_index() -> None:
+    tensor = torch.full((64,), 7.0)
+    table = table_of(tensor, Diagonal(1.0, 0, 9, 4, 2**62))
+    table["global_offset"] = 2**62 - 80
+    assert native.prepare(table) is None
+    native.fill_cpu(table, 0, 1)
+    assert (tensor == 0.0).all()
+    table["global_offset"] = 2**62
+    for function in (native.prepare, lambda table: native.fill_cpu(table, 0, 1)):
+        with pytest.raises(ValueError, match="table row 0: a diagonal that reaches beyond"):
+            function(table)
+
+
 @pytest.mark.parametrize(
     ("numels", "message"), [((2**58, 2**58, 2**58), "row 2: too many"), ((2**59, 1), "row 1: too many")]
 )

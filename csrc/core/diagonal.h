@@ -12,21 +12,21 @@ class Diagonal {
  public:
   // The numbers come as doubles; indices of tensors are exact in them.
   FASTINIT_HD explicit Diagonal(const double (&parameter)[kParameters])
-      : first_(static_cast<uint64_t>(parameter[1])),
-        step_(static_cast<uint64_t>(parameter[2])),
-        count_(static_cast<uint64_t>(parameter[3])),
-        period_(static_cast<uint64_t>(parameter[4])) {}
+      : first_(static_cast<int64_t>(parameter[1])),
+        step_(static_cast<int64_t>(parameter[2])),
+        count_(static_cast<int64_t>(parameter[3])),
+        period_(static_cast<int64_t>(parameter[4])) {}
 
-  // The least index of the diagonal that is not below `index`. All numbers are below 2^63, so no sum reaches 2^64.
-  FASTINIT_HD uint64_t next(uint64_t index) const {
+  // The least index of the diagonal that is not below `index`. No sum reaches 2^63 (check_map in checks.h).
+  FASTINIT_HD int64_t next(int64_t index) const {
     if (index <= first_) return first_;
-    const uint64_t begin = first_ + (index - first_) / period_ * period_;
-    const uint64_t which = (index - begin + step_ - 1) / step_;
+    const int64_t begin = first_ + (index - first_) / period_ * period_;
+    const int64_t which = (index - begin + step_ - 1) / step_;
     return which < count_ ? begin + which * step_ : begin + period_;
   }
 
  private:
-  uint64_t first_, step_, count_, period_;
+  int64_t first_, step_, count_, period_;
 };
 
 }  // namespace FASTINIT_ISA

@@ -152,10 +152,9 @@ void fill_constant(const Task& task, int64_t begin, int64_t end) {
     const int64_t step = task.map.element_memory_step;
     write_steps(out, piece, step, everywhere ? value : zero);
     if (!everywhere) {
-      const auto index = static_cast<uint64_t>(cursor.global_index(task.map));
-      const uint64_t end_index = index + static_cast<uint64_t>(piece);
-      for (uint64_t at = diagonal.next(index); at < end_index; at = diagonal.next(at + 1)) {
-        out[static_cast<int64_t>(at - index) * step] = value;
+      const int64_t index = cursor.global_index(task.map);
+      for (int64_t at = diagonal.next(index); at < index + piece; at = diagonal.next(at + 1)) {
+        out[(at - index) * step] = value;
       }
     }
     cursor.advance(task.map, piece);

@@ -164,7 +164,8 @@ class DiagonalSource {
     for (int i = 0; i < kValues * kBlocks; ++i) values[i] = 0;
     FASTINIT_ROLL
     for (int i = 0; i < kValues * kBlocks; ++i) {
-      const uint64_t index = (first + static_cast<uint64_t>(i / kValues * kStride)) * kValues + i % kValues;
+      const int64_t block = static_cast<int64_t>(first) + i / kValues * kStride;
+      const int64_t index = block * kValues + i % kValues;
       FASTINIT_UNROLL
       for (int k = 1; k < kValues * kBlocks; ++k) values[k - 1] = values[k];
       values[kValues * kBlocks - 1] = everywhere_ || diagonal_.next(index) == index ? value_ : 0;

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from fastinit import _torch
 from fastinit._torch import SPECTRAL_NORMS
 from fastinit.distributed.shards import is_dtensor
+from fastinit.run.exact import safe_threads
 
 # The attribute torch.nn.utils.spectral_norm is the function, and hides the module.
 SpectralNorm: Any = importlib.import_module("torch.nn.utils.spectral_norm").SpectralNorm
@@ -65,6 +66,7 @@ class ThroughRightInverse:
         return [getattr(chain, f"original{position}") for position in range(chain.ntensors)]
 
     @torch.no_grad()
+    @safe_threads()
     def compute(self) -> torch.Tensor:
         """The weight as it is. Unlike the module's attribute, it updates no estimate of a norm and fills no cache."""
         modes = [(each, each.training) for each in self._list.modules()]

@@ -29,13 +29,17 @@ bool is_granted(std::atomic<int>& left) {
 
 }  // namespace
 
-void* operator new(std::size_t bytes) {
+// Not inline: GCC would take malloc() and operator delete, or the other way round, for a mismatch.
+__attribute__((noinline)) void* operator new(std::size_t bytes) {
   void* const memory = is_granted(allocations_left) ? std::malloc(bytes) : nullptr;
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+__attribute__((noinline)) void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  return is_granted(allocations_left) ? std::malloc(bytes) : nullptr;
+}
+__attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
+__attribute__((noinline)) void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 // Stands before the system's own, for all of the program.
 extern "C" __attribute__((visibility("default"))) int pthread_create(pthread_t* thread,
