@@ -18,7 +18,7 @@ import torch.distributed as dist
 import worlds
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor, zeros
 from torch.testing._internal.distributed import multi_threaded_pg
 
@@ -177,6 +177,27 @@ def _check_wrapper() -> None:
 
 def test_replicas_under_a_wrapper_agree_within_its_process_group() -> None:
     worlds.run(4, _check_wrapper)
+
+
+def _check_hybrid() -> None:
+    """FSDP1 shards over rows of a grid and replicates over its columns."""
+    rows = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    columns = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    rank = dist.get_rank()
+    model = FullyShardedDataParallel(
+        nn.Linear(2, 4, bias=False),
+        process_group=(rows[rank // 2], columns[rank % 2]),
+        sharding_strategy=ShardingStrategy.HYBRID_SHARD,
+        device_id=torch.device("cpu"),
+    )
+    torch.manual_seed(1000 + rank)
+    with FullyShardedDataParallel.summon_full_params(model):
+        fastinit.init_model_(model, "normal")
+        assert_equal_everywhere(model.module.weight)
+
+
+def test_fsdp1_agrees_over_shards_and_replicas() -> None:
+    worlds.run(4, _check_hybrid)
 
 
 # ---- calls that fail, ranks that do not come ----
