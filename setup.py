@@ -71,7 +71,8 @@ def extension(torch: Any, toolkit: Toolkit | None) -> Extension:
     flags: Any = {"cxx": [*CXX_FLAGS]} if torch is not None else ["-std=c++17", *CXX_FLAGS]
     if toolkit is not None:
         flags["cxx"].append("-DFASTINIT_CUDA")
-        flags["nvcc"] = [*NVCC_FLAGS, *toolkit.compile_flags, "--threads", os.environ.get("MAX_JOBS", "0")]
+        threads = os.environ.get("MAX_JOBS", "0")  # for several architectures at a time; 0: one for each core
+        flags["nvcc"] = [*NVCC_FLAGS, *toolkit.compile_flags, "--threads", threads]
     return Extension(
         "fastinit._C",
         # CMakeLists.txt collects the same files by the same patterns (without the binding, which needs Python).

@@ -36,7 +36,7 @@ def find_compiler() -> str:
 def find_toolkit(torch: Any) -> Toolkit:
     """The CUDA toolkit that fits the module torch, which is None where there is no torch."""
     if torch is None:
-        raise BuildError("the build finds no torch (--no-build-isolation shows it that of the environment)")
+        raise BuildError("the build cannot import torch (--no-build-isolation shows it that of the environment)")
     if torch.version.cuda is None:
         raise BuildError(f"torch {torch.__version__} is a build without CUDA")
     home = torch.utils.cpp_extension.CUDA_HOME

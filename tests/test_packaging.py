@@ -317,7 +317,7 @@ def test_the_cpu_backend_needs_no_torch(build: Callable[..., Outcome], mode: str
     assert info["build"] == "cpu"
     assert info["reason"] is info["torch"] is None
     assert info["python"] == platform.python_version()
-    assert ("the build finds no torch" in info["without_cuda"]) == (mode == "auto")
+    assert ("the build cannot import torch" in info["without_cuda"]) == (mode == "auto")
     assert attempts == ["cpu"]
     assert errors == ""
 
@@ -370,7 +370,7 @@ def test_none_compiles_nothing(build: Callable[..., Outcome]) -> None:
 @pytest.mark.parametrize(
     ("mode", "torch", "circumstances", "message"),
     [
-        ("cuda", None, {}, "FASTINIT_BUILD=cuda: the build finds no torch .*--no-build-isolation.*"),
+        ("cuda", None, {}, "FASTINIT_BUILD=cuda: the build cannot import torch .*--no-build-isolation.*"),
         ("cuda", fake_torch(None), {}, "FASTINIT_BUILD=cuda: torch 2.14.1 is a build without CUDA"),
         ("cuda", fake_torch("13.0"), {"toolkit": False}, "FASTINIT_BUILD=cuda: no nvcc"),
         ("cuda", fake_torch("13.0"), {"failing": ("cuda",)}, "FASTINIT_BUILD=cuda: compiling for cuda failed"),
