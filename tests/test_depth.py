@@ -88,7 +88,7 @@ def test_the_first_number_in_a_name_counts() -> None:
 
 
 def test_wrappers_change_no_depth() -> None:
-    wrapped = nn.ModuleDict({"_orig_mod": nn.ModuleDict({"module": stack_of(8)})})
+    wrapped = nn.ModuleDict({"_orig_mod": nn.DataParallel(stack_of(8))})
     assert stds(wrapped, DepthScaled(fastinit.Normal())) == stds(stack_of(8), DepthScaled(fastinit.Normal()))
 
 

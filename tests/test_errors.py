@@ -229,6 +229,7 @@ def test_numbers_outside_the_dtype_are_refused(dtype: torch.dtype, scheme: Schem
 
 
 @needs_native
+@pytest.mark.filterwarnings("ignore:.* many values are the same")
 def test_bounds_without_a_number_between_them_are_refused() -> None:
     between = fastinit.Uniform(1.001, 1.002)
     assert_refused(torch.empty(3, 3, dtype=torch.bfloat16), between, ValueError, "no value of torch.bfloat16")

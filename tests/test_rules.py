@@ -733,7 +733,8 @@ def test_a_rule_comes_before_every_default() -> None:
 def test_integers_are_kept_and_not_covered() -> None:
     packed = torch.arange(12, dtype=torch.int32).reshape(3, 4)
     model = _module(packed=packed.clone(), weight=torch.full((3, 4), 7.0))
-    plan = fastinit.plan(model, "normal", seed=0)
+    with pytest.warns(fastinit.UncoveredWarning, match="no rule covers packed"):
+        plan = fastinit.plan(model, "normal", seed=0)
     assert plan.uncovered == ("packed",) and plan.rows[0].reason == "torch.int32: not sampled"
     plan.run_()
     assert torch.equal(model.packed, packed) and (model.weight != 7.0).all()

@@ -107,6 +107,9 @@ def fsdp2(model: nn.Module) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    if isinstance(model, nn.ModuleDict):  # in one group, in which ties stay
+        fully_shard(list(model.children()), mesh=mesh)
+        return model
     for child in model.children():
         fully_shard(child, mesh=mesh)
     return fully_shard(model, mesh=mesh)

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastinit._torch import CONVOLUTIONS
-from fastinit.run.parametrized import ThroughRightInverse
 
 
 class Fans(NamedTuple):
@@ -137,7 +136,10 @@ def _shape_of(module: nn.Module, own_name: str) -> torch.Size | None:
     """The shape of a parameter, or of a tensor computed in its place; None where there is none."""
     if parametrize.is_parametrized(module, own_name):
         chain: Any = module.parametrizations[own_name]  # type: ignore[index]
-        return ThroughRightInverse(module, own_name, chain).compute().shape
+        # On the meta device: nothing is computed, and no estimate of a norm is updated.
+        on_meta = {name: each.to("meta") for name, each in (*chain.named_parameters(), *chain.named_buffers())}
+        computed: torch.Tensor = torch.func.functional_call(chain, on_meta, ())
+        return computed.shape
     weight = getattr(module, own_name, None)
     return weight.shape if isinstance(weight, torch.Tensor) else None
 
