@@ -281,11 +281,11 @@ def test_a_meeting_leaves_nothing_but_its_outcome_in_the_store() -> None:
 
 
 def _check_next_group(path: str) -> None:
-    """The same store again, after a call of one rank alone."""
+    """After a call of one rank alone. Over the same part of a store, gloo would find the addresses of the old group."""
     rank, timeout = dist.get_rank(), agreement.TIMEOUT
     for life in range(2):
         dist.destroy_process_group()
-        store = dist.FileStore(path, 2)
+        store = dist.PrefixStore(f"life {life}", dist.FileStore(path, 2))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
         mesh = DeviceMesh("cpu", [0, 1])
         torch.manual_seed(1000 + rank)
@@ -298,7 +298,7 @@ def _check_next_group(path: str) -> None:
         dist.barrier()
 
 
-def test_another_process_group_over_the_same_store(tmp_path: Path) -> None:
+def test_another_process_group_begins_afresh(tmp_path: Path) -> None:
     worlds.run_fresh(2, _check_next_group, str(tmp_path / "store"))
 
 
