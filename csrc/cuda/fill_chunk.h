@@ -161,7 +161,8 @@ FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source
       if (k < unit.skipped) continue;
       if (place.left_in_row == 0) place = Place(task, unit.local_index + k - unit.skipped, bytes);
       store_element(place.address, bits, bytes);
-      place.address += static_cast<uint64_t>(task.map.element_memory_step * bytes);
+      // Unsigned, for the step may be any number where a row has one element.
+      place.address += static_cast<uint64_t>(task.map.element_memory_step) * static_cast<uint64_t>(bytes);
       --place.left_in_row;
     }
   }

@@ -303,9 +303,9 @@ void test_matrices() {
     const bool empty = matrix.rows == 0 || matrix.columns == 0 || rows == 0 || columns == 0;
     const Int128 last = static_cast<Int128>(rows - 1) * matrix.row_memory_step +
                         static_cast<Int128>(columns - 1) * matrix.column_memory_step;
-    const bool within =
-        matrix.data == by_cpu.address() &&
-        (empty || by_cpu.place(static_cast<Int128>(matrix.data) + last * bytes, element_bytes(matrix.dtype)) >= 0);
+    const int64_t place = by_cpu.place(static_cast<Int128>(matrix.data) + last * element_bytes(matrix.dtype),
+                                       element_bytes(matrix.dtype));
+    const bool within = matrix.data == by_cpu.address() && (empty || place >= 0);
     if (!within || matrix.rows * matrix.columns > 5000) continue;
     ++run;
     orthogonal_cpu(&matrix, 1, kSeed, 2, nullptr, [] { return false; });
