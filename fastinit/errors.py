@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-import sys
 import warnings
 
 # What errors call a tensor that was given alone, whose name is empty.
@@ -35,7 +35,8 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that called fastinit, however deep in the package this is called."""
-    frame, level = sys._getframe(1), 2  # the caller of this function
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    here = inspect.currentframe()
+    frame, level = None if here is None else here.f_back, 2  # the caller of this function
+    while frame is not None and frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)

@@ -238,7 +238,7 @@ class Uniform(Sampled):
         return self.low, self.high
 
     def mean(self) -> float:
-        return 0.5 * (self.low + self.high)
+        return 0.5 * self.low + 0.5 * self.high
 
     def std(self) -> float:
         return (self.high - self.low) / math.sqrt(12.0)
