@@ -7,9 +7,8 @@ import math
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from fnmatch import translate
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
 Action = Literal["init", "keep", "tied", "buffer", "original"]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One parameter or buffer of a plan.
+class Row(NamedTuple):
+    """One parameter or buffer of a plan. Rows are equal if all but their places are.
 
     name: the canonical name, which together with the seed decides the random numbers.
     action: "init", it is written; "keep"; "tied" to another parameter; "buffer", kept; "original", one that a
@@ -53,13 +51,24 @@ class Row:
     dtype: torch.dtype
     device: torch.device
     reason: str
+    place: Place
     scheme: Scheme | tuple[Scheme, ...] | None = None
     fans: Fans | None = None
     distribution: Distribution | None = None
     covered: bool = True
     frozen: bool = False
     boxes: tuple[Piece, ...] | None = None
-    place: Place = field(kw_only=True, compare=False, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Row):
+            return NotImplemented
+        return self._replace(place=_NOWHERE)[:] == other._replace(place=_NOWHERE)[:]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.action, self.reason))
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -78,7 +87,10 @@ class Row:
 
     def at(self, tensor: torch.Tensor) -> Row:
         """The row for another tensor of the same name."""
-        return replace(self, place=Place.of_tensor(tensor))
+        return self._replace(place=Place.of_tensor(tensor))
+
+
+_NOWHERE = Place.of_tensor(torch.empty(0, device="cpu"))
 
 
 def boxes_of(tensor: torch.Tensor, name: str) -> tuple[Piece, ...] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -144,7 +143,7 @@ def _batches(rows: list[tuple[Row, _Weight]], backend: str) -> Iterator[list[_Pi
 
 def _pieces(row: Row, found: _Weight, backend: str) -> Iterator[_Piece]:
     computed, tensor = (found, found.weight) if isinstance(found, Computed) else (None, found)
-    for target in targets_of(replace(row, device=tensor.device, boxes=None), tensor):
+    for target in targets_of(row._replace(device=tensor.device, boxes=None), tensor):
         if computed is not None or target.distribution.needs == "tensor" or not engine.fills_natively(target, backend):
             yield _Piece(target, computed)
             continue

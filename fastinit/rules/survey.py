@@ -45,7 +45,8 @@ class _RowMaker:
         place: Place,
         kind: str = "",
     ) -> Row:
-        assert treatment.scheme is not None
+        scheme = treatment.scheme
+        assert scheme is not None
         check_tensor(tensor, name)
         shape, boxes = tensor.shape, boxes_of(tensor, name)
         fans = distribution = None
@@ -57,9 +58,10 @@ class _RowMaker:
             if warning is not None:
                 self.warnings.append(f"{name or NAMELESS}: {warning}")
         frozen = module is not None and not tensor.requires_grad
-        scheme = treatment.scheme
-        plain = (kind, shape, tensor.dtype, tensor.device, reason, scheme, fans, distribution)
-        return Row(name, "init", *plain, frozen=frozen, boxes=boxes, place=place)
+        dtype, device = tensor.dtype, tensor.device
+        return Row(
+            name, "init", kind, shape, dtype, device, reason, place, scheme, fans, distribution, True, frozen, boxes
+        )
 
     def warn(self) -> None:
         if self.warnings:
@@ -197,7 +199,7 @@ class Survey:
     def _parameter_row(self, of: NamedModule, kind: str, own_name: str, parameter: nn.Parameter) -> Row:
         module = of.module
         canonical, full_name = of.names_of(own_name)
-        name = self._rename(canonical)
+        name = canonical if self._rename.changes_nothing else self._rename(canonical)
         if id(parameter) in self._first:
             first_name, first = self._first[id(parameter)]
             self._match_tie(name, canonical, full_name, first_name, module, parameter)
@@ -236,11 +238,11 @@ class Survey:
     def _treatment(
         self, name: str, canonical: str, full_name: str, own_name: str, module: nn.Module, parameter: torch.Tensor
     ) -> Treatment:
-        position = self._finder.find((name, canonical, full_name), module, parameter)
+        position = self._finder.find((name, canonical, full_name), module, parameter) if self._finder.rules else None
         if position is not None:
             self.matched.add(position)
             return ruled_treatment(self._finder.rules[position], module)
-        if getattr(parameter, "_is_hf_initialized", False) and not local_tensor(parameter).is_meta:
+        if parameter.__dict__.get("_is_hf_initialized", False) and not local_tensor(parameter).is_meta:
             return Treatment(None, "loaded weights (_is_hf_initialized): kept")
         # A lazy parameter has no shape; taken for a matrix it meets the check that says so.
         dimensions = 2 if nn.parameter.is_lazy(parameter) else parameter.dim()
@@ -296,9 +298,8 @@ def _kept(
     """The row of what is not written."""
     shape = None if nn.parameter.is_lazy(tensor) else tensor.shape
     frozen = action == "keep" and not tensor.requires_grad
-    return Row(
-        name, action, kind, shape, tensor.dtype, tensor.device, reason, covered=covered, frozen=frozen, place=place
-    )
+    dtype, device = tensor.dtype, tensor.device
+    return Row(name, action, kind, shape, dtype, device, reason, place, None, None, None, covered, frozen)
 
 
 def _is_replicated(module_type: type) -> bool:

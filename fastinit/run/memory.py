@@ -36,6 +36,21 @@ def _is_plain(tensor_type: type[torch.Tensor]) -> bool:
     return tensor_type.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
 
 
+_USUAL_TYPES = frozenset({torch.nn.Parameter, torch.Tensor})
+_USUAL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+
+
+def _is_usual(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is what nearly all are, for which the checks below find nothing: asked first, since planning a
+    model of thousands of parameters is mostly these checks."""
+    return (
+        type(tensor) in _USUAL_TYPES
+        and tensor.dtype in _USUAL_DTYPES
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_neg() or tensor.is_inference() or in_transform(tensor))
+    )
+
+
 def check_tensor(tensor: torch.Tensor, name: str) -> None:
     """Raise unless `tensor` can be written to, once it has memory: it may be on the meta device.
 
@@ -43,6 +58,8 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
         TypeError: not a tensor, a wrapper around others, or of another layout.
         ValueError: a lazy one, an inference tensor, or a lazily negated or conjugated view.
     """
+    if _is_usual(tensor):
+        return
     check_dense(tensor, name)
     if local_tensor(tensor).is_inference() and not torch.is_inference_mode_enabled():
         raise ParameterError(name, "is an inference tensor; write to it inside torch.inference_mode()")
