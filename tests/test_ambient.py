@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import needs_native
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import fastinit
-from conftest import needs_native
 
 
 class StateSpace(nn.Module):

@@ -11,22 +11,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import needs_native
-from fastinit.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
-from fastinit.layout import Part
-from fastinit.matrix_table import orthogonal_table
-from fastinit.orthogonal import Matrix
-from fastinit.table import DISTRIBUTIONS, DTYPES, Table, Target
 from numpy.typing import NDArray
 
 import fastinit
-from fastinit import _native, hashing
+from fastinit import _native
+from fastinit.audit import hashing
+from fastinit.run.index_maps import Part
+from fastinit.run.matrix_table import orthogonal_table
+from fastinit.run.orthogonal import Matrix
+from fastinit.run.table import DTYPES, Table, Target
+from fastinit.schemes.distributions import Constant, Diagonal, Normal, Sampled, TruncNormal, Uniform
 
 pytestmark = needs_native
 
 native: Any = _native.module
 needs_cuda_build = pytest.mark.skipif(native is None or not native.HAS_CUDA, reason="built without the CUDA backend")
 
-KINDS: list[Distribution] = [
+KINDS: list[Sampled] = [
     Constant(0.5),
     Uniform(-1.0, 2.0),
     Normal(0.25, 2.0),
@@ -36,7 +37,14 @@ KINDS: list[Distribution] = [
 INFINITY = float("inf")
 
 
-def table_of(tensor: torch.Tensor, distribution: Distribution = KINDS[2]) -> NDArray[np.void]:
+Numbers = tuple[float, ...]  # what a table holds of a distribution: its code, and its parameters
+
+
+def numbers_of(distribution: Sampled) -> Numbers:
+    return (distribution.code, *distribution.parameters())
+
+
+def table_of(tensor: torch.Tensor, distribution: Sampled | Numbers = KINDS[2]) -> NDArray[np.void]:
     """One row, for all of a contiguous tensor; not prepared."""
     table = np.zeros(1, np.dtype(native.task_dtype()))
     table["data"], table["numel"], table["row_length"] = tensor.data_ptr(), tensor.numel(), tensor.numel()
@@ -46,9 +54,10 @@ def table_of(tensor: torch.Tensor, distribution: Distribution = KINDS[2]) -> NDA
     return table
 
 
-def describe(table: NDArray[np.void], distribution: Distribution) -> None:
-    table["distribution"] = DISTRIBUTIONS[type(distribution)]  # type: ignore[index]
-    table["parameter"] = distribution + (0.0,) * (5 - len(distribution))
+def describe(table: NDArray[np.void], distribution: Sampled | Numbers) -> None:
+    code, *parameters = distribution if isinstance(distribution, tuple) else numbers_of(distribution)
+    table["distribution"] = code
+    table["parameter"] = (*parameters, *(0.0,) * (5 - len(parameters)))
 
 
 def copied(table: NDArray[np.void]) -> NDArray[np.void]:
@@ -146,27 +155,27 @@ def test_maps_that_make_no_sense(field: str, value: int, message: str) -> None:
 @pytest.mark.parametrize(
     "distribution",
     [
-        Uniform(2.0, 1.0),
-        Uniform(-INFINITY, 1.0),
-        Uniform(float("nan"), 1.0),
-        Normal(INFINITY, 1.0),
-        Normal(0.0, -1.0),
-        Normal(0.0, float("nan")),
-        TruncNormal(0.0, 1.0, 2.0, 1.0),
-        TruncNormal(0.0, 1.0, INFINITY, INFINITY),
-        TruncNormal(0.0, 1.0, -1.0, float("nan")),
-        TruncNormal(float("nan"), 1.0, -1.0, 1.0),
-        Diagonal(1.0, 0, 0, 4, 64),
-        Diagonal(1.0, -1, 9, 4, 64),
-        Diagonal(1.0, 0, 9, 4, 27),
-        Diagonal(1.0, 0, 2**62, 4, 2**62),
-        Diagonal(1.0, 0, 1, 1, 2**63),
-        Diagonal(1.0, 0, 1.5, 4, 64),  # type: ignore[arg-type]
-        Diagonal(1.0, 0, float("nan"), 4, 64),  # type: ignore[arg-type]
+        (Uniform.code, 2.0, 1.0),
+        (Uniform.code, -INFINITY, 1.0),
+        (Uniform.code, float("nan"), 1.0),
+        (Normal.code, INFINITY, 1.0),
+        (Normal.code, 0.0, -1.0),
+        (Normal.code, 0.0, float("nan")),
+        (TruncNormal.code, 0.0, 1.0, 2.0, 1.0),
+        (TruncNormal.code, 0.0, 1.0, INFINITY, INFINITY),
+        (TruncNormal.code, 0.0, 1.0, -1.0, float("nan")),
+        (TruncNormal.code, float("nan"), 1.0, -1.0, 1.0),
+        (Diagonal.code, 1.0, 0, 0, 4, 64),
+        (Diagonal.code, 1.0, -1, 9, 4, 64),
+        (Diagonal.code, 1.0, 0, 9, 4, 27),
+        (Diagonal.code, 1.0, 0, 2**62, 4, 2**62),
+        (Diagonal.code, 1.0, 0, 1, 1, 2**63),
+        (Diagonal.code, 1.0, 0, 1.5, 4, 64),
+        (Diagonal.code, 1.0, 0, float("nan"), 4, 64),
     ],
     ids=str,
 )
-def test_distributions_that_are_none(distribution: Distribution) -> None:
+def test_distributions_that_are_none(distribution: Numbers) -> None:
     with pytest.raises(ValueError, match="table row 0: no such"):
         native.prepare(table_of(torch.zeros(64), distribution))
 

@@ -176,10 +176,11 @@ print(done == pid and os.waitstatus_to_exitcode(status))
 def test_other_native_work_is_interrupted_within_a_second(work: str) -> None:
     code = f"""
 import os, signal, threading, time, torch, fastinit
-from fastinit import _native, hashing
-from fastinit.layout import Part
-from fastinit.matrix_table import orthogonal_table
-from fastinit.orthogonal import Matrix
+from fastinit import _native
+from fastinit.audit import hashing
+from fastinit.run.index_maps import Part
+from fastinit.run.matrix_table import orthogonal_table
+from fastinit.run.orthogonal import Matrix
 signal.signal(signal.SIGINT, signal.default_int_handler)
 native, work = _native.module, {work!r}
 if work == "fingerprint":
