@@ -45,15 +45,30 @@ def init_model_(
 ) -> ModuleT:
     """Initialise every parameter of `model` in one pass, and return it.
 
-    Matrices get `scheme`, biases zeros, normalisation weights ones, padding rows zeros, shared parameters once;
-    `rules` come before these defaults. In place of a scheme: a preset's name ("gpt2"), or a recipe (`load_recipe`).
-    `fastinit.plan` takes the same arguments, documents them and shows the outcome without writing.
+    Matrices get `scheme`, biases zeros, normalisation weights ones, padding rows zeros. A parameter that several
+    modules share is written once. `rules` come before these defaults. `fastinit.plan` takes the same arguments and
+    shows the outcome without writing.
 
     The value of a weight depends on the seed, its canonical name, its position and its distribution alone: not on the
     device, the number of threads, the memory format or the rest of the model.
 
+    Args:
+        model: any module whose parameters have memory. DTensors are taken like tensors.
+        scheme: for the matrices: a name ("xavier_uniform"), a scheme (`VarianceScaling(2.0)`), a preset ("gpt2") or a
+            recipe (`load_recipe`).
+        rules: pairs of a selector and a scheme, such as `("*.head.weight", "zeros")`. The first that matches wins.
+        fan: how fan_in and fan_out are read: "torch" (the default) as torch.nn.init does, from the shape; "module"
+            from what the module computes; "jax", "keras", `Fans(in, out)` or `FanAxes`.
+        seed: an int in [0, 2**64) makes every value a pure function of it. None draws a seed.
+        generator: where that seed is drawn from; None: torch's default CPU generator (`torch.manual_seed` governs it).
+        backend: "native" refuses what the native code cannot fill, "torch" goes through torch.nn.init, "auto" chooses.
+        strict: refuse parameters that no rule and no default covers, and rules that match nothing.
+        names: canonical names in the whole, where `model` is a part of it: a pipeline stage, the experts of a rank.
+        layers: how many layers the whole has, for schemes that look at the depth.
+
     Raises:
-        TypeError, ValueError: naming the parameter and what is wrong with it. Nothing is written then.
+        ParameterError: a ValueError and TypeError that names the parameter and what is wrong with it.
+        TypeError, ValueError: an argument that is wrong by itself. Nothing is written in any case.
 
     >>> model = torch.nn.Linear(3, 2)
     >>> init_model_(model, "xavier_uniform", seed=0).bias.tolist()
@@ -122,8 +137,9 @@ def plan(
             every prefix ({"encoder.block.": 12}). Needed with `names`, where the model does not tell.
 
     Raises:
-        TypeError, ValueError: naming the parameter and what is wrong with it; under `strict`, on every rank of a mesh
-            if it happens on one.
+        ParameterError: a ValueError and TypeError that names the parameter and what is wrong with it.
+        TypeError, ValueError: an argument that is wrong by itself. Under `strict`, on every rank of a mesh if it
+            happens on one.
     """
     check_model(model)
     check_flag("strict", strict)
