@@ -203,7 +203,6 @@ inline void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
   check_dtype(matrix.dtype, row);
   if (!std::isfinite(matrix.gain)) refuse_row(row, "a gain that is not finite");
   if (matrix.rows < 0 || matrix.columns < 0) refuse_row(row, "a negative number of rows or columns");
-  if (matrix.rows == 0 || matrix.columns == 0) return;
   const auto lies_within = [](int64_t first, int64_t end, int64_t size) {
     return first >= 0 && first <= end && end <= size;
   };
@@ -211,6 +210,7 @@ inline void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
       !lies_within(matrix.first_column, matrix.end_column, matrix.columns)) {
     refuse_row(row, "a range beyond the matrix");
   }
+  if (matrix.rows == 0 || matrix.columns == 0) return;
   if (std::max(matrix.rows, matrix.columns) > kMostTallRows) {
     refuse_row(row, std::to_string(matrix.rows) + " x " + std::to_string(matrix.columns) + " is too large");
   }
