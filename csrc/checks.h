@@ -145,15 +145,21 @@ inline void check_map(const Task& task, int64_t row) {
   }
   if (map.global_offset < 0) refuse_row(row, "negative global offset");
   if (task.numel == 0) return;
-  // The last row, and the last slab, may hold less than the others.
-  const int64_t columns = std::min(map.row_length, task.numel);
-  const int64_t rows = columns == task.numel ? 1 : (task.numel - 1) / map.row_length + 1;
-  const int64_t slabs = rows <= map.rows_per_slab ? 1 : (rows - 1) / map.rows_per_slab + 1;
-  const Axis axes[] = {{slabs, map.slab_memory_step, map.slab_index_step},
-                       {std::min(rows, map.rows_per_slab), map.row_memory_step, map.row_index_step},
-                       {columns, map.element_memory_step, 1}};
-  const int64_t last_index =
-      check_places<Access::kWrite>(axes, task.data, element_bytes(task.dtype), map.global_offset, row);
+  const int64_t bytes = element_bytes(task.dtype);
+  const Axis along_row = {std::min(map.row_length, task.numel), map.element_memory_step, 1};
+  int64_t last_index = 0;
+  if (along_row.count == task.numel) {  // one row, as of most tensors
+    const Axis axes[] = {along_row};
+    last_index = check_places<Access::kWrite>(axes, task.data, bytes, map.global_offset, row);
+  } else {
+    // The last row, and the last slab, may hold less than the others.
+    const int64_t rows = (task.numel - 1) / map.row_length + 1;
+    const int64_t slabs = (rows - 1) / map.rows_per_slab + 1;
+    const Axis axes[] = {{slabs, map.slab_memory_step, map.slab_index_step},
+                         {std::min(rows, map.rows_per_slab), map.row_memory_step, map.row_index_step},
+                         along_row};
+    last_index = check_places<Access::kWrite>(axes, task.data, bytes, map.global_offset, row);
+  }
   if (task.distribution != Distribution::kDiagonal) return;
   // Diagonal::next() looks one step and one period ahead, from an index of the last element's Philox block.
   const auto step = static_cast<int64_t>(task.parameter[2]), period = static_cast<int64_t>(task.parameter[4]);
@@ -203,7 +209,6 @@ inline void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
   check_dtype(matrix.dtype, row);
   if (!std::isfinite(matrix.gain)) refuse_row(row, "a gain that is not finite");
   if (matrix.rows < 0 || matrix.columns < 0) refuse_row(row, "a negative number of rows or columns");
-  if (matrix.rows == 0 || matrix.columns == 0) return;
   const auto lies_within = [](int64_t first, int64_t end, int64_t size) {
     return first >= 0 && first <= end && end <= size;
   };
@@ -211,6 +216,7 @@ inline void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
       !lies_within(matrix.first_column, matrix.end_column, matrix.columns)) {
     refuse_row(row, "a range beyond the matrix");
   }
+  if (matrix.rows == 0 || matrix.columns == 0) return;
   if (std::max(matrix.rows, matrix.columns) > kMostTallRows) {
     refuse_row(row, std::to_string(matrix.rows) + " x " + std::to_string(matrix.columns) + " is too large");
   }

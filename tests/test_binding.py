@@ -233,6 +233,7 @@ def test_rows_that_were_not_prepared_or_changed_since() -> None:
     [
         ("data", 4098, "not a multiple of the 4 bytes"),
         ("data", 2**64 - 8, "beyond the last address"),
+        ("rows", 0, "a range beyond the matrix"),
         ("row_memory_step", 2, "share memory"),
         ("row_memory_step", 2**61, "too large steps in memory"),
         ("row_index_step", 2**63 - 1, "global indices"),

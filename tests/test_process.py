@@ -80,6 +80,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import orthogonal
 torch.set_num_threads(4)
 model = orthogonal(nn.Linear(300, 300))
+wide = nn.ParameterDict({"w": torch.zeros(1100, 1100, dtype=torch.complex128)})  # hashed by torch's operations
 
 def fill_all():
     for dtype in (torch.float32, torch.bfloat16):
@@ -88,7 +89,7 @@ def fill_all():
     fastinit.sparse_(torch.empty(1100, 1100), 0.5)
     fastinit.init_([torch.empty(1100, 1100)], "orthogonal", backend="torch", seed=0)
     fastinit.init_model_(model, "normal", seed=0)
-    fastinit.fingerprint(nn.ParameterDict({"w": torch.zeros(1100, 1100, dtype=torch.complex128)}))
+    fastinit.fingerprint(wide)
 
 torch.rand(2000, 2000) @ torch.rand(2000, 2000)
 pid = os.fork()

@@ -178,7 +178,7 @@ bool lies_within(const Task& task, const Memory& memory, int64_t number) {
   const int64_t bytes = element_bytes(task.dtype);
   const int64_t looked_at = std::min(task.numel, kMostRun);
   for (int64_t i = 0; i < looked_at; ++i) {
-    const Element element = element_of(task, looked_at == task.numel || i % 2 == 0 ? i : task.numel - 1 - i);
+    const Element element = element_of(task, i < looked_at / 2 ? i : task.numel - looked_at + i);
     if (element.index < 0 || element.index >= end_of_indices) fail("an index out of range", number);
     if (element.address <= 0 || element.address + bytes > end_of_memory) fail("an address out of range", number);
     if (element.address % bytes != 0) fail("an unaligned element", number);
