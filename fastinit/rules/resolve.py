@@ -78,7 +78,6 @@ class Resolver:
                 return found
             assert isinstance(found, _Question)
             found = found.next.get(asked.key(found.what))
-        asked.path.clear()
         resolution = _resolve(asked, treatment, dtype)
         self._remember(key, asked.path, resolution)
         self._alive += (treatment.scheme, rule, module)
@@ -125,7 +124,8 @@ class _Asked:
         # The other conventions look at the shape alone, which is in every key.
         self.looks_at_module = module is not None and (fan == "module" or fan == "weight")
         self.wanted_fans = False
-        self.path: list[tuple[str, object]] = []
+        self.path: list[tuple[str, object]] = []  # each question once
+        self._found: dict[str, Any] = {}
 
     def answer(self, what: str) -> Any:
         """The answer to a question, which becomes a part of the path.
@@ -133,13 +133,16 @@ class _Asked:
         Raises:
             ValueError: there is none.
         """
+        if what in self._found:
+            return self._found[what]
         recorded = what != "geometry" or self.looks_at_module
         try:
             found = self._find(what)
         except Exception:
-            if recorded:
+            if recorded and (what, _REFUSED) not in self.path:
                 self.path.append((what, _REFUSED))
             raise
+        self._found[what] = found
         if recorded:
             self.path.append((what, id(found) if what == "module" else found))
         return found
