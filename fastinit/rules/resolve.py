@@ -17,7 +17,6 @@ from fastinit.schemes.base import Context, Scheme, describe
 from fastinit.schemes.distributions import (
     ZERO,
     Blocks,
-    Diagonal,
     Distribution,
     ZeroRow,
     check_distribution,
@@ -225,7 +224,7 @@ def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolut
             # Without a split, the geometry's fans are those of each block already.
             parts.append(_made(asked, scheme, of_block, dtype, (dim, size) if split else None))
         # Elements that are sampled one by one alike need no blocks.
-        alike = len(set(parts)) == 1 and parts[0].needs == "element" and not isinstance(parts[0], Diagonal)
+        alike = len(set(parts)) == 1 and parts[0].same_everywhere
         distribution = parts[0] if alike else Blocks(dim, sizes, tuple(parts))
         if len(set(sizes)) > 1:
             asked.wanted_fans = False  # every block has its own
