@@ -313,6 +313,13 @@ def test_an_identity_beside_an_orthogonal_block_is_one(dim: int) -> None:
     torch.testing.assert_close(first @ first.mT, torch.eye(4), rtol=0, atol=1e-5)
 
 
+def test_equal_blocks_with_a_row_of_zeros_keep_a_row_each() -> None:
+    parameter = nn.Parameter(torch.empty(6, 4))
+    rule = Rule("w", Given(ZeroRow(0, 3, Normal(0.0, 1.0))), split=2)
+    fastinit.init_model_(nn.ParameterDict({"w": parameter}), "normal", [rule], seed=0)
+    assert (parameter == 0.0).all(dim=1).tolist() == [True, False, False] * 2
+
+
 # ---- Range ----
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]

@@ -17,7 +17,6 @@ from fastinit.schemes.base import Context, Scheme, describe
 from fastinit.schemes.distributions import (
     ZERO,
     Blocks,
-    Diagonal,
     Distribution,
     ZeroRow,
     check_distribution,
@@ -78,7 +77,6 @@ class Resolver:
                 return found
             assert isinstance(found, _Question)
             found = found.next.get(asked.key(found.what))
-        asked.path.clear()
         resolution = _resolve(asked, treatment, dtype)
         self._remember(key, asked.path, resolution)
         self._alive += (treatment.scheme, rule, module)
@@ -125,7 +123,8 @@ class _Asked:
         # The other conventions look at the shape alone, which is in every key.
         self.looks_at_module = module is not None and (fan == "module" or fan == "weight")
         self.wanted_fans = False
-        self.path: list[tuple[str, object]] = []
+        self.path: list[tuple[str, object]] = []  # each question once
+        self._found: dict[str, Any] = {}
 
     def answer(self, what: str) -> Any:
         """The answer to a question, which becomes a part of the path.
@@ -133,13 +132,16 @@ class _Asked:
         Raises:
             ValueError: there is none.
         """
+        if what in self._found:
+            return self._found[what]
         recorded = what != "geometry" or self.looks_at_module
         try:
             found = self._find(what)
         except Exception:
-            if recorded:
+            if recorded and (what, _REFUSED) not in self.path:
                 self.path.append((what, _REFUSED))
             raise
+        self._found[what] = found
         if recorded:
             self.path.append((what, id(found) if what == "module" else found))
         return found
@@ -222,7 +224,7 @@ def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolut
             # Without a split, the geometry's fans are those of each block already.
             parts.append(_made(asked, scheme, of_block, dtype, (dim, size) if split else None))
         # Elements that are sampled one by one alike need no blocks.
-        alike = len(set(parts)) == 1 and parts[0].needs == "element" and not isinstance(parts[0], Diagonal)
+        alike = len(set(parts)) == 1 and parts[0].same_everywhere
         distribution = parts[0] if alike else Blocks(dim, sizes, tuple(parts))
         if len(set(sizes)) > 1:
             asked.wanted_fans = False  # every block has its own

@@ -39,6 +39,7 @@ class Distribution(ABC):
 
     __slots__ = ()
     takes_complex: ClassVar[bool] = False  # whether it has a meaning for complex tensors
+    same_everywhere: ClassVar[bool] = False  # whether every element has one law, and so has any part of a tensor
 
     @abstractmethod
     def mean(self) -> float:
@@ -183,6 +184,7 @@ class Constant(Sampled):
 
     value: float
     code: ClassVar[int] = 0
+    same_everywhere: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -225,6 +227,7 @@ class Uniform(Sampled):
     low: float
     high: float
     code: ClassVar[int] = 1
+    same_everywhere: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -260,6 +263,7 @@ class Normal(Sampled):
     center: float
     sigma: float
     code: ClassVar[int] = 2
+    same_everywhere: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -294,6 +298,7 @@ class TruncNormal(Sampled):
     low: float
     high: float
     code: ClassVar[int] = 3
+    same_everywhere: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _set_floats(self, "center", "sigma")

@@ -294,7 +294,10 @@ def xavier_normal(gain: float = 1.0) -> VarianceScaling:
 def _kaiming_scale(a: Any, mode: str, nonlinearity: str) -> float:
     check_choice("mode", mode, ("fan_in", "fan_out"))
     if nonlinearity == "leaky_relu" and a is not None:  # others have no slope
-        a = as_finite("a", a)
+        try:
+            a = as_finite("a", a)
+        except TypeError as error:
+            raise ValueError(str(error)) from error  # as torch has it
     return _gain_squared(calculate_gain(nonlinearity, a))
 
 
