@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import re
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import needs_native
@@ -436,3 +439,97 @@ def test_a_plan_takes_presets_and_recipes_for_a_scheme(mixed: Mixed) -> None:
         fastinit.plan(mixed, "brt")
     with pytest.raises(TypeError, match="scheme: expected a name or a scheme object, got 3"):
         fastinit.plan(mixed, 3)  # type: ignore[arg-type]
+
+
+def test_equal_layers_are_folded() -> None:
+    def layer() -> nn.Module:
+        experts = nn.ModuleList(nn.Linear(4, 8, bias=False) for _ in range(3))
+        return nn.ModuleDict({"attn": nn.Linear(4, 12), "experts": experts})
+
+    model = nn.ModuleDict({"embed": nn.Embedding(7, 4), "h": nn.ModuleList(layer() for _ in range(5))})
+    model["h"][3]["attn"] = nn.Linear(4, 16)
+    names = [line.split()[0] for line in str(fastinit.plan(model, "xavier_uniform")).splitlines()[1:-1]]
+    assert names == [
+        "embed.weight", "h.{0..2,4}.attn.weight", "h.{0..2,4}.attn.bias", "h.{0..4}.experts.{0..2}.weight",
+        "h.3.attn.weight", "h.3.attn.bias",
+    ]  # fmt: skip
+
+
+def test_numbers_within_words_are_not_folded() -> None:
+    model = nn.ModuleDict({f"conv{number}": nn.Linear(2, 2, bias=False) for number in range(3)})
+    names = [line.split()[0] for line in str(fastinit.plan(model, "normal")).splitlines()[1:-1]]
+    assert names == ["conv0.weight", "conv1.weight", "conv2.weight"]
+
+
+def test_frozen_parameters_and_buffers_without_memory_are_shown() -> None:
+    with torch.device("meta"):
+        model = nn.BatchNorm1d(3)
+    model.weight.requires_grad_(False)
+    text = str(fastinit.plan(model, "normal"))
+    assert re.search(r"^weight .*normalisation weight; frozen$", text, re.MULTILINE)
+    assert re.search(r"^running_mean .*buffer: materialize_ restores it$", text, re.MULTILINE)
+    assert "frozen, and written all the same: weight" in text
+    assert "buffers without memory, for materialize_ to restore: running_mean, running_var, num_batches_tracked" in text
+
+
+def test_a_lazy_module_that_is_kept_can_be_printed() -> None:
+    plan = fastinit.plan(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3)), "normal", [("0.*", fastinit.KEEP)])
+    assert re.search(r"^0\.weight +LazyLinear +lazy", str(plan), re.MULTILINE)
+    assert json.loads(plan.to_json())[0]["shape"] is None
+
+
+def test_a_row_tells_the_kind_of_module_as_its_author_wrote_it() -> None:
+    parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    assert type(parametrised).__name__ == "ParametrizedLinear"
+    assert {row.kind for row in fastinit.plan(parametrised, "normal").rows if row.action == "init"} == {"Linear"}
+
+
+def test_prefixes_that_begin_no_name_are_refused() -> None:
+    stage = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4, bias=False)])})
+    with pytest.raises(ValueError, match=r"names: no parameter or buffer .*: layer\.0$"):
+        fastinit.plan(stage, "normal", names={"layer.0": "layers.24"})
+    with pytest.raises(TypeError, match="names: expected a mapping of names to names"):
+        fastinit.plan(stage, "normal", names={"layers.0": 24})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"names: the function raised KeyError for layers\.0\.weight"):
+        fastinit.plan(stage, "normal", names={}.__getitem__)
+
+
+def test_a_rule_for_the_second_name_of_a_tie_is_explained() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 4), "lm_head": nn.Linear(4, 5, bias=False)})
+    model["lm_head"].weight = model["embed"].weight
+    with pytest.warns(UserWarning, match=r"lm_head\.weight is tied to embed\.weight, whose name decides"):
+        fastinit.plan(model, "normal", [("lm_head.weight", "zeros")])
+
+
+def test_warnings_point_at_the_caller() -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: fastinit.init_model_(nn.Linear(2, 2), "normal", [("typo", "zeros")]),
+        lambda: fastinit.plan(nn.Linear(2, 2), "normal", [("typo", "zeros")]),
+        lambda: fastinit.init_([torch.empty(9, dtype=torch.float16)], fastinit.Normal(std=1e-9), seed=0),
+        lambda: fastinit.normal_(torch.empty(9, dtype=torch.float16), 0.0, 1e-9),
+    ]
+    for call in calls:
+        with pytest.warns(UserWarning, match=r"matches|many values are the same") as caught:
+            call()
+        assert [each.filename for each in caught] == [__file__]
+
+
+def test_values_that_vanish_are_said() -> None:
+    with pytest.warns(UserWarning, match=r"^w: .* many values are the same"):
+        fastinit.init_([torch.empty(9, dtype=torch.float16)], fastinit.Normal(std=1e-9), names=["w"], seed=0)
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint64(3), np.int8(3)])
+def test_integers_of_numpy_are_seeds(seed: np.integer[Any]) -> None:
+    given, wanted = torch.empty(5), torch.empty(5)
+    fastinit.init_([given], "normal", seed=seed)  # type: ignore[arg-type]
+    fastinit.init_([wanted], "normal", seed=3)
+    assert torch.equal(given, wanted)
+
+
+def test_errors_carry_the_name_and_can_be_pickled() -> None:
+    with pytest.raises(fastinit.ParameterError) as caught:
+        fastinit.init_([torch.empty(2, 2).to_sparse()], "normal", names=["w"], seed=0)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.name, again.problem, str(again)) == ("w", caught.value.problem, str(caught.value))
+    assert isinstance(again, ValueError) and isinstance(again, TypeError)
