@@ -15,10 +15,10 @@ from fastinit import _torch
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-Range = tuple[int, int]  # begin, end
+Interval = tuple[int, int]  # begin, end
 
 
-class Split(NamedTuple):
+class MeshSplit(NamedTuple):
     """One mesh dimension of `parts` ranks divides dimension `dim` of a tensor; this rank gets part `which`.
 
     `stride` is 1 for consecutive parts; else the dimension is first cut into `stride` stretches, and a rank gets part
@@ -31,7 +31,7 @@ class Split(NamedTuple):
     stride: int = 1
 
 
-class Piece(NamedTuple):
+class Box(NamedTuple):
     """A box of a global tensor in a rank's local tensor: where it begins in both, and its shape."""
 
     local: tuple[int, ...]
@@ -70,17 +70,17 @@ def check_not_flattened(model: torch.nn.Module) -> None:
             )
 
 
-def pieces(shape: Sequence[int], splits: Sequence[Split]) -> list[Piece]:
+def boxes_held(shape: Sequence[int], splits: Sequence[MeshSplit]) -> list[Box]:
     """The boxes that a rank holds of a tensor of `shape`, in the order in which they lie in its local tensor."""
-    held = [ranges(size, [split for split in splits if split.dim == dim]) for dim, size in enumerate(shape)]
+    held = [intervals(size, [split for split in splits if split.dim == dim]) for dim, size in enumerate(shape)]
     found = []
-    for box in itertools.product(*(_with_places(each) for each in held)):
-        local, begin, lengths = (tuple(edge[k] for edge in box) for k in range(3))
-        found.append(Piece(local, begin, lengths))
+    for edges in itertools.product(*(_with_places(each) for each in held)):
+        local, begin, lengths = (tuple(edge[k] for edge in edges) for k in range(3))
+        found.append(Box(local, begin, lengths))
     return found
 
 
-def _with_places(held: Sequence[Range]) -> list[tuple[int, int, int]]:
+def _with_places(held: Sequence[Interval]) -> list[tuple[int, int, int]]:
     """(place in the local tensor, begin, length) of ranges that lie one behind the other."""
     found, place = [], 0
     for begin, end in held:
@@ -89,13 +89,13 @@ def _with_places(held: Sequence[Range]) -> list[tuple[int, int, int]]:
     return found
 
 
-def ranges(size: int, splits: Sequence[Split]) -> list[Range]:
+def intervals(size: int, splits: Sequence[MeshSplit]) -> list[Interval]:
     """What is left of one dimension after splits, those of the outer mesh dimensions first; none: nothing."""
     held = [(0, size)] if size > 0 else []
     for split in _in_order(splits):
         length = sum(end - begin for begin, end in held)
         stretch = -(-length // split.stride)
-        taken: list[Range] = []
+        taken: list[Interval] = []
         for begin in range(0, length, max(stretch, 1)):
             end = min(begin + stretch, length)
             part = -(-(end - begin) // split.parts)
@@ -105,13 +105,13 @@ def ranges(size: int, splits: Sequence[Split]) -> list[Range]:
     return held
 
 
-def _in_order(splits: Sequence[Split]) -> list[Split]:
+def _in_order(splits: Sequence[MeshSplit]) -> list[MeshSplit]:
     """The splits of one dimension in the order in which they were made.
 
     A stride equal to the parts of all later splits, none of which has a stride of another kind, says that those came
     first (FSDP2 divides what tensor parallelism left): taken so, the parts are right where they are uneven, too.
     """
-    ordered: list[Split] = []
+    ordered: list[MeshSplit] = []
     parts = 1
     for split in reversed(splits):
         if split.stride > 1 and split.stride == parts and all(later.stride == 1 for later in ordered):
@@ -122,7 +122,7 @@ def _in_order(splits: Sequence[Split]) -> list[Split]:
     return ordered
 
 
-def _cut(held: Sequence[Range], begin: int, end: int) -> list[Range]:
+def _cut(held: Sequence[Interval], begin: int, end: int) -> list[Interval]:
     """Elements begin ... end of ranges that lie one behind the other."""
     found, place = [], 0
     for first, last in held:
@@ -133,8 +133,8 @@ def _cut(held: Sequence[Range], begin: int, end: int) -> list[Range]:
     return found
 
 
-def _merged(held: Sequence[Range]) -> list[Range]:
-    merged: list[Range] = []
+def _merged(held: Sequence[Interval]) -> list[Interval]:
+    merged: list[Interval] = []
     for begin, end in held:
         if merged and merged[-1][1] == begin:
             begin = merged.pop()[0]
@@ -142,7 +142,7 @@ def _merged(held: Sequence[Range]) -> list[Range]:
     return merged
 
 
-def splits_of(tensor: DTensor, name: str) -> list[Split]:
+def splits_of(tensor: DTensor, name: str) -> list[MeshSplit]:
     """How a DTensor is divided, for this rank.
 
     Raises:
@@ -164,7 +164,7 @@ def splits_of(tensor: DTensor, name: str) -> list[Split]:
             raise ValueError(f"{name}: expected placements Shard and Replicate, got {placement!r}")
         shard: Any = placement
         stride = int(shard.split_factor) if kind == "_StridedShard" else 1
-        splits.append(Split(shard.dim % max(tensor.dim(), 1), sizes[position], coordinate[position], stride))
+        splits.append(MeshSplit(shard.dim % max(tensor.dim(), 1), sizes[position], coordinate[position], stride))
     return splits
 
 
@@ -174,7 +174,7 @@ def _coordinate(tensor: DTensor) -> Sequence[int]:
     return found
 
 
-def local_pieces(tensor: DTensor, name: str) -> list[Piece]:
+def local_boxes(tensor: DTensor, name: str) -> list[Box]:
     """The boxes of a DTensor that lie in this rank's local tensor; none on a rank outside of its mesh.
 
     Raises:
@@ -184,7 +184,7 @@ def local_pieces(tensor: DTensor, name: str) -> list[Piece]:
         return []
     splits = splits_of(tensor, name)
     expected = tuple(
-        sum(end - begin for begin, end in ranges(size, [split for split in splits if split.dim == dim]))
+        sum(end - begin for begin, end in intervals(size, [split for split in splits if split.dim == dim]))
         for dim, size in enumerate(tensor.shape)
     )
     local = local_tensor(tensor)
@@ -194,7 +194,7 @@ def local_pieces(tensor: DTensor, name: str) -> list[Piece]:
             f"{name}: expected a local tensor of shape {expected} for {tuple(tensor.shape)} as {tensor.placements} on "
             f"a mesh of {tuple(tensor.device_mesh.shape)}, got {tuple(local.shape)}"
         )
-    return pieces(tensor.shape, splits) if math.prod(expected) > 0 else []
+    return boxes_held(tensor.shape, splits) if math.prod(expected) > 0 else []
 
 
 def is_first_replica(tensor: DTensor) -> bool:

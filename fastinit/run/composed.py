@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from fastinit.distributed.shards import Range
-from fastinit.run.index_maps import Part
+from fastinit.distributed.shards import Interval
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.orthogonal import Matrix, compute_dtype, workspace_bytes
-from fastinit.run.table import Target, begin_of, name_of_part, part_of, pieces
+from fastinit.run.targets import Target, begin_of, blocks_of, indices_of, name_of_block
 from fastinit.schemes.distributions import (
     Blocks,
     DeltaOrthogonal,
@@ -105,8 +105,8 @@ def _fill(target: Target, source: Source, later: _Later) -> None:
 
 @writes(Blocks)
 def _blocks(target: Target, distribution: Blocks, source: Source, later: _Later) -> None:
-    for piece in pieces(target):
-        _fill(piece, source, later)
+    for block in blocks_of(target):
+        _fill(block, source, later)
 
 
 @writes(ZeroRow)
@@ -166,13 +166,13 @@ class _Flat(NamedTuple):
     order: tuple[int, ...]  # of the dimensions
     row_dims: int  # so many of them are the rows', the others the columns'
     name: str
-    part: Part  # the random numbers of the whole matrix
+    indices: BoxIndices  # the random numbers of the whole matrix
 
     def shape(self) -> tuple[int, int]:
         sizes = [self.target.shape[dim] for dim in self.order]
         return math.prod(sizes[: self.row_dims]), math.prod(sizes[self.row_dims :])
 
-    def hull(self) -> tuple[Range, Range]:
+    def bounding_box(self) -> tuple[Interval, Interval]:
         """The least ranges of rows and of columns that have all elements of the target's tensor."""
         begin, shape = begin_of(self.target), self.target.tensor.shape
         found = []
@@ -181,7 +181,7 @@ class _Flat(NamedTuple):
             found.append((begin[outer] * step, (begin[outer] + shape[outer]) * step))
         return found[0], found[1]
 
-    def is_hull(self) -> bool:
+    def fills_bounding_box(self) -> bool:
         """Whether the tensor has all elements of its hull."""
         inner = (*self.order[1 : self.row_dims], *self.order[self.row_dims + 1 :])
         return all(self.target.tensor.shape[dim] == self.target.shape[dim] for dim in inner)
@@ -190,7 +190,7 @@ class _Flat(NamedTuple):
         """The tensor with its dimensions in the matrix's order."""
         return self.target.tensor.detach().permute(self.order)
 
-    def of_hull(self, values: torch.Tensor) -> torch.Tensor:
+    def from_bounding_box(self, values: torch.Tensor) -> torch.Tensor:
         """Of the hull's values those of the tensor, in the shape of `ordered`."""
         begin, shape = begin_of(self.target), self.target.tensor.shape
         outer = (0, self.row_dims)
@@ -205,44 +205,44 @@ class _Flat(NamedTuple):
 def _flat(target: Target, column_axis: int | None = None) -> _Flat:
     """Dimension 0 against the rest, with the random numbers of the elements' own indices; or JAX's and Keras'
     matrix."""
-    dimensions, part = len(target.shape), part_of(target)
+    dimensions, indices = len(target.shape), indices_of(target)
     order = tuple(range(dimensions))
     if column_axis is not None:
         axis = column_axis % dimensions
         return _flat_of_its_own(target, (*order[:axis], *order[axis + 1 :], axis), dimensions - 1)
     # The other dimensions of a part of a tensor may not lie one behind the other.
-    if list(part.strides[1:]) != [math.prod(target.shape[dim + 1 :]) for dim in order[1:]]:
+    if list(indices.strides[1:]) != [math.prod(target.shape[dim + 1 :]) for dim in order[1:]]:
         return _flat_of_its_own(target, order, 1)
-    return _Flat(target, order, 1, target.name, Part(part.offset, (part.strides[0], 1)))
+    return _Flat(target, order, 1, target.name, BoxIndices(indices.offset, (indices.strides[0], 1)))
 
 
 def _flat_of_its_own(target: Target, order: tuple[int, ...], row_dims: int) -> _Flat:
     """A matrix whose random numbers are counted in its own elements, in a stream of its own for every part."""
     columns = math.prod(target.shape[dim] for dim in order[row_dims:])
-    return _Flat(target, order, row_dims, name_of_part(target), Part(0, (columns, 1)))
+    return _Flat(target, order, row_dims, name_of_block(target), BoxIndices(0, (columns, 1)))
 
 
 def _matrix(flat: _Flat, gain: float, values: torch.Tensor | None = None) -> Matrix:
     """The matrix, or the hull's ranges of it, to write to the target's tensor or to `values`."""
     tensor = flat.ordered() if values is None else values
-    shape, (rows, columns) = flat.shape(), flat.hull()
+    shape, (rows, columns) = flat.shape(), flat.bounding_box()
     return Matrix(
-        flat.name, tensor, shape, flat.part, gain, _unless_all(rows, shape[0]), _unless_all(columns, shape[1])
+        flat.name, tensor, shape, flat.indices, gain, _unless_all(rows, shape[0]), _unless_all(columns, shape[1])
     )
 
 
-def _unless_all(found: Range, size: int) -> Range | None:
+def _unless_all(found: Interval, size: int) -> Interval | None:
     return None if found == (0, size) else found
 
 
 def _add_matrix(flat: _Flat, gain: float, later: _Later) -> None:
-    if flat.is_hull():
+    if flat.fills_bounding_box():
         later.matrices.append(_matrix(flat, gain))
         return
-    (row, end_row), (column, end_column) = flat.hull()
+    (row, end_row), (column, end_column) = flat.bounding_box()
     values = torch.empty(end_row - row, end_column - column, dtype=flat.target.dtype, device=flat.target.device)
     later.matrices.append(_matrix(flat, gain, values))
-    later.copies.append((flat.ordered(), flat.of_hull(values)))
+    later.copies.append((flat.ordered(), flat.from_bounding_box(values)))
 
 
 def _fill_spectral(targets: Sequence[tuple[Target, Spectral]], source: Source) -> None:
@@ -254,10 +254,10 @@ def _fill_spectral(targets: Sequence[tuple[Target, Spectral]], source: Source) -
         dtype = target.dtype if target.dtype.is_complex else compute_dtype(target.dtype)
         lengths = (distribution.rows, distribution.columns)
         sides = []
-        for what, length, rows in zip((":left", ":right"), lengths, _flat(target).hull(), strict=True):
+        for what, length, rows in zip((":left", ":right"), lengths, _flat(target).bounding_box(), strict=True):
             vectors = torch.empty(rows[1] - rows[0], rank, dtype=dtype, device=target.device)
-            name, part = name_of_part(target) + what, Part(0, (rank, 1))
-            sides.append(Matrix(name, vectors, (length, rank), part, 1.0, _unless_all(rows, length)))
+            name, indices = name_of_block(target) + what, BoxIndices(0, (rank, 1))
+            sides.append(Matrix(name, vectors, (length, rank), indices, 1.0, _unless_all(rows, length)))
             held += vectors.numel() * dtype.itemsize
         batch.append((target, distribution, sides[0], sides[1]))
         if held >= workspace_bytes(target.device) or position == len(targets) - 1:
@@ -269,7 +269,7 @@ def _fill_spectral(targets: Sequence[tuple[Target, Spectral]], source: Source) -
 
 def _multiply(target: Target, values: Sequence[float], left: torch.Tensor, right: torch.Tensor) -> None:
     left *= torch.tensor(values, dtype=torch.float64, device=target.device).to(left.dtype)
-    target.tensor.detach().copy_(_flat(target).of_hull(left @ right.mT))
+    target.tensor.detach().copy_(_flat(target).from_bounding_box(left @ right.mT))
 
 
 def _middle(target: Target) -> _Flat | None:
@@ -278,10 +278,10 @@ def _middle(target: Target) -> _Flat | None:
     tensor = _at(target, middle)
     if tensor is None:
         return None
-    part = part_of(target)
-    offset = part.offset + sum(index * stride for index, stride in zip(middle, part.strides[2:], strict=True))
+    indices = indices_of(target)
+    offset = indices.offset + sum(index * stride for index, stride in zip(middle, indices.strides[2:], strict=True))
     matrix = target._replace(tensor=tensor, shape=target.shape[:2], begin=begin_of(target)[:2])
-    return _Flat(matrix, (0, 1), 1, target.name, Part(offset, part.strides[:2]))
+    return _Flat(matrix, (0, 1), 1, target.name, BoxIndices(offset, indices.strides[:2]))
 
 
 def _at(target: Target, middle: Sequence[int]) -> torch.Tensor | None:

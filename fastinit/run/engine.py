@@ -20,12 +20,13 @@ from fastinit.distributed.shards import local_tensor
 from fastinit.errors import ParameterError, warn
 from fastinit.run import composed, cuda, matrix_table, orthogonal, torch_source
 from fastinit.run.exact import exact_arithmetic, safe_threads
-from fastinit.run.index_maps import Part
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.memory import check_overlaps, check_writable, memory_span
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.places import Assignment
 from fastinit.run.streams import draw_seed
-from fastinit.run.table import DTYPES, Table, Target, begin_of, name_of_part
+from fastinit.run.table import DTYPES, Table
+from fastinit.run.targets import Target, begin_of, name_of_block
 from fastinit.schemes.distributions import Uniform
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ class NativeSource:
         for begin in range(0, held_columns, at_once):
             shape = torch.Size((min(at_once, held_columns - begin), rows))
             keys = torch.empty(shape, dtype=torch.float64, device=target.device)
-            part = Part((first_column + begin) * rows, (rows, 1))
-            name = f"{name_of_part(target)}:zeros"
-            self.fill_all([Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), part)])
+            indices = BoxIndices((first_column + begin) * rows, (rows, 1))
+            name = f"{name_of_block(target)}:zeros"
+            self.fill_all([Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), indices)])
             chosen = keys.sort(dim=1, stable=True).indices[:, :zeros] - first_row
             column, which = ((chosen >= 0) & (chosen < held_rows)).nonzero(as_tuple=True)
             target.tensor[chosen[column, which], column + begin] = 0.0

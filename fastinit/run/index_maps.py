@@ -29,7 +29,7 @@ def contiguous_map(numel: int) -> IndexMap:
     return IndexMap(0, numel, 0, max(numel, 1), 1, 0, 0, 1, 0, 0)
 
 
-class Part(NamedTuple):
+class BoxIndices(NamedTuple):
     """Where a tensor lies in the global, logical one that it is a part of: a shard, a block, a range of rows.
 
     Element (i, j, ...) has the global index offset + i strides[0] + j strides[1] + ...
@@ -39,20 +39,20 @@ class Part(NamedTuple):
     strides: tuple[int, ...]
 
 
-def whole(shape: Sequence[int]) -> Part:
+def whole(shape: Sequence[int]) -> BoxIndices:
     """A tensor that is no part, but all: row-major indices from zero."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
         step *= size
-    return Part(0, tuple(reversed(strides)))
+    return BoxIndices(0, tuple(reversed(strides)))
 
 
-def _merged_dimensions(tensor: torch.Tensor, part: Part) -> list[tuple[int, int, int]]:
+def _merged_dimensions(tensor: torch.Tensor, indices: BoxIndices) -> list[tuple[int, int, int]]:
     """(size, step in memory, step of the global index) of the fewest dimensions that give the same order of
     elements."""
     merged: list[tuple[int, int, int]] = []
-    for size, stride, index_stride in zip(tensor.shape, tensor.stride(), part.strides, strict=True):
+    for size, stride, index_stride in zip(tensor.shape, tensor.stride(), indices.strides, strict=True):
         if size == 1:
             continue
         if merged and merged[-1][1] == size * stride and merged[-1][2] == size * index_stride:
@@ -62,16 +62,16 @@ def _merged_dimensions(tensor: torch.Tensor, part: Part) -> list[tuple[int, int,
     return merged
 
 
-def index_maps(tensor: torch.Tensor, part: Part | None = None) -> list[IndexMap]:
+def index_maps(tensor: torch.Tensor, indices: BoxIndices | None = None) -> list[IndexMap]:
     """The maps that cover `tensor`, which is `part` of a global one, or all of it.
 
     One map, unless more than three dimensions are left after merging: then one for every index of the outer ones.
     """
-    if part is None:
+    if indices is None:
         if tensor.is_contiguous():
             return [contiguous_map(tensor.numel())]
-        part = whole(tensor.shape)
-    dimensions = _merged_dimensions(tensor, part)
+        indices = whole(tensor.shape)
+    dimensions = _merged_dimensions(tensor, indices)
     if not dimensions or dimensions[-1][2] != 1:
         dimensions.append((1, 1, 1))  # a row must follow the global index: here it has one element
     outer, inner = dimensions[:-3], dimensions[-3:]
@@ -80,7 +80,7 @@ def index_maps(tensor: torch.Tensor, part: Part | None = None) -> list[IndexMap]
     ) + inner
     maps = []
     for which in range(math.prod(size for size, _, _ in outer)):
-        data_offset, index_offset, rest = 0, part.offset, which
+        data_offset, index_offset, rest = 0, indices.offset, which
         for size, stride, index_stride in reversed(outer):
             data_offset += rest % size * stride
             index_offset += rest % size * index_stride

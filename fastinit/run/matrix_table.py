@@ -57,9 +57,9 @@ def _fill_together(device: torch.device, matrices: list[Matrix], seed: int) -> N
     views, copied = [], []
     for matrix in matrices:
         try:
-            views.append(matrix.tensor.view(matrix.range_shape()))
+            views.append(matrix.tensor.view(matrix.box_shape()))
         except RuntimeError:  # its strides are no matrix's
-            views.append(matrix.tensor.new_empty(matrix.range_shape()))
+            views.append(matrix.tensor.new_empty(matrix.box_shape()))
             copied.append((matrix.tensor, views[-1]))
     table = orthogonal_table(matrices, views)
     try:
@@ -79,11 +79,11 @@ def orthogonal_table(matrices: Sequence[Matrix], views: Sequence[torch.Tensor]) 
     table = np.zeros(len(matrices), np.dtype(_native.module.orthogonal_dtype()))
     table["data"] = [view.data_ptr() for view in views]
     table["rows"], table["columns"] = np.array([matrix.shape for matrix in matrices]).T
-    table["first_row"], table["end_row"] = np.array([matrix.row_range() for matrix in matrices]).T
-    table["first_column"], table["end_column"] = np.array([matrix.column_range() for matrix in matrices]).T
+    table["first_row"], table["end_row"] = np.array([matrix.row_interval() for matrix in matrices]).T
+    table["first_column"], table["end_column"] = np.array([matrix.column_interval() for matrix in matrices]).T
     table["row_memory_step"], table["column_memory_step"] = np.array([view.stride() for view in views]).T
-    table["global_offset"] = [matrix.part.offset for matrix in matrices]
-    table["row_index_step"], table["column_index_step"] = np.array([matrix.part.strides for matrix in matrices]).T
+    table["global_offset"] = [matrix.indices.offset for matrix in matrices]
+    table["row_index_step"], table["column_index_step"] = np.array([matrix.indices.strides for matrix in matrices]).T
     table["name_id"] = np.frombuffer(b"".join([name_id(matrix.name) for matrix in matrices]), dtype="V16")
     table["gain"] = [matrix.gain for matrix in matrices]
     table["dtype"] = [DTYPES[view.dtype] for view in views]

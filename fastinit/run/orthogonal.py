@@ -18,9 +18,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from fastinit.distributed.shards import Range
-from fastinit.run.index_maps import Part
-from fastinit.run.table import Target
+from fastinit.distributed.shards import Interval
+from fastinit.run.index_maps import BoxIndices
+from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Normal
 
 _NORMAL = Normal(0.0, 1.0)
@@ -28,11 +28,11 @@ _NORMAL = Normal(0.0, 1.0)
 WORKSPACE_BYTES = 2**23
 # A GPU needs more work at a time than a cache holds: launching takes longer than what is launched.
 CUDA_WORKSPACE_BYTES = 2**28
-# Reflectors in a panel, at the most: enough for products to run at full speed, few enough for the work within a panel
-# to stay small beside them. Triangular factors wider than 2 PART are multiplied in strips of PART, without most zeros.
+# The most reflectors in a panel: enough for products to run at full speed, few enough for the work within a panel to
+# stay small beside them. A triangular factor wider than 2 STRIP is multiplied in strips of STRIP, without most zeros.
 PANEL = 192
 LEAST = 64
-PART = 64
+STRIP = 64
 
 
 class Source(Protocol):
@@ -44,24 +44,24 @@ class Source(Protocol):
 class Matrix(NamedTuple):
     """A matrix of `shape`, or a range of its rows and of its columns, to write into `tensor`, whose elements are those
     in row-major order; element (i, j) owns the random number with the index offset + i strides[0] + j strides[1] of
-    `part`."""
+    `indices`."""
 
     name: str
     tensor: torch.Tensor
     shape: tuple[int, int]
-    part: Part
+    indices: BoxIndices
     gain: float
-    rows: Range | None = None  # None: all
-    columns: Range | None = None
+    rows: Interval | None = None  # None: all
+    columns: Interval | None = None
 
-    def row_range(self) -> Range:
+    def row_interval(self) -> Interval:
         return self.rows or (0, self.shape[0])
 
-    def column_range(self) -> Range:
+    def column_interval(self) -> Interval:
         return self.columns or (0, self.shape[1])
 
-    def range_shape(self) -> tuple[int, int]:
-        (row, end_row), (column, end_column) = self.row_range(), self.column_range()
+    def box_shape(self) -> tuple[int, int]:
+        (row, end_row), (column, end_column) = self.row_interval(), self.column_interval()
         return end_row - row, end_column - column
 
 
@@ -77,10 +77,10 @@ class _Tall(NamedTuple):
 
 
 def _tall(matrix: Matrix) -> tuple[_Tall, bool]:
-    (rows, columns), (row_step, column_step) = matrix.shape, matrix.part.strides
+    (rows, columns), (row_step, column_step) = matrix.shape, matrix.indices.strides
     if rows >= columns:
-        return _Tall(matrix.name, rows, columns, matrix.part.offset, row_step, column_step), False
-    return _Tall(matrix.name, columns, rows, matrix.part.offset, column_step, row_step), True
+        return _Tall(matrix.name, rows, columns, matrix.indices.offset, row_step, column_step), False
+    return _Tall(matrix.name, columns, rows, matrix.indices.offset, column_step, row_step), True
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -108,8 +108,8 @@ def fill(matrices: Sequence[Matrix], source: Source) -> None:
     """
     groups: dict[tuple[object, ...], list[Matrix]] = {}
     for matrix in matrices:
-        _check_range("rows", matrix.rows, matrix.shape[0])
-        _check_range("columns", matrix.columns, matrix.shape[1])
+        _check_interval("rows", matrix.rows, matrix.shape[0])
+        _check_interval("columns", matrix.columns, matrix.shape[1])
         if matrix.tensor.numel() > 0:
             key = (matrix.shape, matrix.rows, matrix.columns, matrix.tensor.dtype, matrix.tensor.device)
             groups.setdefault(key, []).append(matrix)
@@ -120,7 +120,7 @@ def fill(matrices: Sequence[Matrix], source: Source) -> None:
             _fill_together(of, group[begin : begin + at_once], source)
 
 
-def _check_range(what: str, given: Range | None, size: int) -> None:
+def _check_interval(what: str, given: Interval | None, size: int) -> None:
     if given is not None and not 0 <= given[0] <= given[1] <= size:
         raise ValueError(f"{what}: expected a range within 0 and {size}, got {given[0]} to {given[1]}")
 
@@ -196,8 +196,8 @@ def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, sou
     for tall, values in zip(of, v, strict=True):
         offset = tall.offset + begin * (tall.row_step + tall.column_step)
         steps = (tall.row_step, tall.column_step)
-        part = Part(offset, steps if by_rows else steps[::-1])
-        targets.append(Target(tall.name, values, values.shape, values.dtype, values.device, _NORMAL, part))
+        indices = BoxIndices(offset, steps if by_rows else steps[::-1])
+        targets.append(Target(tall.name, values, values.shape, values.dtype, values.device, _NORMAL, indices))
     source.fill_all(targets)
     if not by_rows:
         v = v.mT
@@ -206,8 +206,8 @@ def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, sou
     first = _no_zeros(top.diagonal(dim1=1, dim2=2))
     signs = torch.where(first < 0.0, -1.0, 1.0).to(v.dtype)
     inverse = torch.empty(len(of), width, width, dtype=v.dtype, device=v.device)
-    for begin_of_strip, end in _parts(width):  # the upper triangle of X^T X
-        torch.bmm(v[:, :, :end].mT, v[:, :, begin_of_strip:end], out=inverse[:, :end, begin_of_strip:end])
+    for low, end in _strips(width):  # the upper triangle of X^T X
+        torch.bmm(v[:, :, :end].mT, v[:, :, low:end], out=inverse[:, :end, low:end])
     # v_j is x_j with its first entry moved away from zero by |x_j|. That adds to V^T V what the rows of `top` say, and
     # v_j.v_j / 2 is |x_j|^2 + |x_j| |x_jj|.
     squares = inverse.diagonal(dim1=1, dim2=2).clone()
@@ -228,8 +228,8 @@ def _width(of: _Tall) -> int:
     return max(1, min(PANEL, of.columns, max(LEAST, share)))
 
 
-def _parts(width: int) -> list[tuple[int, int]]:
-    step = PART if width > 2 * PART else width
+def _strips(width: int) -> list[tuple[int, int]]:
+    step = STRIP if width > 2 * STRIP else width
     return [(begin, min(begin + step, width)) for begin in range(0, width, step)]
 
 
@@ -254,10 +254,10 @@ def _columns(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: 
             shape = (batch, own_width, right.shape[2])
             x, y = (each[: math.prod(shape)].view(shape) for each in (products, folded))
             torch.bmm(below.mT, right, out=x)
-            for first, last in _parts(own_width):
+            for first, last in _strips(own_width):
                 torch.bmm(panel.t[:, first:last, first:], x[:, first:], out=y[:, first:last])
             above = q[:, k:after, max(after, begin) - begin :]
-            for first, last in _parts(own_width):
+            for first, last in _strips(own_width):
                 torch.bmm(top[:, first:last, :last], y[:, :last], out=above[:, first:last])
             right.baddbmm_(below, y)
         new = slice(max(k, begin) - k, min(after, end) - k)
@@ -265,7 +265,7 @@ def _columns(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: 
             own = q[:, k:, max(k, begin) - begin : min(after, end) - begin]
             factors = (panel.signs * gains[:, None])[:, None, new]
             upper = (panel.t @ top.mT)[:, :, new] * factors  # upper triangular, but for the columns before `new`
-            for first, last in _parts(new.stop - new.start):
+            for first, last in _strips(new.stop - new.start):
                 reach = new.start + last
                 torch.bmm(panel.v[:, :, :reach], upper[:, :reach, first:last], out=own[:, :, first:last])
             own[:, new].diagonal(dim1=1, dim2=2).add_(factors[:, 0])

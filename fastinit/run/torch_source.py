@@ -12,7 +12,7 @@ from fastinit.run import composed
 from fastinit.run.index_maps import box_of
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.streams import derive_stream
-from fastinit.run.table import Target
+from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
 
 
