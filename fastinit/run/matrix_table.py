@@ -1,6 +1,6 @@
-"""The table of small orthogonal matrices that crosses to the native code, which makes all of them in one pass.
+"""The table of small orthogonal matrices. The native code makes all matrices of a table in one pass.
 
-Larger ones are for orthogonal.py.
+orthogonal.py makes the larger ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def fill_small(matrices: Sequence[Matrix], seed: int) -> list[Matrix]:
 
 
 def _is_small(matrix: Matrix) -> bool:
-    """By shape, dtype and device alone: neither the other matrices nor the layout may change how one is rounded."""
+    """Whether the native code takes the matrix.
+
+    Only shape, dtype and device decide: neither the other matrices nor the layout may change how one is rounded.
+    """
     assert _native.module is not None
     device = matrix.tensor.device
     fits: bool = (
@@ -52,13 +55,13 @@ def _is_small(matrix: Matrix) -> bool:
 
 def _fill_together(device: torch.device, matrices: list[Matrix], seed: int) -> None:
     assert _native.module is not None
-    # What takes long begins first, so that a device is not left with it at the end.
+    # The longest work begins first, so that the device does not end on a single long matrix.
     matrices.sort(key=lambda matrix: matrix.tensor.numel() * min(matrix.shape), reverse=True)
     views, copied = [], []
     for matrix in matrices:
         try:
             views.append(matrix.tensor.view(matrix.box_shape()))
-        except RuntimeError:  # its strides are no matrix's
+        except RuntimeError:  # no matrix has such strides
             views.append(matrix.tensor.new_empty(matrix.box_shape()))
             copied.append((matrix.tensor, views[-1]))
     table = orthogonal_table(matrices, views)
@@ -67,14 +70,14 @@ def _fill_together(device: torch.device, matrices: list[Matrix], seed: int) -> N
             cuda.fill_orthogonal(table, device, seed)
         else:
             _native.module.orthogonal_cpu(table, seed, torch.get_num_threads())
-    finally:  # interrupted, it has written something all the same
+    finally:  # an interrupted run has written something, too
         torch.autograd.graph.increment_version(views)
     for tensor, view in copied:
         tensor.copy_(view.view(tensor.shape))
 
 
 def orthogonal_table(matrices: Sequence[Matrix], views: Sequence[torch.Tensor]) -> NDArray[np.void]:
-    """A row of the native OrthogonalMatrix struct for each matrix, to be written to its view, which has its range."""
+    """A row of the native OrthogonalMatrix struct for each matrix. Each view has the shape of its matrix's box."""
     assert _native.module is not None
     table = np.zeros(len(matrices), np.dtype(_native.module.orthogonal_dtype()))
     table["data"] = [view.data_ptr() for view in views]
