@@ -1,4 +1,4 @@
-"""The table that crosses to the native code: a structured array with a row a tensor, or several where it needs them."""
+"""The table for the native code: a structured array with a row for each tensor, or several where one is not enough."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _PREPARE_ERRORS = {
 
 
 class Table:
-    """Rows of the native Task struct, made ready for sampling.
+    """Rows of the native Task struct, ready for sampling.
 
     Raises:
         ValueError: naming the tensor whose distribution cannot be sampled in its dtype.
     """
 
     def __init__(self, targets: Sequence[Target]) -> None:
-        whole_tensors: list[tuple[Target, int]] = []  # with its address: one row of consecutive elements
-        boxes: list[tuple[Target, int, IndexMap]] = []
+        whole_tensors: list[tuple[Target, int]] = []  # and addresses; one row each, of consecutive elements
+        mapped: list[tuple[Target, int, IndexMap]] = []
         for target in targets:
             is_whole = target.indices is None and target.begin is None and target.tensor.is_contiguous()
             if is_whole and target.distribution.blocks() is None:
@@ -43,21 +43,21 @@ class Table:
             for block in sampled_blocks(target):
                 address, itemsize = block.tensor.data_ptr(), block.tensor.element_size()
                 for index_map in index_maps(block.tensor, indices_of_tensor(block)):
-                    boxes.append((block, address + index_map.data_offset * itemsize, index_map))
+                    mapped.append((block, address + index_map.data_offset * itemsize, index_map))
 
-        table = np.zeros(len(whole_tensors) + len(boxes), dtype=_task_dtype())
-        table["data"] = [address for _, address in whole_tensors] + [address for _, address, _ in boxes]
+        table = np.zeros(len(whole_tensors) + len(mapped), dtype=_task_dtype())
+        table["data"] = [address for _, address in whole_tensors] + [address for _, address, _ in mapped]
         if whole_tensors:
             rows = table[: len(whole_tensors)]
             rows["numel"] = rows["row_length"] = [target.tensor.numel() for target, _ in whole_tensors]
             rows["rows_per_slab"] = rows["element_memory_step"] = 1
-        if boxes:
+        if mapped:
             rows = table[len(whole_tensors) :]
-            columns = zip(*(index_map for _, _, index_map in boxes), strict=True)
+            columns = zip(*(index_map for _, _, index_map in mapped), strict=True)
             for field, column in zip(IndexMap._fields, columns, strict=True):
                 if field != "data_offset":
                     rows[field] = column
-        owners = [target for target, _ in whole_tensors] + [target for target, _, _ in boxes]
+        owners = [target for target, _ in whole_tensors] + [target for target, _, _ in mapped]
         for row in np.flatnonzero(table["data"] % 8):
             owner, address = owners[row], int(table["data"][row])
             itemsize = owner.tensor.element_size()
@@ -84,7 +84,7 @@ class Table:
     def fill_cpu(self, seed: int, threads: int) -> None:
         """Write all values, to tensors in the memory of the CPU. The interpreter's lock is released meanwhile.
 
-        The table stays as it is: any number of threads may run it at the same time.
+        The table does not change, so any number of threads may run it at the same time.
         """
         _module().fill_cpu(self.rows, seed, threads)
 
