@@ -165,9 +165,9 @@ def test_ranges_of_rows_and_columns_are_those_of_the_whole(shape: tuple[int, int
 
 
 def test_ranges_that_are_none_are_refused() -> None:
-    with pytest.raises(ValueError, match="rows: expected a range within 0 and 6, got 3 to 7"):
+    with pytest.raises(ValueError, match="rows: expected an interval within 0 and 6, got 3 to 7"):
         ranged(matrix((6, 4)), (3, 7))
-    with pytest.raises(ValueError, match="columns: expected a range within 0 and 4, got -1 to 2"):
+    with pytest.raises(ValueError, match="columns: expected an interval within 0 and 4, got -1 to 2"):
         ranged(matrix((6, 4)), None, (-1, 2))
 
 
