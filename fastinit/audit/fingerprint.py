@@ -16,12 +16,12 @@ from fastinit.distributed.shards import (
     check_not_flattened,
     is_dtensor,
     is_first_replica,
-    local_pieces,
+    local_boxes,
     local_tensor,
     num_replicas,
 )
 from fastinit.errors import ParameterError
-from fastinit.run.index_maps import Part, box_of, whole
+from fastinit.run.index_maps import BoxIndices, box_of, whole
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_parameters
 
@@ -137,9 +137,9 @@ def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, repli
             )
         check_readable(parameter, name)
         key = key_of(name, parameter.dtype, parameter.shape)
-        parts = list(_parts(parameter, name))
-        owners += [len(found)] * len(parts)
-        hashed += [Hashed(key, tensor, part) for tensor, part in parts]
+        boxes = list(_boxes(parameter, name))
+        owners += [len(found)] * len(boxes)
+        hashed += [Hashed(key, tensor, indices) for tensor, indices in boxes]
         found.append(_Print(name, key, 0, *_place(parameter, name, ranks, replicated)))
     totals = [0] * len(found)
     for owner, total in zip(owners, sums(hashed), strict=True):
@@ -147,16 +147,15 @@ def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, repli
     return [each._replace(sum=total & MASK) for each, total in zip(found, totals, strict=True)]
 
 
-def _parts(parameter: torch.Tensor, name: str) -> Iterable[tuple[torch.Tensor, Part]]:
+def _boxes(parameter: torch.Tensor, name: str) -> Iterable[tuple[torch.Tensor, BoxIndices]]:
     """The tensors of this rank, and where they lie in the global one."""
     everything, local = whole(parameter.shape), local_tensor(parameter).detach()
     if not is_dtensor(parameter):
         yield local, everything
         return
-    for piece in local_pieces(parameter, name):
-        box = box_of(local, piece.local, piece.shape)
-        offset = sum(map(mul, piece.begin, everything.strides))
-        yield box, Part(offset, everything.strides)
+    for box in local_boxes(parameter, name):
+        offset = sum(map(mul, box.begin, everything.strides))
+        yield box_of(local, box.local, box.shape), BoxIndices(offset, everything.strides)
 
 
 def _place(parameter: torch.Tensor, name: str, ranks: _Ranks, replicated: bool) -> tuple[bool, int, int]:

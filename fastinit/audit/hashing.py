@@ -14,7 +14,7 @@ import torch
 from fastinit import _native
 from fastinit._native import FINGERPRINT_VERSION
 from fastinit.run.exact import safe_threads
-from fastinit.run.index_maps import Part, box_of, boxes
+from fastinit.run.index_maps import BoxIndices, box_of, boxes
 
 MASK = 2**64 - 1
 _STEP = 0x9E3779B97F4A7C15
@@ -31,11 +31,11 @@ _AT_ONCE_ON_CPU = 2**15
 
 
 class Hashed(NamedTuple):
-    """A tensor that is `part` of the parameter with this key."""
+    """A tensor that is a box of the parameter with this key."""
 
     key: int
     tensor: torch.Tensor
-    part: Part
+    indices: BoxIndices
 
 
 def key_of(name: str, dtype: torch.dtype, shape: Sequence[int]) -> int:
@@ -50,13 +50,13 @@ def sums(hashed: Sequence[Hashed]) -> list[int]:
     found = [0] * len(hashed)
     natively: list[int] = []
     by_torch: list[tuple[int, torch.Tensor]] = []
-    for position, (key, tensor, part) in enumerate(hashed):
+    for position, (key, tensor, indices) in enumerate(hashed):
         if tensor.numel() == 0:
             continue
         if _is_native(tensor):
             natively.append(position)
         else:
-            by_torch.append((position, _sum_by_torch(tensor.detach(), key, part)))
+            by_torch.append((position, _sum_by_torch(tensor.detach(), key, indices)))
     if natively:
         native = _native.module
         assert native is not None
@@ -87,9 +87,9 @@ def _table(hashed: Sequence[Hashed]) -> np.ndarray[Any, Any]:
     table["data"] = [tensor.data_ptr() for _, tensor, _ in hashed]
     table["numel"] = [tensor.numel() for _, tensor, _ in hashed]
     table["key"] = [key for key, _, _ in hashed]
-    table["global_offset"] = [part.offset for _, _, part in hashed]
+    table["global_offset"] = [indices.offset for _, _, indices in hashed]
     table["element_bytes"] = [tensor.element_size() for _, tensor, _ in hashed]
-    table["dimensions"] = [_dimensions(tensor, part) for _, tensor, part in hashed]
+    table["dimensions"] = [_dimensions(tensor, indices) for _, tensor, indices in hashed]
     return table
 
 
@@ -103,9 +103,9 @@ def _task_dtype() -> np.dtype[np.void]:
 Dimension = tuple[int, int, int]  # size, step in memory, step of the global index
 
 
-def _dimensions(tensor: torch.Tensor, part: Part) -> list[Dimension]:
+def _dimensions(tensor: torch.Tensor, indices: BoxIndices) -> list[Dimension]:
     """All of the native dimensions, those with the longest steps in memory first, as few of them in use as can be."""
-    steps = zip(tensor.shape, tensor.stride(), part.strides, strict=True)
+    steps = zip(tensor.shape, tensor.stride(), indices.strides, strict=True)
     merged: list[Dimension] = []
     for size, step, index_step in sorted(steps, key=lambda each: -each[1]):
         if size == 1:
@@ -117,15 +117,15 @@ def _dimensions(tensor: torch.Tensor, part: Part) -> list[Dimension]:
 
 
 @safe_threads()
-def _sum_by_torch(tensor: torch.Tensor, key: int, part: Part) -> torch.Tensor:
+def _sum_by_torch(tensor: torch.Tensor, key: int, indices: BoxIndices) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     at_once = _AT_ONCE_ON_CPU if tensor.device.type == "cpu" else _AT_ONCE
     for begin, shape in boxes(tensor.shape, at_once):
         box = box_of(tensor, begin, shape)
-        offset = part.offset + sum(map(mul, begin, part.strides))
+        offset = indices.offset + sum(map(mul, begin, indices.strides))
         # Before the mixing: key + index * _STEP. What multiplies an index of a dimension is a number already.
         state = torch.full((), _signed(key + offset * _STEP), dtype=torch.int64, device=tensor.device)
-        for dim, (size, stride) in enumerate(zip(box.shape, part.strides, strict=True)):
+        for dim, (size, stride) in enumerate(zip(box.shape, indices.strides, strict=True)):
             steps = torch.arange(size, device=tensor.device) * _signed(stride * _STEP)
             state = state + steps.view(-1, *[1] * (box.dim() - dim - 1))
         state = state.reshape(-1)

@@ -1,4 +1,4 @@
-"""Whether a model holds what a plan writes: filled once more, a piece at a time, and compared. Writes nothing."""
+"""Whether a model holds what a plan writes: filled once more, a box at a time, and compared. Writes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastinit.run.index_maps import box_of, boxes
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters
 from fastinit.run.parametrized import Computed, computed_weights
-from fastinit.run.table import Target, begin_of
+from fastinit.run.targets import Target, begin_of
 
 # Of values that are filled once more at a time: what the allocator has at hand, and mostly in the cache. A tensor that
 # is computed as a whole may take more.
@@ -72,8 +72,8 @@ def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit
     rows = [(row, _matching(row, held)) for row in plan.rows if row.action == "init"]
     differing: dict[str, None] = {}
     for batch in _batches(rows, plan.backend):
-        for piece in _differing(batch, plan):
-            differing.setdefault(piece.target.name)
+        for each in _differing(batch, plan):
+            differing.setdefault(each.target.name)
         if len(differing) >= limit:
             break
     return tuple(differing)[:limit]
@@ -116,7 +116,7 @@ def _matching(row: Row, held: dict[str, _Weight]) -> _Weight:
     return found
 
 
-class _Piece(NamedTuple):
+class _Comparison(NamedTuple):
     """Values that a model holds, and the target that would be written there; for a computed weight, all of it."""
 
     target: Target
@@ -126,45 +126,45 @@ class _Piece(NamedTuple):
         return self.target.tensor.numel() * self.target.dtype.itemsize
 
 
-def _batches(rows: list[tuple[Row, _Weight]], backend: str) -> Iterator[list[_Piece]]:
-    """Pieces of all rows in their order, as many together as the scratch memory holds."""
-    batch: list[_Piece] = []
+def _batches(rows: list[tuple[Row, _Weight]], backend: str) -> Iterator[list[_Comparison]]:
+    """Comparisons of all rows in their order, as many together as the scratch memory holds."""
+    batch: list[_Comparison] = []
     nbytes = 0
     for row, found in rows:
-        for piece in _pieces(row, found, backend):
-            if batch and nbytes + piece.nbytes() > _SCRATCH_BYTES:
+        for each in _comparisons(row, found, backend):
+            if batch and nbytes + each.nbytes() > _SCRATCH_BYTES:
                 yield batch
                 batch, nbytes = [], 0
-            batch.append(piece)
-            nbytes += piece.nbytes()
+            batch.append(each)
+            nbytes += each.nbytes()
     if batch:
         yield batch
 
 
-def _pieces(row: Row, found: _Weight, backend: str) -> Iterator[_Piece]:
+def _comparisons(row: Row, found: _Weight, backend: str) -> Iterator[_Comparison]:
     computed, tensor = (found, found.weight) if isinstance(found, Computed) else (None, found)
     for target in targets_of(row._replace(device=tensor.device, boxes=None), tensor):
         if computed is not None or target.distribution.needs == "tensor" or not engine.fills_natively(target, backend):
-            yield _Piece(target, computed)
+            yield _Comparison(target, computed)
             continue
         for begin, shape in boxes(target.tensor.shape, _SCRATCH_BYTES // target.dtype.itemsize):
             if shape == tuple(target.tensor.shape):
-                yield _Piece(target, None)
+                yield _Comparison(target, None)
                 continue
             at = tuple(map(sum, zip(begin_of(target), begin, strict=True)))
-            yield _Piece(target._replace(tensor=box_of(target.tensor.detach(), begin, shape), begin=at), None)
+            yield _Comparison(target._replace(tensor=box_of(target.tensor.detach(), begin, shape), begin=at), None)
 
 
-def _differing(batch: list[_Piece], plan: Plan) -> Iterator[_Piece]:
-    expected = [piece.target._replace(tensor=_scratch(piece.target, plan.backend)) for piece in batch]
+def _differing(batch: list[_Comparison], plan: Plan) -> Iterator[_Comparison]:
+    expected = [each.target._replace(tensor=_scratch(each.target, plan.backend)) for each in batch]
     engine.Program(expected, plan.backend).run_(plan.seed, None)
-    for piece, target in zip(batch, expected, strict=True):
-        if piece.computed is None:
-            equal = _equal(piece.target.tensor.detach(), target.tensor, target.distribution.rounding_scale())
+    for each, target in zip(batch, expected, strict=True):
+        if each.computed is None:
+            equal = _equal(each.target.tensor.detach(), target.tensor, target.distribution.rounding_scale())
         else:
-            equal = _holds(piece.computed, target)
+            equal = _holds(each.computed, target)
         if not equal:
-            yield piece
+            yield each
 
 
 def _scratch(target: Target, backend: str) -> torch.Tensor:

@@ -118,9 +118,9 @@ def check_dtype(dtype: torch.dtype, distribution: Distribution) -> None:
         raise TypeError(f"expected a floating-point dtype, got {dtype}")
     if dtype not in _COMPLEX_DTYPES:
         raise TypeError(f"expected float16, bfloat16, float32 or float64, got {dtype}")
-    for part in distribution.parts():
-        if not part.takes_complex:
-            raise TypeError(f"{part} has no meaning in {dtype}")
+    for block in distribution.each_block():
+        if not block.takes_complex:
+            raise TypeError(f"{block} has no meaning in {dtype}")
 
 
 def memory_span(tensor: torch.Tensor, name: str) -> Span:

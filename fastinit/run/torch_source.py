@@ -12,7 +12,7 @@ from fastinit.run import composed
 from fastinit.run.index_maps import box_of
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.streams import derive_stream
-from fastinit.run.table import Target
+from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
 
 
@@ -45,8 +45,8 @@ def check_dtype(distribution: Distribution, dtype: torch.dtype, device: torch.de
     try:
         scratch = torch.zeros(2, 2, dtype=dtype, device=device)
         scratch.copy_(torch.zeros(2, 2, dtype=torch.float64, device=device))  # what composed values take
-        sampled = [part for part in distribution.parts() if part.needs == "element"]
-        source.fill_all([Target("", scratch, scratch.shape, dtype, device, part) for part in sampled])
+        sampled = [block for block in distribution.each_block() if block.needs == "element"]
+        source.fill_all([Target("", scratch, scratch.shape, dtype, device, block) for block in sampled])
     except (RuntimeError, NotImplementedError) as error:
         raise TypeError(f"torch cannot write {distribution} in {dtype}: {error}") from error
 
