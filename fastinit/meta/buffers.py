@@ -435,7 +435,7 @@ class _Search:
                     wanted.failed.append(f"{way} raised {error}")
 
     def _initialisers(self, module: nn.Module) -> list[Way]:
-        """The `_init_weights` of the innermost transformers model around a module, which initialises all its modules."""
+        """The `_init_weights` of the innermost transformers model around a module. It initialises all its modules."""
         for owner in (module, *self._ancestors[module]):
             module_type: Any = type(owner)
             if any(base.__name__ == "PreTrainedModel" for base in module_type.__mro__):

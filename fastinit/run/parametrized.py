@@ -80,7 +80,7 @@ class ThroughRightInverse:
 
     @torch.no_grad()
     def prepare(self, weight: torch.Tensor) -> object:
-        # right_inverse may write to buffers, as that of `orthogonal` does. They are copied until all is checked.
+        # right_inverse may write to buffers, as that of `orthogonal` does. Until all is checked, it writes to copies.
         chain = copy.deepcopy(list(self._list)) if next(self._list.buffers(), None) is not None else list(self._list)
         value: Any = weight
         with _OwnGenerators():
