@@ -204,7 +204,9 @@ class _Flat(NamedTuple):
 
 
 def _flat(target: Target, column_axis: int | None = None) -> _Flat:
-    """The matrix whose rows are dimension 0 and whose columns are the others, or with a column axis, just the reverse.
+    """The matrix whose rows are dimension 0 and whose columns are the others.
+
+    With a column axis, that dimension makes the columns and the others the rows (JAX's and Keras' matrix).
 
     Without a column axis its elements take the random numbers of their own indices, where the strides allow it.
     """
