@@ -1,4 +1,4 @@
-"""The sum of the hashes of a tensor's elements (docs/FINGERPRINT.md): natively on the CPU, or in torch's operations."""
+"""The sum of the hashes of a tensor's elements (docs/FINGERPRINT.md), by native code on the CPU or by torch."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _PERSON = b"fastprnt" + FINGERPRINT_VERSION.to_bytes(8, "little")
 
 _NATIVE_BYTES = (1, 2, 4, 8)
 _NATIVE_DIMENSIONS = 8  # csrc/core/fingerprint.h
-# Elements that torch's operations take at a time, with three or four integers of 64 bits for each: 32 MiB at the most;
-# on a CPU, what its cache holds.
+# Elements that torch's operations take at a time, with three or four 64-bit integers for each: at most 32 MiB. On a CPU
+# they fit into its cache.
 _AT_ONCE = 2**20
 _AT_ONCE_ON_CPU = 2**15
 
 
 class Hashed(NamedTuple):
-    """A tensor that is a box of the parameter with this key."""
+    """A tensor that is a box of the parameter with this key. `indices` says which of its elements it has."""
 
     key: int
     tensor: torch.Tensor
@@ -46,7 +46,7 @@ def key_of(name: str, dtype: torch.dtype, shape: Sequence[int]) -> int:
 
 @torch.no_grad()
 def sums(hashed: Sequence[Hashed]) -> list[int]:
-    """One sum modulo 2^64 a tensor. Reads only; extra memory is at most 32 MiB."""
+    """One sum modulo 2^64 for each tensor. Writes nothing. Extra memory is at most 32 MiB."""
     found = [0] * len(hashed)
     natively: list[int] = []
     by_torch: list[tuple[int, torch.Tensor]] = []
@@ -104,7 +104,7 @@ Dimension = tuple[int, int, int]  # size, step in memory, step of the global ind
 
 
 def _dimensions(tensor: torch.Tensor, indices: BoxIndices) -> list[Dimension]:
-    """All of the native dimensions, those with the longest steps in memory first, as few of them in use as can be."""
+    """The tensor in as few dimensions as possible, the longest step in memory first, and 1s before them."""
     steps = zip(tensor.shape, tensor.stride(), indices.strides, strict=True)
     merged: list[Dimension] = []
     for size, step, index_step in sorted(steps, key=lambda each: -each[1]):
@@ -123,7 +123,7 @@ def _sum_by_torch(tensor: torch.Tensor, key: int, indices: BoxIndices) -> torch.
     for begin, shape in boxes(tensor.shape, at_once):
         box = box_of(tensor, begin, shape)
         offset = indices.offset + sum(map(mul, begin, indices.strides))
-        # Before the mixing: key + index * _STEP. What multiplies an index of a dimension is a number already.
+        # The state before the mixing is key + index * _STEP, and the index is a sum over the dimensions.
         state = torch.full((), _signed(key + offset * _STEP), dtype=torch.int64, device=tensor.device)
         for dim, (size, stride) in enumerate(zip(box.shape, indices.strides, strict=True)):
             steps = torch.arange(size, device=tensor.device) * _signed(stride * _STEP)
@@ -136,7 +136,7 @@ def _sum_by_torch(tensor: torch.Tensor, key: int, indices: BoxIndices) -> torch.
 
 
 def _words(box: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The elements' bits, in int64: once, or for elements of 16 bytes their low and their high half."""
+    """The elements' bits as int64. Elements of 16 bytes give two tensors, their low and their high halves."""
     flat, size = box.reshape(-1), box.element_size()
     if size == 1:
         yield flat.view(torch.uint8).to(torch.int64)
@@ -151,7 +151,7 @@ def _words(box: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _mixed(x: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finaliser, in place. Products wrap."""
+    """SplitMix64's finaliser, in place. Its products are modulo 2^64."""
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
         x.bitwise_xor_((x >> shift).bitwise_and_(2 ** (64 - shift) - 1))  # >> copies the sign
         if multiplier != 1:

@@ -1,4 +1,4 @@
-"""Which elements of a global tensor a rank holds: from a DTensor's mesh and placements to boxes. No communication."""
+"""The boxes of a global tensor that a rank holds, from a DTensor's mesh and placements. No communication."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _with_places(held: Sequence[Interval]) -> list[tuple[int, int, int]]:
 
 
 def intervals(size: int, splits: Sequence[MeshSplit]) -> list[Interval]:
-    """What a rank holds of one dimension after its splits, given from the outermost mesh dimension inwards."""
+    """The intervals of one dimension that a rank holds after its splits. Splits of outer mesh dimensions come first."""
     held = [(0, size)] if size > 0 else []
     for split in _in_order(splits):
         length = sum(end - begin for begin, end in held)

@@ -93,7 +93,7 @@ def writes(kind: type[Distribution]) -> Callable[[Writer], Writer]:
 
 
 def _fill(target: Target, source: Source, later: _Later) -> None:
-    """Write a target, and put on the lists what is left for later."""
+    """Write a target, or add to the lists of work for later."""
     distribution = target.distribution
     writer = _WRITERS.get(type(distribution))
     if writer is not None:
@@ -204,9 +204,11 @@ class _Flat(NamedTuple):
 
 
 def _flat(target: Target, column_axis: int | None = None) -> _Flat:
-    """The matrix of dimension 0 against the others. With a column axis, that of all others against this one.
+    """The matrix whose rows are dimension 0 and whose columns are the others.
 
-    The first kind takes the random numbers of the elements' own indices, as far as it can.
+    With a column axis, that dimension makes the columns and the others the rows (JAX's and Keras' matrix).
+
+    Without a column axis its elements take the random numbers of their own indices, where the strides allow it.
     """
     dimensions, indices = len(target.shape), indices_of(target)
     order = tuple(range(dimensions))

@@ -266,7 +266,7 @@ def _columns(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: 
         if new.start < new.stop:
             own = q[:, k:, max(k, begin) - begin : min(after, end) - begin]
             factors = (panel.signs * gains[:, None])[:, None, new]
-            upper = (panel.t @ top.mT)[:, :, new] * factors  # upper triangular, but for the columns before `new`
+            upper = (panel.t @ top.mT)[:, :, new] * factors  # upper triangular, without the columns before `new`
             for first, last in _strips(new.stop - new.start):
                 reach = new.start + last
                 torch.bmm(panel.v[:, :, :reach], upper[:, :reach, first:last], out=own[:, :, first:last])
