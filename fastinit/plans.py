@@ -202,6 +202,8 @@ class Plan:
             RuntimeError: CUDA's error if the kernel cannot be launched; without a seed, in a distributed model, a rank
                 of its meshes did not come (distributed/agreement.py).
         """
+        if self._written:
+            engine.check_modes()
         for row in self._ties:
             row.place.check_tied(row.name)
         tensors = [row.place.current(row.name) for row in self._written]

@@ -5,6 +5,8 @@ Nothing here waits for the device. The memory comes from torch's caching allocat
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,10 +23,16 @@ def obstacle() -> str | None:
     """Why the native code cannot fill CUDA tensors, or None."""
     assert _native.module is not None
     if not _native.module.HAS_CUDA:
-        return "the native code is built without a backend for cuda"
+        return f"the native code is built without a backend for cuda{_why_without()}"
     if torch.version.cuda is None:
         return "the native code is built for CUDA, and this torch is not"
     return None
+
+
+@cache
+def _why_without() -> str:
+    reason = _native.build_info().get("without_cuda")
+    return f" ({reason})" if reason else ""
 
 
 class _Upload:

@@ -197,7 +197,6 @@ class Program:
 
     def run_(self, seed: int | None, generator: torch.Generator | None) -> None:
         """Write all targets. See Plan.run_."""
-        _check_modes()
         for obstacle in self._obstacles:
             _warn_once(obstacle)
         if seed is None and self._seed_groups is not None:
@@ -283,7 +282,7 @@ def _layout(tensors: list[torch.Tensor]) -> tuple[list[Any], ...]:
     )
 
 
-def _check_modes() -> None:
+def check_modes() -> None:
     """Refuse modes under which new tensors are none: they would be mixed with the memory that is written."""
     probe = torch.empty(0, device="cpu")
     if type(probe) is not torch.Tensor:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from fastinit import _torch
 from fastinit._torch import SPECTRAL_NORMS
 from fastinit.distributed.shards import is_dtensor
-from fastinit.run.exact import safe_threads
+from fastinit.run.exact import exact_arithmetic
 
 # The attribute torch.nn.utils.spectral_norm is the function, and hides the module.
 SpectralNorm: Any = importlib.import_module("torch.nn.utils.spectral_norm").SpectralNorm
@@ -65,14 +65,14 @@ class ThroughRightInverse:
             return [chain.original]
         return [getattr(chain, f"original{position}") for position in range(chain.ntensors)]
 
-    @torch.no_grad()
-    @safe_threads()
     def compute(self) -> torch.Tensor:
         """The weight as it is. Unlike the module's attribute, it updates no estimate of a norm and fills no cache."""
         modes = [(each, each.training) for each in self._list.modules()]
         self._list.eval()
+        devices = {each.device for each in self.originals()}
         try:
-            weight: torch.Tensor = self._list()
+            with exact_arithmetic(devices):
+                weight: torch.Tensor = self._list()
         finally:
             for each, training in modes:
                 each.training = training
