@@ -228,9 +228,7 @@ def test_tensors_on_several_devices(
     monkeypatch.setattr(
         plan_module,
         "targets_of",
-        lambda *planned: [
-            target._replace(device=places.get(target.name, elsewhere)) for target in targets(*planned)
-        ],
+        lambda *planned: [target._replace(device=places.get(target.name, elsewhere)) for target in targets(*planned)],
     )
     monkeypatch.setattr(torch.Tensor, "to", lambda self, to, non_blocking: self.clone())
     given = model()
