@@ -556,7 +556,7 @@ def column_shard(dtype_name: str, settings: Settings) -> Work:
     columns = 2048
     rows = max(1, (1 << 30) // settings.divisor // dtype.itemsize // columns)
     tensor = torch.empty(rows, columns, dtype=dtype, device=settings.device)
-    table = Table(targets_of(plan_tensors([tensor], SCHEMES["uniform"], seed=0, backend="native"))).rows
+    table = Table(targets_of(plan_tensors([tensor], SCHEMES["uniform"], seed=0, backend="native"))).rows.copy()
     table["global_offset"], table["row_length"], table["rows_per_slab"] = columns, columns, rows
     table["row_index_step"], table["row_memory_step"] = 8 * columns, columns
     return Work(

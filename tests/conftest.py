@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if _native.module is None:
         # Installed without the extension, everything falls back, and says so at first use.
         config.addinivalue_line("filterwarnings", "ignore::fastinit.FallbackWarning")
+
+
+def library_of_models(name: str) -> Any:
+    """A module of timm, torchvision or peft. Skips without it, unless FASTINIT_REQUIRE_ZOO is set."""
+    if os.environ.get("FASTINIT_REQUIRE_ZOO"):
+        return importlib.import_module(name)
+    return pytest.importorskip(name)
 
 
 def fill_native_row(

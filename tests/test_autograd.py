@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,10 +52,19 @@ def test_frozen_parameters_are_initialised_and_stay_frozen() -> None:
     assert not module.weight.requires_grad and (module.weight == 1).all()
 
 
-MODULES = [each.name for each in pkgutil.iter_modules(fastinit.__path__, "fastinit.") if "_C" not in each.name]
+# A process ends with __main__, and _C is native.
+NO_DOCTESTS = ("fastinit.__main__", "fastinit._C")
+MODULES = [each.name for each in pkgutil.walk_packages(fastinit.__path__, "fastinit.") if each.name not in NO_DOCTESTS]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "fastinit.__main__"])
+def test_doctests_are_looked_for_in_every_module() -> None:
+    root = Path(fastinit.__file__).parent
+    files = {path for path in root.rglob("*.py") if path.stem not in ("__init__", "__main__")}
+    names = {".".join(("fastinit", *path.relative_to(root).with_suffix("").parts)) for path in files}
+    assert names < set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_doctests(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch})
     assert result.failed == 0

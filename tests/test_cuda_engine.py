@@ -100,7 +100,7 @@ def native(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> EmulatedModu
 def device(monkeypatch: pytest.MonkeyPatch, native: EmulatedModule) -> Device:
     state = Device()
     targets = plan_module.targets_of
-    on_cuda = lambda row: [target._replace(device=CUDA) for target in targets(row)]  # noqa: E731
+    on_cuda = lambda *planned: [target._replace(device=CUDA) for target in targets(*planned)]  # noqa: E731
     monkeypatch.setattr(plan_module, "targets_of", on_cuda)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: types.SimpleNamespace(cuda_stream=state.stream))
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
@@ -203,7 +203,7 @@ def test_a_failed_launch_is_an_exception_and_writes_nothing(
 def test_a_tensor_elsewhere_than_planned_is_refused(device: Device, native: EmulatedModule) -> None:
     given = model()
     plan = fastinit.plan(given, "normal", seed=4)
-    given[0].weight.data = torch.zeros(20, 30)  # on the CPU, and planned on cuda:0
+    plan._written = [row._replace(device=CUDA) for row in plan._written]  # while the tensors are on the CPU
     with pytest.raises(ValueError, match=r"0.weight: planned as \(20, 30\) torch.float32 on cuda:0, is now .* on cpu"):
         plan.run_()
     assert native.fills == []
@@ -228,7 +228,7 @@ def test_tensors_on_several_devices(
     monkeypatch.setattr(
         plan_module,
         "targets_of",
-        lambda row: [target._replace(device=places.get(row.name, elsewhere)) for target in targets(row)],
+        lambda *planned: [target._replace(device=places.get(target.name, elsewhere)) for target in targets(*planned)],
     )
     monkeypatch.setattr(torch.Tensor, "to", lambda self, to, non_blocking: self.clone())
     given = model()

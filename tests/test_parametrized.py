@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import library_of_models
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -540,9 +541,10 @@ def test_manual_seed_governs_parametrised_weights_too() -> None:
     assert torch.equal(*outcomes) and not torch.equal(outcomes[0], module.weight)
 
 
+@pytest.mark.zoo
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_an_adapter_of_peft_starts_at_zero() -> None:
-    peft = pytest.importorskip("peft")
+    peft = library_of_models("peft")
 
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import zoo
+from conftest import library_of_models
 from scipy import stats
 from torch import nn
 
@@ -583,9 +584,10 @@ def test_vit_as_a_part_of_a_model(mode: str) -> None:
     assert within == {f"encoder.{name}": distribution for name, distribution in alone.items()}
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("mode", MODES)
 def test_vit_of_timm(mode: str) -> None:
-    timm = pytest.importorskip("timm")
+    timm = library_of_models("timm")
     models = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -597,23 +599,25 @@ def test_vit_of_timm(mode: str) -> None:
     check_preset(models[1], vit_preset(mode), vit_expected(mode, 192, 16, 100), models[0])
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("init_values", [1e-5, 0.1])
 def test_layer_scale_of_timm(init_values: float) -> None:
-    timm = pytest.importorskip("timm")
+    timm = library_of_models("timm")
     model = timm.create_model("vit_tiny_patch16_224", depth=1, init_values=init_values, num_classes=10)
     check_preset(model, "vit", [(r"\.gamma$", constant(init_values)), *vit_expected("", 192, 16, 10)])
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnet_of_torchvision_and_timm(name: str) -> None:
-    models = pytest.importorskip("torchvision.models")
+    models = library_of_models("torchvision.models")
     last = r"^layer\d\.\d+\.bn3\.weight$" if name == "resnet50" else r"^layer\d\.\d+\.bn2\.weight$"
     for preset, zeros in (("resnet", True), ("resnet_plain", False)):
         torch.manual_seed(0)
         published = getattr(models, name)(zero_init_residual=zeros)
         model = getattr(models, name)(zero_init_residual=not zeros)
         check_preset(model, preset, resnet_expected(model, last if zeros else None), published)
-    timm = pytest.importorskip("timm")
+    timm = library_of_models("timm")
     published, model = timm.create_model(name), timm.create_model(name)
     check_preset(model, "resnet", resnet_expected(model, last), published)
 

@@ -170,7 +170,7 @@ def _check_tiling(sample: Sequence[int]) -> int:
                     arithmetic[name] = held
             planned: dict[str, list[tuple[tuple[int, ...], ...]]] = {}
             for row in fastinit.plan(model, "xavier_normal", seed=0).rows:
-                for target in targets_of(row):
+                for target in targets_of(row, row.tensor):
                     _assert_maps_cover(target)
                     planned.setdefault(target.name, []).append((begin_of(target), tuple(target.tensor.shape)))
             for name, held in arithmetic.items():
