@@ -168,15 +168,17 @@ def _plan(
     survey.report_unmatched(own_rules, strict)
     groups = survey.wrapper_groups()
     made = Plan(rows, seed=seed, generator=generator, backend=backend, seed_groups=groups, strict=strict)
-    _report_uncovered(made.uncovered, strict)
+    _report_uncovered(made, strict)
     return made
 
 
-def _report_uncovered(names: Sequence[str], strict: bool) -> None:
+def _report_uncovered(made: Plan, strict: bool) -> None:
+    if strict and made.uncovered:
+        raise ValueError("strict: no rule covers " + ", ".join(made.uncovered))
+    # Without memory they cannot be kept, and materialize_ refuses them.
+    names = [row.name for row in made.rows if not row.covered and row.device.type != "meta"]
     if not names:
         return
-    if strict:
-        raise ValueError("strict: no rule covers " + ", ".join(names))
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     warn(f"no rule covers {shown}: kept as they are; give them a rule, or KEEP", UncoveredWarning)
 

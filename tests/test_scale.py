@@ -220,7 +220,9 @@ def _check_huge(
     [row] = plan.rows
     distribution: Any = row.distribution
     kind: reference.Kind = "uniform" if scheme == "uniform" else "normal"
-    wanted = reference.sample(kind, distribution, "bfloat16" if dtype == "bfloat16" else "float32", 5, "weight", index)
+    wanted = reference.sample(
+        kind, distribution.parameters(), "bfloat16" if dtype == "bfloat16" else "float32", 5, "weight", index
+    )
     found = local[tuple(torch.from_numpy(which) for which in at)]
     as_numpy = found.view(torch.int16).numpy().view(np.uint16) if dtype == "bfloat16" else found.numpy()
     assert np.array_equal(as_numpy, wanted)
