@@ -46,7 +46,8 @@ from fastinit import _native
 from fastinit.plans import Plan
 from fastinit.rules.survey import plan_tensors
 from fastinit.run import engine
-from fastinit.run.table import Table, Target
+from fastinit.run.table import Table
+from fastinit.run.targets import Target
 from fastinit.schemes import distributions
 from fastinit.schemes.base import Scheme
 

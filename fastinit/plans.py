@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, 
 import torch
 
 from fastinit.distributed.agreement import Ranks, ranks_of_meshes
-from fastinit.distributed.shards import Piece, is_dtensor, local_pieces, local_tensor
+from fastinit.distributed.shards import Box, is_dtensor, local_boxes, local_tensor
 from fastinit.errors import ParameterError
 from fastinit.run import engine
 from fastinit.run.index_maps import box_of
 from fastinit.run.places import Assignment, Place
 from fastinit.run.streams import as_seed
-from fastinit.run.table import Target
+from fastinit.run.targets import Target
 from fastinit.schemes.base import Scheme, check_choice, describe
 from fastinit.schemes.distributions import Distribution
 from fastinit.schemes.fans import Fans
@@ -57,7 +57,7 @@ class Row(NamedTuple):
     distribution: Distribution | None = None
     covered: bool = True
     frozen: bool = False
-    boxes: tuple[Piece, ...] | None = None
+    boxes: tuple[Box, ...] | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Row):
@@ -93,13 +93,13 @@ class Row(NamedTuple):
 _NOWHERE = Place.of_tensor(torch.empty(0, device="cpu"))
 
 
-def boxes_of(tensor: torch.Tensor, name: str) -> tuple[Piece, ...] | None:
+def boxes_of(tensor: torch.Tensor, name: str) -> tuple[Box, ...] | None:
     """What this rank holds of a DTensor; None for any other tensor.
 
     Raises:
         ParameterError: a Partial placement, or a local tensor that is not what the placements say.
     """
-    return tuple(local_pieces(tensor, name)) if is_dtensor(tensor) else None
+    return tuple(local_boxes(tensor, name)) if is_dtensor(tensor) else None
 
 
 def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
@@ -121,11 +121,11 @@ def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
     if not is_dtensor(tensor):
         return [Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, row.distribution)]
     found = []
-    for piece in local_pieces(tensor, row.name):
+    for box in local_boxes(tensor, row.name):
         local = local_tensor(tensor)
-        if piece.shape != tuple(local.shape):
-            local = box_of(local.detach(), piece.local, piece.shape)
-        begin = None if piece.shape == tuple(tensor.shape) else piece.begin
+        if box.shape != tuple(local.shape):
+            local = box_of(local.detach(), box.local, box.shape)
+        begin = None if box.shape == tuple(tensor.shape) else box.begin
         found.append(Target(row.name, local, tensor.shape, local.dtype, local.device, row.distribution, None, begin))
     return found
 
@@ -431,9 +431,9 @@ def _here(row: Row) -> str | None:
     return " and ".join(_box(box, row.shape) for box in row.boxes) or "nothing"
 
 
-def _box(box: Piece, shape: Sequence[int]) -> str:
+def _box(box: Box, shape: Sequence[int]) -> str:
     """
-    >>> _box(Piece((0, 0), (4, 0), (2, 3)), (8, 3))
+    >>> _box(Box((0, 0), (4, 0), (2, 3)), (8, 3))
     '[4:6, :]'
     """
     sizes = zip(box.begin, box.shape, shape, strict=True)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 import fastinit
 from fastinit import _native
 from fastinit.audit import hashing
-from fastinit.run.index_maps import Part
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.matrix_table import orthogonal_table
 from fastinit.run.orthogonal import Matrix
-from fastinit.run.table import DTYPES, Table, Target
+from fastinit.run.table import DTYPES, Table
+from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Constant, Diagonal, Normal, Sampled, TruncNormal, Uniform
 
 pytestmark = needs_native
@@ -66,11 +67,11 @@ def copied(table: NDArray[np.void]) -> NDArray[np.void]:
 
 
 def matrix_table_of(tensor: torch.Tensor) -> NDArray[np.void]:
-    return orthogonal_table([Matrix("w", tensor, (8, 4), Part(0, (4, 1)), 1.0)], [tensor])
+    return orthogonal_table([Matrix("w", tensor, (8, 4), BoxIndices(0, (4, 1)), 1.0)], [tensor])
 
 
 def hash_table_of(tensor: torch.Tensor) -> NDArray[np.void]:
-    return hashing._table([hashing.Hashed(1, tensor, Part(0, (4, 1)))])
+    return hashing._table([hashing.Hashed(1, tensor, BoxIndices(0, (4, 1)))])
 
 
 # ---- A table is only read ----

@@ -14,7 +14,7 @@ from torch import nn
 import fastinit
 from fastinit.run import engine
 from fastinit.run.engine import Program
-from fastinit.run.table import Target
+from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Blocks, Distribution, Normal, Orthogonal, Sparse, ZeroRow
 
 pytestmark = needs_native

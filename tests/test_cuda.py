@@ -42,7 +42,7 @@ from fastinit.plans import Plan
 from fastinit.rules.survey import plan_tensors
 from fastinit.run import engine
 from fastinit.run.streams import name_id
-from fastinit.run.table import Target
+from fastinit.run.targets import Target
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
 
@@ -1138,14 +1138,14 @@ def test_orthogonal_matrices_have_the_same_bits_alone_and_in_every_layout() -> N
 @needs_fma
 def test_small_orthogonal_matrices_have_the_bits_of_the_cpu(roomy: None) -> None:
     """All arithmetic of the kernel is exactly rounded, and so is that of the CPU's code, in the same order."""
-    from fastinit.run.index_maps import Part
+    from fastinit.run.index_maps import BoxIndices
     from fastinit.run.matrix_table import fill_small
     from fastinit.run.orthogonal import Matrix
 
     for shape in (*SMALL, *SMALL_FLOAT32):
         for dtype in DTYPES if shape in SMALL else (torch.float32,):
             tensors = [marked(shape, dtype, device) for device in (DEVICE, CPU)]
-            part = Part(3, (shape[1], 1))
+            part = BoxIndices(3, (shape[1], 1))
             assert fill_small([Matrix(str(shape), each, shape, part, 0.7) for each in tensors], 5) == []
             assert_same(tensors[0], tensors[1], (shape, dtype))
 

@@ -19,7 +19,7 @@ from torch import nn
 import fastinit
 from fastinit import _native
 from fastinit.run import cuda
-from fastinit.run.index_maps import Part
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.matrix_table import fill_small
 from fastinit.run.orthogonal import Matrix
 
@@ -289,7 +289,7 @@ def test_orthogonal_matrices_of_a_model_are_one_launch(
 
 def matrices_of(shapes: list[tuple[int, int]], dtype: torch.dtype = torch.float32) -> list[Matrix]:
     return [
-        Matrix(f"{number}", torch.zeros(shape, dtype=dtype), shape, Part(0, (shape[1], 1)), 1.0)
+        Matrix(f"{number}", torch.zeros(shape, dtype=dtype), shape, BoxIndices(0, (shape[1], 1)), 1.0)
         for number, shape in enumerate(shapes)
     ]
 
@@ -324,7 +324,7 @@ def test_a_matrix_whose_strides_are_none_has_the_same_bits(
     for tensor in tensors:
         on_cuda[tensor.data_ptr()] = CUDA
         before = tensor._version
-        assert fill_small([Matrix("w", tensor, (6, 36), Part(0, (36, 1)), 1.0)], 3) == []
+        assert fill_small([Matrix("w", tensor, (6, 36), BoxIndices(0, (36, 1)), 1.0)], 3) == []
         assert torch.equal(tensor, plain) and (tensor != 0.0).any()
         assert tensor._version > before
 

@@ -333,7 +333,9 @@ def test_equal_to_the_reference(emulated: Emulated, dtype: torch.dtype) -> None:
         assert _native.module.prepare(table) is None
         emulated.fill(table, 2**63 + 9)
         dtype_name: Any = str(dtype).removeprefix("torch.")
-        wanted = reference.sample(kind, distribution, dtype_name, 2**63 + 9, "a.weight", offset + np.arange(numel))  # type: ignore[arg-type]
+        wanted = reference.sample(
+            kind, distribution.parameters(), dtype_name, 2**63 + 9, "a.weight", offset + np.arange(numel)
+        )  # type: ignore[arg-type]
         assert output.view(torch.uint8).numpy().tobytes() == wanted.tobytes(), distribution
 
 

@@ -24,7 +24,7 @@ from test_orthogonal import SEED, product_of_reflectors
 from fastinit import _native
 from fastinit.run import orthogonal
 from fastinit.run.engine import NativeSource
-from fastinit.run.index_maps import Part
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.matrix_table import fill_small, orthogonal_table
 from fastinit.run.orthogonal import Matrix
 
@@ -105,7 +105,7 @@ def matrix(
     tensor: torch.Tensor, name: str = "w", gain: float = 1.0, offset: int = 0, steps: tuple[int, int] | None = None
 ) -> Matrix:
     rows, columns = tensor.shape
-    return Matrix(name, tensor, (rows, columns), Part(offset, steps or (columns, 1)), gain)
+    return Matrix(name, tensor, (rows, columns), BoxIndices(offset, steps or (columns, 1)), gain)
 
 
 def filled(emulated: Emulated, shape: tuple[int, int], dtype: torch.dtype, **options: Any) -> torch.Tensor:
@@ -148,7 +148,7 @@ def test_ranges_have_the_bits_of_the_whole(emulated: Emulated) -> None:
         whole = filled(emulated, shape, torch.float32)
         for rows, columns in (((0, 3), (2, 5)), ((7, 40), (0, shape[1])), ((0, shape[0]), (3, 4))):
             part = torch.full((rows[1] - rows[0], columns[1] - columns[0]), torch.nan)
-            of = Matrix("w", part, shape, Part(0, (shape[1], 1)), 1.0, rows, columns)
+            of = Matrix("w", part, shape, BoxIndices(0, (shape[1], 1)), 1.0, rows, columns)
             fill(emulated, [of])
             assert same(part, whole[slice(*rows), slice(*columns)])
             of_cpu = torch.full_like(part, torch.nan)

@@ -25,7 +25,7 @@ from fastinit.rules.roles import Treatment
 from fastinit.run import composed
 from fastinit.run.engine import NativeSource, Program
 from fastinit.run.index_maps import box_of
-from fastinit.run.table import Target, begin_of
+from fastinit.run.targets import Target, begin_of
 from fastinit.schemes import distributions
 from fastinit.schemes.distributions import (
     Blocks,

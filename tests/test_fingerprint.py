@@ -28,7 +28,7 @@ import fastinit
 from fastinit import _native
 from fastinit.audit import hashing
 from fastinit.audit.fingerprint import _prints, _Ranks, _ranks_of, _reduced
-from fastinit.run.index_maps import Part, box_of, boxes
+from fastinit.run.index_maps import BoxIndices, box_of, boxes
 
 # ---- docs/FINGERPRINT.md in NumPy ----
 
@@ -161,7 +161,7 @@ def test_indices_beyond_32_bits(path: str) -> None:
     key = hashing.key_of("w", torch.float32, (2**40,))
     for first in (2**32 - 2, 2**40 - 5):
         states = np.uint64(key) + np.arange(first, first + 5, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        part = hashing.Hashed(key, torch.zeros(5), Part(first, (1,)))
+        part = hashing.Hashed(key, torch.zeros(5), BoxIndices(first, (1,)))
         assert hashing.sums([part]) == [int(mix(states).sum(dtype=np.uint64))]
 
 
@@ -391,7 +391,7 @@ def test_arguments_are_checked() -> None:
 def test_the_native_table_is_checked() -> None:
     native = _native.module
     assert native is not None
-    good = hashing._table([hashing.Hashed(1, torch.zeros(4, 3), Part(0, (3, 1)))])
+    good = hashing._table([hashing.Hashed(1, torch.zeros(4, 3), BoxIndices(0, (3, 1)))])
     native.fingerprint_cpu(good, 1)
     for field, value, what in [
         ("element_bytes", 3, "elements of 3 bytes"),
@@ -521,7 +521,7 @@ def test_data_parallel(size: int) -> None:
 def _first_fully_sharded(use_orig_params: bool) -> None:
     expected = reference(**dict(Block().named_parameters()))
     model = FullyShardedDataParallel(Block(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
-    assert _message(lambda: fastinit.fingerprint(model)).startswith("model: its parameters are flat pieces")
+    assert _message(lambda: fastinit.fingerprint(model)).startswith("model: its parameters are flat shards")
     with FullyShardedDataParallel.summon_full_params(model):
         assert fastinit.fingerprint(model) == expected
 

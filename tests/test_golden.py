@@ -21,7 +21,7 @@ import fastinit
 from fastinit import _native
 from fastinit.run.engine import Program
 from fastinit.run.streams import derive_stream, name_id
-from fastinit.run.table import Target
+from fastinit.run.targets import Target
 from fastinit.schemes import distributions
 
 # Known answers are at the edges of what dtypes can hold, on purpose.

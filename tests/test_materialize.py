@@ -229,7 +229,7 @@ def test_fsdp1_initialises_module_by_module() -> None:
         fastinit.init_model_(wrapped, "xavier_normal", seed=SEED)
         for name, value in full.items():
             assert torch.equal(again[name], value), name
-    with pytest.raises(ValueError, match="flat pieces under FullyShardedDataParallel"):
+    with pytest.raises(ValueError, match="flat shards under FullyShardedDataParallel"):
         fastinit.init_model_(wrapped, "xavier_normal", seed=SEED)
 
 

@@ -19,9 +19,9 @@ from torch import nn
 import fastinit
 from fastinit.run import engine, matrix_table, orthogonal
 from fastinit.run.engine import NativeSource, Program
-from fastinit.run.index_maps import Part
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.orthogonal import Matrix
-from fastinit.run.table import Target
+from fastinit.run.targets import Target
 from fastinit.schemes import distributions
 from fastinit.schemes.distributions import Blocks, Orthogonal
 
@@ -61,7 +61,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def matrix(shape: tuple[int, int], name: str = "w", dtype: torch.dtype = torch.float32, gain: float = 1.0) -> Matrix:
     tensor = torch.full(shape, torch.nan, dtype=dtype)
-    return Matrix(name, tensor, shape, Part(0, (shape[1], 1)), gain)
+    return Matrix(name, tensor, shape, BoxIndices(0, (shape[1], 1)), gain)
 
 
 def filled(shape: tuple[int, ...], scheme: fastinit.Scheme | str = "orthogonal", **options: object) -> torch.Tensor:
@@ -71,13 +71,13 @@ def filled(shape: tuple[int, ...], scheme: fastinit.Scheme | str = "orthogonal",
     return tensor
 
 
-@pytest.mark.parametrize(("panel", "part"), [(3, 1), (7, 2), (32, 64), (192, 64)])
+@pytest.mark.parametrize(("panel", "strip"), [(3, 1), (7, 2), (32, 64), (192, 64)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matrices_are_the_product_of_their_reflectors(
-    shape: tuple[int, int], panel: int, part: int, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int], panel: int, strip: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(orthogonal, "PANEL", panel)
-    monkeypatch.setattr(orthogonal, "PART", part)
+    monkeypatch.setattr(orthogonal, "STRIP", strip)
     for dtype, sampled, tolerance in ((torch.float64, "float64", 1e-12), (torch.float32, "float32", 4e-6)):
         wanted = product_of_reflectors("w", *shape, sampled, 1.5)
         found = filled(shape, fastinit.Orthogonal(1.5), dtype=dtype)
@@ -165,9 +165,9 @@ def test_ranges_of_rows_and_columns_are_those_of_the_whole(shape: tuple[int, int
 
 
 def test_ranges_that_are_none_are_refused() -> None:
-    with pytest.raises(ValueError, match="rows: expected a range within 0 and 6, got 3 to 7"):
+    with pytest.raises(ValueError, match="rows: expected an interval within 0 and 6, got 3 to 7"):
         ranged(matrix((6, 4)), (3, 7))
-    with pytest.raises(ValueError, match="columns: expected a range within 0 and 4, got -1 to 2"):
+    with pytest.raises(ValueError, match="columns: expected an interval within 0 and 4, got -1 to 2"):
         ranged(matrix((6, 4)), None, (-1, 2))
 
 

@@ -179,20 +179,20 @@ def test_other_native_work_is_interrupted_within_a_second(work: str) -> None:
 import os, signal, threading, time, torch, fastinit
 from fastinit import _native
 from fastinit.audit import hashing
-from fastinit.run.index_maps import Part
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.matrix_table import orthogonal_table
 from fastinit.run.orthogonal import Matrix
 signal.signal(signal.SIGINT, signal.default_int_handler)
 native, work = _native.module, {work!r}
 if work == "fingerprint":
     tensor = torch.zeros(2**20).expand(2**13, 2**20)  # 2^33 elements
-    table = hashing._table([hashing.Hashed(1, tensor, Part(0, (2**20, 1)))])
+    table = hashing._table([hashing.Hashed(1, tensor, BoxIndices(0, (2**20, 1)))])
     os.environ["FASTINIT_FORCE_ISA"] = "portable"
     start = lambda: native.fingerprint_cpu(table, 2)
 else:
     size, count = (1024, 20) if work == "large orthogonal" else (128, 4000)
     tensors = [torch.zeros(size, size, dtype=torch.float64) for _ in range(count)]
-    table = orthogonal_table([Matrix("w", t, (size, size), Part(0, (size, 1)), 1.0) for t in tensors], tensors)
+    table = orthogonal_table([Matrix("w", t, (size, size), BoxIndices(0, (size, 1)), 1.0) for t in tensors], tensors)
     start = lambda: native.orthogonal_cpu(table, 1, 2)
 
 def interrupt():

@@ -25,10 +25,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import fastinit
 from fastinit.distributed import shards as sharding
-from fastinit.distributed.shards import Piece, Split
+from fastinit.distributed.shards import Box, MeshSplit
 from fastinit.plans import targets_of
 from fastinit.run.index_maps import index_maps
-from fastinit.run.table import Target, begin_of, part_of, part_of_tensor
+from fastinit.run.targets import Target, begin_of, indices_of, indices_of_tensor
 
 pytestmark = needs_native
 
@@ -100,21 +100,21 @@ def test_a_rank_of_1024_plans_405_billion_parameters_in_500_mib() -> None:
     assert grown < 500 * MIB
 
 
-def _splits_at(tensor: DTensor, coordinate: Sequence[int]) -> list[Split]:
+def _splits_at(tensor: DTensor, coordinate: Sequence[int]) -> list[MeshSplit]:
     found = []
     for placement, parts, which in zip(tensor.placements, tensor.device_mesh.shape, coordinate, strict=True):
         if not isinstance(placement, Replicate):
             shard: Any = placement
-            found.append(Split(shard.dim, parts, which, getattr(shard, "split_factor", 1)))
+            found.append(MeshSplit(shard.dim, parts, which, getattr(shard, "split_factor", 1)))
     return found
 
 
-def _assert_tiled(shape: Sequence[int], held: Sequence[Sequence[Piece]], replicas: int) -> None:
+def _assert_tiled(shape: Sequence[int], held: Sequence[Sequence[Box]], replicas: int) -> None:
     """That the boxes of all ranks cover every element as often as there are replicas: their volumes add up, and no two
     different ones meet."""
-    every = [piece for pieces in held for piece in pieces]
-    assert sum(math.prod(piece.shape) for piece in every) == math.prod(shape) * replicas
-    distinct = sorted({(piece.begin, piece.shape) for piece in every})
+    every = [box for boxes in held for box in boxes]
+    assert sum(math.prod(box.shape) for box in every) == math.prod(shape) * replicas
+    distinct = sorted({(box.begin, box.shape) for box in every})
     assert len(distinct) * replicas == len(every)
     begin = np.array([begin for begin, _ in distinct])
     end = begin + np.array([lengths for _, lengths in distinct])
@@ -125,10 +125,10 @@ def _assert_tiled(shape: Sequence[int], held: Sequence[Sequence[Piece]], replica
 
 def _assert_maps_cover(target: Target) -> None:
     """That the index maps of a box begin and end where it does, and have as many elements."""
-    strides = part_of(target).strides
+    strides = indices_of(target).strides
     first = sum(index * stride for index, stride in zip(begin_of(target), strides, strict=True))
     last = first + sum((size - 1) * stride for size, stride in zip(target.tensor.shape, strides, strict=True))
-    maps = index_maps(target.tensor, part_of_tensor(target))
+    maps = index_maps(target.tensor, indices_of_tensor(target))
     assert maps[0].global_offset == first
     length, rows = maps[-1].row_length, maps[-1].rows_per_slab
     slabs = maps[-1].numel // (length * rows)
@@ -140,14 +140,14 @@ def _assert_maps_cover(target: Target) -> None:
 def _check_tiling(sample: Sequence[int]) -> int:
     """The boxes of all ranks, counted and compared; those of a sample of ranks are the ones that they plan."""
     coordinates = list(itertools.product(*map(range, WORLD_OF_1024)))
-    arithmetic: dict[str, list[list[Piece]]] = {}
+    arithmetic: dict[str, list[list[Box]]] = {}
     for rank in sample:
         with worlds.simulated_rank(rank, math.prod(WORLD_OF_1024)):
             model = llama_405b_on_rank(rank, 1)
             for name, tensor in model.named_parameters():
                 assert isinstance(tensor, DTensor)
                 if name not in arithmetic:
-                    held = [sharding.pieces(tensor.shape, _splits_at(tensor, each)) for each in coordinates]
+                    held = [sharding.boxes_held(tensor.shape, _splits_at(tensor, each)) for each in coordinates]
                     _assert_tiled(tensor.shape, held, sharding.num_replicas(tensor))
                     arithmetic[name] = held
             planned: dict[str, list[tuple[tuple[int, ...], ...]]] = {}
@@ -156,7 +156,7 @@ def _check_tiling(sample: Sequence[int]) -> int:
                     _assert_maps_cover(target)
                     planned.setdefault(target.name, []).append((begin_of(target), tuple(target.tensor.shape)))
             for name, held in arithmetic.items():
-                assert planned.get(name, []) == [(piece.begin, piece.shape) for piece in held[rank]], (name, rank)
+                assert planned.get(name, []) == [(box.begin, box.shape) for box in held[rank]], (name, rank)
     return len(arithmetic)
 
 
@@ -170,8 +170,10 @@ def test_uneven_plans_of_1024_ranks_tile_a_parameter_once(shape: tuple[int, ...]
     for first, second in itertools.product(range(len(shape)), repeat=2):
         for stride in (1, 8) if first == second else (1,):
             coordinates = itertools.product(*map(range, WORLD_OF_1024))
-            splits = [[Split(first, 128, data, stride), Split(second, 8, tensor)] for data, tensor in coordinates]
-            _assert_tiled(shape, [sharding.pieces(shape, each) for each in splits], 1)
+            splits = [
+                [MeshSplit(first, 128, data, stride), MeshSplit(second, 8, tensor)] for data, tensor in coordinates
+            ]
+            _assert_tiled(shape, [sharding.boxes_held(shape, each) for each in splits], 1)
 
 
 # ---- global indices beyond 2^32 and 2^40 ----

@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from fastinit.distributed import shards as sharding
-from fastinit.distributed.shards import Piece, Split
+from fastinit.distributed.shards import Box, MeshSplit
 
 # A placement without torch: None for Replicate, d for Shard(d), (d, s) for _StridedShard(d, split_factor=s).
 Sketch = int | tuple[int, int] | None
@@ -38,25 +38,25 @@ def coordinates(mesh: Sequence[int]) -> Iterator[tuple[int, ...]]:
     yield from itertools.product(*map(range, mesh))
 
 
-def splits(sketch: Sequence[Sketch], mesh: Sequence[int], coordinate: Sequence[int]) -> list[Split]:
+def splits(sketch: Sequence[Sketch], mesh: Sequence[int], coordinate: Sequence[int]) -> list[MeshSplit]:
     found = []
     for each, parts, which in zip(sketch, mesh, coordinate, strict=True):
         if each is not None:
             dim, stride = each if isinstance(each, tuple) else (each, 1)
-            found.append(Split(dim, parts, which, stride))
+            found.append(MeshSplit(dim, parts, which, stride))
     return found
 
 
-def assembled(whole: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
-    """The local tensor that pieces describe."""
-    shape = [max((piece.local[dim] + piece.shape[dim] for piece in pieces), default=0) for dim in range(whole.dim())]
+def assembled(whole: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
+    """The local tensor that boxes describe."""
+    shape = [max((box.local[dim] + box.shape[dim] for box in boxes), default=0) for dim in range(whole.dim())]
     local = torch.full(shape, -1, dtype=whole.dtype)
-    for piece in pieces:
-        box = tuple(slice(begin, begin + length) for begin, length in zip(piece.begin, piece.shape, strict=True))
-        place = tuple(slice(begin, begin + length) for begin, length in zip(piece.local, piece.shape, strict=True))
-        assert (local[place] == -1).all(), "two pieces in one place"
-        local[place] = whole[box]
-    assert (local != -1).all(), "a place without a piece"
+    for box in boxes:
+        held = tuple(slice(begin, begin + length) for begin, length in zip(box.begin, box.shape, strict=True))
+        place = tuple(slice(begin, begin + length) for begin, length in zip(box.local, box.shape, strict=True))
+        assert (local[place] == -1).all(), "two boxes in one place"
+        local[place] = whole[held]
+    assert (local != -1).all(), "a place without a box"
     return local
 
 
@@ -80,7 +80,7 @@ def test_pieces_are_the_chunks_of_chunks(mesh: tuple[int, ...]) -> None:
                 expected = whole
                 for dim, parts, which, _ in held:
                     expected = chunked(expected, parts, which, dim)
-                found = assembled(whole, sharding.pieces(shape, held))
+                found = assembled(whole, sharding.boxes_held(shape, held))
                 assert torch.equal(found.flatten(), expected.flatten()), (shape, sketch, coordinate)
                 assert found.numel() == 0 or found.shape == expected.shape
 
@@ -100,28 +100,28 @@ def test_all_ranks_hold_every_element_once_for_every_replica(mesh: tuple[int, ..
         for sketch in strided_sketches(shape, mesh):
             counts = torch.zeros(whole.numel(), dtype=torch.int64)
             for coordinate in coordinates(mesh):
-                local = assembled(whole, sharding.pieces(shape, splits(sketch, mesh, coordinate)))
+                local = assembled(whole, sharding.boxes_held(shape, splits(sketch, mesh, coordinate)))
                 counts += torch.bincount(local.flatten(), minlength=counts.numel())
             replicas = math.prod(size for size, each in zip(mesh, sketch, strict=True) if each is None)
             assert (counts == replicas).all(), (shape, sketch)
 
 
 def test_pieces_of_scalars_and_of_whole_tensors() -> None:
-    assert sharding.pieces((), []) == [Piece((), (), ())]
-    assert sharding.pieces((3, 4), []) == [Piece((0, 0), (0, 0), (3, 4))]
-    assert sharding.pieces((3, 0), []) == []
+    assert sharding.boxes_held((), []) == [Box((), (), ())]
+    assert sharding.boxes_held((3, 4), []) == [Box((0, 0), (0, 0), (3, 4))]
+    assert sharding.boxes_held((3, 0), []) == []
 
 
 def test_a_strided_shard_that_comes_first_is_the_last_division() -> None:
     """FSDP2 over 3 ranks of tensor parallelism over 2: seven rows are 4 and 3, and those 2, 2, 0 and 1, 1, 1."""
-    held = [sharding.ranges(7, splits([(0, 2), 0], (3, 2), coordinate)) for coordinate in coordinates((3, 2))]
+    held = [sharding.intervals(7, splits([(0, 2), 0], (3, 2), coordinate)) for coordinate in coordinates((3, 2))]
     assert held == [[(0, 2)], [(4, 5)], [(2, 4)], [(5, 6)], [], [(6, 7)]]
 
 
 def test_many_strides_hold_many_ranges() -> None:
     """As after a dimension was made from others: of the columns of 6 stretches, every second rank holds a half."""
-    assert sharding.ranges(24, [Split(0, 2, 1, stride=6)]) == [(at + 2, at + 4) for at in range(0, 24, 4)]
-    assert sharding.ranges(24, [Split(0, 2, 0, stride=6), Split(0, 3, 1)]) == [(8, 10), (12, 14)]
+    assert sharding.intervals(24, [MeshSplit(0, 2, 1, stride=6)]) == [(at + 2, at + 4) for at in range(0, 24, 4)]
+    assert sharding.intervals(24, [MeshSplit(0, 2, 0, stride=6), MeshSplit(0, 3, 1)]) == [(8, 10), (12, 14)]
 
 
 # ---- against torch: what its own functions leave on every rank of a simulated world ----
@@ -144,10 +144,10 @@ def _on_every_rank(mesh_shape: tuple[int, ...], check: Callable[[DeviceMesh], An
 
 
 def _check_held(tensor: DTensor, whole: torch.Tensor, told: object) -> None:
-    """That the pieces of a distributed `whole` are what its local tensor holds."""
-    pieces = sharding.local_pieces(tensor, "weight")
+    """That the boxes of a distributed `whole` are what its local tensor holds."""
+    boxes = sharding.local_boxes(tensor, "weight")
     local = sharding.local_tensor(tensor)
-    assert torch.equal(assembled(whole, pieces).flatten(), local.flatten().long()), told
+    assert torch.equal(assembled(whole, boxes).flatten(), local.flatten().long()), told
 
 
 def _check_distributed() -> None:
@@ -160,11 +160,11 @@ def _check_distributed() -> None:
                 told = (shape, sketch, mesh.get_coordinate())
                 _check_held(tensor, whole, told)
                 local_shape, offset = compute_local_shape_and_global_offset(whole.shape, mesh, placements)
-                pieces = sharding.local_pieces(tensor, "weight")
+                boxes = sharding.local_boxes(tensor, "weight")
                 if math.prod(local_shape) > 0:
-                    assert pieces == [Piece((0,) * len(shape), offset, local_shape)], told
+                    assert boxes == [Box((0,) * len(shape), offset, local_shape)], told
                 else:
-                    assert pieces == [], told
+                    assert boxes == [], told
 
     for mesh_shape in MESHES:
         _on_every_rank(mesh_shape, check)
@@ -305,7 +305,7 @@ def _check_partial() -> None:
     def check(mesh: DeviceMesh) -> None:
         tensor = DTensor.from_local(torch.ones(4, 4), mesh, [Shard(1), Partial()], run_check=False)
         with pytest.raises(ValueError, match=r"layers\.0\.weight: its placement Partial\(sum\) on mesh dimension 1"):
-            sharding.local_pieces(tensor, "layers.0.weight")
+            sharding.local_boxes(tensor, "layers.0.weight")
 
     _on_every_rank((2, 2), check)
 
@@ -320,12 +320,12 @@ def _check_wrong_local_shape() -> None:
         message = r"weight: expected a local tensor of shape \(4, 5\) for \(7, 5\) as .*Shard.*, got \(3, 5\)"
         if mesh.get_coordinate() == (0,):
             with pytest.raises(ValueError, match=message):
-                sharding.local_pieces(wrong, "weight")
+                sharding.local_boxes(wrong, "weight")
         else:
-            assert sharding.local_pieces(wrong, "weight") == [Piece((0, 0), (4, 0), (3, 5))]
+            assert sharding.local_boxes(wrong, "weight") == [Box((0, 0), (4, 0), (3, 5))]
         none = DTensor.from_local(torch.ones(0), mesh, [Shard(0)], run_check=False, shape=(7, 5), stride=(5, 1))
         with pytest.raises(ValueError, match=r"weight: expected a local tensor of shape .*, got \(0,\)"):
-            sharding.local_pieces(none, "weight")
+            sharding.local_boxes(none, "weight")
 
     _on_every_rank((2,), check)
 
@@ -370,8 +370,8 @@ def _check_outside() -> None:
         with worlds.simulated_rank(rank, 4):
             mesh = DeviceMesh("cpu", [1, 2])
             tensor = distribute_tensor(numbered((6, 2)), mesh, [Shard(0)], src_data_rank=None)
-            pieces = sharding.local_pieces(tensor, "weight")
-            assert pieces == {1: [Piece((0, 0), (0, 0), (3, 2))], 2: [Piece((0, 0), (3, 0), (3, 2))]}.get(rank, [])
+            boxes = sharding.local_boxes(tensor, "weight")
+            assert boxes == {1: [Box((0, 0), (0, 0), (3, 2))], 2: [Box((0, 0), (3, 0), (3, 2))]}.get(rank, [])
             assert sharding.is_first_replica(tensor) == (rank in (1, 2))
 
 

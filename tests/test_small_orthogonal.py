@@ -11,7 +11,7 @@ from conftest import INSTRUCTION_SETS, needs_fma, needs_native
 import fastinit
 from fastinit import _native
 from fastinit.run import matrix_table
-from fastinit.run.index_maps import Part
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.matrix_table import fill_small, orthogonal_table
 from fastinit.run.orthogonal import Matrix
 
@@ -29,7 +29,7 @@ def matrices(gain: float = 1.0) -> list[Matrix]:
     for shape in SHAPES:
         for dtype in DTYPES:
             tensor = torch.full(shape, torch.nan, dtype=dtype)
-            found.append(Matrix(f"{shape}{dtype}", tensor, shape, Part(0, (shape[1], 1)), gain))
+            found.append(Matrix(f"{shape}{dtype}", tensor, shape, BoxIndices(0, (shape[1], 1)), gain))
     return found
 
 
@@ -101,9 +101,9 @@ def test_steps_and_offsets_of_random_numbers_are_those_of_the_elements() -> None
     """A matrix at one position of the kernels, beyond 2^40: its values are those of the flat elements there."""
     shape, offset, steps = (20, 12), 2**41 + 5, (12 * 9, 9)
     made = [torch.empty(shape) for _ in range(2)]
-    fill_small([Matrix("w", made[0], shape, Part(offset, steps), 1.0)], SEED)
+    fill_small([Matrix("w", made[0], shape, BoxIndices(offset, steps), 1.0)], SEED)
     fastinit.run.orthogonal.fill(
-        [Matrix("w", made[1], shape, Part(offset, steps), 1.0)], fastinit.run.engine.NativeSource(SEED)
+        [Matrix("w", made[1], shape, BoxIndices(offset, steps), 1.0)], fastinit.run.engine.NativeSource(SEED)
     )
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-6)
 
@@ -117,7 +117,7 @@ def test_gains_scale_exactly(wanted: list[torch.Tensor]) -> None:
 def test_it_depends_on_the_size_alone_who_computes() -> None:
     assert matrix_table._is_small(matrices()[0])
     for shape, small in (((1024, 1024), True), ((1025, 2), False), ((3, 2000), False)):
-        of = Matrix("w", torch.empty(shape), shape, Part(0, (shape[1], 1)), 1.0)
+        of = Matrix("w", torch.empty(shape), shape, BoxIndices(0, (shape[1], 1)), 1.0)
         assert matrix_table._is_small(of) is small
 
 
@@ -138,7 +138,7 @@ def test_it_depends_on_the_size_alone_who_computes() -> None:
 )
 def test_bad_tables_are_refused(field: str, value: float, message: str) -> None:
     tensor = torch.full((8, 4), 9.0)
-    table = orthogonal_table([Matrix("w", tensor, (8, 4), Part(0, (4, 1)), 1.0)], [tensor])
+    table = orthogonal_table([Matrix("w", tensor, (8, 4), BoxIndices(0, (4, 1)), 1.0)], [tensor])
     table[field] = value
     assert _native.module is not None
     with pytest.raises(ValueError, match=f"table row 0: .*{message}"):

@@ -13,9 +13,10 @@ from torch import nn
 
 import fastinit
 from fastinit.rules.survey import plan_tensors
-from fastinit.run.index_maps import Part
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.streams import name_id
-from fastinit.run.table import Table, Target
+from fastinit.run.table import Table
+from fastinit.run.targets import Target
 from fastinit.run.torch_source import haar_by_factorisation
 
 BF16 = torch.bfloat16
@@ -94,7 +95,7 @@ def test_rejection_draws_as_many_numbers_as_it_happens_to_need() -> None:
         alone = torch.empty(1)
         distribution = plan_tensors([alone], fastinit.TruncNormal()).rows[0].distribution
         assert distribution is not None
-        target = Target("0", alone, alone.shape, alone.dtype, alone.device, distribution, Part(index, (1,)))
+        target = Target("0", alone, alone.shape, alone.dtype, alone.device, distribution, BoxIndices(index, (1,)))
         Table([target]).fill_cpu(0, 1)
         assert alone[0] == ours[index]
 

@@ -415,7 +415,7 @@ def test_sharded_models(size: int, mesh: tuple[int, ...], tensor_parallel: bool)
 def _first_fully_sharded() -> None:
     model = FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu"))
     plan = fastinit.plan(nn.Linear(4, 4), "normal", seed=1)
-    with pytest.raises(ValueError, match="its parameters are flat pieces"):
+    with pytest.raises(ValueError, match="its parameters are flat shards"):
         fastinit.verify(model, plan)
 
 

@@ -16,12 +16,12 @@ from fastinit.distributed.shards import (
     check_not_flattened,
     is_dtensor,
     is_first_replica,
-    local_pieces,
+    local_boxes,
     local_tensor,
     num_replicas,
 )
 from fastinit.errors import ParameterError
-from fastinit.run.index_maps import Part, box_of, whole
+from fastinit.run.index_maps import BoxIndices, box_of, whole
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_parameters
 
@@ -35,30 +35,29 @@ def fingerprint(
 ) -> int:
     """A 64-bit hash of the global values of all parameters of `model`: the same on one device and on many.
 
-    sum over parameters p and indices i of mix((key(p) + i * 0x9E3779B97F4A7C15) ^ bits(p[i])) modulo 2^64, where
-    key(p) is a hash of the canonical name, the dtype and the global shape, i the row-major index in the global tensor,
-    bits(...) the value's bits, so that 0 and -0 differ, and mix SplitMix64's finaliser. So it depends on nothing but
-    the values: not on devices, sharding, memory formats and the order of parameters. Parameters that modules share
-    count once, under their first name in the order of `named_parameters()`; parametrised weights by what they are
-    computed from; buffers not at all.
+    It is the sum over parameters p and indices i of mix((key(p) + i * 0x9E3779B97F4A7C15) ^ bits(p[i])) modulo 2^64.
+    Here key(p) is a hash of the canonical name, the dtype and the global shape, i the row-major index in the global
+    tensor, bits(...) the value's bits, in which 0 and -0 differ, and mix SplitMix64's finaliser. So the number depends
+    on the values, names, dtypes and shapes alone: not on devices, sharding, memory formats or the order of parameters.
+    A parameter that modules share counts once, under its first name in the order of `named_parameters()`. A
+    parametrised weight counts by its originals. Buffers do not count.
 
-    Every rank reads what it holds, and one all-reduce of a few integers follows, in which all ranks of the group must
-    take part. Elements that several ranks hold are counted once and compared: replicas that differ are an error on
-    every rank.
+    Every rank reads the elements that it holds. Then all ranks of the group must take part in one all-reduce of a few
+    integers. Elements that several ranks hold count once and are compared: if replicas differ, every rank raises.
 
     Args:
         model: any module whose parameters have memory. Nothing is written.
-        names: of parameters in the whole, where `model` is a part of it: as in `fastinit.plan`.
+        names: the names of parameters in the whole model, if `model` is a part of it, as in `fastinit.plan`.
         group: the process group over which the parameters are spread; None: the default one, if there is one.
         replicated: whether the ranks of the group hold the same parameters, as replicas or as shards of DTensors
             (data, fully sharded and tensor parallel). False: ranks have parameters of their own (pipeline stages,
-            experts). Those of one name, tied over two stages, then count once, and must be equal. This takes an
-            exchange of all names.
+            experts). Parameters of one name, tied over two stages, then count once and must be equal. For that, the
+            ranks exchange all names.
 
     Raises:
-        TypeError: a parameter that is not a dense tensor.
-        ValueError: a parameter without memory (meta), or of unknown placement; two of one name; replicas that differ;
-            under `replicated`, ranks that hold different parameters. On every rank if it happens on one.
+        TypeError: a parameter is not a dense tensor.
+        ValueError: a parameter has no memory (meta), or an unknown placement; two parameters have one name; replicas
+            differ; under `replicated`, ranks hold different parameters. If one rank fails, every rank raises.
 
     >>> from fastinit import init_model_
     >>> f"{fingerprint(init_model_(torch.nn.Linear(2, 2), 'ones')):016x}"
@@ -80,19 +79,19 @@ def fingerprint(
 
 
 class _Ranks(NamedTuple):
-    """The processes over which a model is spread, and this one's place among them."""
+    """The processes over which a model is spread, and the place of this process among them."""
 
     group: Any
     size: int
     rank: int
-    members: tuple[int, ...]  # ranks in the default group, in the order of this one
+    members: tuple[int, ...]  # ranks in the default group, in the order of this group
 
 
 class _Print(NamedTuple):
-    """The hash of what this rank holds of a parameter.
+    """The hash of the elements that this rank holds of a parameter.
 
-    `holders` is the first of the ranks that together hold all of the parameter, `copies` how many of them hold every
-    element, `counted` whether this one is the first of those.
+    `holders` is the first of the ranks that together hold the whole parameter. Each element is on `copies` of these
+    ranks. `counted` says whether this rank is the first that holds its elements.
     """
 
     name: str
@@ -103,7 +102,7 @@ class _Print(NamedTuple):
     holders: int
 
     def difference(self) -> int:
-        """What adds up to zero over ranks that hold the same: every copy, less `copies` times the first one."""
+        """A term that sums to zero over ranks with equal copies: every copy, less `copies` times the first one."""
         return self.sum - (self.copies * self.sum if self.counted else 0)
 
 
@@ -119,13 +118,13 @@ def _ranks_of(group: Any) -> _Ranks:
 
 
 def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, replicated: bool) -> list[_Print]:
-    """The parameters of this rank."""
+    """The hashes of this rank's parameters."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_not_flattened(model)
     found: list[_Print] = []
     hashed: list[Hashed] = []
-    owners: list[int] = []  # of every Hashed, a position in found
+    owners: list[int] = []  # for every Hashed, the position of its parameter in found
     full_names: dict[str, str] = {}
     for canonical, full_name, parameter in named_parameters(model):
         name = rename(canonical)
@@ -137,9 +136,9 @@ def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, repli
             )
         check_readable(parameter, name)
         key = key_of(name, parameter.dtype, parameter.shape)
-        parts = list(_parts(parameter, name))
-        owners += [len(found)] * len(parts)
-        hashed += [Hashed(key, tensor, part) for tensor, part in parts]
+        boxes = list(_boxes(parameter, name))
+        owners += [len(found)] * len(boxes)
+        hashed += [Hashed(key, tensor, indices) for tensor, indices in boxes]
         found.append(_Print(name, key, 0, *_place(parameter, name, ranks, replicated)))
     totals = [0] * len(found)
     for owner, total in zip(owners, sums(hashed), strict=True):
@@ -147,27 +146,26 @@ def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, repli
     return [each._replace(sum=total & MASK) for each, total in zip(found, totals, strict=True)]
 
 
-def _parts(parameter: torch.Tensor, name: str) -> Iterable[tuple[torch.Tensor, Part]]:
-    """The tensors of this rank, and where they lie in the global one."""
+def _boxes(parameter: torch.Tensor, name: str) -> Iterable[tuple[torch.Tensor, BoxIndices]]:
+    """The boxes that this rank holds of a parameter, with the indices of their elements."""
     everything, local = whole(parameter.shape), local_tensor(parameter).detach()
     if not is_dtensor(parameter):
         yield local, everything
         return
-    for piece in local_pieces(parameter, name):
-        box = box_of(local, piece.local, piece.shape)
-        offset = sum(map(mul, piece.begin, everything.strides))
-        yield box, Part(offset, everything.strides)
+    for box in local_boxes(parameter, name):
+        offset = sum(map(mul, box.begin, everything.strides))
+        yield box_of(local, box.local, box.shape), BoxIndices(offset, everything.strides)
 
 
 def _place(parameter: torch.Tensor, name: str, ranks: _Ranks, replicated: bool) -> tuple[bool, int, int]:
-    """Whether this rank counts its elements, how many ranks hold each of them, and the first that holds any."""
+    """Whether this rank counts its elements, how many ranks hold each element, and the first rank that holds any."""
     if is_dtensor(parameter):
         mesh = parameter.device_mesh.mesh.flatten().tolist()
         if not set(ranks.members).issuperset(mesh):
             raise ValueError(f"{name}: is distributed over ranks {mesh}, not all of which are in the group")
         counted, copies = is_first_replica(parameter), num_replicas(parameter)
         if replicated:
-            # On a smaller mesh, as of the data parallel ranks alone, the others have meshes and copies of their own.
+            # If the mesh has only some of the ranks, the others have copies on meshes of their own.
             if ranks.size % len(mesh) != 0 or parameter.device_mesh.get_coordinate() is None:
                 raise ValueError(
                     f"{name}: is distributed over {len(mesh)} of the {ranks.size} ranks of the group, and the others "
@@ -181,7 +179,7 @@ def _place(parameter: torch.Tensor, name: str, ranks: _Ranks, replicated: bool) 
 
 
 def _combine_replicated(prints: Sequence[_Print], ranks: _Ranks, failure: Exception | None) -> int:
-    """All ranks hold parameters of the same names: one all-reduce, and another one if replicas differ."""
+    """The sum where all ranks hold the same parameters. It takes one all-reduce, and another one if replicas differ."""
     names = sum(each.key for each in prints)
     total, difference, other_names, failures = _reduced(
         [
@@ -207,13 +205,13 @@ def _combine_replicated(prints: Sequence[_Print], ranks: _Ranks, failure: Except
 
 
 def _combine_own(prints: Sequence[_Print], ranks: _Ranks, failure: Exception | None) -> int:
-    """Ranks hold different parameters: all see the names and hashes of all."""
+    """The sum where ranks hold different parameters. Every rank gets the names and hashes of all."""
     mine = ([(each.name, each.holders, each.sum, each.counted, each.difference()) for each in prints], failure is None)
     gathered: list[Any] = [None] * ranks.size
     dist.all_gather_object(gathered, mine, group=ranks.group)
     if not all(succeeded for _, succeeded in gathered):
         raise failure or ValueError("group: another rank of it could not take the fingerprint of its parameters")
-    totals: dict[str, dict[int, int]] = {}  # of every name: from its holders to their hash
+    totals: dict[str, dict[int, int]] = {}  # for every name, the hash of each set of holders
     differing: dict[str, int] = {}
     for entries, _ in gathered:
         for name, holders, of_rank, counted, difference in entries:
@@ -235,7 +233,7 @@ _SHOWN = 6
 
 
 def _reduced(numbers: Sequence[int], ranks: _Ranks) -> list[int]:
-    """Sums over all ranks, modulo 2^64. In halves of 32 bits, whose sums never overflow."""
+    """Sums over all ranks, modulo 2^64. They are taken in halves of 32 bits, whose sums never overflow."""
     halves = [half for number in numbers for half in (number & 0xFFFFFFFF, number >> 32 & 0xFFFFFFFF)]
     tensor = torch.tensor(halves, dtype=torch.int64, device=_device_of(ranks.group))
     dist.all_reduce(tensor, group=ranks.group)
@@ -244,7 +242,7 @@ def _reduced(numbers: Sequence[int], ranks: _Ranks) -> list[int]:
 
 
 def _device_of(group: Any) -> torch.device:
-    """A device whose tensors the group can reduce: the CPU, if it can."""
+    """A device whose tensors the group can reduce: the CPU if possible."""
     spread: Any = group or dist.group.WORLD
     kinds = _torch.group_devices(spread)
     if torch.device("cpu") in kinds:

@@ -1,4 +1,4 @@
-"""The sum of the hashes of a tensor's elements (docs/FINGERPRINT.md): natively on the CPU, or in torch's operations."""
+"""The sum of the hashes of a tensor's elements (docs/FINGERPRINT.md), by native code on the CPU or by torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from fastinit import _native
 from fastinit._native import FINGERPRINT_VERSION
 from fastinit.run.exact import safe_threads
-from fastinit.run.index_maps import Part, box_of, boxes
+from fastinit.run.index_maps import BoxIndices, box_of, boxes
 
 MASK = 2**64 - 1
 _STEP = 0x9E3779B97F4A7C15
@@ -24,18 +24,18 @@ _PERSON = b"fastprnt" + FINGERPRINT_VERSION.to_bytes(8, "little")
 
 _NATIVE_BYTES = (1, 2, 4, 8)
 _NATIVE_DIMENSIONS = 8  # csrc/core/fingerprint.h
-# Elements that torch's operations take at a time, with three or four integers of 64 bits for each: 32 MiB at the most;
-# on a CPU, what its cache holds.
+# Elements that torch's operations take at a time, with three or four 64-bit integers for each: at most 32 MiB. On a CPU
+# they fit into its cache.
 _AT_ONCE = 2**20
 _AT_ONCE_ON_CPU = 2**15
 
 
 class Hashed(NamedTuple):
-    """A tensor that is `part` of the parameter with this key."""
+    """A tensor that is a box of the parameter with this key. `indices` says which of its elements it has."""
 
     key: int
     tensor: torch.Tensor
-    part: Part
+    indices: BoxIndices
 
 
 def key_of(name: str, dtype: torch.dtype, shape: Sequence[int]) -> int:
@@ -46,17 +46,17 @@ def key_of(name: str, dtype: torch.dtype, shape: Sequence[int]) -> int:
 
 @torch.no_grad()
 def sums(hashed: Sequence[Hashed]) -> list[int]:
-    """One sum modulo 2^64 a tensor. Reads only; extra memory is at most 32 MiB."""
+    """One sum modulo 2^64 for each tensor. Writes nothing. Extra memory is at most 32 MiB."""
     found = [0] * len(hashed)
     natively: list[int] = []
     by_torch: list[tuple[int, torch.Tensor]] = []
-    for position, (key, tensor, part) in enumerate(hashed):
+    for position, (key, tensor, indices) in enumerate(hashed):
         if tensor.numel() == 0:
             continue
         if _is_native(tensor):
             natively.append(position)
         else:
-            by_torch.append((position, _sum_by_torch(tensor.detach(), key, part)))
+            by_torch.append((position, _sum_by_torch(tensor.detach(), key, indices)))
     if natively:
         native = _native.module
         assert native is not None
@@ -87,9 +87,9 @@ def _table(hashed: Sequence[Hashed]) -> np.ndarray[Any, Any]:
     table["data"] = [tensor.data_ptr() for _, tensor, _ in hashed]
     table["numel"] = [tensor.numel() for _, tensor, _ in hashed]
     table["key"] = [key for key, _, _ in hashed]
-    table["global_offset"] = [part.offset for _, _, part in hashed]
+    table["global_offset"] = [indices.offset for _, _, indices in hashed]
     table["element_bytes"] = [tensor.element_size() for _, tensor, _ in hashed]
-    table["dimensions"] = [_dimensions(tensor, part) for _, tensor, part in hashed]
+    table["dimensions"] = [_dimensions(tensor, indices) for _, tensor, indices in hashed]
     return table
 
 
@@ -103,9 +103,9 @@ def _task_dtype() -> np.dtype[np.void]:
 Dimension = tuple[int, int, int]  # size, step in memory, step of the global index
 
 
-def _dimensions(tensor: torch.Tensor, part: Part) -> list[Dimension]:
-    """All of the native dimensions, those with the longest steps in memory first, as few of them in use as can be."""
-    steps = zip(tensor.shape, tensor.stride(), part.strides, strict=True)
+def _dimensions(tensor: torch.Tensor, indices: BoxIndices) -> list[Dimension]:
+    """The tensor in as few dimensions as possible, the longest step in memory first, and 1s before them."""
+    steps = zip(tensor.shape, tensor.stride(), indices.strides, strict=True)
     merged: list[Dimension] = []
     for size, step, index_step in sorted(steps, key=lambda each: -each[1]):
         if size == 1:
@@ -117,15 +117,15 @@ def _dimensions(tensor: torch.Tensor, part: Part) -> list[Dimension]:
 
 
 @safe_threads()
-def _sum_by_torch(tensor: torch.Tensor, key: int, part: Part) -> torch.Tensor:
+def _sum_by_torch(tensor: torch.Tensor, key: int, indices: BoxIndices) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     at_once = _AT_ONCE_ON_CPU if tensor.device.type == "cpu" else _AT_ONCE
     for begin, shape in boxes(tensor.shape, at_once):
         box = box_of(tensor, begin, shape)
-        offset = part.offset + sum(map(mul, begin, part.strides))
-        # Before the mixing: key + index * _STEP. What multiplies an index of a dimension is a number already.
+        offset = indices.offset + sum(map(mul, begin, indices.strides))
+        # The state before the mixing is key + index * _STEP, and the index is a sum over the dimensions.
         state = torch.full((), _signed(key + offset * _STEP), dtype=torch.int64, device=tensor.device)
-        for dim, (size, stride) in enumerate(zip(box.shape, part.strides, strict=True)):
+        for dim, (size, stride) in enumerate(zip(box.shape, indices.strides, strict=True)):
             steps = torch.arange(size, device=tensor.device) * _signed(stride * _STEP)
             state = state + steps.view(-1, *[1] * (box.dim() - dim - 1))
         state = state.reshape(-1)
@@ -136,7 +136,7 @@ def _sum_by_torch(tensor: torch.Tensor, key: int, part: Part) -> torch.Tensor:
 
 
 def _words(box: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The elements' bits, in int64: once, or for elements of 16 bytes their low and their high half."""
+    """The elements' bits as int64. Elements of 16 bytes give two tensors, their low and their high halves."""
     flat, size = box.reshape(-1), box.element_size()
     if size == 1:
         yield flat.view(torch.uint8).to(torch.int64)
@@ -151,7 +151,7 @@ def _words(box: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _mixed(x: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finaliser, in place. Products wrap."""
+    """SplitMix64's finaliser, in place. Its products are modulo 2^64."""
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
         x.bitwise_xor_((x >> shift).bitwise_and_(2 ** (64 - shift) - 1))  # >> copies the sign
         if multiplier != 1:

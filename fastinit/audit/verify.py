@@ -1,4 +1,4 @@
-"""Whether a model holds what a plan writes: filled once more, a piece at a time, and compared. Writes nothing."""
+"""Compares what a model holds with what a plan writes: values are made once more, a box at a time. Writes nothing."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from fastinit.run.index_maps import box_of, boxes
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters
 from fastinit.run.parametrized import Computed, computed_weights
-from fastinit.run.table import Target, begin_of
+from fastinit.run.targets import Target, begin_of
 
-# Of values that are filled once more at a time: what the allocator has at hand, and mostly in the cache. A tensor that
-# is computed as a whole may take more.
+# Bytes of values that are made once more at a time: so few that most are in the cache. A tensor that is computed as a
+# whole may take more.
 _SCRATCH_BYTES = 2**24
-# Rounding errors of orthogonal matrices, in units of the precision that they are computed in, for vectors of length 1.
+# The largest rounding error of an orthogonal matrix with gain 1, in units of the precision it is computed in.
 _ROUNDING = 32.0
 
 
 @torch.no_grad()
 def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit: int = 10) -> tuple[str, ...]:
-    """The names of the first parameters of `model` that do not hold what `plan` would write; none: an empty tuple.
+    """The names of the first parameters of `model` that do not hold the values `plan` would write; empty if all do.
 
-    To the bit, so that a NaN equals itself and 0 differs from -0. Where values come out of matrix products or the
-    system's mathematical library (orthogonal matrices and what is made of them, time steps), |difference| <=
-    2 eps |value| + 32 e scale is let pass, with eps the precision of the dtype, e that of the computation (float32, or
-    float64 for float64), and scale the gain or the largest singular value. Likewise, with the largest value for a
-    scale, what a parametrisation makes of a weight; compared are then its originals, and its buffers but for the
-    estimates of a spectral norm.
+    Values are compared to the bit, so a NaN equals itself, and 0 differs from -0. Some values come out of matrix
+    products or the system's mathematical library: orthogonal matrices, others made from them, and time steps. These may
+    differ by up to 2 eps |value| + 32 e scale. Here eps is the precision of the dtype, e that of the computation
+    (float32, or float64 for float64), and scale the gain or the largest singular value.
 
-    Only rows that the plan writes are compared, each with the parameter of its name. The plan may have been made from
-    another instance of the model: on another device, or without the sharding. Of DTensors this process reads what it
-    holds; nothing is exchanged between ranks. Takes a few times the time of filling, and 16 MiB of
-    memory, but for tensors that are computed as a whole.
+    For a parametrised weight, its originals are compared, and its buffers except the estimates of a spectral norm. They
+    may differ by as much, with their largest value for the scale.
+
+    Only rows that the plan writes are compared, each with the parameter of its name. The plan may come from another
+    instance of the model: on another device, or without the sharding. A process reads the elements of DTensors that it
+    holds itself. Ranks exchange nothing. The comparison takes a few times the time of filling, and 16 MiB of memory, or
+    more for tensors that are computed as a whole.
 
     Args:
         model: any module whose parameters have memory.
-        plan: with a seed.
-        names: of parameters in the whole, where `model` is a part of it: as in `fastinit.plan`.
+        plan: a plan with a seed.
+        names: the names of parameters in the whole model, if `model` is a part of it, as in `fastinit.plan`.
         limit: how many names are enough.
 
     Raises:
         TypeError: a model, plan or parameter of another type.
-        ValueError: the plan has no seed; a parameter that the model lacks, or of another shape or dtype, or without
-            memory (meta).
+        ValueError: the plan has no seed; the model lacks a parameter, or has it with another shape or dtype, or
+            without memory (meta).
 
     >>> from fastinit import init_model_, plan
     >>> model = torch.nn.Linear(3, 2)
@@ -72,8 +73,8 @@ def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit
     rows = [(row, _matching(row, held)) for row in plan.rows if row.action == "init"]
     differing: dict[str, None] = {}
     for batch in _batches(rows, plan.backend):
-        for piece in _differing(batch, plan):
-            differing.setdefault(piece.target.name)
+        for each in _differing(batch, plan):
+            differing.setdefault(each.target.name)
         if len(differing) >= limit:
             break
     return tuple(differing)[:limit]
@@ -83,7 +84,7 @@ _Weight = torch.Tensor | Computed
 
 
 def _held(model: nn.Module, rename: Callable[[str], str]) -> dict[str, _Weight]:
-    """Parameters, and weights that are computed from others, by their names."""
+    """Parameters and computed weights by their names."""
     parameters: dict[str, _Weight] = {
         rename(name): parameter
         for name, _, parameter in named_parameters(model, ties=True)
@@ -94,14 +95,14 @@ def _held(model: nn.Module, rename: Callable[[str], str]) -> dict[str, _Weight]:
         for of in named_modules(model)
         for each in computed_weights(of.module)
     }
-    return parameters | computed  # an original that has its weight's name gives way
+    return parameters | computed  # where an original has its weight's name, the weight stays
 
 
 def _matching(row: Row, held: dict[str, _Weight]) -> _Weight:
     """What the model holds under the name of a row.
 
     Raises:
-        TypeError, ValueError: nothing, or what the row cannot be for.
+        TypeError, ValueError: the model holds nothing under this name, or something that does not match the row.
     """
     found = held.get(row.name)
     if found is None:
@@ -116,8 +117,11 @@ def _matching(row: Row, held: dict[str, _Weight]) -> _Weight:
     return found
 
 
-class _Piece(NamedTuple):
-    """Values that a model holds, and the target that would be written there; for a computed weight, all of it."""
+class _Comparison(NamedTuple):
+    """A target whose tensor has the model's values, to compare with those that would be written there.
+
+    A computed weight is compared as a whole.
+    """
 
     target: Target
     computed: Computed | None
@@ -126,57 +130,57 @@ class _Piece(NamedTuple):
         return self.target.tensor.numel() * self.target.dtype.itemsize
 
 
-def _batches(rows: list[tuple[Row, _Weight]], backend: str) -> Iterator[list[_Piece]]:
-    """Pieces of all rows in their order, as many together as the scratch memory holds."""
-    batch: list[_Piece] = []
+def _batches(rows: list[tuple[Row, _Weight]], backend: str) -> Iterator[list[_Comparison]]:
+    """The comparisons of all rows in order, in batches that fit into the scratch memory."""
+    batch: list[_Comparison] = []
     nbytes = 0
     for row, found in rows:
-        for piece in _pieces(row, found, backend):
-            if batch and nbytes + piece.nbytes() > _SCRATCH_BYTES:
+        for each in _comparisons(row, found, backend):
+            if batch and nbytes + each.nbytes() > _SCRATCH_BYTES:
                 yield batch
                 batch, nbytes = [], 0
-            batch.append(piece)
-            nbytes += piece.nbytes()
+            batch.append(each)
+            nbytes += each.nbytes()
     if batch:
         yield batch
 
 
-def _pieces(row: Row, found: _Weight, backend: str) -> Iterator[_Piece]:
+def _comparisons(row: Row, found: _Weight, backend: str) -> Iterator[_Comparison]:
     computed, tensor = (found, found.weight) if isinstance(found, Computed) else (None, found)
     for target in targets_of(row._replace(device=tensor.device, boxes=None), tensor):
         if computed is not None or target.distribution.needs == "tensor" or not engine.fills_natively(target, backend):
-            yield _Piece(target, computed)
+            yield _Comparison(target, computed)
             continue
         for begin, shape in boxes(target.tensor.shape, _SCRATCH_BYTES // target.dtype.itemsize):
             if shape == tuple(target.tensor.shape):
-                yield _Piece(target, None)
+                yield _Comparison(target, None)
                 continue
             at = tuple(map(sum, zip(begin_of(target), begin, strict=True)))
-            yield _Piece(target._replace(tensor=box_of(target.tensor.detach(), begin, shape), begin=at), None)
+            yield _Comparison(target._replace(tensor=box_of(target.tensor.detach(), begin, shape), begin=at), None)
 
 
-def _differing(batch: list[_Piece], plan: Plan) -> Iterator[_Piece]:
-    expected = [piece.target._replace(tensor=_scratch(piece.target, plan.backend)) for piece in batch]
+def _differing(batch: list[_Comparison], plan: Plan) -> Iterator[_Comparison]:
+    expected = [each.target._replace(tensor=_scratch(each.target, plan.backend)) for each in batch]
     engine.Program(expected, plan.backend).run_(plan.seed, None)
-    for piece, target in zip(batch, expected, strict=True):
-        if piece.computed is None:
-            equal = _equal(piece.target.tensor.detach(), target.tensor, target.distribution.rounding_scale())
+    for each, target in zip(batch, expected, strict=True):
+        if each.computed is None:
+            equal = _equal(each.target.tensor.detach(), target.tensor, target.distribution.rounding_scale())
         else:
-            equal = _holds(piece.computed, target)
+            equal = _holds(each.computed, target)
         if not equal:
-            yield piece
+            yield each
 
 
 def _scratch(target: Target, backend: str) -> torch.Tensor:
     tensor = target.tensor
     if engine.fills_natively(target, backend):
         return torch.empty_like(tensor)
-    # torch's random numbers depend on where elements lie.
+    # torch's random numbers depend on the strides.
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def _holds(computed: Computed, target: Target) -> bool:
-    """Whether a weight's originals are what is made of its values."""
+    """Whether a weight's originals have the values that setting it to the target's would give them."""
     try:
         prepared = computed.setter.prepare(target.tensor)
     except Exception as error:

@@ -1,1 +1,1 @@
-"""What this rank holds of a tensor, and what ranks agree on."""
+"""The boxes of a tensor that a rank holds, and agreement between ranks."""

@@ -1,4 +1,4 @@
-"""What the ranks of a distributed model agree on: the seed, where none was given; under `strict`, the plan."""
+"""Agreement between the ranks of a distributed model: on the seed if none was given, and under `strict` on the plan."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 Ranks = frozenset[int]  # ranks of the default process group that hold something in common
 
-# How long a rank waits for others: for a seed; under `strict`, for the ranks of its meshes.
+# How long a rank waits for others: for a seed, or under `strict` for the ranks of its meshes.
 TIMEOUT = timedelta(minutes=5)
 _LONGEST_SLEEP_SECONDS = 0.5  # between two looks at the store
 _SHOWN = 8  # ranks in a message
 
 
 def ranks_of(group: Any = None) -> Ranks:
-    """The ranks of a process group; of the default one for None, and for a group that was destroyed."""
+    """The ranks of a process group. None, or a group that was destroyed, stands for the default group."""
     if not _is_distributed():
         return frozenset()
     try:
@@ -40,7 +40,7 @@ def ranks_of_meshes(meshes: Iterable[DeviceMesh]) -> set[Ranks]:
 
 
 def shared_seed(own: int, groups: Iterable[Ranks]) -> int:
-    """The seed of a call, the same on all ranks of each group: that of a group's smallest rank.
+    """One seed for a call on all ranks of each group: the seed of a group's smallest rank.
 
     A rank passes the groups that it shares tensors with: the meshes of its DTensors, the process groups of its
     wrappers. Groups without this rank and groups within another one are left out. The others meet one after another, in
@@ -50,13 +50,13 @@ def shared_seed(own: int, groups: Iterable[Ranks]) -> int:
 
     All ranks of a group meet, so a call of one rank belongs to exactly one call of every other. A call that fails
     before it comes here does not count, and calls on other meshes do not. The meetings go through the store of the
-    default process group, which collective operations do not wait for, and are counted there. Nothing is kept in this
-    process, so they work for ranks that are threads, and after `destroy_process_group`. Of the threads of one rank,
-    only one at a time may be here.
+    default process group and are counted there. They and collective operations do not wait for each other. Nothing is
+    kept in this process, so they work for ranks that are threads, and after `destroy_process_group`. Only one thread of
+    a rank may be here at a time.
 
     Args:
         own: the seed that this rank drew. Every rank draws, so that their generators stay in step.
-        groups: this rank's. Empty: `own` is returned.
+        groups: the groups of this rank. If there is none, `own` is returned.
 
     Raises:
         RuntimeError: a rank of a group did not come within TIMEOUT, or there is no store.
@@ -66,7 +66,7 @@ def shared_seed(own: int, groups: Iterable[Ranks]) -> int:
         return own
     rank = dist.get_rank()
     mine = {group for group in groups if rank in group and len(group) > 1}
-    # A group within another has its seed already. All of its ranks know that, for they are in the other one, too.
+    # A group within another gets the seed of that one. Its ranks know this, because they are all in the other one, too.
     widest = sorted(sorted(group) for group in mine if not any(group < other for other in mine))
     seed = own
     for position, ranks in enumerate(widest):
@@ -108,10 +108,10 @@ def _store() -> Any:
 def _meet(ranks: Sequence[int], what: str, word: str, advice: str) -> str:
     """The word of the first of `ranks`, once all of them are here.
 
-    Every rank sets a sign that it is here, and waits for the outcome. That is the word of the first rank, which waits
-    for all signs; or the failure of the rank that has waited too long, so that all hear of it at once. The number of
-    the meeting is read from the store, which counts those that are over. Nothing is left of a meeting but its outcome,
-    until the next one.
+    Every rank sets a sign that it is here, and waits for the outcome. The first rank waits for all signs and then makes
+    its word the outcome. A rank that has waited too long makes its failure the outcome, so that all hear of it at once.
+    The store counts the meetings that are over, and the count is the number of the present one. A meeting leaves only
+    its outcome, until the next one.
 
     Raises:
         RuntimeError: ranks that did not come within TIMEOUT, by their numbers; or a store that does not answer.
@@ -125,24 +125,24 @@ def _meet(ranks: Sequence[int], what: str, word: str, advice: str) -> str:
         store.set(signs[rank], "")
         begun = time.monotonic()
         try:
-            # Looks again and again, for Ctrl-C has no effect within store.wait.
+            # store.wait would not react to Ctrl-C, so this looks again and again.
             while not store.check([outcome]):
                 waited = time.monotonic() - begun
                 left = TIMEOUT.total_seconds() - waited
                 if rank == ranks[0] and store.check(list(signs.values())):
                     ending = f"{_ALL_CAME}{word}"
                 elif left <= 0:
-                    # Where all are here, the first one was lost before it gave its word.
+                    # If all are here, the first rank was lost before it gave its word.
                     ending = _listed([each for each in ranks if not store.check([signs[each]])] or ranks[:1])
                 else:
                     time.sleep(min(0.001 + waited / 8, _LONGEST_SLEEP_SECONDS, left))
                     continue
-                # Before the outcome is there: whoever has it may come to the next meeting at once.
+                # This comes before the outcome, because a rank that has it may come to the next meeting at once.
                 store.set(f"{place}/over", str(number + 1))
                 store.compare_set(outcome, "", ending)
             found = str(store.get(outcome).decode())
             if rank == ranks[0] and found.startswith(_ALL_CAME):
-                store.delete_key(f"{place}/{number - 1}/outcome")  # all who read it are here
+                store.delete_key(f"{place}/{number - 1}/outcome")  # all ranks that read it are here
         finally:
             with suppress(RuntimeError):
                 store.delete_key(signs[rank])
@@ -170,13 +170,13 @@ Entry = tuple[str, str]  # a name, and what ranks must have in common under it
 
 
 def check_agreement(entries: Sequence[tuple[DeviceMesh, list[Entry]]], failure: str | None) -> None:
-    """Compare what the ranks of every mesh pass, in an exchange along each of its dimensions.
+    """Compare the entries of the ranks of every mesh, in an exchange along each of its dimensions.
 
-    A failure of one rank, or a difference, is known to all ranks of its meshes when this ends: none is left waiting.
+    When this ends, all ranks of a mesh know of a difference, or of a failure of one of them. No rank is left waiting.
 
     Raises:
-        ValueError: on every rank of the mesh, saying which rank differs, and in what.
-        RuntimeError: ranks of a mesh did not come within TIMEOUT: without `strict`, or with other meshes.
+        ValueError: two ranks differ. Every rank of the mesh raises, and says which rank differs in what.
+        RuntimeError: ranks of a mesh did not come within TIMEOUT, because they lack `strict` or have other meshes.
     """
     problem = failure
     for mesh, own in entries:
@@ -186,7 +186,7 @@ def check_agreement(entries: Sequence[tuple[DeviceMesh, list[Entry]]], failure: 
             group = mesh.get_group(dimension)
             if dist.get_backend(group) == "fake":
                 continue
-            # An exchange that some do not take part in has no end.
+            # An exchange that lacks a rank would never end, so all ranks meet before it.
             _meet(sorted(dist.get_process_group_ranks(group)), "strict", "", _STRICT_ADVICE)
             problem = _compare(group, own, problem)
     if problem is not None and problem != failure:
@@ -194,7 +194,7 @@ def check_agreement(entries: Sequence[tuple[DeviceMesh, list[Entry]]], failure: 
 
 
 def _compare(group: Any, own: list[Entry], problem: str | None) -> str | None:
-    """What is wrong with any rank of the group, or None."""
+    """A failure of any rank of the group, or a difference between two; None: there is neither."""
     others: list[Any] = [None] * dist.get_world_size(group)
     digest = blake2b(repr(own).encode(), digest_size=16).digest()
     dist.all_gather_object(others, (dist.get_rank(), problem, digest), group=group)

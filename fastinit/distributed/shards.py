@@ -1,4 +1,4 @@
-"""Which elements of a global tensor a rank holds: from a DTensor's mesh and placements to boxes. No communication."""
+"""The boxes of a global tensor that a rank holds, from a DTensor's mesh and placements. No communication."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from fastinit import _torch
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-Range = tuple[int, int]  # begin, end
+Interval = tuple[int, int]  # a box of one dimension: begin, end
 
 
-class Split(NamedTuple):
-    """One mesh dimension of `parts` ranks divides dimension `dim` of a tensor; this rank gets part `which`.
+class MeshSplit(NamedTuple):
+    """A mesh dimension of `ranks` ranks divides dimension `dim` of a tensor, and this rank gets share `which`.
 
-    `stride` is 1 for consecutive parts; else the dimension is first cut into `stride` stretches, and a rank gets part
-    `which` of each (torch's _StridedShard).
+    With stride 1 the shares are consecutive. Otherwise the dimension is first cut into `stride` equal stretches, and
+    each of them is divided (torch's _StridedShard).
     """
 
     dim: int
-    parts: int
+    ranks: int
     which: int
     stride: int = 1
 
 
-class Piece(NamedTuple):
-    """A box of a global tensor in a rank's local tensor: where it begins in both, and its shape."""
+class Box(NamedTuple):
+    """A box of a global tensor that a rank holds: where it begins in the local and in the global tensor; its shape."""
 
     local: tuple[int, ...]
     begin: tuple[int, ...]
@@ -40,48 +40,50 @@ class Piece(NamedTuple):
 
 
 def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
-    """Whether a tensor is distributed over a mesh. Does not import what makes such tensors."""
+    """Whether a tensor is distributed over a mesh. Imports nothing: without the module there is no such tensor."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a DTensor; any other tensor as it is."""
+    """The local tensor of a DTensor; any other tensor as it is."""
     if not is_dtensor(tensor):
         return tensor
     return _torch.local_part(tensor)
 
 
 def is_flattened(module: object) -> bool:
-    """Whether a module is torch's FullyShardedDataParallel with its parameters cut into flat pieces, as they are but
-    within `summon_full_params`."""
+    """Whether a module is torch's FullyShardedDataParallel with its parameters cut into flat shards.
+
+    They are, except within `summon_full_params`.
+    """
     if type(module).__name__ != "FullyShardedDataParallel":
         return False
     return getattr(getattr(module, "training_state", None), "name", "") != "SUMMON_FULL_PARAMS"
 
 
 def check_not_flattened(model: torch.nn.Module) -> None:
-    """Raise ValueError if the parameters of a model are flat pieces under FullyShardedDataParallel."""
+    """Raise ValueError if the parameters of a model are flat shards under FullyShardedDataParallel."""
     for prefix, module in model.named_modules():
         if is_flattened(module):
             raise ValueError(
-                f"{prefix or 'model'}: its parameters are flat pieces under FullyShardedDataParallel; read them inside "
+                f"{prefix or 'model'}: its parameters are flat shards under FullyShardedDataParallel; read them inside "
                 "FullyShardedDataParallel.summon_full_params(model)"
             )
 
 
-def pieces(shape: Sequence[int], splits: Sequence[Split]) -> list[Piece]:
-    """The boxes that a rank holds of a tensor of `shape`, in the order in which they lie in its local tensor."""
-    held = [ranges(size, [split for split in splits if split.dim == dim]) for dim, size in enumerate(shape)]
+def boxes_held(shape: Sequence[int], splits: Sequence[MeshSplit]) -> list[Box]:
+    """The boxes that a rank holds of a tensor of `shape`, in their order in its local tensor."""
+    held = [intervals(size, [split for split in splits if split.dim == dim]) for dim, size in enumerate(shape)]
     found = []
-    for box in itertools.product(*(_with_places(each) for each in held)):
-        local, begin, lengths = (tuple(edge[k] for edge in box) for k in range(3))
-        found.append(Piece(local, begin, lengths))
+    for edges in itertools.product(*(_with_places(each) for each in held)):
+        local, begin, lengths = (tuple(edge[k] for edge in edges) for k in range(3))
+        found.append(Box(local, begin, lengths))
     return found
 
 
-def _with_places(held: Sequence[Range]) -> list[tuple[int, int, int]]:
-    """(place in the local tensor, begin, length) of ranges that lie one behind the other."""
+def _with_places(held: Sequence[Interval]) -> list[tuple[int, int, int]]:
+    """(place in the local tensor, begin, length) of intervals that lie there one behind the other."""
     found, place = [], 0
     for begin, end in held:
         found.append((place, begin, end - begin))
@@ -89,41 +91,42 @@ def _with_places(held: Sequence[Range]) -> list[tuple[int, int, int]]:
     return found
 
 
-def ranges(size: int, splits: Sequence[Split]) -> list[Range]:
-    """What is left of one dimension after splits, those of the outer mesh dimensions first; none: nothing."""
+def intervals(size: int, splits: Sequence[MeshSplit]) -> list[Interval]:
+    """The intervals of one dimension that a rank holds after its splits. Splits of outer mesh dimensions come first."""
     held = [(0, size)] if size > 0 else []
     for split in _in_order(splits):
         length = sum(end - begin for begin, end in held)
         stretch = -(-length // split.stride)
-        taken: list[Range] = []
+        taken: list[Interval] = []
         for begin in range(0, length, max(stretch, 1)):
             end = min(begin + stretch, length)
-            part = -(-(end - begin) // split.parts)
-            first = begin + split.which * part
-            taken += _cut(held, min(first, end), min(first + part, end))
+            share = -(-(end - begin) // split.ranks)
+            first = begin + split.which * share
+            taken += _cut(held, min(first, end), min(first + share, end))
         held = _merged(taken)
     return held
 
 
-def _in_order(splits: Sequence[Split]) -> list[Split]:
+def _in_order(splits: Sequence[MeshSplit]) -> list[MeshSplit]:
     """The splits of one dimension in the order in which they were made.
 
-    A stride equal to the parts of all later splits, none of which has a stride of another kind, says that those came
-    first (FSDP2 divides what tensor parallelism left): taken so, the parts are right where they are uneven, too.
+    FSDP2 divides what tensor parallelism left, although its mesh dimension comes first. Its stride says so: it equals
+    the number of shares that all later splits make together. Such a split moves behind them and gets stride 1, unless
+    one of them keeps a stride of its own. Its shares are then right even where they are uneven.
     """
-    ordered: list[Split] = []
-    parts = 1
+    ordered: list[MeshSplit] = []
+    shares = 1
     for split in reversed(splits):
-        if split.stride > 1 and split.stride == parts and all(later.stride == 1 for later in ordered):
+        if split.stride > 1 and split.stride == shares and all(later.stride == 1 for later in ordered):
             ordered.append(split._replace(stride=1))
         else:
             ordered.insert(0, split)
-        parts *= split.parts
+        shares *= split.ranks
     return ordered
 
 
-def _cut(held: Sequence[Range], begin: int, end: int) -> list[Range]:
-    """Elements begin ... end of ranges that lie one behind the other."""
+def _cut(held: Sequence[Interval], begin: int, end: int) -> list[Interval]:
+    """Elements begin ... end of intervals that lie one behind the other."""
     found, place = [], 0
     for first, last in held:
         low, high = max(begin - place, 0), min(end - place, last - first)
@@ -133,8 +136,8 @@ def _cut(held: Sequence[Range], begin: int, end: int) -> list[Range]:
     return found
 
 
-def _merged(held: Sequence[Range]) -> list[Range]:
-    merged: list[Range] = []
+def _merged(held: Sequence[Interval]) -> list[Interval]:
+    merged: list[Interval] = []
     for begin, end in held:
         if merged and merged[-1][1] == begin:
             begin = merged.pop()[0]
@@ -142,11 +145,11 @@ def _merged(held: Sequence[Range]) -> list[Range]:
     return merged
 
 
-def splits_of(tensor: DTensor, name: str) -> list[Split]:
+def splits_of(tensor: DTensor, name: str) -> list[MeshSplit]:
     """How a DTensor is divided, for this rank.
 
     Raises:
-        ValueError: a placement that holds no values (Partial) or that is not known.
+        ValueError: a placement that is not known, or that holds no values (Partial).
     """
     coordinate = _coordinate(tensor)
     sizes: Sequence[int] = tensor.device_mesh.shape
@@ -164,7 +167,7 @@ def splits_of(tensor: DTensor, name: str) -> list[Split]:
             raise ValueError(f"{name}: expected placements Shard and Replicate, got {placement!r}")
         shard: Any = placement
         stride = int(shard.split_factor) if kind == "_StridedShard" else 1
-        splits.append(Split(shard.dim % max(tensor.dim(), 1), sizes[position], coordinate[position], stride))
+        splits.append(MeshSplit(shard.dim % max(tensor.dim(), 1), sizes[position], coordinate[position], stride))
     return splits
 
 
@@ -174,7 +177,7 @@ def _coordinate(tensor: DTensor) -> Sequence[int]:
     return found
 
 
-def local_pieces(tensor: DTensor, name: str) -> list[Piece]:
+def local_boxes(tensor: DTensor, name: str) -> list[Box]:
     """The boxes of a DTensor that lie in this rank's local tensor; none on a rank outside of its mesh.
 
     Raises:
@@ -184,7 +187,7 @@ def local_pieces(tensor: DTensor, name: str) -> list[Piece]:
         return []
     splits = splits_of(tensor, name)
     expected = tuple(
-        sum(end - begin for begin, end in ranges(size, [split for split in splits if split.dim == dim]))
+        sum(end - begin for begin, end in intervals(size, [split for split in splits if split.dim == dim]))
         for dim, size in enumerate(tensor.shape)
     )
     local = local_tensor(tensor)
@@ -194,7 +197,7 @@ def local_pieces(tensor: DTensor, name: str) -> list[Piece]:
             f"{name}: expected a local tensor of shape {expected} for {tuple(tensor.shape)} as {tensor.placements} on "
             f"a mesh of {tuple(tensor.device_mesh.shape)}, got {tuple(local.shape)}"
         )
-    return pieces(tensor.shape, splits) if math.prod(expected) > 0 else []
+    return boxes_held(tensor.shape, splits) if math.prod(expected) > 0 else []
 
 
 def is_first_replica(tensor: DTensor) -> bool:

@@ -1,5 +1,4 @@
-"""Memory for a model that was built on the meta device. What stands in that memory is for others to write: nothing is
-zeroed here."""
+"""Gives memory to a model that was built on the meta device. Others write values to it. Nothing is zeroed here."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from fastinit.run.parametrized import SpectralNorm
 
 
 class _Found(NamedTuple):
-    """A parameter or buffer, under the first of its names, and all the places where modules have it."""
+    """A parameter or buffer, the first of its names, and all the places where modules have it."""
 
     name: str
     tensor: torch.Tensor
@@ -33,25 +32,26 @@ def allocate_(
     """Give every parameter and every buffer of `model` that is on the meta device memory on `device`.
 
     The memory is left as it comes, never zeroed. A parameter keeps its strides, its mesh and placements if it is a
-    DTensor, its type, attributes, hooks and `requires_grad`, and stays the same object: ties, optimizers and lists that
-    have it keep it. Where something refers to it weakly, as torch.export does, or an autograd graph does, torch cannot
-    exchange the memory; then a new parameter takes its place in all modules of `model`. A gradient is dropped, and so
-    is `_is_hf_initialized`: the new memory holds no loaded weight.
+    DTensor, its type, attributes, hooks and `requires_grad`. It stays the same object, so ties, optimizers and lists
+    keep it. If something refers to it weakly, as torch.export does, or an autograd graph has it, torch cannot exchange
+    the memory. Then a new parameter takes its place in all modules of `model`. The gradient is dropped. So is
+    `_is_hf_initialized`, because the new memory holds no loaded weight.
 
-    Parameters that have memory already stay as and where they are, in whatever dtype. Buffers that have are moved to
-    `device`. A parameter that FSDP2 offloads goes to the CPU, where it wants it.
+    Parameters that have memory already are left alone, whatever their device and dtype. Buffers that have memory are
+    moved to `device`. A parameter that FSDP2 offloads goes to the CPU.
 
     Args:
         model: any module, before or after `fully_shard`, `parallelize_module` or a split into stages.
-        device: where to; not meta.
-        dtype: of the floating-point parameters; None: each keeps its own, as integers and complex ones always do.
-            Buffers keep theirs (frequencies of a rotary embedding need their digits), except those that torch computes
-            with beside a weight and wants alike: statistics of a normalisation, and what belongs to a parametrisation.
-        recurse: False: only what `model` itself holds, without its children.
+        device: where the memory is made; not meta.
+        dtype: the dtype of the floating-point parameters; None: each keeps its own. Integer and complex parameters
+            always keep theirs. So do buffers, since frequencies of a rotary embedding need their digits. The exceptions
+            are buffers that torch wants in the dtype of a weight: statistics of a normalisation, and buffers of a
+            parametrisation.
+        recurse: False: only the parameters and buffers of `model` itself, without its children's.
 
     Raises:
-        TypeError, ValueError: naming a parameter or buffer that cannot be allocated: lazy, not dense, or one of two
-            that share memory without being one object. Nothing is changed then.
+        TypeError, ValueError: a parameter or buffer, which the message names, cannot be allocated: it is lazy, not
+            dense, or shares memory with another one without being the same object. Nothing is changed then.
     """
     if device.type == "meta":
         raise ValueError("device: expected one with memory, got meta")
@@ -76,7 +76,7 @@ def allocate_(
 
 
 def _found(modules: Iterable[NamedModule], kind: str) -> list[_Found]:
-    """Every object of the given kind once, in the order of the model."""
+    """Every parameter, or every buffer, once, in the order of the model."""
     found: dict[int, _Found] = {}
     for each in modules:
         for own_name, tensor in getattr(each.module, kind).items():
@@ -112,7 +112,7 @@ def _check(every: Iterable[_Found], parameters: Iterable[_Found]) -> None:
 
 
 def _buffers_like_weights(modules: Iterable[nn.Module]) -> set[int]:
-    """Buffers of which torch expects the dtype of the weight beside them."""
+    """Buffers that torch expects in the dtype of a weight of the same module."""
     found: set[int] = set()
     for module in modules:
         if isinstance(module, (*BATCH_NORMS, parametrize.ParametrizationList)):
@@ -125,7 +125,7 @@ def _buffers_like_weights(modules: Iterable[nn.Module]) -> set[int]:
 
 @contextmanager
 def _not_filled() -> Iterator[None]:
-    """Deterministic algorithms would fill what torch.empty gives; here everything is written afterwards."""
+    """Keep deterministic algorithms from filling new memory. All of it is written later."""
     setting: Any = torch.utils.deterministic
     before = setting.fill_uninitialized_memory
     setting.fill_uninitialized_memory = False
@@ -156,7 +156,7 @@ def _attributes(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def _allocate_parameter(found: _Found, device: torch.device, dtype: torch.dtype | None) -> Callable[[], None]:
-    """Give a parameter memory, and return what puts back what hangs on it."""
+    """Give a parameter memory, and return a function that restores its attributes and hooks."""
     parameter: Any = found.tensor
     attributes = _attributes(parameter)
     hooks = _torch.gradient_hooks(parameter)
@@ -164,7 +164,7 @@ def _allocate_parameter(found: _Found, device: torch.device, dtype: torch.dtype 
     try:
         torch.utils.swap_tensors(parameter, fresh)  # type: ignore[no-untyped-call]
         allocated = parameter
-    except RuntimeError:  # referred to weakly, or by an autograd graph
+    except RuntimeError:  # something refers to it weakly, or an autograd graph has it
         allocated = fresh
         for module, own_name in found.places:
             module._parameters[own_name] = allocated
@@ -195,6 +195,6 @@ def _account_again(modules: Iterable[nn.Module]) -> None:
     """Let FSDP2 look at its shards again."""
     for module in modules:
         for each in fsdp_parameters(module):
-            # As Module.to and to_empty have it done: it pads and pins the shard, and gathers from it. Left to
-            # the first forward pass, that would exchange the memory of shards that somebody may hold by then.
+            # Module.to and to_empty do the same. It pads and pins the shard. The first forward pass would otherwise do
+            # that, and exchange the memory of shards that somebody may hold by then.
             each.reset_sharded_param()

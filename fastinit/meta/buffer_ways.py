@@ -1,5 +1,7 @@
-"""The ways in which modules compute their buffers again: their own methods, and what a name and a shape leave no doubt
-about. Which of them is tried when, and what is believed, is for buffers.py."""
+"""Ways to compute a module's buffers again: the module's own methods, and values that follow from a name and a shape.
+
+buffers.py decides in which order they are tried, and which of their values it believes.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ from torch.nn import functional
 from fastinit._torch import SPECTRAL_NORMS
 from fastinit.run.parametrized import SpectralNorm
 
-# What it is called, the module that it belongs to, and what to call; None: the module has none of that name.
+# Its name, the module that it belongs to, and the function to call; None: the module has no method of that name.
 Way = tuple[str, nn.Module, Callable[[], Any] | None]
 
-# Methods that compute nothing but buffers: torch's of BatchNorm and InstanceNorm, timm's, AReaL's, torchtune's,
-# torchvision's of Swin (version 2 computes a table of coordinates in the one for the bias).
+# Methods that compute nothing but buffers. They are from torch's BatchNorm and InstanceNorm, timm, AReaL, torchtune and
+# torchvision's Swin (whose version 2 computes a table of coordinates in the method for the bias).
 BUFFER_METHODS = (
     "reset_running_stats",
     "init_non_persistent_buffers",
@@ -29,13 +31,13 @@ BUFFER_METHODS = (
     "define_relative_position_index",
     "define_relative_position_bias_table",
 )
-# Methods that initialise a module, buffers included: torch's and litgpt's, torchtitan's and nanochat's, NeMo
-# AutoModel's, DINOv3's. Written to parameters without memory, they cost nothing.
+# Methods that initialise a module, buffers included. They are from torch and litgpt, torchtitan and nanochat, NeMo
+# AutoModel, and DINOv3. They cost nothing where parameters have no memory.
 MODULE_METHODS = ("reset_parameters", "init_weights", "initialize_weights", "_init_weights")
 
 
 def method(module: nn.Module, name: str) -> Callable[[], Any] | None:
-    """A method that asks for nothing, or for the device of the buffers; None: there is none of that name."""
+    """A method without required arguments, except for the device of the buffers; None: there is none of that name."""
     found = getattr(module, name, None)
     if not callable(found):
         return None
@@ -52,7 +54,7 @@ def method(module: nn.Module, name: str) -> Callable[[], Any] | None:
 
 
 def own_ways(module: nn.Module) -> Iterator[Way]:
-    """What a module has for its buffers alone, and what torch's spectral_norm begins with."""
+    """Ways that a module has for its buffers alone, and the way in which torch's spectral_norm begins."""
     if isinstance(module, SPECTRAL_NORMS):
         yield "starts at random", module, partial(_start, module, "_u", "_v", module.eps)
     for hook in module._forward_pre_hooks.values():
@@ -64,13 +66,13 @@ def own_ways(module: nn.Module) -> Iterator[Way]:
 
 
 def _start(module: Any, u: str, v: str, eps: float) -> None:
-    """As torch's spectral_norm begins. It wants the weight for the rest: see `Restoration.settle_`."""
+    """Begin as torch's spectral_norm does. The rest needs the weight: see `Restoration.settle_`."""
     for name in (u, v):
         functional.normalize(getattr(module, name).normal_(), dim=0, eps=eps, out=getattr(module, name))
 
 
 def rotary(module: Any) -> None:
-    """The frequencies of transformers' rotary embeddings, outside of one of its models."""
+    """Compute the frequencies of a rotary embedding of transformers that is outside of its models."""
     function = getattr(module, "rope_init_fn", None)
     if function is None and getattr(module, "rope_type", None) == "default":
         function = module.compute_default_rope_parameters
@@ -86,7 +88,7 @@ _INTEGERS = (torch.int64, torch.int32)
 
 
 def conventional(name: str, module: nn.Module, like: torch.Tensor) -> torch.Tensor | None:
-    """The value of a buffer whose meaning is certain, or None."""
+    """The value of a buffer whose name, type, shape and dtype leave no doubt; None: they do."""
     shape, dtype = tuple(like.shape), like.dtype
     if 0 in shape:
         return torch.empty(shape, dtype=dtype, device="cpu")
@@ -106,7 +108,7 @@ def conventional(name: str, module: nn.Module, like: torch.Tensor) -> torch.Tens
 
 
 def _statistics(name: str, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
-    """Those of a normalisation that counts batches as torch's does: mean 0, variance 1, no batch seen."""
+    """First statistics of a normalisation that counts batches as torch's does: mean 0, variance 1, no batch seen."""
     mean, variance = module._buffers.get("running_mean"), module._buffers.get("running_var")
     if mean is None or variance is None or mean.shape != variance.shape or mean.dim() != 1:
         return None

@@ -1,8 +1,8 @@
-"""What the buffers of a model that was built on the meta device should hold.
+"""Computes the values of the buffers of a model that was built on the meta device.
 
-Parameters are initialised anew, but a buffer has one right value, and the memory that it is given has not. It is
-computed again here, before anything is allocated: on the CPU, by the module's own code, with parameters that stay on
-the meta device, so that it costs and disturbs nothing. What nobody can compute is an error that names it.
+Parameters are initialised anew, but a buffer has one right value, which new memory does not hold. The value is computed
+here before anything is allocated, on the CPU and by the module's own code. The parameters stay on the meta device, so
+this costs and disturbs nothing. If nobody can compute a buffer, an error names it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Place(NamedTuple):
 
 
 class _Lost:
-    """A buffer (or a tensor that is a plain attribute) without memory: where it is, and what it should hold."""
+    """A buffer without memory (or a tensor that is a plain attribute): its places in the model, and its value."""
 
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         self.name = name
@@ -49,7 +49,7 @@ class _Lost:
         self.places: list[_Place] = []
         self.blank: torch.Tensor | None = None  # stands in for it while modules compute
         self.value: torch.Tensor | None = None
-        self.way = ""  # how the value was found; empty: it was not
+        self.way = ""  # how the value was found; empty: it has not been found
         self.failed: list[str] = []
 
     @property
@@ -68,9 +68,9 @@ class _Lost:
 
 
 class Restoration:
-    """The values for the buffers of a model that are on the meta device, to be written once they have memory.
+    """Values for the buffers of a model that are on the meta device, to be written once the buffers have memory.
 
-    `reasons`: for the canonical name of each, how its value was found.
+    `reasons` tells for the canonical name of each buffer how its value was found.
     """
 
     def __init__(self, lost: Sequence[_Lost], modules: Sequence[nn.Module]) -> None:
@@ -84,7 +84,7 @@ class Restoration:
     def restore_(self, device: torch.device, modules: Container[nn.Module] | None = None) -> None:
         """Write the values, once `allocate_` has given the buffers memory. Plain attributes are put on `device`.
 
-        With `modules`, those that one of them is the first to hold.
+        With `modules`, only buffers that one of these modules is the first to hold.
         """
         for each in self._lost:
             if modules is not None and each.module not in modules:
@@ -110,10 +110,10 @@ class Restoration:
 
     @torch.no_grad()
     def settle_(self) -> None:
-        """Compute what follows from the parameters, once these are initialised.
+        """Compute the values that follow from the parameters, once these are initialised.
 
-        The estimates that spectral_norm has of the largest singular value, unless setting the weight has brought them
-        along; and the weights that the older weight_norm and spectral_norm compute before a forward pass.
+        They are spectral_norm's estimates of the largest singular value, unless setting the weight has updated them,
+        and the weights that the older weight_norm and spectral_norm compute before a forward pass.
         """
         for module in self._modules:
             if isinstance(module, parametrize.ParametrizationList):
@@ -151,7 +151,7 @@ class Restoration:
 def _without_base(chain: nn.Module) -> list[Any]:
     """torch's orthogonal parametrisations that got no basis, since right_inverse does nothing on the meta device.
 
-    They cannot compute a weight without. The identity serves until the weight is set, and the basis with it.
+    They cannot compute a weight without a basis. The identity serves until setting the weight sets the basis, too.
     """
     if not isinstance(chain, parametrize.ParametrizationList):
         return []
@@ -162,10 +162,10 @@ def _write(target: Any, value: torch.Tensor) -> None:
     if hasattr(target, "placements"):  # a DTensor
         from torch.distributed.tensor import distribute_tensor
 
-        # Every rank has computed the whole value: none is asked for its own.
+        # Every rank has computed the whole value, so none asks another.
         mesh, placements = target.device_mesh, target.placements
-        part = distribute_tensor(value.to(target.dtype), mesh, placements, src_data_rank=None)
-        target.to_local().copy_(part.to_local())
+        sharded = distribute_tensor(value.to(target.dtype), mesh, placements, src_data_rank=None)
+        target.to_local().copy_(sharded.to_local())
     else:
         target.copy_(value)
 
@@ -177,32 +177,32 @@ def plan_restoration(
     seed: int = 0,
     strict: bool = False,
 ) -> Restoration:
-    """Find the value of every buffer of `model` that is on the meta device; the model is as before afterwards.
+    """Find the value of every buffer of `model` that is on the meta device. The model itself is not changed.
 
     The first way that gives a value counts:
 
-    1. `buffers`, the user's own.
+    1. `buffers`, the user's own functions.
     2. The module's own code: `reset_running_stats`, torchtune's `rope_init`, timm's `init_non_persistent_buffers`, the
-       `_init_weights` of a transformers model and others, last of all the `init_weights` or `reset_parameters` of a
-       module that holds it. The vectors of torch's spectral_norm start at random: `settle_` wants the weights.
-    3. What name, type, shape and dtype together leave no doubt about: `position_ids`, `token_type_ids`, statistics of
-       a normalisation, the causal mask of GPT-2's attention.
+       `_init_weights` of a transformers model and others. The `init_weights` or `reset_parameters` of a module that
+       holds the module come last. The vectors of torch's spectral_norm start at random, and `settle_` does the rest.
+    3. A convention, where name, type, shape and dtype together leave no doubt: `position_ids`, `token_type_ids`,
+       statistics of a normalisation, the causal mask of GPT-2's attention.
 
-    All of it runs on the CPU, so that the values are those of a model built there, on any device and every rank.
-    Tensors that are plain attributes of a module and on the meta device count as buffers: nothing would bring them to
+    All of it runs on the CPU, so on any device and every rank the values are those of a model built on the CPU. Tensors
+    on the meta device that are plain attributes of a module count as buffers, because nothing else would bring them to
     a device. Buffers that have memory are left alone.
 
     Args:
         model: any module, before anything is allocated.
-        buffers: pairs of a selector and a function of the module that computes what is selected: in place, or by
-            assigning it. `("*.rope.*", lambda module: module.make_tables())`. The selector is one of those of rules,
-            for buffers: a glob on the canonical name, module types, a `Where` or others. While the function runs, the
-            module's buffers are on the CPU and its parameters on meta: they have no values yet.
-        seed: buffers that are random get, with the name of the module, their random numbers from it.
+        buffers: pairs of a selector and a function of the module, which computes the selected buffers in place or
+            assigns them: `("*.rope.*", lambda module: module.make_tables())`. Selectors are those of rules: a glob on
+            the canonical name, module types, a `Where` or others. While the function runs, the module's buffers are on
+            the CPU. Its parameters are on meta, since they have no values yet.
+        seed: the seed of random buffers. Together with the name of the module it gives their random numbers.
         strict: refuse pairs that select no buffer, rather than warn.
 
     Raises:
-        TypeError, ValueError: naming all buffers that cannot be restored, or the pair that fails to do it.
+        TypeError, ValueError: buffers cannot be restored, or a pair fails to do it. The message names them.
     """
     rules = _as_rules(buffers)
     names = {each.module: each.name for each in named_modules(model)}
@@ -253,7 +253,7 @@ def _check_selectors(
 
 
 def _check_whole(names: dict[nn.Module, str]) -> None:
-    """The estimates of spectral_norm follow from the whole weight, of which a rank may have a shard."""
+    """Raise ValueError if spectral_norm has a sharded weight. Its estimates follow from the whole weight."""
     for module, name in names.items():
         weights: list[Any] = []
         if isinstance(module, parametrize.ParametrizationList):
@@ -268,7 +268,7 @@ def _check_whole(names: dict[nn.Module, str]) -> None:
 
 
 def _find(model: nn.Module) -> list[_Lost]:
-    """Buffers and plain attributes that are on meta, each object once; what hooks compute from weights is none."""
+    """Buffers and plain attributes that are on meta, each object once, without weights that hooks compute."""
     found: dict[int, _Lost] = {}
     for of in named_modules(model):
         module = of.module
@@ -287,7 +287,7 @@ def _find(model: nn.Module) -> list[_Lost]:
     return list(found.values())
 
 
-# The bytes of a stand-in that nobody has written to.
+# Every byte of a stand-in has this value until somebody writes to it.
 _BLANK = 0xA5
 
 
@@ -297,7 +297,10 @@ def _blank(like: torch.Tensor) -> torch.Tensor:
 
 
 def _is_written(blank: torch.Tensor) -> bool:
-    """Whether every element of a stand-in was written; of bytes, which may be like the blank's, whether any was."""
+    """Whether every element of a stand-in was written, or for elements of one byte, whether any was.
+
+    A written byte may happen to equal the blank.
+    """
     same = blank.reshape(-1).view(torch.uint8).view(-1, blank.element_size()) == _BLANK
     whole = same.all(dim=1)
     return not bool(whole.all() if blank.element_size() == 1 else whole.any())
@@ -305,8 +308,10 @@ def _is_written(blank: torch.Tensor) -> bool:
 
 @contextmanager
 def _stand_ins(modules: Sequence[nn.Module], lost: Sequence[_Lost]) -> Iterator[None]:
-    """For a while, buffers on meta are blank memory on the CPU, the others copies of what they are, and parameters
-    on meta. Afterwards every module is as it was."""
+    """Give the modules stand-ins for their tensors, and put everything back afterwards.
+
+    Buffers on meta become blank memory on the CPU, other buffers copies, and parameters are on meta.
+    """
     kinds = ("_parameters", "_buffers", "_modules")
     before = [
         (
@@ -348,7 +353,7 @@ def _stand_ins(modules: Sequence[nn.Module], lost: Sequence[_Lost]) -> Iterator[
 
 
 def _copied(value: Any) -> Any:
-    """Containers of the user's are copied, whatever depth they have: a module's code may write to them."""
+    """A copy of a container and of those within it, because a module's code may write to them."""
     if type(value) in (list, set, deque):
         return type(value)(map(_copied, value))
     if type(value) in (dict, OrderedDict):
@@ -358,7 +363,7 @@ def _copied(value: Any) -> Any:
 
 @torch.no_grad()
 def _twin(tensor: torch.Tensor) -> torch.Tensor:
-    """A parameter without memory, which may be written to freely; of a buffer, a copy."""
+    """A stand-in to write to freely: for a parameter one without memory, for a buffer a copy."""
     if nn.parameter.is_lazy(tensor):
         return tensor
     if isinstance(tensor, nn.Parameter) or tensor.is_meta or wraps_others(tensor):
@@ -372,18 +377,18 @@ def _twin(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Search:
-    """Goes through the ways to compute what is lost, until all is found or there are no more."""
+    """Goes through the ways to compute lost buffers, until all are found or no way is left."""
 
     def __init__(self, model: nn.Module, lost: Sequence[_Lost], names: dict[nn.Module, str], seed: int) -> None:
         self._lost = lost
         self._names = names
         self._seed = seed
         self._tried: set[tuple[str, nn.Module]] = set()
-        self._ancestors: dict[nn.Module, list[nn.Module]] = {model: []}  # of each module, the nearest first
+        self._ancestors: dict[nn.Module, list[nn.Module]] = {model: []}  # for each module, the nearest first
         for module in model.modules():
             for child in module.children():
                 self._ancestors.setdefault(child, [module, *self._ancestors[module]])
-        self._within: dict[nn.Module, list[_Lost]] = {}  # what is lost in a module and its children
+        self._within: dict[nn.Module, list[_Lost]] = {}  # lost buffers in a module and its children
         for each in lost:
             for module in (each.module, *self._ancestors[each.module]):
                 self._within.setdefault(module, []).append(each)
@@ -430,7 +435,7 @@ class _Search:
                     wanted.failed.append(f"{way} raised {error}")
 
     def _initialisers(self, module: nn.Module) -> list[Way]:
-        """What a model of transformers does for each of its modules: the `_init_weights` of the innermost one."""
+        """The `_init_weights` of the innermost transformers model around a module. It initialises all its modules."""
         for owner in (module, *self._ancestors[module]):
             module_type: Any = type(owner)
             if any(base.__name__ == "PreTrainedModel" for base in module_type.__mro__):
@@ -443,7 +448,7 @@ class _Search:
         return [each for each in self._lost if not each.way]
 
     def _run(self, way: str, module: nn.Module, function: Callable[[], Any], wanted: Sequence[_Lost]) -> str | None:
-        """Let `function` compute what it can of `wanted`. What it raises is returned, and then nothing is believed."""
+        """Let `function` compute as many of `wanted` as it can. If it raises, return the error and take no value."""
         key = derive_stream(self._seed, self._names[module]).key
         error = None
         with (
@@ -467,7 +472,7 @@ class _Search:
 
 
 def _take(each: _Lost, way: str) -> None:
-    """Take the value of what is lost from where it was put, if it was."""
+    """Take the value of a lost buffer from its place, if the module put one there."""
     value: Any = each.blank
     for place in each.places:
         held = place.holder().get(place.own_name, each.blank)

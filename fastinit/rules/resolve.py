@@ -218,14 +218,15 @@ def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolut
         distribution = _made(asked, schemes[0], shape, dtype, None)
     else:
         split = rule is not None and rule.split is not None
-        parts = []
+        of_blocks = []
         for scheme, size in zip(schemes if len(schemes) > 1 else schemes * len(sizes), sizes, strict=True):
             of_block = (*shape[:dim], size, *shape[dim + 1 :])
             # Without a split, the geometry's fans are those of each block already.
-            parts.append(_made(asked, scheme, of_block, dtype, (dim, size) if split else None))
+            of_blocks.append(_made(asked, scheme, of_block, dtype, (dim, size) if split else None))
         # Elements that are sampled one by one alike need no blocks.
-        alike = len(set(parts)) == 1 and parts[0].same_everywhere
-        distribution = parts[0] if alike else Blocks(dim, sizes, tuple(parts))
+        first = of_blocks[0]
+        alike = len(set(of_blocks)) == 1 and first.same_everywhere
+        distribution = first if alike else Blocks(dim, sizes, tuple(of_blocks))
         if len(set(sizes)) > 1:
             asked.wanted_fans = False  # every block has its own
     try:

@@ -144,14 +144,14 @@ class Survey:
         """The ranks on which a wrapper holds the model to be the same: DistributedDataParallel, FSDP1, replicate.
 
         Raises:
-            ParameterError: FSDP1 has cut the parameters into flat pieces.
+            ParameterError: FSDP1 has cut the parameters into flat shards.
         """
         groups: set[agreement.Ranks] = set()
         for prefix, _, module in self._modules:
             if is_flattened(module):
                 raise ParameterError(
                     prefix or "model",
-                    "its parameters are flat pieces under FullyShardedDataParallel; initialise inside "
+                    "its parameters are flat shards under FullyShardedDataParallel; initialise inside "
                     "FullyShardedDataParallel.summon_full_params(model), or before wrapping",
                 )
             if _is_replicated(type(module)):

@@ -1,1 +1,1 @@
-"""From a plan's rows to bytes."""
+"""Runs plans: turns their rows into bytes in memory."""

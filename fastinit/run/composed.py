@@ -1,8 +1,8 @@
-"""Writes what is computed from whole tensors of random values: orthogonal and sparse matrices, and a few fixed
-patterns.
+"""Writes values that are computed from whole tensors of random values: orthogonal and sparse matrices. Also a few
+fixed patterns.
 
-The random values come from a `Source`: the native code's streams, or torch's generators. The arithmetic that follows is
-torch's, in float32 or float64, rounded once to the parameter's dtype.
+The random values come from a `Source`: the native code's streams, or torch's generators. The arithmetic on them is
+torch's, in float32 or float64, and its results are rounded once to the parameter's dtype.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from fastinit.distributed.shards import Range
-from fastinit.run.index_maps import Part
+from fastinit.distributed.shards import Interval
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.orthogonal import Matrix, compute_dtype, workspace_bytes
-from fastinit.run.table import Target, begin_of, name_of_part, part_of, pieces
+from fastinit.run.targets import Target, begin_of, blocks_of, indices_of, name_of_block
 from fastinit.schemes.distributions import (
     Blocks,
     DeltaOrthogonal,
@@ -51,7 +51,7 @@ class Source(Protocol):
 
 @torch.no_grad()
 def fill_all(targets: Sequence[Target], source: Source) -> None:
-    """Write targets of any distributions, orthogonal matrices of all of them together."""
+    """Write targets of any distributions. The orthogonal matrices of all of them are made together."""
     later = _Later([], [], [], [])
     for target in targets:
         _fill(target, source, later)
@@ -64,8 +64,8 @@ def fill_all(targets: Sequence[Target], source: Source) -> None:
 
 
 class _Later(NamedTuple):
-    """What is done together for all targets: orthogonal matrices, copies of parts of them, products of them, and then
-    the rows of zeros."""
+    """Work that is done together for all targets: orthogonal matrices, copies from them, products of them, and last the
+    rows of zeros."""
 
     matrices: list[Matrix]
     copies: list[tuple[torch.Tensor, torch.Tensor]]
@@ -78,10 +78,11 @@ _WRITERS: dict[type[Distribution], Writer] = {}
 
 
 def writes(kind: type[Distribution]) -> Callable[[Writer], Writer]:
-    """Let a function write targets of this kind of distribution, but for what is done later.
+    """Let a function write targets of this kind of distribution.
 
-    It is called with the target, the target's distribution, a source of random values, and the lists of what is done
-    later. Where the target's tensor is a box of its values (`begin_of`), it must write just those.
+    The function is called with the target, the target's distribution, a source of random values, and the lists of work
+    for later, to which it may add. Where the target's tensor is a box of the values (`begin_of`), the function must
+    write just that box.
     """
 
     def register(writer: Writer) -> Writer:
@@ -92,7 +93,7 @@ def writes(kind: type[Distribution]) -> Callable[[Writer], Writer]:
 
 
 def _fill(target: Target, source: Source, later: _Later) -> None:
-    """Write a target, but for what is done later."""
+    """Write a target, or add to the lists of work for later."""
     distribution = target.distribution
     writer = _WRITERS.get(type(distribution))
     if writer is not None:
@@ -105,8 +106,8 @@ def _fill(target: Target, source: Source, later: _Later) -> None:
 
 @writes(Blocks)
 def _blocks(target: Target, distribution: Blocks, source: Source, later: _Later) -> None:
-    for piece in pieces(target):
-        _fill(piece, source, later)
+    for block in blocks_of(target):
+        _fill(block, source, later)
 
 
 @writes(ZeroRow)
@@ -137,7 +138,7 @@ def _spectral(target: Target, distribution: Spectral, source: Source, later: _La
 
 @writes(IdentityPlus)
 def _identity_plus(target: Target, distribution: IdentityPlus, source: Source, later: _Later) -> None:
-    # Apart, so that the sum is rounded once.
+    # The sum is made in memory of its own, so that it is rounded once.
     total = torch.empty(target.tensor.shape, dtype=compute_dtype(target.dtype), device=target.device)
     source.orthogonal([_matrix(_flat(target._replace(tensor=total)), distribution.gain)])
     row, column = begin_of(target)
@@ -160,20 +161,20 @@ def _log_range(target: Target, distribution: LogRange, source: Source, later: _L
 
 
 class _Flat(NamedTuple):
-    """The matrix that a target's values are: some dimensions against the others."""
+    """A target's values as a matrix: some dimensions are its rows, the others its columns."""
 
     target: Target
     order: tuple[int, ...]  # of the dimensions
-    row_dims: int  # so many of them are the rows', the others the columns'
+    row_dims: int  # the first so many in this order make the rows
     name: str
-    part: Part  # the random numbers of the whole matrix
+    indices: BoxIndices  # of the whole matrix's random numbers
 
     def shape(self) -> tuple[int, int]:
         sizes = [self.target.shape[dim] for dim in self.order]
         return math.prod(sizes[: self.row_dims]), math.prod(sizes[self.row_dims :])
 
-    def hull(self) -> tuple[Range, Range]:
-        """The least ranges of rows and of columns that have all elements of the target's tensor."""
+    def bounding_box(self) -> tuple[Interval, Interval]:
+        """The smallest intervals of rows and of columns that together contain the target's tensor."""
         begin, shape = begin_of(self.target), self.target.tensor.shape
         found = []
         for outer, *inner in (self.order[: self.row_dims], self.order[self.row_dims :]):
@@ -181,8 +182,8 @@ class _Flat(NamedTuple):
             found.append((begin[outer] * step, (begin[outer] + shape[outer]) * step))
         return found[0], found[1]
 
-    def is_hull(self) -> bool:
-        """Whether the tensor has all elements of its hull."""
+    def fills_bounding_box(self) -> bool:
+        """Whether the tensor has all elements of its bounding box."""
         inner = (*self.order[1 : self.row_dims], *self.order[self.row_dims + 1 :])
         return all(self.target.tensor.shape[dim] == self.target.shape[dim] for dim in inner)
 
@@ -190,8 +191,8 @@ class _Flat(NamedTuple):
         """The tensor with its dimensions in the matrix's order."""
         return self.target.tensor.detach().permute(self.order)
 
-    def of_hull(self, values: torch.Tensor) -> torch.Tensor:
-        """Of the hull's values those of the tensor, in the shape of `ordered`."""
+    def from_bounding_box(self, values: torch.Tensor) -> torch.Tensor:
+        """The tensor's values among those of its bounding box, in the shape of `ordered`."""
         begin, shape = begin_of(self.target), self.target.tensor.shape
         outer = (0, self.row_dims)
         sizes = [shape[dim] if at in outer else self.target.shape[dim] for at, dim in enumerate(self.order)]
@@ -203,50 +204,54 @@ class _Flat(NamedTuple):
 
 
 def _flat(target: Target, column_axis: int | None = None) -> _Flat:
-    """Dimension 0 against the rest, with the random numbers of the elements' own indices; or JAX's and Keras'
-    matrix."""
-    dimensions, part = len(target.shape), part_of(target)
+    """The matrix whose rows are dimension 0 and whose columns are the others.
+
+    With a column axis, that dimension makes the columns and the others the rows (JAX's and Keras' matrix).
+
+    Without a column axis its elements take the random numbers of their own indices, where the strides allow it.
+    """
+    dimensions, indices = len(target.shape), indices_of(target)
     order = tuple(range(dimensions))
     if column_axis is not None:
         axis = column_axis % dimensions
         return _flat_of_its_own(target, (*order[:axis], *order[axis + 1 :], axis), dimensions - 1)
-    # The other dimensions of a part of a tensor may not lie one behind the other.
-    if list(part.strides[1:]) != [math.prod(target.shape[dim + 1 :]) for dim in order[1:]]:
+    # In a block, the other dimensions may have gaps between them. No one step then leads from column to column.
+    if list(indices.strides[1:]) != [math.prod(target.shape[dim + 1 :]) for dim in order[1:]]:
         return _flat_of_its_own(target, order, 1)
-    return _Flat(target, order, 1, target.name, Part(part.offset, (part.strides[0], 1)))
+    return _Flat(target, order, 1, target.name, BoxIndices(indices.offset, (indices.strides[0], 1)))
 
 
 def _flat_of_its_own(target: Target, order: tuple[int, ...], row_dims: int) -> _Flat:
-    """A matrix whose random numbers are counted in its own elements, in a stream of its own for every part."""
+    """A matrix with a stream of its own for every block. Its random numbers have the indices of its own elements."""
     columns = math.prod(target.shape[dim] for dim in order[row_dims:])
-    return _Flat(target, order, row_dims, name_of_part(target), Part(0, (columns, 1)))
+    return _Flat(target, order, row_dims, name_of_block(target), BoxIndices(0, (columns, 1)))
 
 
 def _matrix(flat: _Flat, gain: float, values: torch.Tensor | None = None) -> Matrix:
-    """The matrix, or the hull's ranges of it, to write to the target's tensor or to `values`."""
+    """The bounding box of the matrix, to write to the target's tensor or to `values`."""
     tensor = flat.ordered() if values is None else values
-    shape, (rows, columns) = flat.shape(), flat.hull()
+    shape, (rows, columns) = flat.shape(), flat.bounding_box()
     return Matrix(
-        flat.name, tensor, shape, flat.part, gain, _unless_all(rows, shape[0]), _unless_all(columns, shape[1])
+        flat.name, tensor, shape, flat.indices, gain, _unless_all(rows, shape[0]), _unless_all(columns, shape[1])
     )
 
 
-def _unless_all(found: Range, size: int) -> Range | None:
+def _unless_all(found: Interval, size: int) -> Interval | None:
     return None if found == (0, size) else found
 
 
 def _add_matrix(flat: _Flat, gain: float, later: _Later) -> None:
-    if flat.is_hull():
+    if flat.fills_bounding_box():
         later.matrices.append(_matrix(flat, gain))
         return
-    (row, end_row), (column, end_column) = flat.hull()
+    (row, end_row), (column, end_column) = flat.bounding_box()
     values = torch.empty(end_row - row, end_column - column, dtype=flat.target.dtype, device=flat.target.device)
     later.matrices.append(_matrix(flat, gain, values))
-    later.copies.append((flat.ordered(), flat.of_hull(values)))
+    later.copies.append((flat.ordered(), flat.from_bounding_box(values)))
 
 
 def _fill_spectral(targets: Sequence[tuple[Target, Spectral]], source: Source) -> None:
-    """Singular vectors of as many matrices together as the workspace holds, and their products."""
+    """Write products of singular vectors. Those of as many matrices are made together as the workspace holds."""
     batch: list[tuple[Target, Spectral, Matrix, Matrix]] = []
     held = 0
     for position, (target, distribution) in enumerate(targets):
@@ -254,10 +259,10 @@ def _fill_spectral(targets: Sequence[tuple[Target, Spectral]], source: Source) -
         dtype = target.dtype if target.dtype.is_complex else compute_dtype(target.dtype)
         lengths = (distribution.rows, distribution.columns)
         sides = []
-        for what, length, rows in zip((":left", ":right"), lengths, _flat(target).hull(), strict=True):
+        for what, length, rows in zip((":left", ":right"), lengths, _flat(target).bounding_box(), strict=True):
             vectors = torch.empty(rows[1] - rows[0], rank, dtype=dtype, device=target.device)
-            name, part = name_of_part(target) + what, Part(0, (rank, 1))
-            sides.append(Matrix(name, vectors, (length, rank), part, 1.0, _unless_all(rows, length)))
+            name, indices = name_of_block(target) + what, BoxIndices(0, (rank, 1))
+            sides.append(Matrix(name, vectors, (length, rank), indices, 1.0, _unless_all(rows, length)))
             held += vectors.numel() * dtype.itemsize
         batch.append((target, distribution, sides[0], sides[1]))
         if held >= workspace_bytes(target.device) or position == len(targets) - 1:
@@ -269,23 +274,23 @@ def _fill_spectral(targets: Sequence[tuple[Target, Spectral]], source: Source) -
 
 def _multiply(target: Target, values: Sequence[float], left: torch.Tensor, right: torch.Tensor) -> None:
     left *= torch.tensor(values, dtype=torch.float64, device=target.device).to(left.dtype)
-    target.tensor.detach().copy_(_flat(target).of_hull(left @ right.mT))
+    target.tensor.detach().copy_(_flat(target).from_bounding_box(left @ right.mT))
 
 
 def _middle(target: Target) -> _Flat | None:
-    """The matrix at the middle of the kernels, unless it lies beyond the tensor."""
+    """The matrix at the middle of the kernels; None: the tensor holds nothing of it."""
     middle = tuple((size - 1) // 2 for size in target.shape[2:])
     tensor = _at(target, middle)
     if tensor is None:
         return None
-    part = part_of(target)
-    offset = part.offset + sum(index * stride for index, stride in zip(middle, part.strides[2:], strict=True))
+    indices = indices_of(target)
+    offset = indices.offset + sum(index * stride for index, stride in zip(middle, indices.strides[2:], strict=True))
     matrix = target._replace(tensor=tensor, shape=target.shape[:2], begin=begin_of(target)[:2])
-    return _Flat(matrix, (0, 1), 1, target.name, Part(offset, part.strides[:2]))
+    return _Flat(matrix, (0, 1), 1, target.name, BoxIndices(offset, indices.strides[:2]))
 
 
 def _at(target: Target, middle: Sequence[int]) -> torch.Tensor | None:
-    """What lies in the tensor of the matrix of a kernel's position; None: nothing."""
+    """A view of the matrix at one position of the kernels; None: the tensor holds nothing of it."""
     tensor = target.tensor.detach()
     for index, first in zip(reversed(middle), reversed(begin_of(target)[2:]), strict=True):
         if not 0 <= index - first < tensor.shape[-1]:
@@ -316,7 +321,7 @@ def _time_steps(target: Target, distribution: TimeStep, source: Source, later: _
     dtype = torch.float32 if target.device.type == "mps" else torch.float64
     logs = torch.empty(target.tensor.shape, dtype=dtype, device=target.device)
     source.fill_all([target._replace(tensor=logs, dtype=dtype, distribution=bounds)])
-    # In Python whatever the device, so that all devices get the same values.
+    # Python computes them for every device, so that all devices get the same values.
     steps = (max(distribution.floor, math.exp(each)) for each in logs.flatten().tolist())
     values = torch.tensor([inverse_softplus(step) for step in steps], dtype=torch.float64)
     target.tensor.detach().copy_(values.reshape(target.tensor.shape))

@@ -1,4 +1,4 @@
-"""Tables on CUDA devices: uploaded once for every stream that they run on, and filled by one kernel launch each.
+"""Tables on CUDA devices. A table is uploaded once for every stream that it runs on, and one kernel launch fills it.
 
 Nothing here waits for the device. The memory comes from torch's caching allocators, in the order of the stream.
 """
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from fastinit import _native
 from fastinit.run.table import Table
 
-# What a captured graph reads whenever it is replayed. Nobody can tell when the last replay was, so it stays: the table
-# of a captured plan, some 240 bytes a tensor.
+# Images that captured graphs read at every replay: some 240 bytes for each tensor of a captured plan. Nobody can tell
+# which replay is the last, so they stay.
 _kept_for_graphs: list[torch.Tensor] = []
 
 
@@ -44,7 +44,10 @@ class _Upload:
         self._uploaded: dict[int, torch.Tensor] = {}  # stream handle -> the image on the device
 
     def on_current_stream(self) -> tuple[torch.Tensor, int]:
-        """The image as the device's current stream finds it, to be held until the kernel is enqueued; the handle."""
+        """The image on the device, ready on its current stream, and the stream's handle.
+
+        The caller must hold the image until the kernel is enqueued.
+        """
         stream = torch.cuda.current_stream(self._device)
         with torch.cuda.device(self._device), torch.cuda.stream(stream):
             on_device = self._captured() if torch.cuda.is_current_stream_capturing() else self._copied(stream)
@@ -53,14 +56,14 @@ class _Upload:
     def _copied(self, stream: torch.cuda.Stream) -> torch.Tensor:
         on_device = self._uploaded.get(stream.cuda_stream)
         if on_device is None:
-            # Pinned, for a copy from pageable memory would wait for the stream. The allocator keeps the pinned memory
+            # A copy from pageable memory would wait for the stream, so the memory is pinned. The allocator keeps it
             # until the copy is done.
             on_device = self._image.pin_memory().to(self._device, non_blocking=True)
             self._uploaded[stream.cuda_stream] = on_device
         return on_device
 
     def _captured(self) -> torch.Tensor:
-        if self._uploaded:  # before the capture, which began by waiting for all streams
+        if self._uploaded:  # before the capture began, which waited for all streams
             on_device = next(iter(self._uploaded.values()))
             _kept_for_graphs.append(on_device)
             return on_device

@@ -1,7 +1,7 @@
-"""Runs what a plan decided: checks all memory, chooses a backend for every tensor, and writes, in one pass a device.
+"""Runs what a plan decided: checks all memory, chooses a backend for every tensor, and writes in one pass a device.
 
-Natively, through a table with a row a tensor; or through torch.nn.init, where the native code is missing or does not
-apply. Nothing is written before everything was checked.
+The native code takes a table with a row for each tensor. torch.nn.init serves where the native code is missing or does
+not apply. Nothing is written before everything was checked.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ from fastinit.distributed.shards import local_tensor
 from fastinit.errors import ParameterError, warn
 from fastinit.run import composed, cuda, matrix_table, orthogonal, torch_source
 from fastinit.run.exact import exact_arithmetic, safe_threads
-from fastinit.run.index_maps import Part
+from fastinit.run.index_maps import BoxIndices
 from fastinit.run.memory import check_overlaps, check_writable, memory_span
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.places import Assignment
 from fastinit.run.streams import draw_seed
-from fastinit.run.table import DTYPES, Table, Target, begin_of, name_of_part
+from fastinit.run.table import DTYPES, Table
+from fastinit.run.targets import Target, begin_of, name_of_block
 from fastinit.schemes.distributions import Uniform
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -73,7 +71,7 @@ class NativeSource:
         self._seed = seed
 
     def fill_all(self, targets: Sequence[Target]) -> None:
-        """Targets of one device."""
+        """Write targets, all of which are on one device."""
         table, device = Table(targets), targets[0].device
         if device.type == "cuda":
             cuda.CudaTable(table, device).fill(self._seed)
@@ -92,9 +90,9 @@ class NativeSource:
         for begin in range(0, held_columns, at_once):
             shape = torch.Size((min(at_once, held_columns - begin), rows))
             keys = torch.empty(shape, dtype=torch.float64, device=target.device)
-            part = Part((first_column + begin) * rows, (rows, 1))
-            name = f"{name_of_part(target)}:zeros"
-            self.fill_all([Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), part)])
+            indices = BoxIndices((first_column + begin) * rows, (rows, 1))
+            name = f"{name_of_block(target)}:zeros"
+            self.fill_all([Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), indices)])
             chosen = keys.sort(dim=1, stable=True).indices[:, :zeros] - first_row
             column, which = ((chosen >= 0) & (chosen < held_rows)).nonzero(as_tuple=True)
             target.tensor[chosen[column, which], column + begin] = 0.0
@@ -104,12 +102,12 @@ _KEYS_AT_ONCE = 2**20  # of 8 bytes each
 
 
 class Program:
-    """What a run needs, made once for tensors as they lie: backends, checks of the memory, tables.
+    """All that a run needs, made once for tensors as they lie: backends, checks of the memory, tables.
 
-    A program is never changed, so that threads may run one together. Targets with an assignment have no memory of
+    A program is never changed, so several threads may run the same one. Targets with an assignment have no memory of
     their own: it is made when the program runs. `distributed` are the DTensors whose local tensors are among the
-    targets, `tensors` what the targets were made from. Where no seed is given, this rank takes that of `seed_groups`,
-    and compares it on `compared_meshes`; None: it asks nobody.
+    targets, and the targets were made from `tensors`. Where no seed is given, this rank takes that of `seed_groups` and
+    compares it on `compared_meshes`. If `seed_groups` is None, it asks nobody.
 
     Raises:
         ParameterError: memory that cannot be written to, or a tensor that the wanted backend cannot fill.
@@ -160,7 +158,7 @@ class Program:
         self._tensors = list(tensors)
         self._locals = [local_tensor(tensor) for tensor in tensors]
         self._layout = _layout(self._locals)
-        # Memory can be looked at on these devices, whatever fills it.
+        # Memory on these devices can be checked, whichever backend fills it.
         checked = [target for target in targets if target.device.type in NATIVE_DEVICES]
         spans = [(memory_span(target.tensor, target.name), target) for target in checked]
         check_overlaps([(span, target.name) for span, target in spans])
@@ -179,7 +177,7 @@ class Program:
         self._takes_random_numbers = any(target.distribution.is_random() for target in ours)
 
     def is_for(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether these are the tensors that the program was made for, and lie as they did then."""
+        """Whether the program was made for these tensors, and they still lie as they did then."""
         return (
             len(tensors) == len(self._tensors)
             and all(map(is_, tensors, self._tensors))
@@ -190,7 +188,7 @@ class Program:
         if self._backend == "torch":
             return False
         obstacle = _obstacle(target)
-        # What is not random comes out the same from torch: no reason to warn.
+        # Values that are not random are the same from torch, so they need no warning.
         if obstacle is not None and (self._backend == "native" or target.distribution.is_random()):
             obstacles.setdefault(obstacle, target.name)
         return obstacle is None
@@ -212,8 +210,8 @@ class Program:
             if self._takes_random_numbers:
                 seed = draw_seed(generator)
             elif self._native or self._composed or self._assigned:
-                seed = 0  # of which nothing depends
-        # What an assignment makes of its weight can fail: before anything is written.
+                seed = 0  # nothing depends on it
+        # An assignment can fail, so all of them are prepared before anything is written.
         with exact_arithmetic(self._devices) if self._assigned else nullcontext():
             prepared = [
                 self._prepare(target, assignment, seed, given_seed, generator) for target, assignment in self._assigned
@@ -221,7 +219,7 @@ class Program:
         try:
             if self._native:
                 assert seed is not None
-                for table in self._cuda_tables:  # first, for the devices work while the CPU does
+                for table in self._cuda_tables:  # first, so that the devices work at the same time as the CPU
                     table.fill(seed)
                 if self._cpu_table is not None:
                     self._cpu_table.fill_cpu(seed, torch.get_num_threads())
@@ -229,7 +227,7 @@ class Program:
                 assert seed is not None
                 with exact_arithmetic(self._devices):
                     composed.fill_all(self._composed, NativeSource(seed))
-        finally:  # interrupted, a run has written something all the same
+        finally:  # an interrupted run has written something, too
             if self._written:
                 torch.autograd.graph.increment_version(self._written)
         if self._fallback:
@@ -269,8 +267,10 @@ def _check_torch_writes(target: Target) -> None:
 
 
 def _layout(tensors: list[torch.Tensor]) -> tuple[list[Any], ...]:
-    """Where tensors lie and how: address, shape, strides, dtype, storage. One pass of C a property: a plan of ten
-    thousand tensors is looked at before every run."""
+    """Where and how tensors lie: address, shape, strides, dtype, device, size of the storage.
+
+    Each property is one pass in C, because every run of a plan looks at all of its tensors, which may be ten thousand.
+    """
     on_memory = [tensor for tensor in tensors if tensor.device.type in NATIVE_DEVICES]
     return (
         list(map(torch.Tensor.data_ptr, on_memory)),
@@ -283,7 +283,7 @@ def _layout(tensors: list[torch.Tensor]) -> tuple[list[Any], ...]:
 
 
 def check_modes() -> None:
-    """Refuse modes under which new tensors are none: they would be mixed with the memory that is written."""
+    """Refuse modes that make something else than torch.Tensor of new tensors. The run mixes these with real memory."""
     probe = torch.empty(0, device="cpu")
     if type(probe) is not torch.Tensor:
         raise RuntimeError(

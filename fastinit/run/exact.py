@@ -1,4 +1,4 @@
-"""One setting for arithmetic in torch whose results are values of the contract: nothing ambient changes them."""
+"""One setting for arithmetic in torch that computes values of parameters. No ambient setting may change these."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 @contextmanager
 def exact_arithmetic(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Within it, products on `devices` are those of their factors' dtype, and new tensors are on the CPU unless told.
+    """Compute products on `devices` in the dtype of their factors, and put new tensors on the CPU by default.
 
-    Off: gradients, autocast, TF32 and bfloat16 in products of float32 matrices, ambient default devices.
-    The precision of products is a setting of the process: other threads see it change for as long. A forked process
-    computes on one thread (`safe_threads`).
+    It turns off gradients, autocast, TF32 and bfloat16 in products of float32 matrices, and ambient default devices.
+    The precision of products is a setting of the process, so other threads see the change while it lasts. A forked
+    process computes on one thread (`safe_threads`).
     """
     kinds = {device.type for device in devices} | {"cpu"}
     with ExitStack() as stack:
@@ -32,7 +32,7 @@ def exact_arithmetic(devices: Iterable[torch.device]) -> Iterator[None]:
 
 @contextmanager
 def _full_precision(kinds: set[str]) -> Iterator[None]:
-    """Products of float32 matrices in float32, whatever `set_float32_matmul_precision` and the backends' flags say."""
+    """Compute products of float32 matrices in float32, whatever torch's settings of their precision say."""
     backends: Any = torch.backends
     switches = [backends.mkldnn.matmul]
     if "cuda" in kinds:
@@ -64,11 +64,11 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def safe_threads() -> Iterator[None]:
-    """Run torch's operations on one thread, if this process is a forked one.
+    """Run torch's operations on one thread if this process was forked.
 
-    A forked child has none of its parent's threads. If the parent ever used those of OpenMP, an operation of the child
-    that asks for them waits forever: a product, a sort, the sum of a large tensor. On one thread torch asks for no
-    others. The native code has no such trouble: every call of it starts threads of its own.
+    A forked child has none of its parent's threads. If the parent ever used OpenMP's threads, an operation of the child
+    that asks for them waits forever: a product, a sort, the sum of a large tensor. With one thread, torch asks for no
+    others. The native code is not affected, because every call starts its own threads.
     """
     threads = torch.get_num_threads()
     if not _forked or threads == 1:

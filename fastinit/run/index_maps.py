@@ -1,4 +1,4 @@
-"""Where the elements of a tensor lie: from sizes and strides to the native table's index maps."""
+"""From a tensor's sizes and strides to index maps, which tell the native code where its elements lie."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def contiguous_map(numel: int) -> IndexMap:
     return IndexMap(0, numel, 0, max(numel, 1), 1, 0, 0, 1, 0, 0)
 
 
-class Part(NamedTuple):
-    """Where a tensor lies in the global, logical one that it is a part of: a shard, a block, a range of rows.
+class BoxIndices(NamedTuple):
+    """The indices of a box's elements in the global, logical tensor. The box is a shard, a block or some rows.
 
     Element (i, j, ...) has the global index offset + i strides[0] + j strides[1] + ...
     """
@@ -39,20 +39,19 @@ class Part(NamedTuple):
     strides: tuple[int, ...]
 
 
-def whole(shape: Sequence[int]) -> Part:
-    """A tensor that is no part, but all: row-major indices from zero."""
+def whole(shape: Sequence[int]) -> BoxIndices:
+    """The indices of a whole tensor: row-major, from zero."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
         step *= size
-    return Part(0, tuple(reversed(strides)))
+    return BoxIndices(0, tuple(reversed(strides)))
 
 
-def _merged_dimensions(tensor: torch.Tensor, part: Part) -> list[tuple[int, int, int]]:
-    """(size, step in memory, step of the global index) of the fewest dimensions that give the same order of
-    elements."""
+def _merged_dimensions(tensor: torch.Tensor, indices: BoxIndices) -> list[tuple[int, int, int]]:
+    """(size, step in memory, step of the global index) of the fewest dimensions with the same order of elements."""
     merged: list[tuple[int, int, int]] = []
-    for size, stride, index_stride in zip(tensor.shape, tensor.stride(), part.strides, strict=True):
+    for size, stride, index_stride in zip(tensor.shape, tensor.stride(), indices.strides, strict=True):
         if size == 1:
             continue
         if merged and merged[-1][1] == size * stride and merged[-1][2] == size * index_stride:
@@ -62,25 +61,25 @@ def _merged_dimensions(tensor: torch.Tensor, part: Part) -> list[tuple[int, int,
     return merged
 
 
-def index_maps(tensor: torch.Tensor, part: Part | None = None) -> list[IndexMap]:
-    """The maps that cover `tensor`, which is `part` of a global one, or all of it.
+def index_maps(tensor: torch.Tensor, indices: BoxIndices | None = None) -> list[IndexMap]:
+    """The maps that cover `tensor`, whose elements have these indices; None: it is the whole tensor.
 
-    One map, unless more than three dimensions are left after merging: then one for every index of the outer ones.
+    One map covers three dimensions. If merging leaves more, there is a map for every index of the outer ones.
     """
-    if part is None:
+    if indices is None:
         if tensor.is_contiguous():
             return [contiguous_map(tensor.numel())]
-        part = whole(tensor.shape)
-    dimensions = _merged_dimensions(tensor, part)
+        indices = whole(tensor.shape)
+    dimensions = _merged_dimensions(tensor, indices)
     if not dimensions or dimensions[-1][2] != 1:
-        dimensions.append((1, 1, 1))  # a row must follow the global index: here it has one element
+        dimensions.append((1, 1, 1))  # in a row the global index grows by 1, so here a row has one element
     outer, inner = dimensions[:-3], dimensions[-3:]
     (slabs, slab_step, slab_index), (rows, row_step, row_index), (length, step, _) = [(1, 0, 0)] * (
         3 - len(inner)
     ) + inner
     maps = []
     for which in range(math.prod(size for size, _, _ in outer)):
-        data_offset, index_offset, rest = 0, part.offset, which
+        data_offset, index_offset, rest = 0, indices.offset, which
         for size, stride, index_stride in reversed(outer):
             data_offset += rest % size * stride
             index_offset += rest % size * index_stride
@@ -93,7 +92,7 @@ def index_maps(tensor: torch.Tensor, part: Part | None = None) -> list[IndexMap]
 
 
 def boxes(shape: Sequence[int], most: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(begin, shape) of boxes of `most` elements at the most that make up a tensor, in row-major order."""
+    """(begin, shape) of boxes that make up a tensor, in row-major order, each of at most `most` elements."""
     shape = tuple(shape)
     if math.prod(shape) <= most:
         yield (0,) * len(shape), shape
@@ -118,7 +117,7 @@ def overlaps_itself(tensor: torch.Tensor) -> bool:
     """Whether two elements of a tensor may share memory, as after `expand`.
 
     Sorted by stride, every dimension must step over all that the smaller ones reach. Every view made by slicing,
-    transposing and reshaping does; of the exotic `as_strided` ones that do not, a few are free of overlap all the same.
+    transposing and reshaping passes. A few exotic `as_strided` views fail although no elements of theirs overlap.
     """
     reach = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

@@ -1,4 +1,4 @@
-"""What a tensor must be before anything is written into it. Errors name the parameter; nothing is written here."""
+"""Checks of tensors before anything is written into them. Errors name the parameter. Nothing is written here."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fastinit.schemes.distributions import Distribution
 
 
 class Span(NamedTuple):
-    """The memory of a tensor: addresses [begin, end), all of whose elements it has if `dense`."""
+    """The memory of a tensor: addresses [begin, end). A `dense` tensor has all elements between them."""
 
     begin: int
     end: int
     dense: bool
-    foreign: bool  # not allocated by torch: it may be mapped read-only
+    foreign: bool  # not allocated by torch, so it may be mapped read-only
     strides: tuple[tuple[int, int], ...]  # (size, step in bytes) of every dimension that is longer than 1
     element_bytes: int
 
 
 @lru_cache(maxsize=1024)
 def _is_plain(tensor_type: type[torch.Tensor]) -> bool:
-    """Whether tensors of this type are their own memory, rather than wrappers around others."""
+    """Whether tensors of this type have memory of their own, and are not wrappers around others."""
     return tensor_type.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
 
 
@@ -41,8 +41,10 @@ _USUAL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.f
 
 
 def _is_usual(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is what nearly all are, for which the checks below find nothing: asked first, since planning a
-    model of thousands of parameters is mostly these checks."""
+    """Whether a tensor is of the usual kind, in which the checks below find nothing.
+
+    This comes first, because these checks take most of the time of planning a model of thousands of parameters.
+    """
     return (
         type(tensor) in _USUAL_TYPES
         and tensor.dtype in _USUAL_DTYPES
@@ -52,11 +54,11 @@ def _is_usual(tensor: torch.Tensor) -> bool:
 
 
 def check_tensor(tensor: torch.Tensor, name: str) -> None:
-    """Raise unless `tensor` can be written to, once it has memory: it may be on the meta device.
+    """Raise unless `tensor` can be written to once it has memory. It may be on the meta device.
 
     Raises:
         TypeError: not a tensor, a wrapper around others, or of another layout.
-        ValueError: a lazy one, an inference tensor, or a lazily negated or conjugated view.
+        ValueError: a lazy parameter, an inference tensor, or a lazily negated or conjugated view.
     """
     if _is_usual(tensor):
         return
@@ -70,7 +72,7 @@ def check_dense(tensor: torch.Tensor, name: str) -> None:
 
     Raises:
         TypeError: not a tensor, a wrapper around others (inside torch.func.vmap, say), or of another layout.
-        ValueError: a lazy one, or a lazily negated or conjugated view.
+        ValueError: a lazy parameter, or a lazily negated or conjugated view.
     """
     if not isinstance(tensor, torch.Tensor):
         raise ParameterError(name, f"expected a torch.Tensor, got {type(tensor).__name__}")
@@ -92,7 +94,7 @@ def check_dense(tensor: torch.Tensor, name: str) -> None:
 
 
 def check_readable(tensor: torch.Tensor, name: str) -> None:
-    """Raise unless `tensor` is a dense tensor, or a DTensor whose local tensor is one, that has values.
+    """Raise unless `tensor` is a dense tensor that has values, or a DTensor whose local tensor is one.
 
     Raises:
         TypeError, ValueError: as `check_dense`.
@@ -111,20 +113,20 @@ _COMPLEX_DTYPES = frozenset({torch.complex64, torch.complex128})
 
 
 def check_dtype(dtype: torch.dtype, distribution: Distribution) -> None:
-    """Raise TypeError unless values of `distribution` can be sampled in `dtype`; constants can be in any."""
+    """Raise TypeError unless values of `distribution` can be sampled in `dtype`. Constants fit any dtype."""
     if dtype in _RANDOM_DTYPES or not distribution.is_random():
         return
     if not (dtype.is_floating_point or dtype.is_complex):
         raise TypeError(f"expected a floating-point dtype, got {dtype}")
     if dtype not in _COMPLEX_DTYPES:
         raise TypeError(f"expected float16, bfloat16, float32 or float64, got {dtype}")
-    for part in distribution.parts():
-        if not part.takes_complex:
-            raise TypeError(f"{part} has no meaning in {dtype}")
+    for block in distribution.each_block():
+        if not block.takes_complex:
+            raise TypeError(f"{block} has no meaning in {dtype}")
 
 
 def memory_span(tensor: torch.Tensor, name: str) -> Span:
-    """The memory of a tensor; of one without elements, an empty span.
+    """The memory of a tensor: an empty span if it has no elements.
 
     Raises:
         ParameterError: elements share memory, or the storage is smaller than the tensor (freed, or resized to nothing).
@@ -144,7 +146,7 @@ def memory_span(tensor: torch.Tensor, name: str) -> Span:
 
 
 def span_from(begin: int, length: int, tensor: torch.Tensor, *, foreign: bool = False) -> Span:
-    """The memory of a non-empty tensor that begins at an address and reaches over `length` bytes."""
+    """The memory of a non-empty tensor whose elements lie in the `length` bytes from address `begin` on."""
     size = tensor.element_size()
     dense = length == tensor.numel() * size
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
@@ -153,7 +155,7 @@ def span_from(begin: int, length: int, tensor: torch.Tensor, *, foreign: bool = 
 
 
 def check_allocated(tensor: torch.Tensor, name: str) -> tuple[int, int]:
-    """The address of a non-empty tensor, and how many bytes its elements reach over.
+    """The address of a non-empty tensor, and the number of bytes from there to the end of its last element.
 
     Raises:
         ParameterError: the storage is smaller than the tensor (freed, or resized to nothing).
@@ -167,11 +169,11 @@ def check_allocated(tensor: torch.Tensor, name: str) -> tuple[int, int]:
 
 
 def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:
-    """Raise ParameterError if two tensors share memory: which of them would win depends on the order.
+    """Raise ParameterError if two tensors share elements, since the order of writing would then decide their values.
 
-    Views of one tensor that have no element in common (columns of a matrix, say) are let pass.
+    Views of one tensor that have no element in common pass: columns of a matrix, say.
     """
-    crossing: list[tuple[Span, str]] = []  # those that reach beyond the begin of the present one
+    crossing: list[tuple[Span, str]] = []  # spans that reach beyond the begin of the present one
     reached = 0
     for span, name in sorted(spans):
         if span.begin < reached:
@@ -188,12 +190,12 @@ def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:
             reached = max(reached, span.end)
 
 
-# How long NumPy may search for a common element. Views that slicing makes take a few steps.
+# How many steps NumPy may search for a common element. Views made by slicing take a few.
 _MOST_WORK = 100_000
 
 
 def _share_elements(span: Span, other: Span) -> bool:
-    """Whether two tensors whose addresses cross have an element in common. Yes, where telling takes too long."""
+    """Whether two tensors whose addresses cross have an element in common. If the search takes too long: yes."""
     if span.dense and other.dense:
         return True
     most_work: Any = _MOST_WORK
@@ -204,7 +206,7 @@ def _share_elements(span: Span, other: Span) -> bool:
 
 
 class _Addresses:
-    """The addresses of a tensor, as NumPy asks for those of an array. Nothing is read there."""
+    """The addresses of a tensor in the form of NumPy's array interface. Nothing is read from them."""
 
     def __init__(self, span: Span) -> None:
         dimensions = span.strides or (((span.end - span.begin) // span.element_bytes, span.element_bytes),)
@@ -224,7 +226,7 @@ def _array(span: Span) -> np.ndarray[Any, Any]:
 def check_writable(spans: Sequence[tuple[Span, str]]) -> None:
     """Raise ValueError if memory that torch did not allocate is mapped read-only.
 
-    Read from /proc/self/maps; systems without it offer no way to know.
+    The mappings are read from /proc/self/maps. On systems without that file nothing is checked.
     """
     foreign = [(span, name) for span, name in spans if span.foreign]
     if not foreign or not sys.platform.startswith("linux"):
@@ -237,7 +239,7 @@ def check_writable(spans: Sequence[tuple[Span, str]]) -> None:
             begins.append(begin)
             mappings.append((end, "w" in permissions))
     for span, name in foreign:
-        # A tensor may reach over several mappings: look at each.
+        # A tensor may lie in several mappings, so each is looked at.
         at = bisect_right(begins, span.begin) - 1
         while 0 <= at < len(begins) and begins[at] < span.end:
             end, writable = mappings[at]

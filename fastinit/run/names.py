@@ -1,4 +1,4 @@
-"""What a parameter is called in the whole model: without what wrappers add, and renamed in parts of models."""
+"""Canonical names of parameters: without the components that wrappers add, and renamed in parts of models."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-# Attributes under which wrappers keep the module that they wrap, by names that nobody else uses: torch.compile, FSDP1,
-# activation checkpointing, Lightning Fabric.
+# Attributes under which wrappers keep the module that they wrap. Nobody else uses these names. They are from
+# torch.compile, FSDP1, activation checkpointing and Lightning Fabric.
 _RESERVED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
-# Wrappers that keep it under `module`, a name that any model may use: torch's, and those of apex, DeepSpeed and
-# Megatron-LM by the names of their classes.
+# Wrappers that keep it under `module`. Any model may use that name, so these wrappers are known by the names of their
+# classes: torch's, and those of apex, DeepSpeed and Megatron-LM.
 _WRAPPERS = frozenset(
     {
         "DistributedDataParallel",
@@ -67,12 +67,12 @@ def _walk(module: nn.Module, full_name: str, name: str, seen: set[nn.Module]) ->
 
 
 def is_wrapper(module: nn.Module) -> bool:
-    """Whether a module is one of those that wrap another, and keep it under the name `module`."""
+    """Whether a module wraps another one that it keeps under the name `module`."""
     return any(kind.__name__ in _WRAPPERS for kind in type(module).__mro__)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model that wrappers have inside; any other as it is."""
+    """The model inside all wrappers; a model without wrappers as it is."""
     while True:
         inner = next((model._modules[each] for each in _RESERVED if each in model._modules), None)
         if inner is None and is_wrapper(model):
@@ -85,7 +85,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def named_parameters(model: nn.Module, *, ties: bool = False) -> Iterator[tuple[str, str, nn.Parameter]]:
     """(canonical name, full name, parameter) of every parameter, in the order of `named_parameters()`.
 
-    Each object once, under its first name; with `ties`, under all of its names.
+    Each parameter comes once, under its first name; with `ties`, under all of its names.
     """
     seen: set[int] = set()
     for each in named_modules(model):
@@ -96,7 +96,7 @@ def named_parameters(model: nn.Module, *, ties: bool = False) -> Iterator[tuple[
 
 
 def canonical_name(name: str) -> str:
-    """A name that was given as text, without the components that only wrappers use.
+    """A name without the components that only wrappers use.
 
     `_orig_mod`, `_fsdp_wrapped_module`, `_checkpoint_wrapped_module` and `_forward_module` are dropped wherever they
     stand; `parametrizations.weight.original` becomes `weight`, and `parametrizations.weight.original1` becomes
@@ -123,13 +123,13 @@ Renaming = Mapping[str, str] | Callable[[str], str]
 
 
 class Renamer:
-    """From canonical names in a part of a model (a pipeline stage, the experts of a rank) to those in the whole.
+    """Turns canonical names in a part of a model (a pipeline stage, the experts of a rank) into those in the whole.
 
-    `names` is a function, or a mapping of names and their beginnings up to a dot; the longest that fits is replaced.
-    None leaves every name as it is.
+    `names` is a function, or a mapping from names or from beginnings of names up to a dot. The longest beginning that
+    fits is replaced. None leaves every name as it is.
 
     Raises:
-        TypeError: `names` is neither, or gives something else than a name; there, naming what for.
+        TypeError: `names` is neither, or gives something else than a name. The message says for which name.
 
     >>> Renamer({"layers.0": "layers.24"})("layers.0.weight")
     'layers.24.weight'
@@ -170,7 +170,7 @@ class Renamer:
         return name
 
     def check_used(self) -> None:
-        """Raise ValueError if a beginning in the mapping fitted no name that was asked for."""
+        """Raise ValueError if a name or beginning in the mapping fitted no name that was asked for."""
         if isinstance(self._names, Mapping):
             unused = [each for each in self._names if each not in self._used]
             if unused:

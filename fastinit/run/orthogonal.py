@@ -1,4 +1,4 @@
-"""Haar distributed orthogonal matrices as products of random Householder reflectors: no factorisation, all products.
+"""Haar distributed orthogonal matrices as products of random Householder reflectors, without any factorisation.
 
 Let x_j be m - j + 1 independent normals for j = 1 ... n <= m, H_j the reflector of coordinates j ... m that takes x_j
 to a multiple of the first axis, and d_j minus the sign of the first entry of x_j. Then H_1 H_2 ... H_n diag(d), cut to
@@ -7,7 +7,7 @@ a Gaussian matrix's QR factorisation. The reflectors of a panel act together as 
 and T^-1 has v_j.v_j / 2 on its diagonal and V^T V above it (compact WY: Schreiber, Van Loan 1989; the inverse: Puglisi
 1992).
 
-The vectors come from a source of random values, panel by panel, so that nothing but the result is ever whole in memory.
+The vectors come from a source of random values, panel by panel. Only the result is ever whole in memory.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from fastinit.distributed.shards import Range
-from fastinit.run.index_maps import Part
-from fastinit.run.table import Target
+from fastinit.distributed.shards import Interval
+from fastinit.run.index_maps import BoxIndices
+from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Normal
 
 _NORMAL = Normal(0.0, 1.0)
-# Matrices of one shape are computed together, as many as this holds; one that alone is larger is computed in its place.
+# Matrices of one shape are computed together, as many as fit into this. A larger one is computed alone, in its place.
 WORKSPACE_BYTES = 2**23
-# A GPU needs more work at a time than a cache holds: launching takes longer than what is launched.
+# A GPU needs more work at a time than a cache holds. With less, launching a product takes longer than the product.
 CUDA_WORKSPACE_BYTES = 2**28
-# Reflectors in a panel, at the most: enough for products to run at full speed, few enough for the work within a panel
-# to stay small beside them. Triangular factors wider than 2 PART are multiplied in strips of PART, without most zeros.
+# The most reflectors in a panel: enough for products to run at full speed, few enough for the work within a panel to
+# stay small beside them. A triangular factor wider than 2 STRIP is multiplied in strips of STRIP, without most zeros.
 PANEL = 192
 LEAST = 64
-PART = 64
+STRIP = 64
 
 
 class Source(Protocol):
@@ -42,31 +42,33 @@ class Source(Protocol):
 
 
 class Matrix(NamedTuple):
-    """A matrix of `shape`, or a range of its rows and of its columns, to write into `tensor`, whose elements are those
-    in row-major order; element (i, j) owns the random number with the index offset + i strides[0] + j strides[1] of
-    `part`."""
+    """A box of a matrix of `shape`, to write into `tensor`, which may have any shape of as many elements.
+
+    The box has the intervals `rows` and `columns`, and its elements go to the tensor's in row-major order. Element
+    (i, j) of the matrix owns the random number whose index `indices` gives.
+    """
 
     name: str
     tensor: torch.Tensor
     shape: tuple[int, int]
-    part: Part
+    indices: BoxIndices
     gain: float
-    rows: Range | None = None  # None: all
-    columns: Range | None = None
+    rows: Interval | None = None  # None: all
+    columns: Interval | None = None
 
-    def row_range(self) -> Range:
+    def row_interval(self) -> Interval:
         return self.rows or (0, self.shape[0])
 
-    def column_range(self) -> Range:
+    def column_interval(self) -> Interval:
         return self.columns or (0, self.shape[1])
 
-    def range_shape(self) -> tuple[int, int]:
-        (row, end_row), (column, end_column) = self.row_range(), self.column_range()
+    def box_shape(self) -> tuple[int, int]:
+        (row, end_row), (column, end_column) = self.row_interval(), self.column_interval()
         return end_row - row, end_column - column
 
 
 class _Tall(NamedTuple):
-    """A matrix with no more columns than rows: as it is, or transposed."""
+    """The matrix, or its transpose where it has more columns than rows."""
 
     name: str
     rows: int
@@ -77,10 +79,10 @@ class _Tall(NamedTuple):
 
 
 def _tall(matrix: Matrix) -> tuple[_Tall, bool]:
-    (rows, columns), (row_step, column_step) = matrix.shape, matrix.part.strides
+    (rows, columns), (row_step, column_step) = matrix.shape, matrix.indices.strides
     if rows >= columns:
-        return _Tall(matrix.name, rows, columns, matrix.part.offset, row_step, column_step), False
-    return _Tall(matrix.name, columns, rows, matrix.part.offset, column_step, row_step), True
+        return _Tall(matrix.name, rows, columns, matrix.indices.offset, row_step, column_step), False
+    return _Tall(matrix.name, columns, rows, matrix.indices.offset, column_step, row_step), True
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -89,7 +91,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def workspace_bytes(device: torch.device) -> int:
-    """How much of a batch of matrices may be in work at a time."""
+    """How many bytes of results a batch of matrices may have."""
     return CUDA_WORKSPACE_BYTES if device.type == "cuda" else WORKSPACE_BYTES
 
 
@@ -97,19 +99,19 @@ def workspace_bytes(device: torch.device) -> int:
 def fill(matrices: Sequence[Matrix], source: Source) -> None:
     """Write all matrices, those of one shape together.
 
-    Memory beyond the results: `workspace_bytes`, and a panel of PANEL columns for each matrix in work; a matrix in
-    float16 or bfloat16, or in strides that are no matrix's, is computed in a copy.
+    Memory beyond the results: `workspace_bytes`, and a panel of PANEL columns for each matrix in work. A matrix in
+    float16 or bfloat16, or with strides that no matrix has, is computed in a copy.
 
-    A range costs its share of all rows or columns, for rows of a tall matrix (columns of a wide one) up to three halves
-    of that and memory for rows as long as the matrix is tall; and the reflectors, which every range needs.
+    A box needs all reflectors. Otherwise it costs its share of the whole matrix. Rows of a tall matrix (columns of a
+    wide one) cost up to three halves of their share, and memory for rows that are as long as the matrix is tall.
 
     Raises:
-        ValueError: a range that does not lie within its matrix.
+        ValueError: a box that does not lie within its matrix.
     """
     groups: dict[tuple[object, ...], list[Matrix]] = {}
     for matrix in matrices:
-        _check_range("rows", matrix.rows, matrix.shape[0])
-        _check_range("columns", matrix.columns, matrix.shape[1])
+        _check_interval("rows", matrix.rows, matrix.shape[0])
+        _check_interval("columns", matrix.columns, matrix.shape[1])
         if matrix.tensor.numel() > 0:
             key = (matrix.shape, matrix.rows, matrix.columns, matrix.tensor.dtype, matrix.tensor.device)
             groups.setdefault(key, []).append(matrix)
@@ -120,19 +122,19 @@ def fill(matrices: Sequence[Matrix], source: Source) -> None:
             _fill_together(of, group[begin : begin + at_once], source)
 
 
-def _check_range(what: str, given: Range | None, size: int) -> None:
+def _check_interval(what: str, given: Interval | None, size: int) -> None:
     if given is not None and not 0 <= given[0] <= given[1] <= size:
-        raise ValueError(f"{what}: expected a range within 0 and {size}, got {given[0]} to {given[1]}")
+        raise ValueError(f"{what}: expected an interval within 0 and {size}, got {given[0]} to {given[1]}")
 
 
 class _Common:
-    """What matrices of one shape, and the same range of it, have in common."""
+    """Shape, box, dtype and device, which matrices of a batch have in common. Rows and columns are the tall one's."""
 
     def __init__(self, matrix: Matrix) -> None:
         self.dtype, self.device = compute_dtype(matrix.tensor.dtype), matrix.tensor.device
         tall, self.transposed = _tall(matrix)
         rows, columns = (matrix.columns, matrix.rows) if self.transposed else (matrix.rows, matrix.columns)
-        # Of the tall one. Of both, the rows are computed, and columns of them kept.
+        # Where the box has intervals of rows and of columns, whole rows are computed, and the columns cut out of them.
         self.by_rows = rows is not None
         self.rows, self.columns = rows or (0, tall.rows), columns or (0, tall.columns)
         length = tall.rows if self.by_rows else self.columns[1] - self.columns[0]
@@ -152,7 +154,7 @@ def _fill_together(of: _Common, batch: Sequence[Matrix], source: Source) -> None
         if view is not None:
             _columns(found, (view.mT if of.transposed else view).unsqueeze(0), gains, source, begin, end)
             return
-        # Row-major for a tall one, column-major for a wide one, which is row-major again when it is turned back.
+        # A tall result is row-major. A wide one is computed as its transpose, so that one is column-major.
         shape = (end - begin, found[0].rows) if of.transposed else (found[0].rows, end - begin)
         results = torch.empty(len(batch), *shape, dtype=of.dtype, device=of.device)
         _columns(found, results.mT if of.transposed else results, gains, source, begin, end)
@@ -161,7 +163,7 @@ def _fill_together(of: _Common, batch: Sequence[Matrix], source: Source) -> None
 
 
 def _as_matrix(matrix: Matrix, of: _Common) -> torch.Tensor | None:
-    """The tensor's own memory as the columns to compute, if products can be written to it as it lies."""
+    """The tensor's own memory in the shape of the box, or None if products cannot be written to it as it lies."""
     if matrix.tensor.dtype != of.dtype:
         return None
     lengths = (of.rows[1] - of.rows[0], of.columns[1] - of.columns[0])
@@ -173,12 +175,12 @@ def _as_matrix(matrix: Matrix, of: _Common) -> torch.Tensor | None:
 
 
 def _no_zeros(first: torch.Tensor) -> torch.Tensor:
-    """First entries of the vectors: a zero that is the only entry would leave its reflector without direction."""
+    """First entries of the vectors, with zeros replaced: a vector of nothing but zero would have no direction."""
     return first.masked_fill_(first == 0.0, 2.0**-40)
 
 
 class _Panel(NamedTuple):
-    """Reflectors begin ... begin + width of every matrix of a batch: I + V T V^T, and the signs of their columns."""
+    """Reflectors begin ... begin + width of every matrix of a batch, as I + V T V^T, and the signs of their columns."""
 
     v: torch.Tensor  # (batch, rows - begin, width), zero above its diagonal
     t: torch.Tensor  # (batch, width, width), upper triangular: minus the T of compact WY
@@ -186,7 +188,7 @@ class _Panel(NamedTuple):
 
 
 def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, source: Source) -> _Panel:
-    """The panel, made of new random values in `space`, which is long enough for it."""
+    """A panel made from new random values, which are written to `space`."""
     rows = of[0].rows - begin
     v = space[: len(of) * rows * width]
     # Random values are made along rows of consecutive indices.
@@ -196,8 +198,8 @@ def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, sou
     for tall, values in zip(of, v, strict=True):
         offset = tall.offset + begin * (tall.row_step + tall.column_step)
         steps = (tall.row_step, tall.column_step)
-        part = Part(offset, steps if by_rows else steps[::-1])
-        targets.append(Target(tall.name, values, values.shape, values.dtype, values.device, _NORMAL, part))
+        indices = BoxIndices(offset, steps if by_rows else steps[::-1])
+        targets.append(Target(tall.name, values, values.shape, values.dtype, values.device, _NORMAL, indices))
     source.fill_all(targets)
     if not by_rows:
         v = v.mT
@@ -206,10 +208,10 @@ def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, sou
     first = _no_zeros(top.diagonal(dim1=1, dim2=2))
     signs = torch.where(first < 0.0, -1.0, 1.0).to(v.dtype)
     inverse = torch.empty(len(of), width, width, dtype=v.dtype, device=v.device)
-    for begin_of_strip, end in _parts(width):  # the upper triangle of X^T X
-        torch.bmm(v[:, :, :end].mT, v[:, :, begin_of_strip:end], out=inverse[:, :end, begin_of_strip:end])
-    # v_j is x_j with its first entry moved away from zero by |x_j|. That adds to V^T V what the rows of `top` say, and
-    # v_j.v_j / 2 is |x_j|^2 + |x_j| |x_jj|.
+    for low, end in _strips(width):  # the upper triangle of X^T X
+        torch.bmm(v[:, :, :end].mT, v[:, :, low:end], out=inverse[:, :end, low:end])
+    # v_j is x_j with its first entry moved away from zero by |x_j|. That changes the upper triangle of X^T X to that of
+    # V^T V: row j of `top` times shift j is added to column j. And v_j.v_j / 2 is |x_j|^2 + |x_j| |x_jj|.
     squares = inverse.diagonal(dim1=1, dim2=2).clone()
     shifts = signs * squares.sqrt()
     inverse.add_(top.mT * shifts[:, None, :])
@@ -220,25 +222,25 @@ def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, sou
 
 
 def _width(of: _Tall) -> int:
-    """How many reflectors a panel has: a share of the columns, for a small matrix at least what a call is worth.
+    """How many reflectors a panel has: a share of the columns, but at least so many that a call is worth its time.
 
-    It depends on the matrix alone: with other panels the products would be rounded otherwise.
+    The width depends on the matrix alone, since panels of another width would round the products differently.
     """
     share = of.columns // 4 if of.rows >= 2 * of.columns else of.columns // 8
     return max(1, min(PANEL, of.columns, max(LEAST, share)))
 
 
-def _parts(width: int) -> list[tuple[int, int]]:
-    step = PART if width > 2 * PART else width
+def _strips(width: int) -> list[tuple[int, int]]:
+    step = STRIP if width > 2 * STRIP else width
     return [(begin, min(begin + step, width)) for begin in range(0, width, step)]
 
 
 def _columns(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Source, begin: int, end: int) -> None:
     """Write columns begin ... end of every matrix into q, (batch, rows, end - begin).
 
-    The last panel acts first, on what lies below and to the right of its corner: the other columns are still those of
-    the identity, the other rows zero. So the products shrink with the panels, 4/3 n^3 operations for a square of order
-    n.
+    The last panel acts first, on the elements below and to the right of its corner. At that point the columns to the
+    left are still those of the identity, and the rows above are zero. So the products shrink with the panels: a square
+    of order n takes 4/3 n^3 operations.
     """
     batch, rows, _ = q.shape
     width = _width(of[0])
@@ -254,26 +256,25 @@ def _columns(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: 
             shape = (batch, own_width, right.shape[2])
             x, y = (each[: math.prod(shape)].view(shape) for each in (products, folded))
             torch.bmm(below.mT, right, out=x)
-            for first, last in _parts(own_width):
+            for first, last in _strips(own_width):
                 torch.bmm(panel.t[:, first:last, first:], x[:, first:], out=y[:, first:last])
             above = q[:, k:after, max(after, begin) - begin :]
-            for first, last in _parts(own_width):
+            for first, last in _strips(own_width):
                 torch.bmm(top[:, first:last, :last], y[:, :last], out=above[:, first:last])
             right.baddbmm_(below, y)
         new = slice(max(k, begin) - k, min(after, end) - k)
         if new.start < new.stop:
             own = q[:, k:, max(k, begin) - begin : min(after, end) - begin]
             factors = (panel.signs * gains[:, None])[:, None, new]
-            upper = (panel.t @ top.mT)[:, :, new] * factors  # upper triangular, but for the columns before `new`
-            for first, last in _parts(new.stop - new.start):
+            upper = (panel.t @ top.mT)[:, :, new] * factors  # upper triangular, without the columns before `new`
+            for first, last in _strips(new.stop - new.start):
                 reach = new.start + last
                 torch.bmm(panel.v[:, :, :reach], upper[:, :reach, first:last], out=own[:, :, first:last])
             own[:, new].diagonal(dim1=1, dim2=2).add_(factors[:, 0])
 
 
 def _rows(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Source, begin: int) -> torch.Tensor:
-    """Rows begin ... begin + q.shape[1] of every matrix, computed in q, (batch, rows wanted, all rows); a view of
-    it."""
+    """Compute rows begin ... begin + q.shape[1] of every matrix in q, (batch, rows wanted, all rows); a view of q."""
     batch, wanted, rows = q.shape
     columns = of[0].columns
     q.zero_()

@@ -1,8 +1,8 @@
-"""Weights that are computed from other parameters: finding them, and setting those through the inverse.
+"""Weights that a module computes from other parameters. They are found here, and set through these parameters.
 
-torch's parametrizations (torch.nn.utils.parametrize, with `right_inverse`), and the older weight_norm and
-spectral_norm, which compute the weight in a hook. Assigning to such a weight would do nothing: the next forward pass
-computes it again.
+Two kinds are known: torch's parametrizations with a `right_inverse` (torch.nn.utils.parametrize), and the older
+weight_norm and spectral_norm, which compute the weight in a hook. Assigning to such a weight would do nothing, because
+the next forward pass computes it again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from fastinit._torch import SPECTRAL_NORMS
 from fastinit.distributed.shards import is_dtensor
 from fastinit.run.exact import exact_arithmetic
 
-# The attribute torch.nn.utils.spectral_norm is the function, and hides the module.
+# `torch.nn.utils.spectral_norm` is the function, which hides the module of the same name.
 SpectralNorm: Any = importlib.import_module("torch.nn.utils.spectral_norm").SpectralNorm
 
 
 class Computed(NamedTuple):
-    """A weight `own_name` that a module computes from `originals`, what it is now, and how to set it."""
+    """A weight `own_name` that a module computes from `originals`, its present value, and how to set it."""
 
     own_name: str
     originals: list[nn.Parameter]
@@ -37,7 +37,7 @@ class Computed(NamedTuple):
     reason: str
 
     def is_current(self) -> bool:
-        """Whether the module still computes it in the same way, from originals like those that there were."""
+        """Whether the module still computes it in the same way, from originals of the same shapes and dtypes."""
         if not self.setter.is_current():
             return False
         now = self.setter.originals()
@@ -49,7 +49,7 @@ def _kind(tensor: torch.Tensor) -> tuple[object, ...]:
 
 
 class ThroughRightInverse:
-    """Sets the originals of a parametrised weight: right_inverse of every parametrization, the last one first."""
+    """Sets the originals of a parametrised weight by the right_inverse of every parametrization, the last one first."""
 
     def __init__(self, module: nn.Module, own_name: str, parametrizations: parametrize.ParametrizationList) -> None:
         self._module, self._own_name = module, own_name
@@ -80,7 +80,7 @@ class ThroughRightInverse:
 
     @torch.no_grad()
     def prepare(self, weight: torch.Tensor) -> object:
-        # right_inverse may write to buffers, as that of `orthogonal` does: to those of copies, until all is checked.
+        # right_inverse may write to buffers, as that of `orthogonal` does. Until all is checked, it writes to copies.
         chain = copy.deepcopy(list(self._list)) if next(self._list.buffers(), None) is not None else list(self._list)
         value: Any = weight
         with _OwnGenerators():
@@ -92,7 +92,7 @@ class ThroughRightInverse:
             raise ValueError(f"right_inverse gives shapes {given}, expected {wanted}")
         effective = values
         for each in chain:
-            if isinstance(each, SPECTRAL_NORMS):  # its estimate of the norm is that of the weight before
+            if isinstance(each, SPECTRAL_NORMS):  # it still estimates the norm of the previous weight
                 each.train()
                 for _ in range(POWER_ITERATIONS):
                     each(*effective)
@@ -101,7 +101,10 @@ class ThroughRightInverse:
         return values, chain
 
     def written(self, prepared: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """What `commit` writes to, and the values; without estimates of norms, which change with every forward pass."""
+        """The tensors that `commit` writes to, with their values.
+
+        Estimates of norms are left out, since every forward pass changes them.
+        """
         values, chain = prepared
         found = list(zip(self.originals(), values, strict=True))
         for each, copied in zip(self._list, chain, strict=True):
@@ -121,15 +124,15 @@ class ThroughRightInverse:
         _torch.forget_cached(self._module, self._own_name)
 
 
-# As many as torch's spectral_norm begins with.
+# torch's spectral_norm begins with as many.
 POWER_ITERATIONS = 15
 
 
 class _OwnGenerators(TorchFunctionMode):
     """Within it, this thread's random numbers come from new generators with seed 0.
 
-    `orthogonal` completes a basis at random: so it does it always the same way, and torch's own generators, which other
-    threads draw from, stay as they are.
+    `orthogonal` completes a basis at random. Here it does so in the same way every time. torch's own generators, from
+    which other threads draw, stay as they are.
     """
 
     _LIKE: ClassVar[dict[str, Callable[..., torch.Tensor]]] = {"randn_like": torch.randn, "rand_like": torch.rand}
@@ -200,13 +203,15 @@ class ThroughWeightNorm:
         with torch.no_grad():
             for original, value in self.written(prepared):
                 original.copy_(value)
-        # What is there until the next forward pass computes it anew.
+        # The module has this weight until the next forward pass computes it again.
         setattr(self._module, self._hook.name, self._hook.compute_weight(self._module))
 
 
 class ThroughSpectralNorm:
-    """Sets weight_orig of the older torch.nn.utils.spectral_norm, and its estimate of the norm, weight_u and
-    weight_v."""
+    """Sets the originals of the older torch.nn.utils.spectral_norm.
+
+    They are weight_orig, and its estimate of the norm in weight_u and weight_v.
+    """
 
     def __init__(self, module: nn.Module, hook: Any) -> None:
         self._module, self._hook = module, hook
@@ -237,10 +242,10 @@ class ThroughSpectralNorm:
 def computed_weights(module: nn.Module) -> Iterator[Computed]:
     """The weights that `module` computes from parameters of its own, and that can be set.
 
-    Where a parametrization has no right_inverse, its originals are parameters like others.
+    The originals of a parametrization without right_inverse are parameters like others.
 
     Raises:
-        ValueError: originals that are DTensors: their weight is not theirs alone.
+        ValueError: originals that are DTensors, since the weight needs all of their elements.
     """
     if "parametrizations" in module._modules and parametrize.is_parametrized(module):
         for own_name, chain in module.parametrizations.items():  # type: ignore[operator,union-attr]

@@ -1,5 +1,7 @@
-"""Where the tensor of a plan's row is found when the plan runs. A plan follows its model, and never writes to what the
-model does not have any more."""
+"""Where a plan's row finds its tensor when the plan runs.
+
+A plan follows its model: it never writes to a tensor that the model does not have any more.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Assignment(Protocol):
-    """How a weight that is computed from others is set: `prepare` finds their values, `commit` writes them."""
+    """How to set a weight that is computed from originals: `prepare` finds their values, `commit` writes them."""
 
     def prepare(self, weight: torch.Tensor) -> object: ...
 
@@ -25,7 +27,7 @@ class Assignment(Protocol):
 class Place:
     """A parameter or buffer `own_name` of a module; a tensor that was given; or a weight that is computed.
 
-    `first`: of a tied parameter, the place of the one that it is tied to.
+    `first` is the place of the parameter that this one is tied to, if it is tied.
     """
 
     __slots__ = ("_computed", "_holder", "_own_name", "_tensor", "first")
@@ -46,28 +48,28 @@ class Place:
 
     @staticmethod
     def of_tensor(tensor: torch.Tensor) -> Place:
-        """A tensor that was given, and stays."""
+        """The place of a tensor that was given by itself, which never changes."""
         return Place(tensor)
 
     @staticmethod
     def of_computed(computed: Computed) -> Place:
-        """A weight that is set through what it is computed from."""
+        """The place of a weight that is set through its originals."""
         return Place(computed.weight, computed=computed)
 
     @property
     def assignment(self) -> Assignment | None:
-        """How the weight is set, if it is a computed one."""
+        """How to set the weight, if it is a computed one."""
         return None if self._computed is None else self._computed.setter
 
     def tensor(self) -> torch.Tensor:
-        """The tensor as the model has it now; where it has none of this name, the one that it had."""
+        """The tensor that the model has now; if it has none of this name, the one that it had."""
         if self._holder is None:
             return self._tensor
         found = self._holder.get(self._own_name)
         return self._tensor if found is None else found
 
     def current(self, name: str) -> torch.Tensor:
-        """The tensor as the model has it now, to write to.
+        """The tensor that the model has now, to write to.
 
         Raises:
             ParameterError: the model has no such parameter any more, or computes it from others than planned.
@@ -85,7 +87,7 @@ class Place:
         return tensor
 
     def check_tied(self, name: str) -> None:
-        """Raise ParameterError unless the parameter is still the one that it was tied to."""
+        """Raise ParameterError unless a tied parameter is still the same object as the first one."""
         if self.first is not None and self.tensor() is not self.first.tensor():
             raise ParameterError(name, "was tied to another parameter when planned, and is not now; make a new plan")
 

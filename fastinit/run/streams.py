@@ -1,4 +1,4 @@
-"""Which random numbers belong to a parameter: seed and canonical name to a 128-bit stream (docs/STREAM.md)."""
+"""The stream of random numbers of a parameter: 128 bits from seed and canonical name (docs/STREAM.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PERSON = b"fastinit" + STREAM_VERSION.to_bytes(8, "little")
 
 
 class Stream(NamedTuple):
-    """A stream of 32-bit words: Philox4x32-10 under `key`, `counter_high` being the upper half of every counter."""
+    """A stream of 32-bit words: Philox4x32-10 under `key`. The upper half of every counter is `counter_high`."""
 
     key: int
     counter_high: int
@@ -33,7 +33,7 @@ def name_id(name: str) -> bytes:
 
 
 def philox4x32(counter: tuple[int, int, int, int], key: int) -> tuple[int, int, int, int]:
-    """One block of Philox4x32-10 (Salmon et al., SC'11), for streams only: the samplers' Philox is native."""
+    """One block of Philox4x32-10 (Salmon et al., SC'11). Only streams use it; the samplers' Philox is native."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & _UINT32, key >> 32
     for _ in range(_PHILOX_ROUNDS):
@@ -46,7 +46,7 @@ def philox4x32(counter: tuple[int, int, int, int], key: int) -> tuple[int, int, 
 def derive_stream(seed: int, name: str) -> Stream:
     """The stream of a canonical name under a seed: the name's digest as Philox counter, the seed as its key.
 
-    A bijection of the digests for every seed: two names share a stream only if BLAKE2b collides on 128 bits.
+    For every seed this is a bijection of the digests, so two names share a stream only if BLAKE2b collides on 128 bits.
     """
     digest = name_id(name)
     words = [int.from_bytes(digest[4 * i : 4 * i + 4], "little") for i in range(4)]
@@ -55,7 +55,7 @@ def derive_stream(seed: int, name: str) -> Stream:
 
 
 def as_seed(given: object) -> int | None:
-    """A seed as an int in [0, 2**64), or None. Integers of NumPy are taken.
+    """A seed as an int in [0, 2**64), or None. NumPy's integers are accepted.
 
     Raises:
         TypeError, ValueError: anything else.
@@ -73,6 +73,6 @@ def as_seed(given: object) -> int | None:
 def draw_seed(generator: torch.Generator | None) -> int:
     """64 bits from `generator`, or from torch's default CPU generator, which `torch.manual_seed` governs."""
     device = "cpu" if generator is None else generator.device
-    # random_ over the whole range of int64 needs both ends explicit: without them it draws 63 bits.
+    # Without explicit ends random_ draws 63 bits. These ends are the whole range of int64.
     bits = torch.empty((), dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
     return int(bits.item()) & 0xFFFFFFFFFFFFFFFF

@@ -1,4 +1,4 @@
-"""One tensor through torch: where the native code is missing or does not apply, and for backend="torch"."""
+"""Writes one tensor through torch, where the native code is missing or does not apply, and for backend="torch"."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fastinit.run import composed
 from fastinit.run.index_maps import box_of
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.streams import derive_stream
-from fastinit.run.table import Target
+from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
 
 
 def fill(target: Target, seed: int | None, generator: torch.Generator | None) -> None:
     """Write one tensor with torch's own random numbers.
 
-    Without a seed they come from `generator` or from torch's default generator of the device, just as a loop of
-    torch.nn.init calls would draw them. With one, every name has a generator of its own, seeded by its stream.
+    Without a seed, the numbers come from `generator` or from torch's default generator of the device, just as a loop of
+    torch.nn.init calls would draw them. With a seed, every name has a generator of its own, seeded by its stream.
     """
     if seed is not None and target.distribution.is_random():
         generator = torch.Generator(target.device)
@@ -28,7 +28,7 @@ def fill(target: Target, seed: int | None, generator: torch.Generator | None) ->
     if target.begin is None:
         composed.fill_all([target], TorchSource(generator))
         return
-    # torch's numbers depend on how many came before: a shard is cut out of the whole.
+    # Each of torch's numbers depends on how many came before it, so a shard is cut out of the whole tensor.
     every = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     composed.fill_all([target._replace(tensor=every, begin=None)], TorchSource(generator))
     target.tensor.detach().copy_(box_of(every, target.begin, target.tensor.shape))
@@ -36,7 +36,7 @@ def fill(target: Target, seed: int | None, generator: torch.Generator | None) ->
 
 @cache
 def check_dtype(distribution: Distribution, dtype: torch.dtype, device: torch.device) -> None:
-    """Try on four elements whether torch can write a distribution in a dtype: torch tells by failing alone.
+    """Try on four elements whether torch can write a distribution in a dtype. Only a failure tells that it cannot.
 
     Raises:
         TypeError: it cannot, in torch's words.
@@ -44,9 +44,9 @@ def check_dtype(distribution: Distribution, dtype: torch.dtype, device: torch.de
     source = TorchSource(torch.Generator(device))
     try:
         scratch = torch.zeros(2, 2, dtype=dtype, device=device)
-        scratch.copy_(torch.zeros(2, 2, dtype=torch.float64, device=device))  # what composed values take
-        sampled = [part for part in distribution.parts() if part.needs == "element"]
-        source.fill_all([Target("", scratch, scratch.shape, dtype, device, part) for part in sampled])
+        scratch.copy_(torch.zeros(2, 2, dtype=torch.float64, device=device))  # composed values are copied like this
+        sampled = [block for block in distribution.each_block() if block.needs == "element"]
+        source.fill_all([Target("", scratch, scratch.shape, dtype, device, block) for block in sampled])
     except (RuntimeError, NotImplementedError) as error:
         raise TypeError(f"torch cannot write {distribution} in {dtype}: {error}") from error
 
@@ -62,7 +62,7 @@ class TorchSource:
             _draw(target.distribution, target.tensor, self._generator)
 
     def zero_rows(self, target: Target, zeros: int) -> None:
-        # As torch.nn.init.sparse_ does it; torch's own forgets its generator here.
+        # This is what torch.nn.init.sparse_ does, except that torch ignores the generator here.
         rows, columns = target.shape
         device = "cpu" if self._generator is None else self._generator.device
         for column in range(columns):
@@ -70,7 +70,7 @@ class TorchSource:
             target.tensor[chosen, column] = 0
 
     def orthogonal(self, matrices: Sequence[Matrix]) -> None:
-        # As torch.nn.init.orthogonal_ does it, which knows no bfloat16, no strides and no complex numbers.
+        # This is what torch.nn.init.orthogonal_ does, except that torch takes no bfloat16, strides or complex numbers.
         for matrix in matrices:
             dtype = matrix.tensor.dtype if matrix.tensor.dtype.itemsize >= 4 else torch.float32
             normals = torch.empty(matrix.shape, dtype=dtype, device=matrix.tensor.device)
@@ -129,7 +129,7 @@ def _(normal: TruncNormal, tensor: torch.Tensor, generator: torch.Generator | No
 @_draw.register
 @torch.no_grad()
 def _(diagonal: Diagonal, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
-    # Through strides: indexing is not there for all dtypes.
+    # A strided view serves, because not all dtypes have indexing.
     values = tensor if tensor.is_contiguous() else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     values.zero_()
     size = tensor.numel() // diagonal.period, diagonal.length

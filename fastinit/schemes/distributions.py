@@ -23,9 +23,10 @@ _FAR = 6.0
 
 
 class Split(NamedTuple):
-    """Parts along dimension `dim`: their sizes, and the distribution of each.
+    """Blocks along dimension `dim`: their sizes, and the distribution of each.
 
-    With `of_whole`, each is a distribution of the whole tensor, of which the part has its share; else of the part.
+    Each distribution is one for the block's own shape. With `of_whole`, it is one for the whole tensor, and the block
+    has its share of the values.
     """
 
     dim: int
@@ -65,20 +66,20 @@ class Distribution(ABC):
         raise TypeError(f"{self} cannot be scaled")
 
     def blocks(self) -> Split | None:
-        """The parts, where several distributions lie along a dimension; None: it is one."""
+        """The blocks, where several distributions lie along a dimension; None: there is only this one."""
         return None
 
-    def parts(self) -> Iterator[Distribution]:
+    def each_block(self) -> Iterator[Distribution]:
         """The distribution itself, or those of all its blocks and of the blocks within them."""
         split = self.blocks()
         if split is None:
             yield self
         else:
             for each in split.each:
-                yield from each.parts()
+                yield from each.each_block()
 
     def is_random(self) -> bool:
-        """Whether any part of it takes random numbers."""
+        """Whether any block of it takes random numbers."""
         return True
 
     @property
@@ -108,12 +109,12 @@ class Distribution(ABC):
         """Raise ValueError unless it is one for tensors of this shape."""
 
     def located(self, shape: Sequence[int], offset: int, strides: Sequence[int]) -> Distribution:
-        """The same values, of a part of this shape, in numbers that count the elements of the whole.
+        """The same values of a box of this shape, described by the indices of the whole tensor.
 
-        Element (i, j, ...) of the part is element offset + i strides[0] + j strides[1] + ... of the whole.
+        Element (i, j, ...) of the box is element offset + i strides[0] + j strides[1] + ... of the whole.
 
         Raises:
-            ValueError: no numbers of the whole say so.
+            ValueError: the distribution cannot be described by the indices of the whole.
         """
         return self
 
@@ -134,7 +135,7 @@ class Sampled(Distribution):
 
 
 class _Compound(Distribution):
-    """One of several parts: what is known of it is known from them."""
+    """A distribution of several blocks. All that is known of it follows from them."""
 
     __slots__ = ()
 
@@ -148,21 +149,21 @@ class _Compound(Distribution):
         return _mixture(self.blocks())[1]
 
     def bounds(self) -> tuple[float, float]:
-        bounds = [each.bounds() for each in self.parts()]
+        bounds = [each.bounds() for each in self.each_block()]
         return min(low for low, _ in bounds), max(high for _, high in bounds)
 
     def farthest(self) -> float:
-        return max(each.farthest() for each in self.parts())
+        return max(each.farthest() for each in self.each_block())
 
     def is_random(self) -> bool:
-        return any(each.is_random() for each in self.parts())
+        return any(each.is_random() for each in self.each_block())
 
     @property
     def needs(self) -> Needs:
-        return "tensor" if any(each.needs == "tensor" for each in self.parts()) else "element"
+        return "tensor" if any(each.needs == "tensor" for each in self.each_block()) else "element"
 
     def rounding_scale(self) -> float | None:
-        scales = [scale for each in self.parts() if (scale := each.rounding_scale()) is not None]
+        scales = [scale for each in self.each_block() if (scale := each.rounding_scale()) is not None]
         return max(scales, default=None)
 
 
@@ -814,27 +815,27 @@ def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
     Six standard deviations stand for a bound where there is none. A constant may be infinite or NaN in a floating-point
     dtype.
     """
-    for part in distribution.parts():
+    for block in distribution.each_block():
         if dtype.is_floating_point and dtype.itemsize == 1:
-            _check_narrow(part, dtype)
+            _check_narrow(block, dtype)
         if dtype.is_floating_point or dtype.is_complex:
             largest = torch.finfo(dtype).max
-            if part.farthest() > largest:
-                raise ValueError(f"{part} lies outside {dtype} (largest {largest:g})")
+            if block.farthest() > largest:
+                raise ValueError(f"{block} lies outside {dtype} (largest {largest:g})")
         else:
             least, most = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-            for value in part.bounds():
+            for value in block.bounds():
                 if not (math.isfinite(value) and value == int(value) and least <= value <= most):
                     raise ValueError(f"expected whole numbers from {least} to {most} for {dtype}, got {value!r}")
 
 
-def _check_narrow(part: Distribution, dtype: torch.dtype) -> None:
+def _check_narrow(block: Distribution, dtype: torch.dtype) -> None:
     """Raise ValueError if torch cannot write the values: some dtypes of a byte have no zero, or no numbers at all."""
-    for value in part.bounds():
+    for value in block.bounds():
         try:
             torch.empty(2, dtype=dtype).fill_(value)  # one has a way of its own
         except (RuntimeError, NotImplementedError) as error:
-            raise ValueError(f"{part} cannot be written to {dtype}: {error}") from error
+            raise ValueError(f"{block} cannot be written to {dtype}: {error}") from error
 
 
 def range_warning(distribution: Distribution, dtype: torch.dtype) -> str | None:
@@ -846,17 +847,17 @@ def range_warning(distribution: Distribution, dtype: torch.dtype) -> str | None:
         return None
     limits = torch.finfo(dtype)
     least = limits.smallest_normal * limits.eps
-    for part in distribution.parts():
-        if part.is_random():
-            mean, std = part.mean(), part.std()
+    for block in distribution.each_block():
+        if block.is_random():
+            mean, std = block.mean(), block.std()
             spacing = max(limits.eps * abs(mean), least)
             if 0.0 < std < spacing:
                 return (
-                    f"{part} has a std of {std:.3g}, less than the spacing of {dtype} at its mean ({spacing:.3g}): "
+                    f"{block} has a std of {std:.3g}, less than the spacing of {dtype} at its mean ({spacing:.3g}): "
                     "many values are the same"
                 )
-        elif 0.0 < (farthest := part.farthest()) <= 0.5 * least:
-            return f"{part} has values up to {farthest:.3g}, which are zero in {dtype}"
+        elif 0.0 < (farthest := block.farthest()) <= 0.5 * least:
+            return f"{block} has values up to {farthest:.3g}, which are zero in {dtype}"
     return None
 
 
@@ -866,7 +867,7 @@ def inverse_softplus(x: float) -> float:
 
 
 def _mixture(split: Split) -> tuple[float, float]:
-    """Mean and standard deviation over all elements of the parts."""
+    """Mean and standard deviation over all elements of the blocks."""
     whole = max(sum(split.sizes), 1)
     # Parts without elements may have no mean.
     moments = [(size, each.mean(), each.std()) for size, each in zip(split.sizes, split.each, strict=True) if size]
