@@ -87,10 +87,18 @@ def compile_ptx(folder: Path, *flags: str, source: Path = ROOT / "csrc/cuda/fill
     return out.read_text(encoding="utf-8")
 
 
+_compiled: dict[tuple[str, ...], Path] = {}
+
+
 def compile_driver(folder: Path, *flags: str) -> ctypes.CDLL:
+    """Compiled once for the same flags; loaded from a copy, so that every caller has a device of its own."""
     out = folder / "driver.so"
-    command = [CXX, "-x", "c++", *CXX_FLAGS, *flags, f"-I{ROOT / 'tests/cuda_on_cpu'}", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([*command, str(ROOT / "tests/cuda_on_cpu/driver.cpp"), "-o", str(out)], check=True, cwd=folder)
+    if flags in _compiled:
+        shutil.copy(_compiled[flags], out)
+    else:
+        command = [CXX, "-x", "c++", *CXX_FLAGS, *flags, f"-I{ROOT / 'tests/cuda_on_cpu'}", f"-I{ROOT / 'csrc'}"]
+        subprocess.run([*command, str(ROOT / "tests/cuda_on_cpu/driver.cpp"), "-o", str(out)], check=True, cwd=folder)
+        _compiled[flags] = out
     return ctypes.CDLL(str(out))
 
 
