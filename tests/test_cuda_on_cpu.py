@@ -169,7 +169,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
     return compile_ptx(tmp_path_factory.mktemp("ptx"))
 
 
-@pytest.fixture(scope="module", params=["source", "ptx"])
+@pytest.fixture(scope="module", params=["source", pytest.param("ptx", marks=pytest.mark.slow)])
 def any_emulated(
     request: pytest.FixtureRequest, host: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory
 ) -> Emulated:
@@ -386,6 +386,7 @@ def test_nothing_inexact_in_the_ptx(ptx: str) -> None:
     assert ptx_lint.violations(ptx) == []
 
 
+@pytest.mark.slow  # compiles the kernel once more
 def test_a_contracted_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL) -> None:
     """Without --fmad=false nvcc contracts the samplers in double; those in float say themselves what is an fma."""
     flags = [flag for flag in NVCC_FLAGS if flag != "--fmad=false"]
@@ -415,6 +416,7 @@ def test_contraction_would_be_noticed(tmp_path: Path) -> None:
     assert fma[tuple(NVCC_FLAGS)] == 0
 
 
+@pytest.mark.slow  # compiles the kernel once more
 def test_use_fast_math_would_be_noticed(tmp_path: Path) -> None:
     flags = [flag for flag in NVCC_FLAGS if not flag.startswith(("-ftz", "-prec", "--fmad"))]
     assert ptx_lint.violations(compile_ptx(tmp_path, *flags, "-use_fast_math")) != []
@@ -430,6 +432,7 @@ BREAKS = {
 }
 
 
+@pytest.mark.slow  # compiles the kernel once more
 @pytest.mark.parametrize(("given", "broken"), BREAKS.values(), ids=BREAKS)
 def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: str, broken: str) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
