@@ -470,8 +470,7 @@ def _check_from_meta() -> None:
     plan.run_()
     assert_same_bits(sharded.held(model), sharded.held(wanted))
     for row, other in zip(planned.rows, plan.rows, strict=True):
-        assert row._replace(tensor=other.tensor) == other
-        assert row.tensor.shape == other.tensor.shape
+        assert row._replace(device=other.device, reason=other.reason) == other
 
 
 def test_a_model_from_the_meta_device() -> None:
@@ -545,8 +544,7 @@ def _check_same_plan() -> None:
         planned = fastinit.plan(found, "xavier_normal", seed=SEED, strict=True, **arguments)
         wanted = fastinit.plan(whole, "xavier_normal", seed=SEED, **arguments)
         for row, other in zip(planned.rows, wanted.rows, strict=True):
-            assert row._replace(tensor=other.tensor) == other
-            assert row.tensor.shape == other.tensor.shape
+            assert row._replace(boxes=other.boxes) == other
         for record, local in zip(json.loads(planned.to_json()), planned.rows, strict=True):
             if local.action == "init":
                 boxes = [] if record["here"] == "nothing" else re.findall(r"\[(.*?)\]", record["here"])

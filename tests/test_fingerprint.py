@@ -281,9 +281,7 @@ def test_tied_parameters_count_once() -> None:
 def test_wrappers_do_not_count() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     expected = fastinit.fingerprint(model)
-    wrapped = nn.Module()
-    wrapped.module = nn.Module()
-    wrapped.module._orig_mod = model
+    wrapped = nn.DataParallel(nn.ModuleDict({"_orig_mod": model}))
     assert fastinit.fingerprint(wrapped) == expected
 
 
