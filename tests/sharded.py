@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import zoo
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
@@ -209,6 +209,24 @@ def fsdp_over_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
     assert names is not None
     tensor_parallel(model, mesh[names[-1]])
     fsdp(model, mesh[names[:-1]])
+
+
+WORLD_OF_1024 = (128, 8)  # FSDP2 over tensor parallelism
+
+
+def llama_405b(depth: int = 126) -> zoo.Llama:
+    """Llama 3.1 405B: 126 layers, 128 heads of 128, 8 of them for keys and values."""
+    with torch.device("meta"):
+        return zoo.Llama(16384, depth, 128256, key_width=1024, hidden=53248)
+
+
+def llama_405b_on_rank(rank: int, depth: int = 126) -> zoo.Llama:
+    """As this rank of 1024 has it; this process must be that rank."""
+    mesh = init_device_mesh("cpu", WORLD_OF_1024, mesh_dim_names=("data", "tensor"))
+    assert mesh.get_coordinate() == divmod(rank, WORLD_OF_1024[1])
+    model = llama_405b(depth)
+    fsdp_over_tensor_parallel(model, mesh)
+    return model
 
 
 def spread(turn: int) -> Callable[[nn.Module, DeviceMesh], None]:

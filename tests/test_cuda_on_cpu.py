@@ -87,10 +87,18 @@ def compile_ptx(folder: Path, *flags: str, source: Path = ROOT / "csrc/cuda/fill
     return out.read_text(encoding="utf-8")
 
 
+_compiled: dict[tuple[str, ...], Path] = {}
+
+
 def compile_driver(folder: Path, *flags: str) -> ctypes.CDLL:
+    """Compiled once for the same flags; loaded from a copy, so that every caller has a device of its own."""
     out = folder / "driver.so"
-    command = [CXX, "-x", "c++", *CXX_FLAGS, *flags, f"-I{ROOT / 'tests/cuda_on_cpu'}", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([*command, str(ROOT / "tests/cuda_on_cpu/driver.cpp"), "-o", str(out)], check=True, cwd=folder)
+    if flags in _compiled:
+        shutil.copy(_compiled[flags], out)
+    else:
+        command = [CXX, "-x", "c++", *CXX_FLAGS, *flags, f"-I{ROOT / 'tests/cuda_on_cpu'}", f"-I{ROOT / 'csrc'}"]
+        subprocess.run([*command, str(ROOT / "tests/cuda_on_cpu/driver.cpp"), "-o", str(out)], check=True, cwd=folder)
+        _compiled[flags] = out
     return ctypes.CDLL(str(out))
 
 
@@ -161,7 +169,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
     return compile_ptx(tmp_path_factory.mktemp("ptx"))
 
 
-@pytest.fixture(scope="module", params=["source", "ptx"])
+@pytest.fixture(scope="module", params=["source", pytest.param("ptx", marks=pytest.mark.slow)])
 def any_emulated(
     request: pytest.FixtureRequest, host: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory
 ) -> Emulated:
@@ -333,7 +341,9 @@ def test_equal_to_the_reference(emulated: Emulated, dtype: torch.dtype) -> None:
         assert _native.module.prepare(table) is None
         emulated.fill(table, 2**63 + 9)
         dtype_name: Any = str(dtype).removeprefix("torch.")
-        wanted = reference.sample(kind, distribution, dtype_name, 2**63 + 9, "a.weight", offset + np.arange(numel))  # type: ignore[arg-type]
+        wanted = reference.sample(
+            kind, distribution.parameters(), dtype_name, 2**63 + 9, "a.weight", offset + np.arange(numel)
+        )  # type: ignore[arg-type]
         assert output.view(torch.uint8).numpy().tobytes() == wanted.tobytes(), distribution
 
 
@@ -376,6 +386,7 @@ def test_nothing_inexact_in_the_ptx(ptx: str) -> None:
     assert ptx_lint.violations(ptx) == []
 
 
+@pytest.mark.slow  # compiles the kernel once more
 def test_a_contracted_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL) -> None:
     """Without --fmad=false nvcc contracts the samplers in double; those in float say themselves what is an fma."""
     flags = [flag for flag in NVCC_FLAGS if flag != "--fmad=false"]
@@ -405,6 +416,7 @@ def test_contraction_would_be_noticed(tmp_path: Path) -> None:
     assert fma[tuple(NVCC_FLAGS)] == 0
 
 
+@pytest.mark.slow  # compiles the kernel once more
 def test_use_fast_math_would_be_noticed(tmp_path: Path) -> None:
     flags = [flag for flag in NVCC_FLAGS if not flag.startswith(("-ftz", "-prec", "--fmad"))]
     assert ptx_lint.violations(compile_ptx(tmp_path, *flags, "-use_fast_math")) != []
@@ -420,6 +432,7 @@ BREAKS = {
 }
 
 
+@pytest.mark.slow  # compiles the kernel once more
 @pytest.mark.parametrize(("given", "broken"), BREAKS.values(), ids=BREAKS)
 def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: str, broken: str) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")

@@ -78,7 +78,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
     return compile_ptx(tmp_path_factory.mktemp("ptx"), source=ROOT / "csrc/cuda/orthogonal.cu")
 
 
-@pytest.fixture(scope="module", params=["source", "ptx"])
+@pytest.fixture(scope="module", params=["source", pytest.param("ptx", marks=pytest.mark.slow)])
 def any_emulated(
     request: pytest.FixtureRequest, host: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory
 ) -> Emulated:
@@ -448,6 +448,7 @@ BREAKS = {
 }
 
 
+@pytest.mark.slow  # compiles the kernel once more
 @pytest.mark.parametrize(("given", "broken"), BREAKS.values(), ids=BREAKS)
 def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: str, broken: str) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")

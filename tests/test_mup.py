@@ -41,6 +41,10 @@ def stds(model: nn.Module, scheme: str | Scheme | fastinit.Recipe) -> dict[str, 
     return {row.name: row.distribution.std() for row in fastinit.plan(model, scheme).rows if row.distribution}
 
 
+def kinds(model: nn.Module, scheme: str | Scheme | fastinit.Recipe) -> dict[str, type[distributions.Distribution]]:
+    return {row.name: type(row.distribution) for row in fastinit.plan(model, scheme).rows if row.distribution}
+
+
 # name: role, widths, std factor, output factor, Adam, SGD, at m times the width.
 TABLE_3: dict[str, Callable[[float], tuple[Any, ...]]] = {
     "first.weight": lambda m: ("input", 1, m, 1, 1, 1, m),
@@ -75,7 +79,9 @@ def test_std_at_growing_widths(scheme: str | Scheme, output_multiplier: bool) ->
     at_base = stds(MLP(BASE), scheme)
     for times in (1, 2, 4, 8):
         wide = MLP(BASE * times)
-        found = stds(wide, fastinit.mup(wide, MLP(BASE), scheme, output_multiplier=output_multiplier))
+        recipe = fastinit.mup(wide, MLP(BASE), scheme, output_multiplier=output_multiplier)
+        assert kinds(wide, recipe) == kinds(wide, scheme)
+        found = stds(wide, recipe)
         assert found["first.weight"] == pytest.approx(at_base["first.weight"], rel=1e-12)
         assert found["hidden.weight"] == pytest.approx(at_base["hidden.weight"] * times**-0.5, rel=1e-12)
         power = 0 if output_multiplier else -1
@@ -286,7 +292,9 @@ def gpt2(width: int, conv1d: bool = False) -> nn.Module:
 
 def test_a_preset_under_mup() -> None:
     wide = gpt2(32)
-    found = stds(wide, fastinit.mup(wide, gpt2(8), "gpt2"))
+    recipe = fastinit.mup(wide, gpt2(8), "gpt2")
+    assert kinds(wide, recipe) == kinds(wide, "gpt2")
+    found = stds(wide, recipe)
     assert found["wte.weight"] == 0.02
     assert found["h.1.mlp.c_fc.weight"] == pytest.approx(0.02 / 2, rel=1e-12)
     assert found["h.1.mlp.c_proj.weight"] == pytest.approx(0.02 / math.sqrt(6) / 2, rel=1e-12)
@@ -322,6 +330,7 @@ def test_split_rules_under_mup(scheme: str | Scheme) -> None:
     assert isinstance(at_base, distributions.Blocks) and isinstance(at_wide, distributions.Blocks)
     assert (at_wide.dim, at_wide.sizes) == (0, (32, 32, 32))
     for of_base, of_wide in zip(at_base.each, at_wide.each, strict=True):
+        assert type(of_wide) is type(of_base)
         assert of_wide.std() == pytest.approx(0.5 * of_base.std(), rel=1e-12)
 
 
@@ -375,6 +384,7 @@ def test_mup_of_a_recipe_made_for_the_model() -> None:
     at_base = stds(base, fastinit.deepnorm(base))
     for name, std in stds(wide, recipe).items():
         assert std == pytest.approx(at_base[name] / 2 if at_base[name] else 0.0, rel=1e-12), name
+    assert kinds(wide, recipe) == kinds(base, fastinit.deepnorm(base))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

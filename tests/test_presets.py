@@ -33,6 +33,16 @@ class Law(NamedTuple):
     kurtosis: float = 3.0
     zero_row: int | None = None
 
+    def kinds(self) -> tuple[type[Distribution], ...]:
+        if self.std == 0.0:
+            return (distributions.Constant,)
+        if self.kurtosis == 1.8:
+            return (distributions.Uniform,)
+        # A truncation many sigmas out, which some libraries write, is as good as none.
+        return (
+            (distributions.TruncNormal,) if self.bound < math.inf else (distributions.Normal, distributions.TruncNormal)
+        )
+
 
 def constant(value: float) -> Law:
     return Law(value, 0.0)
@@ -83,6 +93,7 @@ def check_stated(distribution: Distribution | None, law: Law, name: str) -> None
     assert inner is not None
     assert inner.mean() == pytest.approx(law.mean, rel=1e-12, abs=1e-300), name
     assert inner.std() == pytest.approx(law.std, rel=1e-12, abs=1e-300), name
+    assert isinstance(inner, law.kinds()), name
     bounds = inner if isinstance(inner, (distributions.Uniform, distributions.TruncNormal)) else None
     if law.bound == math.inf:
         assert bounds is None or bounds.high > 50.0 * law.std, name

@@ -211,31 +211,28 @@ except KeyboardInterrupt:
 
 
 def test_other_python_threads_run_meanwhile() -> None:
-    """The interpreter's lock is released: a counter in another thread advances during a fill."""
-    tensor = torch.empty(LARGE)
-    counted = 0
+    """The interpreter's lock is released: another thread sees the beginning filled while the end is not."""
+    tensor = torch.zeros(LARGE)
+    beginning, end = tensor.numpy()[:1], tensor.numpy()[-1:]
+    seen = threading.Event()
     done = threading.Event()
 
-    def count() -> None:
-        nonlocal counted
-        while not done.is_set():
-            counted += 1
+    def look() -> None:
+        while not (done.is_set() or seen.is_set()):
+            if beginning[0] != 0.0 and end[0] == 0.0:  # read in this order
+                seen.set()
             time.sleep(0.001)
 
-    thread = threading.Thread(target=count)
+    thread = threading.Thread(target=look)
     thread.start()
-    os.environ["FASTINIT_FORCE_ISA"] = "portable"
+    os.environ["FASTINIT_FORCE_ISA"] = "portable"  # slow enough to be looked at
     try:
-        start = time.perf_counter()
-        before = counted
         fastinit.normal_(tensor)
-        during, seconds = counted - before, time.perf_counter() - start
     finally:
         del os.environ["FASTINIT_FORCE_ISA"]
         done.set()
         thread.join()
-    assert seconds > 0.1
-    assert during > 0.1 * seconds / 0.001
+    assert (tensor[-1000:] != 0).all() and seen.is_set()
 
 
 def test_concurrent_calls_give_the_right_bits() -> None:
@@ -275,12 +272,3 @@ used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 print(used - 10 * 7_654_321 * 4 // 1024)
 """
     assert int(run(code)) < 16 * 1024
-
-
-def test_many_threads_for_little_work_are_not_started(all_threads: None) -> None:
-    torch.set_num_threads(64)
-    tensor = torch.empty(100)
-    start = time.perf_counter()
-    for _ in range(200):
-        fastinit.normal_(tensor)
-    assert (time.perf_counter() - start) / 200 < 1e-3

@@ -86,10 +86,23 @@ def family(name: str, layers: int) -> tuple[nn.Module, dict[str, str]]:
     return model, roles
 
 
-def stds(model: nn.Module, recipe: Recipe) -> dict[str, float]:
-    return {
-        row.name: row.distribution.std() for row in fastinit.plan(model, recipe).rows if row.distribution is not None
-    }
+def stds(
+    model: nn.Module,
+    recipe: Recipe,
+    kind: type[distributions.Distribution] = distributions.Normal,
+    of_embeddings: type[distributions.Distribution] = distributions.Normal,
+) -> dict[str, float]:
+    """Of all rows, whose distributions are of this kind, or constant."""
+    found = {}
+    for row in fastinit.plan(model, recipe).rows:
+        if row.distribution is not None:
+            found[row.name] = row.distribution.std()
+            wanted = of_embeddings if "embed" in row.name or row.name.startswith("shared") else kind
+            whole = row.distribution
+            rest = whole.rest if isinstance(whole, distributions.ZeroRow) else whole
+            for each in rest.each if isinstance(rest, distributions.Blocks) else (rest,):
+                assert isinstance(each, (wanted, distributions.Constant)), row.name
+    return found
 
 
 def assert_follows(model: nn.Module, recipe: Recipe, factors: Mapping[str, float], uniform: bool) -> None:
@@ -152,6 +165,7 @@ def test_deepnorm_of_torch_encoder_scales_the_value_third_of_in_proj() -> None:
         q, k, v = blocks_of(model, recipe, f"layers.{layer}.self_attn.in_proj_weight")
         assert q == k and isinstance(q, distributions.Normal)
         assert q.mean() == 0.0 and q.std() == pytest.approx(plain, rel=1e-12)
+        assert isinstance(v, distributions.Normal)
         assert v.std() == pytest.approx(96**-0.25 * plain, rel=1e-12)
         assert v.std() == pytest.approx(beta * plain, rel=1e-3)
     found = stds(model, recipe)
@@ -199,7 +213,7 @@ def test_t_fixup_of_encoder_and_decoder() -> None:
     recipe = fastinit.t_fixup(model)
     in_encoder, in_decoder = 0.67 * n**-0.25, (9 * m) ** -0.25
     square, rectangular = math.sqrt(1.0 / WIDTH), math.sqrt(2.0 / (WIDTH + HIDDEN))
-    found = stds(model, recipe)
+    found = stds(model, recipe, distributions.Uniform)
     for name, expected in {
         "encoder.layers.0.linear1.weight": in_encoder * rectangular,
         "encoder.layers.3.self_attn.out_proj.weight": in_encoder * square,
@@ -220,7 +234,7 @@ def test_t_fixup_of_encoder_and_decoder() -> None:
 def test_t_fixup_takes_a_head_called_decoder_for_no_stack() -> None:
     model, _ = family("bert", 4)
     model.add_module("cls", nest({"predictions.decoder": nn.Linear(WIDTH, 30)}))
-    found = stds(model, fastinit.t_fixup(model))
+    found = stds(model, fastinit.t_fixup(model), distributions.Uniform)
     expected = 0.67 * 4**-0.25 * math.sqrt(2.0 / (WIDTH + HIDDEN))
     assert found["bert.encoder.layer.0.output.dense.weight"] == pytest.approx(expected, rel=1e-12)
     assert found["cls.predictions.decoder.weight"] == pytest.approx(math.sqrt(2.0 / (WIDTH + 30)), rel=1e-12)

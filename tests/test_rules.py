@@ -383,6 +383,9 @@ def test_every_block_has_the_std_of_a_map_of_its_own(
         # Standard error of the std of a normal; that of a uniform is smaller.
         assert abs(std / wanted - 1.0) < 5.0 / math.sqrt(2.0 * block.numel())
     row = plan.rows[0]
+    blocks = row.distribution.each if isinstance(row.distribution, distributions.Blocks) else (row.distribution,)
+    kind = distributions.Uniform if scheme is FAN_AVG else distributions.Normal
+    assert all(isinstance(each, kind) for each in blocks)
     variance = sum(size * std * std for size, std in zip(sizes, expected, strict=True)) / sum(sizes)
     assert row.distribution is not None and row.distribution.std() == pytest.approx(math.sqrt(variance), rel=1e-12)
     assert len(set(fans)) > 1 or row.fans == fans[0]
@@ -642,10 +645,11 @@ def test_lora_adapters_start_as_zero_updates(name: str, distribution: Any) -> No
 
 def test_lora_rules_choose_what_a_is() -> None:
     names = ["x.lora_A.default.weight", "x.lora_B.default.weight", "x.lora_embedding_B.default"]
-    for name, std in zip(names, [0.25, 0.0, 1.0], strict=True):
+    wanted = [distributions.Normal(0.0, 0.25), distributions.Constant(0.0), distributions.Normal(0.0, 1.0)]
+    for name, distribution in zip(names, wanted, strict=True):
         with pytest.warns(UserWarning, match="no parameter matches"):
             plan = fastinit.plan(_nested(name, SEVENS.clone()), "zeros", fastinit.lora_rules(Normal(std=0.25)))
-        assert plan.rows[0].distribution is not None and plan.rows[0].distribution.std() == std
+        assert plan.rows[0].distribution == distribution
         assert plan.rows[0].reason.startswith("rule regex")
 
 

@@ -67,14 +67,14 @@ struct Outcome {
 
 bool never() { return false; }
 
-Outcome fill(int threads) {
-  Outcome outcome{true, std::vector<float>(1000000, 7.0f)};
+Outcome fill_four(int threads, int64_t numel) {
   std::vector<Task> tasks(4);
+  Outcome outcome{true, std::vector<float>(tasks.size() * static_cast<size_t>(numel), 7.0f)};
   for (size_t i = 0; i < tasks.size(); ++i) {
     Task& task = tasks[i];
     task = Task{};
-    task.data = reinterpret_cast<uint64_t>(outcome.values.data() + i * 250000);
-    task.numel = task.map.row_length = 250000;
+    task.data = reinterpret_cast<uint64_t>(outcome.values.data() + i * static_cast<size_t>(numel));
+    task.numel = task.map.row_length = numel;
     task.map.rows_per_slab = task.map.element_memory_step = 1;
     task.name_id[0] = i;
     task.distribution = Distribution::kNormal;
@@ -88,6 +88,8 @@ Outcome fill(int threads) {
   }
   return outcome;
 }
+
+Outcome fill(int threads) { return fill_four(threads, 250000); }
 
 // A large matrix, the work of all threads together, and small ones, each the work of one thread.
 Outcome make_orthogonal(int threads) {
@@ -187,9 +189,20 @@ void test(const char* name, Outcome (*work)(int)) {
   }
 }
 
+// A thread takes longer to start than this work.
+void test_little_work() {
+  threads_started = 0;
+  fill_four(64, 25);
+  if (threads_started != 0) {
+    ++failures;
+    std::printf("100 values: %d threads were started\n", threads_started.load());
+  }
+}
+
 }  // namespace
 
 int main() {
+  test_little_work();
   test("fill", fill);
   test("orthogonal", make_orthogonal);
   test("fingerprint", add_up);
