@@ -722,23 +722,15 @@ def test_unknown_modes_of_vit() -> None:
         presets.vit(mode="jac")  # type: ignore[arg-type]
 
 
-class Wrapper(nn.Module):
-    """Hides the config as DistributedDataParallel does."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-
 def test_presets_look_through_wrappers() -> None:
     model = pair("T5ForConditionalGeneration", initializer_factor=0.3, **T5)[0]
     alone = fastinit.plan(model, "t5").rows
-    wrapped = fastinit.plan(Wrapper(model), "t5").rows
+    wrapped = fastinit.plan(nn.DataParallel(model), "t5").rows
     assert [(row.name, row.distribution) for row in wrapped] == [(row.name, row.distribution) for row in alone]
     vit = zoo.VisionTransformer(width=64)
-    head = next(row for row in fastinit.plan(Wrapper(vit), "vit_jax_nlhb").rows if row.name == "head.bias")
+    head = next(row for row in fastinit.plan(nn.DataParallel(vit), "vit_jax_nlhb").rows if row.name == "head.bias")
     assert head.distribution == distributions.Constant(-math.log(100))
-    resnet = Wrapper(zoo.ResNet(zoo.BasicBlock, (1, 1), width=8))
+    resnet = nn.DataParallel(zoo.ResNet(zoo.BasicBlock, (1, 1), width=8))
     zeros = [
         row.name for row in fastinit.plan(resnet, "resnet").rows if row.distribution == distributions.Constant(0.0)
     ]
