@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if _native.module is None:
         # Installed without the extension, everything falls back, and says so at first use.
         config.addinivalue_line("filterwarnings", "ignore::fastinit.FallbackWarning")
+
+
+def without_address(value: object) -> str:
+    """A test's id, the same in every process, of what may hold a function."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def library_of_models(name: str) -> Any:

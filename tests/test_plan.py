@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import needs_native
+from conftest import needs_native, without_address
 from torch import nn
 
 import fastinit
@@ -303,7 +303,7 @@ def test_bytes_are_those_of_the_dtype() -> None:
         ({"where": "s*", "action": "init"}, []),
         ({"where": "conv.*", "action": "init", "covered": True}, ["conv.weight", "conv.bias"]),
     ],
-    ids=str,
+    ids=without_address,
 )
 def test_plans_are_filtered(mixed: Mixed, arguments: dict[str, Any], names: list[str]) -> None:
     plan = fastinit.plan(mixed, "xavier_uniform", [("norm.weight", fastinit.KEEP)], fan="torch", seed=1)

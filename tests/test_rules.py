@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import needs_native
+from conftest import needs_native, without_address
 from torch import nn
 
 import fastinit
@@ -85,7 +85,7 @@ def _pair(rule: Rule | tuple[Selector, Any]) -> tuple[Selector, Any]:
         (lambda name, module, parameter: name[0] == "c" and parameter.dim() == 4, ["conv.weight"]),
         (lambda name, module, parameter: isinstance(module, Special), ["second.weight", "second.bias"]),
     ],
-    ids=str,
+    ids=without_address,
 )
 @pytest.mark.filterwarnings("ignore:no parameter matches")
 def test_selectors(select: Selector, expected: list[str]) -> None:
