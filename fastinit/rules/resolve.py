@@ -275,7 +275,7 @@ def _blocks(asked: _Asked, rule: Rule | None) -> tuple[int, tuple[int, ...]]:
     shape = asked.shape
     split = None if rule is None else rule.split
     if rule is None or split is None:
-        # No other convention knows fused maps. A vector has the same distribution in all of them.
+        # No other convention knows fused maps. A bias beside fused maps has the same distribution for each.
         if asked.fan != "module" or asked.module is None or len(shape) < 2:
             return 0, ()
         geometry = asked.geometry()

@@ -1,4 +1,4 @@
-"""Schemes that look at the fans, or at nothing. A scheme maps a parameter to the distribution of its values.
+"""Schemes that look at the fans, at the depth or at nothing. A scheme maps a parameter to the distribution of values.
 
 A scheme is a small frozen object. One formula, `VarianceScaling`, covers all schemes that look at fans: xavier, kaiming
 and lecun are one line each on top of it. `Scaled` and `DepthScaled` multiply any other scheme. Strings name registered
