@@ -1,4 +1,4 @@
-"""The compiled module, imported and checked. No other file imports it.
+"""The compiled module, imported and checked. No other file of the package imports it.
 
 `module` is the compiled module. If it is missing or fails a check, `module` is None and `reason` says why.
 """

@@ -59,7 +59,7 @@ _TIME_STEP = TimeStep()
 
 @lru_cache(maxsize=4096)
 def own_type(module_type: type) -> type:
-    """The class as its author wrote it, without the subclasses that fully_shard, replicate and parametrizations make."""
+    """The class as its author wrote it: the base of what fully_shard, replicate and parametrizations derive from it."""
     while module_type.__name__.endswith(module_type.__bases__[-1].__name__):
         first, made_from = module_type.__bases__[0], module_type.__bases__[-1]
         sharded = len(module_type.__bases__) == 2 and first.__module__.startswith("torch.distributed.")
