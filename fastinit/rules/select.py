@@ -26,7 +26,7 @@ class _Keep(Enum):
 
 
 KEEP: Final = _Keep.KEEP
-"""In place of a scheme: the parameter keeps its values."""
+"""Stands in place of a scheme: the parameter keeps its values."""
 
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -91,7 +91,7 @@ class Where:
             raise ValueError(f"regex: {self.regex!r} is no regular expression: {error}") from error
         exact = frozenset(each for each in globs if not _WILDCARD.search(each))
         wild = [translate(each) for each in globs if each not in exact]
-        # These follow from the fields. They are attributes and not fields, so equality and repr leave them out.
+        # The attributes below follow from the fields. Equality and repr leave them out, because they are no fields.
         object.__setattr__(self, "_exact", exact)
         object.__setattr__(self, "_wild", re.compile("|".join(wild)) if wild else None)
         object.__setattr__(self, "_regex", regex)

@@ -266,7 +266,7 @@ def _first(axis: int | tuple[int, ...], dimensions: int) -> int:
 
 
 def block_fans(geometry: Geometry, shape: Sequence[int], dim: int, size: int) -> Fans:
-    """The fans of one of several maps along `dim`, whose size there is `size`.
+    """The fans of one of several maps along `dim`. The map has the size `size` along it.
 
     The fan that counts `dim` shrinks in proportion; the other one stays. Fans that the user gave hold for every map.
     """
