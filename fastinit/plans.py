@@ -137,7 +137,7 @@ def _takes_random_numbers(row: Row) -> bool:
 
 
 def _meshes_of_seed(rows: Sequence[Row]) -> list[DeviceMesh]:
-    """The meshes on which all ranks must take one seed: meshes with random DTensors, or all if a plain tensor is random.
+    """The meshes on which all ranks must take one seed: those with random DTensors, or all if plain tensors are random.
 
     A plain tensor beside DTensors is a replica: tensor parallelism leaves some parameters alone. A DTensor counts even
     if this rank holds no element of it, because all ranks of a mesh must answer alike.
