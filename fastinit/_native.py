@@ -1,6 +1,6 @@
-"""The only importer of the compiled module, and the judge of whether it can be trusted.
+"""The compiled module, imported and checked. No other file of the package imports it.
 
-`module` is the compiled module, or None with the cause in `reason`. Everything else asks here.
+`module` is the compiled module. If it is missing or fails a check, `module` is None and `reason` says why.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Published with Random123 (Salmon et al., SC'11): counter, key, block of Philox4x32-10.
+# A counter, a key and their block of Philox4x32-10, published with Random123 (Salmon et al., SC'11).
 _KNOWN_ANSWER = (
     (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
     (0xA4093822, 0x299F31D0),
@@ -22,7 +22,7 @@ FINGERPRINT_VERSION = 1
 
 
 def build_info() -> dict[str, Any]:
-    """What setup.py recorded: which backends were compiled, with what, and why not if not."""
+    """The record of the build by setup.py: the compiled backends and compilers, or the reason why there are none."""
     path = Path(__file__).with_name("_build_info.json")
     if not path.exists():
         return {"build": "none", "reason": _why_not_built(path.parent)}

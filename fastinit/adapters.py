@@ -1,5 +1,7 @@
-"""Initialisation in the forms that other libraries ask for: functions of a module, or of a tensor. Examples are in
-docs/DISTRIBUTED.md."""
+"""Adapters: initialisation as a function of a module or of a tensor, as other libraries ask for it.
+
+docs/DISTRIBUTED.md has examples.
+"""
 
 from __future__ import annotations
 
@@ -27,25 +29,25 @@ from fastinit.schemes.base import Scheme, as_scheme
 def init_weights(
     scheme: str | Scheme | Recipe, rules: Sequence[Rule | tuple[Selector, Any]] | None = None, **options: Any
 ) -> Callable[..., None]:
-    """A function (model, buffer_device=None) that initialises what `model.to_empty(device=...)` has allocated.
+    """A function (model, buffer_device=None) that initialises a model after `model.to_empty(device=...)`.
 
-    Memory after `to_empty` holds nothing, and buffers have lost their values: this writes every parameter, and
-    computes every buffer again. Parameters that were one object before `to_empty` are so no longer; tie them first.
-    torchtitan's models have such a method, `init_weights`, with the device of the buffers.
+    After `to_empty`, parameters hold nothing and buffers have lost their values. The function writes every parameter
+    and computes every buffer again. Parameters that were one object before `to_empty` are separate after it; tie them
+    before the call. The method `init_weights` of torchtitan's models is such a function.
 
     Args:
         scheme, rules: as for `plan`.
-        options: the others of `materialize_`, but for device and dtype.
+        options: further arguments of `materialize_`, except device and dtype.
 
     Raises:
-        TypeError, ValueError: from the function, as `materialize_` does; and naming parameters that nothing covers.
+        TypeError, ValueError: the function raises it if `materialize_` does, or if nothing covers a parameter.
     """
 
     def initialise(model: nn.Module, buffer_device: torch.device | str | None = None) -> None:
         parameter = next(model.parameters(), None)
         device = buffer_device or ("cpu" if parameter is None else local_tensor(parameter).device)
         of_plan = {key: value for key, value in options.items() if key != "buffers"}
-        with warnings.catch_warnings():  # materialize_ gives them
+        with warnings.catch_warnings():  # materialize_ gives the same warnings
             warnings.simplefilter("ignore")
             made = plan(model, scheme, rules, **of_plan)
         if made.uncovered:
@@ -63,7 +65,7 @@ def init_weights(
 
 
 def _forget(buffers: dict[nn.Module, dict[str, torch.Tensor | None]]) -> None:
-    """Put buffers on the meta device, what is one object staying one."""
+    """Put buffers on the meta device. Buffers that are one object stay one."""
     twins: dict[int, torch.Tensor] = {}
     for module, own in buffers.items():
         for own_name, buffer in own.items():
@@ -84,21 +86,21 @@ def param_init_fn(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Callable[[nn.Module], None]:
-    """What FullyShardedDataParallel (FSDP1) takes as `param_init_fn`: it gives one module of `model` memory and values.
+    """The `param_init_fn` for FullyShardedDataParallel (FSDP1): a function that gives one module memory and values.
 
-    FSDP1 calls it for every module that it is about to flatten, so that no more than those of one of its units are
-    whole at a time. All is planned and checked here, where `model` is on the meta device and its names are those that
-    decide about random numbers.
+    FSDP1 calls the function for every module that it is about to flatten. Only the parameters of one FSDP1 unit are
+    whole at any time. Planning and checking happen here, before wrapping: `model` is still on the meta device, and
+    its names are the ones that decide the random numbers.
 
     Args:
-        model: what will be wrapped.
+        model: the model that will be wrapped.
         device, dtype, buffers: as for `materialize_`.
-        seed: None: one is drawn here, rank 0's for all ranks. All ranks of the default process group must call this;
-            where FSDP1 wraps on some of them only, such as a pipeline stage, pass an int.
+        seed: as for `plan`. None: the call draws a seed, and all ranks take rank 0's. All ranks of the default process
+            group must then make the call. If FSDP1 wraps on some ranks only, as in a pipeline stage, pass an int.
         scheme, rules, generator, options: as for `plan`.
 
     Raises:
-        TypeError, ValueError: as `materialize_` does; and for parametrised weights, which cannot be set in parts.
+        TypeError, ValueError: as in `materialize_`, or a weight is parametrised: it cannot be set in parts.
     """
     place = torch.device(device)
     seed = shared_seed(draw_seed(generator), [ranks_of()]) if seed is None else seed
@@ -132,14 +134,14 @@ def param_init_fn(
 
 
 def init_method(scheme: str | Scheme, *, generator: torch.Generator | None = None) -> Callable[[torch.Tensor], None]:
-    """A function of a tensor that initialises it: Megatron-style `init_method` and `output_layer_init_method`.
+    """A function that initialises a tensor: Megatron's `init_method` and `output_layer_init_method`.
 
-    Every call draws a seed: from `generator`, or from the default generator of the tensor's device, which Megatron's
-    tracker of random states governs. Such a function knows no names and sees a shard as if it were a whole, so its
-    values depend on the sharding, like torch's; `init_model_` after building does better.
+    Every call of the function draws a seed from `generator`, or from the default generator of the tensor's device.
+    Megatron's tracker of random states governs the latter. The function knows no names, and takes a shard for a whole
+    tensor. Its values therefore depend on the sharding, as torch's do. `init_model_` after building has no such limit.
 
     Raises:
-        TypeError, ValueError: an unknown scheme; from the function, what `init_` raises.
+        TypeError, ValueError: the scheme is unknown. The function raises what `init_` raises.
     """
     made = as_scheme(scheme)
 

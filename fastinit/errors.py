@@ -1,4 +1,4 @@
-"""How the package says what is wrong: the error for one parameter, which carries its name, and warnings."""
+"""Errors and warnings of the package. The error about a parameter carries the parameter's name."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import inspect
 import os
 import warnings
 
-# What errors call a tensor that was given alone, whose name is empty.
+# Errors call a tensor by this word if it was given alone. Its name is empty.
 NAMELESS = "tensor"
 
 
 class ParameterError(ValueError, TypeError):
     """A parameter (or tensor of a list) that cannot be planned or written.
 
-    `name` is its canonical name, empty for a tensor that was given alone; `problem` says what was expected and what
-    came. It is a ValueError and a TypeError, since torch raises either where we refuse.
+    `name` is its canonical name, empty for a tensor that was given alone. `problem` says what was expected and what
+    came. The error is a ValueError and a TypeError, because torch raises the one or the other in such cases.
     """
 
     def __init__(self, name: str, problem: str) -> None:
-        super().__init__(name, problem)  # the arguments that pickle hands back
+        super().__init__(name, problem)  # pickle passes these arguments again
         self.name = name
         self.problem = problem
 
@@ -27,14 +27,14 @@ class ParameterError(ValueError, TypeError):
 
 
 class UncoveredWarning(UserWarning):
-    """Parameters keep the values that they have, for no rule and no role says what they should be."""
+    """Some parameters keep their values, because neither a rule nor a role covers them."""
 
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line that called fastinit, however deep in the package this is called."""
+    """Warn with the line of the user's call to fastinit, from any depth within the package."""
     here = inspect.currentframe()
     frame, level = None if here is None else here.f_back, 2  # the caller of this function
     while frame is not None and frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):

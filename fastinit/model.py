@@ -1,4 +1,4 @@
-"""The main job: every parameter of a model, or of a list, in one call."""
+"""The main functions: they initialise every parameter of a model, or every tensor of a list, in one call."""
 
 from __future__ import annotations
 
@@ -45,30 +45,34 @@ def init_model_(
 ) -> ModuleT:
     """Initialise every parameter of `model` in one pass, and return it.
 
-    Matrices get `scheme`, biases zeros, normalisation weights ones, padding rows zeros. A parameter that several
-    modules share is written once. `rules` come before these defaults. `fastinit.plan` takes the same arguments and
+    Matrices get `scheme`, biases zeros, normalisation weights ones, padding rows zeros. `rules` come before these
+    defaults. A parameter that several modules share is written once. `fastinit.plan` takes the same arguments and
     shows the outcome without writing.
 
-    The value of a weight depends on the seed, its canonical name, its position and its distribution alone: not on the
-    device, the number of threads, the memory format or the rest of the model.
+    The value of a weight depends only on the seed, its canonical name, its position and its distribution. It does not
+    depend on the device, the number of threads, the memory format or the rest of the model.
 
     Args:
-        model: any module whose parameters have memory. DTensors are taken like tensors.
-        scheme: for the matrices: a name ("xavier_uniform"), a scheme (`VarianceScaling(2.0)`), a preset ("gpt2") or a
-            recipe (`load_recipe`).
+        model: any module whose parameters have memory. Parameters may be DTensors.
+        scheme: the scheme for the matrices: a name ("xavier_uniform"), a scheme (`VarianceScaling(2.0)`), a preset
+            ("gpt2") or a recipe (`load_recipe`).
         rules: pairs of a selector and a scheme, such as `("*.head.weight", "zeros")`. The first that matches wins.
-        fan: how fan_in and fan_out are read: "torch" (the default) as torch.nn.init does, from the shape; "module"
-            from what the module computes; "jax", "keras", `Fans(in, out)` or `FanAxes`.
-        seed: an int in [0, 2**64) makes every value a pure function of it. None draws a seed.
-        generator: where that seed is drawn from; None: torch's default CPU generator (`torch.manual_seed` governs it).
-        backend: "native" refuses what the native code cannot fill, "torch" goes through torch.nn.init, "auto" chooses.
-        strict: refuse parameters that no rule and no default covers, and rules that match nothing.
-        names: canonical names in the whole, where `model` is a part of it: a pipeline stage, the experts of a rank.
-        layers: how many layers the whole has, for schemes that look at the depth.
+        fan: the convention for fan_in and fan_out. "torch" (the default) reads the shape, as torch.nn.init does.
+            "module" looks at what the module computes. "jax", "keras", `Fans(in, out)` and `FanAxes` are others.
+        seed: an int in [0, 2**64). Every value is a pure function of it. None: a seed is drawn.
+        generator: the generator that the seed is drawn from. None: torch's default CPU generator, which
+            `torch.manual_seed` seeds.
+        backend: "native" refuses tensors that the native code cannot fill, "torch" goes through torch.nn.init, "auto"
+            chooses.
+        strict: whether to refuse parameters that no rule and no default covers, and rules that match nothing.
+        names: the canonical names in the whole model, if `model` is a part of one: a pipeline stage, or the experts of
+            a rank.
+        layers: the number of layers of the whole model, for schemes that look at the depth.
 
     Raises:
-        ParameterError: a ValueError and TypeError that names the parameter and what is wrong with it.
-        TypeError, ValueError: an argument that is wrong by itself. Nothing is written in any case.
+        ParameterError: a parameter cannot be initialised. The error is a ValueError and a TypeError, and names the
+            parameter and what is wrong with it.
+        TypeError, ValueError: an argument is wrong by itself. Nothing is written in any case.
 
     >>> model = torch.nn.Linear(3, 2)
     >>> init_model_(model, "xavier_uniform", seed=0).bias.tolist()
@@ -102,44 +106,49 @@ def plan(
     names: Renaming | None = None,
     layers: int | Mapping[str, int] | None = None,
 ) -> Plan:
-    """What `init_model_` with the same arguments would write. Nothing is written, and no random number drawn.
+    """The plan of `init_model_` with the same arguments. Nothing is written, and no random number is drawn.
 
-    Every parameter and every buffer has a row with the reason for its treatment: the first rule that matches; else
-    zeros for biases, ones for normalisation weights (zeros where the module computes 1 + weight), their published
-    values for LoRA adapters, state spaces and slopes, the scheme for everything with two dimensions or more, with the
-    padding row of an embedding zero. A parameter that several modules share is initialised once, under the first of
-    its names in the order of `model.named_parameters()`. Parametrised weights are set through `right_inverse`, so that
-    the weight in effect follows the scheme. DTensors are planned by their global shape, and this rank writes its part
-    of them. Parameters on the meta device can be planned, for `materialize_` to write. Vectors that are none of these,
-    integers, loaded weights (`_is_hf_initialized`) and all buffers are kept. Frozen parameters are initialised like
-    others, and stay frozen.
+    Every parameter and every buffer has a row with the reason for its treatment. The first rule that matches decides.
+    Where none matches:
+
+    - Biases get zeros. Normalisation weights get ones, or zeros where the module computes 1 + weight.
+    - LoRA adapters, state spaces and slopes get their published values.
+    - Everything else with two dimensions or more gets the scheme. The padding row of an embedding is zero.
+    - Other vectors, integers, loaded weights (`_is_hf_initialized`) and all buffers are kept.
+
+    A parameter that several modules share is initialised once, under the first of its names in the order of
+    `model.named_parameters()`. Frozen parameters are initialised like others, and stay frozen. Parametrised weights are
+    set through `right_inverse`, so that the effective weight follows the scheme. DTensors are planned by their global
+    shape, and this rank writes its part of them. Parameters on the meta device can be planned; `materialize_` writes
+    them.
 
     Args:
-        model: any module with its parameters allocated.
-        scheme: for the matrices: a registered name or a scheme; or a preset's name or a recipe.
-        rules: `Rule` objects or (selector, scheme) pairs, the first match wins; before those of a recipe.
-        fan: how to read fans where a rule does not say: "torch" (the default, torch.nn.init's), "module" (what the
-            module computes), "jax", "keras", `Fans` or `FanAxes`. None: the recipe's, or "torch".
-        seed: 0 <= seed < 2**64: every value becomes a pure function of it, of the name and of the position.
-            None: a seed is drawn from `generator`, or from torch's default CPU generator, whenever the plan runs. The
-            ranks that share DTensors, or replicas under a wrapper, then meet and take one of their seeds: all of them
-            must run the plan (docs/DISTRIBUTED.md).
-        generator: where to draw the seed from, if not from the default.
+        model: any module. Parameters may be on the meta device.
+        scheme: the scheme for the matrices: a registered name, a scheme, a preset's name or a recipe.
+        rules: `Rule` objects or (selector, scheme) pairs. The first match wins. They come before a recipe's rules.
+        fan: the convention for fans, unless a rule has its own: "torch" (as torch.nn.init), "module" (what the module
+            computes), "jax", "keras", `Fans` or `FanAxes`. None: the recipe's convention, or "torch".
+        seed: an int in [0, 2**64). Every value is a pure function of the seed, the name, the position and the
+            distribution. None: every run draws a seed from `generator`, or from torch's default CPU generator. The
+            ranks that share DTensors, or hold replicas under a wrapper, then meet and take one of their seeds. All of
+            them must run the plan (docs/DISTRIBUTED.md).
+        generator: the generator that the seed is drawn from, if not the default one.
         backend: "auto", "native" or "torch".
-        strict: refuse parameters that nothing covers, and rules of `rules` that match nothing; and compare what the
-            ranks of every mesh plan for its DTensors, and their seeds: an exchange, in which all ranks must take part.
-            Where none is given, the seeds that they took are compared as well, whenever the plan runs.
-        names: of parameters in the whole, where `model` is a part of it: a pipeline stage, the experts of a rank. A
-            mapping of names and their beginnings ({"layers.0": "layers.24"}), or a function from canonical name to
-            canonical name. Rules see the names of the whole; parameters of one name in two stages (tied ones) get the
-            same values.
-        layers: how many layers the stacks of the whole have, for schemes that look at the depth: an int, or one for
-            every prefix ({"encoder.block.": 12}). Needed with `names`, where the model does not tell.
+        strict: whether to refuse parameters that nothing covers, and rules of `rules` that match nothing. The ranks of
+            every mesh also compare their plans for its DTensors, and their seeds. All ranks must take part in this
+            exchange. Without a given seed, every run also compares the seeds that the ranks took.
+        names: the names of parameters in the whole model, if `model` is a part of one: a pipeline stage, or the experts
+            of a rank. Either a mapping of names or their beginnings ({"layers.0": "layers.24"}), or a function from
+            canonical name to canonical name. Rules see the names of the whole. Parameters with one name in two stages
+            (tied ones) get the same values.
+        layers: the number of layers in the stacks of the whole model, for schemes that look at the depth: an int, or an
+            int for every prefix ({"encoder.block.": 12}). Such schemes need it together with `names`.
 
     Raises:
-        ParameterError: a ValueError and TypeError that names the parameter and what is wrong with it.
-        TypeError, ValueError: an argument that is wrong by itself. Under `strict`, on every rank of a mesh if it
-            happens on one.
+        ParameterError: a parameter cannot be initialised. The error is a ValueError and a TypeError, and names the
+            parameter and what is wrong with it.
+        TypeError, ValueError: an argument is wrong by itself. Under `strict`, an error on one rank of a mesh is raised
+            on all its ranks.
     """
     check_model(model)
     check_flag("strict", strict)
@@ -164,7 +173,7 @@ def _plan(
     rows = survey.rows(
         as_scheme(recipe.scheme), recipe.fan if fan is None else fan, RuleFinder([*own_rules, *as_rules(recipe.rules)])
     )
-    # A recipe serves many models; that one lacks a part of what it has rules for is no mistake.
+    # A recipe serves many models. Its rules may match nothing in one of them.
     survey.report_unmatched(own_rules, strict)
     groups = survey.wrapper_groups()
     made = Plan(rows, seed=seed, generator=generator, backend=backend, seed_groups=groups, strict=strict)
@@ -175,7 +184,7 @@ def _plan(
 def _report_uncovered(made: Plan, strict: bool) -> None:
     if strict and made.uncovered:
         raise ValueError("strict: no rule covers " + ", ".join(made.uncovered))
-    # Without memory they cannot be kept, and materialize_ refuses them.
+    # Parameters on meta have no values to keep, and materialize_ refuses them.
     names = [row.name for row in made.rows if not row.covered and row.device.type != "meta"]
     if not names:
         return
@@ -187,7 +196,7 @@ _SHOWN = 6
 
 
 def _agreed(planned: Callable[[], Plan], meshes: Sequence[DeviceMesh]) -> Plan:
-    """The plan, once the ranks of all meshes have compared theirs."""
+    """The plan, after the ranks of all meshes have compared their plans."""
     if not meshes:
         return planned()
     try:
@@ -215,25 +224,25 @@ def materialize_(
     names: Renaming | None = None,
     layers: int | Mapping[str, int] | None = None,
 ) -> ModuleT:
-    """Give a model that was built on the meta device its memory, its buffers and its initial values; return it.
+    """Give a model on the meta device its memory, its buffers and its initial values, and return it.
 
-    Before or after `fully_shard`, `parallelize_module` and splitting into pipeline stages: every rank allocates and
-    writes its own part. Parameters that are one object stay one. New memory is not zeroed first. Buffers get the values
-    that they would have had without the meta device; those that were not on meta are moved. Parameters that have
-    memory stay where they are, and are initialised like the others.
+    The model may be sharded (`fully_shard`, `parallelize_module`) or split into pipeline stages before or after. Every
+    rank allocates and writes its own part. Parameters that are one object stay one. New memory is not zeroed first.
+    Buffers get the values that they would have had without the meta device; buffers that have memory are moved.
+    Parameters that have memory stay where they are, and are initialised like the others.
 
     Args:
         model: any module.
-        device: where to, for parameters and buffers on meta; parameters that FSDP2 offloads go to the CPU.
-        dtype: of the floating-point parameters that are on meta; None: each keeps its own.
-        buffers: (selector, function of the module) pairs for buffers that only the user can compute:
-            `("*.rope.*", lambda module: module.make_tables())` assigns or fills what is selected.
+        device: the device for parameters and buffers on meta. Parameters that FSDP2 offloads go to the CPU.
+        dtype: the dtype for floating-point parameters on meta. None: each keeps its own.
+        buffers: (selector, function of the module) pairs for buffers that only the user can compute. The function
+            assigns or fills the selected buffers: `("*.rope.*", lambda module: module.make_tables())`.
         scheme, rules, fan, seed, generator, backend, strict, names, layers: as for `plan`.
 
     Raises:
-        TypeError, ValueError: as `plan` does, before anything is changed; and naming parameters that would be left
-            without values, and buffers that nobody knows to compute. Where values do not fit a new `dtype`, memory is
-            there by then, with nothing written to it.
+        TypeError, ValueError: `plan` raises it, a parameter would be left without values, or nobody knows how to
+            compute a buffer. Nothing is changed then. If values do not fit a new `dtype`, the error comes after the
+            memory was allocated, with nothing written to it.
 
     >>> with torch.device("meta"):
     ...     model = torch.nn.Linear(3, 2)
@@ -259,7 +268,7 @@ def materialize_(
     restoration = plan_restoration(model, buffers, seed=seed or 0, strict=strict)
     allocate_(model, device, dtype)
     restoration.restore_(device)
-    with warnings.catch_warnings():  # they were given
+    with warnings.catch_warnings():  # the first plan gave these warnings
         warnings.simplefilter("ignore")
         made = planned()
     made.run_()
@@ -268,7 +277,7 @@ def materialize_(
 
 
 def check_all_written(made: Plan) -> None:
-    """Refuse what would be left as it is while its memory holds nothing yet."""
+    """Raise ValueError if the plan keeps a parameter on meta, which has no values to keep."""
     left = [row for row in made.rows if row.action == "keep" and row.device.type == "meta"]
     if left:
         raise ValueError(
@@ -290,10 +299,11 @@ def init_(
 ) -> None:
     """Initialise a list of tensors with one scheme, in one pass.
 
-    `names` decide, with the seed, which random numbers a tensor gets; they default to positions ("0", "1", ...).
+    The seed and a tensor's name decide which random numbers it gets. The default `names` are positions ("0", "1", ...).
 
     Raises:
-        TypeError, ValueError: naming the tensor and what is wrong with it. Nothing is written then.
+        TypeError, ValueError: a tensor cannot be initialised. The message names it and what is wrong. Nothing is
+            written then.
 
     >>> weight = torch.empty(2, 3)
     >>> init_([weight], "kaiming_normal", seed=0)

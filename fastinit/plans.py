@@ -1,4 +1,4 @@
-"""The plan: what will be written where, and why, as plain data. Making or printing one touches no memory."""
+"""Plans: which values will be written where, and why, as plain data. Making or printing a plan touches no memory."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ Action = Literal["init", "keep", "tied", "buffer", "original"]
 
 
 class Row(NamedTuple):
-    """One parameter or buffer of a plan. Rows are equal if all but their places are.
+    """One parameter or buffer of a plan. Two rows are equal if all their fields except `place` are equal.
 
-    name: the canonical name, which together with the seed decides the random numbers.
-    action: "init", it is written; "keep"; "tied" to another parameter; "buffer", kept; "original", one that a
-        parametrised weight is computed from, and written through it.
-    kind: the class of the module that holds it ("Linear"); empty for a tensor of a list.
-    shape, dtype, device: the global shape, None where a lazy module has none yet.
-    boxes: what this rank holds of a DTensor; None: all, or not distributed.
-    scheme: a tuple where fused blocks have one each. covered: false where no rule and no role decided.
-    frozen: whether it is a parameter that is not trained.
-    place: where the tensor is found when the plan runs. It is no part of what is compared and printed.
+    name: the canonical name. Together with the seed, it decides the random numbers.
+    action: "init": the parameter is written. "keep": it keeps its values. "tied": it is tied to another parameter.
+        "buffer": a buffer, which is kept. "original": a parametrised weight is computed from it, and writing the weight
+        sets it.
+    kind: the class of the module that holds the parameter ("Linear"); empty for a tensor of a list.
+    shape: the global shape; None for a lazy parameter that has none yet.
+    boxes: the parts of a DTensor that this rank holds; None for any other tensor.
+    scheme: a tuple if fused blocks have a scheme each.
+    covered: false if no rule and no role decided.
+    frozen: whether the parameter is not trained.
+    place: where a run finds the tensor. It is neither compared nor printed.
     """
 
     name: str
@@ -77,12 +79,12 @@ class Row(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """How many elements the whole has; 0 of a lazy one."""
+        """The number of elements of the whole tensor; 0 if it is lazy."""
         return 0 if self.shape is None else self.shape.numel()
 
     @property
     def held(self) -> int:
-        """How many elements this rank holds."""
+        """The number of elements that this rank holds."""
         return self.numel if self.boxes is None else sum(math.prod(box.shape) for box in self.boxes)
 
     def at(self, tensor: torch.Tensor) -> Row:
@@ -94,19 +96,19 @@ _NOWHERE = Place.of_tensor(torch.empty(0, device="cpu"))
 
 
 def boxes_of(tensor: torch.Tensor, name: str) -> tuple[Box, ...] | None:
-    """What this rank holds of a DTensor; None for any other tensor.
+    """The boxes of a DTensor that this rank holds; None for any other tensor.
 
     Raises:
-        ParameterError: a Partial placement, or a local tensor that is not what the placements say.
+        ParameterError: a placement is Partial, or the local tensor does not fit the placements.
     """
     return tuple(local_boxes(tensor, name)) if is_dtensor(tensor) else None
 
 
 def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
-    """What this process writes of a row to its tensor: all of it, or the boxes that lie in the rank's local tensor.
+    """The targets that this process writes for a row: the whole tensor, or the boxes in the rank's local tensor.
 
     Raises:
-        ParameterError: the tensor is not as it was planned; or as `boxes_of`.
+        ParameterError: the tensor is not as planned, or `boxes_of` raises it.
     """
     if row.action != "init" or row.distribution is None:
         return []
@@ -135,10 +137,10 @@ def _takes_random_numbers(row: Row) -> bool:
 
 
 def _meshes_of_seed(rows: Sequence[Row]) -> list[DeviceMesh]:
-    """The meshes whose ranks must take one seed: those with random DTensors; if plain tensors are random, too, all.
+    """The meshes on which all ranks must take one seed: those with random DTensors, or all if plain tensors are random.
 
-    Plain tensors beside DTensors are replicas: what tensor parallelism leaves alone. Whether this rank holds elements
-    of a DTensor does not matter, for all ranks of a mesh must answer alike.
+    A plain tensor beside DTensors is a replica: tensor parallelism leaves some parameters alone. A DTensor counts even
+    if this rank holds no element of it, because all ranks of a mesh must answer alike.
     """
     concerned = [(row.tensor, _takes_random_numbers(row)) for row in rows]
     plain_is_random = any(is_random and not is_dtensor(tensor) for tensor, is_random in concerned)
@@ -151,7 +153,7 @@ def _meshes_of_seed(rows: Sequence[Row]) -> list[DeviceMesh]:
 
 @runtime_checkable
 class Selects(Protocol):
-    """What `Plan.filter` takes beside globs and functions: a `Where`."""
+    """The interface of a `Where`, which `Plan.filter` takes beside globs and functions."""
 
     def matches(self, name: str, module: torch.nn.Module, parameter: torch.Tensor) -> bool: ...
 
@@ -159,9 +161,9 @@ class Selects(Protocol):
 class Plan:
     """Rows for every parameter and buffer of a model (or tensors of a list), and how to run them.
 
-    `print(plan)` shows a table with equal layers folded, `plan.to_json()` the rows as data, `plan.run_()` writes the
-    values. Two plans are equal if they would write the same values for the same reasons. What a run needs is made at
-    the first run, and kept; several threads may run one plan.
+    `print(plan)` shows a table with equal layers folded. `plan.to_json()` gives the rows as data. `plan.run_()` writes
+    the values. Two plans are equal if they would write the same values for the same reasons. The first run prepares
+    the work, and later runs reuse it. Several threads may run one plan.
     """
 
     def __init__(
@@ -193,13 +195,14 @@ class Plan:
     def run_(self) -> None:
         """Write all values, in one pass. With a seed, running again gives the same bits.
 
-        The parameters are those that the model has now: one that was replaced since is written, if it is as planned.
+        The run writes the parameters that the model has now. A parameter that was replaced after planning is written if
+        it is as planned.
 
         Raises:
             ParameterError: a tensor has no memory (meta), or lost it; its shape, dtype or device is not as planned; the
-                model has no such parameter any more; or a parametrisation cannot take the weight. Nothing is written
+                model no longer has the parameter; or a parametrisation cannot take the weight. Nothing is written
                 then.
-            RuntimeError: CUDA's error if the kernel cannot be launched; without a seed, in a distributed model, a rank
+            RuntimeError: the CUDA kernel cannot be launched; or the plan of a distributed model has no seed, and a rank
                 of its meshes did not come (distributed/agreement.py).
         """
         if self._written:
@@ -247,17 +250,17 @@ class Plan:
 
     @property
     def uncovered(self) -> tuple[str, ...]:
-        """Names of the parameters that no rule and no role decided about."""
+        """The names of the parameters that neither a rule nor a role covers."""
         return tuple(row.name for row in self.rows if not row.covered)
 
     @property
     def numel(self) -> int:
-        """How many elements the plan writes: of DTensors, those of this rank."""
+        """The number of elements that the plan writes on this rank."""
         return sum(row.held for row in self._written)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the plan writes: of DTensors, those of this rank."""
+        """The number of bytes that the plan writes on this rank."""
         return sum(row.held * row.dtype.itemsize for row in self._written)
 
     def filter(
@@ -267,12 +270,12 @@ class Plan:
         action: Action | None = None,
         covered: bool | None = None,
     ) -> Plan:
-        """The plan of the rows that fit: a glob on the name, a `Where` without a type, or any function of the row.
+        """A plan with the selected rows alone. `where` is a glob on the name, a `Where` without a type, or a function.
 
-        Running it writes those parameters alone, with a seed the values that the whole plan gives them.
+        A function gets the row. With a seed, the new plan writes the same values to these rows as the whole plan.
 
         Raises:
-            TypeError, ValueError: a selector of another kind, or an unknown action.
+            TypeError, ValueError: the selector has another type, or the action is unknown.
         """
         if action is not None:
             check_choice("action", action, get_args(Action))
@@ -292,7 +295,7 @@ class Plan:
         )
 
     def entries(self, mesh: DeviceMesh) -> list[tuple[str, str]]:
-        """What all ranks of a mesh must plan alike: the seed, and what happens to the DTensors on it."""
+        """The entries that must be equal on all ranks of a mesh: the seed, and the decisions about its DTensors."""
         found = [("seed", "not given" if self.seed is None else str(self.seed))]
         for row in self.rows:
             tensor: Any = row.tensor if row.boxes is not None else None
@@ -302,9 +305,9 @@ class Plan:
         return found
 
     def to_json(self) -> str:
-        """The rows as a JSON array of objects; null for what is not there, and for infinities, which JSON lacks.
+        """The rows as a JSON array of objects. A missing value is null, and so is an infinity, since JSON has none.
 
-        "here" is what this rank writes of a DTensor.
+        "here" is the part of a DTensor that this rank writes.
         """
         records = [
             {
@@ -316,7 +319,7 @@ class Plan:
         return json.dumps(records, indent=1, allow_nan=False)
 
     def __str__(self) -> str:
-        cells: dict[Any, tuple[str, ...]] = {}  # most rows of a model are like another
+        cells: dict[Any, tuple[str, ...]] = {}  # most rows of a model equal another row
         lines: list[tuple[str, tuple[str, ...]]] = []
         for row in self.rows:
             key: Any = (
@@ -344,7 +347,7 @@ class Plan:
         return f"{text}\n{self.summary()}"
 
     def summary(self) -> str:
-        """What the plan writes and what it does not, in a few lines."""
+        """A few lines about what the plan writes, and what it leaves alone."""
         lines = [
             f"{len(self._written)} tensors, {self.numel:,} elements, {self.nbytes / 2**20:,.1f} MiB to write",
         ]
@@ -408,7 +411,7 @@ def _record(row: Row) -> dict[str, Any]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    """What the table shows of a row, but for its name."""
+    """The cells of a row in the table, without its name."""
     distribution = row.distribution
     return (
         row.kind,
@@ -444,15 +447,15 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def _folded(lines: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Names that differ in one number of a layer, and have the same cells, as one: `h.{0..47}.attn.weight`.
+    """Lines with equal cells, folded into one if their names differ in one number: `h.{0..47}.attn.weight`.
 
-    Numbers are folded from the last one in a name to the first, so that experts are folded within layers, and layers
-    with equal experts then.
+    The last number of a name is folded first. Experts are thus folded within their layer, and then layers with equal
+    experts are folded.
 
     >>> _folded([("h.0.w", ""), ("h.0.b", ""), ("h.1.w", ""), ("h.1.b", ""), ("h.2.w", "")])
     [('h.{0..2}.w', ''), ('h.{0,1}.b', '')]
     """
-    # A name as the text between its numbers, and the numbers as text.
+    # An item is a name's text between numbers, its numbers as text, and its cells.
     items = [(tuple(_NUMBER.split(name)), _NUMBER.findall(name), cells) for name, cells in lines]
     for position in reversed(range(max((len(numbers) for _, numbers, _ in items), default=0))):
         groups: dict[Any, tuple[Any, list[str], Any, list[int]]] = {}

@@ -68,7 +68,7 @@ class GPT2(nn.Module):
 
 
 def build(size: Size, dtype: torch.dtype = torch.float32) -> GPT2:
-    """The model with memory allocated but not initialised, so that neither contestant pays for the other."""
+    """The model, allocated but not initialised, so that neither contestant pays for the other's work."""
     with torch.device("meta"):
         model = GPT2(size).to(dtype)
     model = model.to_empty(device="cpu")
@@ -77,7 +77,7 @@ def build(size: Size, dtype: torch.dtype = torch.float32) -> GPT2:
 
 
 def usual_loop(model: nn.Module) -> None:
-    """What training scripts do: a loop over modules with torch.nn.init."""
+    """The loop of a usual training script: torch.nn.init for module after module."""
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
@@ -96,7 +96,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def run(size: Size = GPT2_XL) -> None:
-    """Build the model, initialise it both ways, print what came out."""
+    """Build the model, initialise it both ways, and print times and standard deviations."""
     model = build(size)
     parameters = list(model.parameters())
     numel = sum(parameter.numel() for parameter in parameters)

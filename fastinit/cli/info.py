@@ -1,4 +1,4 @@
-"""`python -m fastinit info`: what is installed, what was built, and what will run."""
+"""`python -m fastinit info`: the installed versions, the build, and the code that will run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastinit.run import cuda
 
 
 def run() -> None:
-    """What is installed, what was built, and what will run."""
+    """Print the installed versions, the build, and the code that will run."""
     built = _native.build_info()
     lines = {
         "fastinit": __version__,

@@ -1,1 +1,1 @@
-"""What each parameter of a model is, which scheme it gets, and why."""
+"""Rules: what a parameter is, which scheme it gets, and why."""

@@ -1,4 +1,4 @@
-"""Which layer a parameter lies in, and how many layers there are. Both follow from the numbers in names."""
+"""The layer of a parameter, and the number of layers in its stack. Both follow from the numbers in names."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 
 class Depths:
-    """The stacks of layers among parameters of these canonical names.
+    """The stacks of layers among parameters with these canonical names.
 
-    A stack is what the first number of a name counts: "h.0.", "h.1.", ...
+    The first number of a name counts the layers of a stack: "h.0.", "h.1.", ...
 
     Args:
-        names: canonical names that have the numbers of all layers in them. They are read once, if anything asks.
-        layers: how long the stacks of the whole model are. An int stands for all of them; a mapping has a length for
-            every prefix ("encoder.block."), and then the number after the longest prefix counts the layers.
-        of_part: the model is a part of another, whose names do not tell the length. `layers` must.
+        names: canonical names that contain the numbers of all layers. They are read at the first question, and once.
+        layers: the lengths of the stacks in the whole model. An int holds for all stacks. A mapping has a length for
+            every prefix ("encoder.block."); the number after the longest prefix then counts the layers.
+        of_part: whether the model is a part of a larger one. Its names then do not tell a stack's length, and `layers`
+            must.
     """
 
     def __init__(
@@ -29,11 +30,11 @@ class Depths:
         self._lengths = {_dotted(prefix): length for prefix, length in given.items()}
         self._of_part = of_part
         self._found: dict[str, set[int]] | None = None
-        self._counted: dict[str, int] = {}  # how many layers stacks were found to have
+        self._counted: dict[str, int] = {}  # prefix -> number of layers found
 
     def _indices(self) -> dict[str, set[int]]:
-        """The numbers after every beginning of a name that a number follows."""
-        if self._found is None:  # looked at only if something asks
+        """prefix -> the numbers that follow it, for every prefix of a name that ends before a number."""
+        if self._found is None:  # most plans never ask
             self._found = {}
             for name in self._names:
                 for number in _NUMBER.finditer(name):
@@ -42,11 +43,11 @@ class Depths:
 
     @property
     def stacks(self) -> dict[str, set[int]]:
-        """The numbers of the layers of every stack, by what stands before them in the names ("encoder.block.")."""
+        """prefix -> the numbers of the stack's layers. The prefix stands before the number: "encoder.block."."""
         return {prefix: found for prefix, found in self._indices().items() if not _NUMBER.search(prefix)}
 
     def check_prefixes(self) -> None:
-        """Raise ValueError if a prefix of `layers` begins no name. In a part of a model that is no mistake."""
+        """Raise ValueError if a prefix of `layers` begins no name. A part of a model may lack some prefixes."""
         for prefix in () if self._of_part else self._lengths:
             if prefix not in self._indices():
                 raise ValueError(
@@ -55,7 +56,7 @@ class Depths:
                 )
 
     def _place(self, name: str) -> tuple[str, int]:
-        """(what stands before the layer's number, the number).
+        """(the prefix before the layer's number, the number).
 
         Raises:
             ValueError: the name has no number, or two that may count layers.
@@ -78,16 +79,16 @@ class Depths:
         """The layer of a parameter, counted from zero.
 
         Raises:
-            ValueError: the name does not tell.
+            ValueError: the name does not tell the layer.
         """
         return self._place(name)[1]
 
     def layers(self, name: str) -> int:
-        """How many layers the stack of a parameter has.
+        """The number of layers in the stack of a parameter.
 
         Raises:
-            ValueError: nobody said so, and the names do not tell: the model is a part of another, or its numbers are
-                not 0, 1, 2, ...
+            ValueError: `layers` does not give the number, and the names do not tell it: the model is a part of a
+                larger one, or its numbers are not 0, 1, 2, ...
         """
         if self._length is not None and _NUMBER.search(name):
             return self._length
@@ -117,7 +118,7 @@ def _dotted(prefix: str) -> str:
 
 
 def check_layers(layers: object) -> None:
-    """Raise TypeError or ValueError unless `layers` is None, a positive int, or a mapping of prefixes to such."""
+    """Raise TypeError or ValueError unless `layers` is None, a positive int, or a mapping of prefixes to such ints."""
     if isinstance(layers, Mapping):
         if not all(isinstance(prefix, str) for prefix in layers):
             raise TypeError(f"layers: expected a mapping of prefixes to ints, got {layers!r}")

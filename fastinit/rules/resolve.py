@@ -1,4 +1,4 @@
-"""From a parameter and its treatment to fans and a distribution."""
+"""Resolving: from a parameter and its treatment to fans and a distribution."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geo
 
 
 class Resolution(NamedTuple):
-    """What a parameter gets. `fans` are those that a scheme asked for, unless blocks have fans of their own.
+    """The fans and the distribution of a parameter, and a warning if the dtype spoils the values.
 
-    `warning` says what the dtype makes of the values, where it cannot tell them apart.
+    `fans` is None if no scheme asked for them, or if the blocks of the parameter have different ones.
     """
 
     fans: Fans | None
@@ -38,17 +38,17 @@ class Resolution(NamedTuple):
 
 
 class Resolver:
-    """From parameter and treatment to fans and distribution, remembering what equal parameters gave.
+    """Resolves parameters, and remembers the result for equal ones.
 
-    Parameters are equal where the scheme would see no difference: by scheme, rule, shape and dtype, and by the answers
-    to what it asked beyond them, in the order in which it asked.
+    Two parameters are equal if the scheme sees no difference between them: scheme, rule, shape and dtype are the same,
+    and so are the answers to all further questions of the scheme, in the order in which it asked.
     """
 
     def __init__(self, fan: FanConvention, depths: Depths) -> None:
         self._fan = fan
         self._depths = depths
         self._known: dict[Any, Resolution | _Question] = {}
-        self._alive: list[object] = []  # whose ids are in keys
+        self._alive: list[object] = []  # objects whose ids are in keys; their ids must not be reused
 
     def __call__(
         self,
@@ -59,10 +59,10 @@ class Resolver:
         dtype: torch.dtype,
         treatment: Treatment,
     ) -> Resolution:
-        """What the parameter `name` gets, whose name within its module is `own_name`.
+        """The resolution of the parameter `name`. Its name within its module is `own_name`.
 
         Raises:
-            ParameterError: a scheme, rule or distribution that does not fit it, or an error in a user's scheme.
+            ParameterError: the scheme, rule or distribution does not fit the parameter, or a user's scheme failed.
         """
         rule = treatment.rule
         shape = tuple(shape)
@@ -92,18 +92,18 @@ class Resolver:
 
 
 class _Question(NamedTuple):
-    """What a scheme asked next, and where its answers lead."""
+    """The next question of a scheme, and what follows each answer: a resolution or another question."""
 
     what: str
     next: dict[Any, Any]
 
 
-# In the place of an answer: there is none, and the scheme was told so by an error.
+# Stands for a missing answer. The scheme got an error instead.
 _REFUSED = object()
 
 
 class _Asked:
-    """Answers about one parameter. `path`, of (question, answer), is all that could make a difference to schemes."""
+    """Answers about one parameter. `path`, a list of (question, answer), is all that the scheme learned from them."""
 
     def __init__(
         self,
@@ -120,17 +120,17 @@ class _Asked:
         self.own_name = own_name
         self.module = module
         self.shape = shape
-        # The other conventions look at the shape alone, which is in every key.
+        # All other conventions look at the shape alone, and every key contains the shape.
         self.looks_at_module = module is not None and (fan == "module" or fan == "weight")
         self.wanted_fans = False
         self.path: list[tuple[str, object]] = []  # each question once
         self._found: dict[str, Any] = {}
 
     def answer(self, what: str) -> Any:
-        """The answer to a question, which becomes a part of the path.
+        """The answer to a question. Question and answer are added to the path.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the question has no answer.
         """
         if what in self._found:
             return self._found[what]
@@ -147,7 +147,7 @@ class _Asked:
         return found
 
     def key(self, what: str) -> object:
-        """The answer as it stands in a path."""
+        """The answer in the form that a path has it."""
         try:
             found = self._find(what)
         except Exception:
@@ -169,7 +169,7 @@ class _Asked:
 
 
 class _Context(Context):
-    """A context that answers from a parameter, and for a block of it: `block` is its dimension and size."""
+    """The context of a parameter, or of one of its blocks. `block` is the dimension and the size of the block."""
 
     def __init__(
         self, asked: _Asked, shape: tuple[int, ...], dtype: torch.dtype, block: tuple[int, int] | None
@@ -221,14 +221,14 @@ def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolut
         of_blocks = []
         for scheme, size in zip(schemes if len(schemes) > 1 else schemes * len(sizes), sizes, strict=True):
             of_block = (*shape[:dim], size, *shape[dim + 1 :])
-            # Without a split, the geometry's fans are those of each block already.
+            # Without a split, the fans of the geometry are already those of one block.
             of_blocks.append(_made(asked, scheme, of_block, dtype, (dim, size) if split else None))
-        # Elements that are sampled one by one alike need no blocks.
+        # Blocks are dropped if all elements have the same distribution.
         first = of_blocks[0]
         alike = len(set(of_blocks)) == 1 and first.same_everywhere
         distribution = first if alike else Blocks(dim, sizes, tuple(of_blocks))
         if len(set(sizes)) > 1:
-            asked.wanted_fans = False  # every block has its own
+            asked.wanted_fans = False  # every block has its own fans
     try:
         if asked.wanted_fans:
             fans = asked.geometry().fans
@@ -250,13 +250,13 @@ def _described(schemes: Sequence[Scheme]) -> str:
 def _made(
     asked: _Asked, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, block: tuple[int, int] | None
 ) -> Distribution:
-    """What a scheme makes of the parameter, or of a block of it of this shape, checked."""
+    """The distribution that a scheme gives the parameter, or a block of this shape. It is checked."""
     try:
         distribution = scheme.distribution(_Context(asked, shape, dtype, block))
         check_distribution(distribution)
         distribution.check(shape)
         return distribution
-    except Exception as error:  # in a user's scheme, of any kind
+    except Exception as error:  # a user's scheme may raise anything
         told = str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"
         raise ParameterError(asked.name, f"{describe(scheme)}: {told}") from error
 
@@ -271,11 +271,11 @@ def _with_zero_row(distribution: Distribution, shape: tuple[int, ...], row: int)
 
 
 def _blocks(asked: _Asked, rule: Rule | None) -> tuple[int, tuple[int, ...]]:
-    """(dimension, sizes) of the maps fused in a parameter; no sizes: it is one map."""
+    """(dimension, sizes) of the maps fused in a parameter. Without sizes, the parameter is one map."""
     shape = asked.shape
     split = None if rule is None else rule.split
     if rule is None or split is None:
-        # No other convention knows of fused maps. Vectors beside them are the same for all.
+        # No other convention knows fused maps. A bias beside fused maps has the same distribution for each.
         if asked.fan != "module" or asked.module is None or len(shape) < 2:
             return 0, ()
         geometry = asked.geometry()

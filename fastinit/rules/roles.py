@@ -1,4 +1,4 @@
-"""What a parameter is, and what it gets where no rule says otherwise: one table, read from top to bottom."""
+"""The role of a parameter, and its default treatment where no rule matches: one list of cases, the first decides."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from fastinit.schemes.structured import LogRange, TimeStep
 
 
 class Treatment(NamedTuple):
-    """What happens to a parameter. `scheme` None: it keeps its values; `covered`: whether anything decided so."""
+    """The decision about a parameter. `scheme` None: it keeps its values. `covered`: a rule or a role decided."""
 
     scheme: Scheme | tuple[Scheme, ...] | None
     reason: str
     covered: bool = True
-    zero_row: int | None = None  # index along dimension 0 that is set to zero
+    zero_row: int | None = None  # the index along dimension 0 that becomes zero
     rule: Rule | None = None
 
 
 _TORCH_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *BATCH_NORMS)
 _NORM_NAME = re.compile(r"Norm(Gated|\dd|\dP)?$")
-# What a normalisation multiplies by and adds, in torch, transformers, TensorFlow's ports, the Annotated Transformer and
-# Glow. The shape may have axes of length 1 for broadcasting: (1, channels, 1, 1).
+# Names for the factor and the summand of a normalisation in torch, transformers, TensorFlow's ports, the Annotated
+# Transformer and Glow. The shape may have axes of length 1 for broadcasting: (1, channels, 1, 1).
 _SCALE_NAMES = frozenset({"weight", "gamma", "scale", "g", "a_2"})
 _SHIFT_NAMES = frozenset({"bias", "beta", "shift", "b_2", "loc"})
 
-# These compute x * (1 + weight): their weight starts at zero (transformers 5.23: `1.0 + self.weight` in its models).
+# These normalisations compute x * (1 + weight), so their weight starts at zero. The names are those of the classes in
+# transformers 5.23 that have `1.0 + self.weight`.
 _ZERO_CENTERED_NORM = re.compile(
     r"^((T5|Vault|Recurrent)?Gemma[23]?|T5Gemma2|Qwen3Next|Qwen3_5(Moe)?|Qwen4ExpText|Step3p7|MiniMaxM3VL"
     r"|MuseSparkText(Centered|InputScaled))RMSNorm$|^VideoPrismLayerNorm$|LayerNorm1P$"
@@ -42,8 +43,8 @@ _ZERO_CENTERED_NORM = re.compile(
 
 _BIAS_NAME = re.compile(r"(^|_)bias$|^bias_(ih|hh)(_l\d+)?(_reverse)?$|^b_(q|k|v|o)$")
 
-# PEFT's and loralib's adapters: the update B A is zero at the start because B is (Hu et al. 2021, section 4.1); A has
-# the kaiming_uniform with a = sqrt(5) of both libraries. Of embeddings it is A that is zero, and B N(0, 1).
+# LoRA adapters of PEFT and loralib. B is zero, so the update B A starts at zero (Hu et al. 2021, section 4.1). A gets
+# the kaiming_uniform with a = sqrt(5) of both libraries. Adapters of an embedding have A zero and B N(0, 1) instead.
 _LORA_ZERO = re.compile(r"(^|\.)(lora_B|lora_embedding_A)(\.|$)")
 _LORA_A_NAME = re.compile(r"(^|\.)lora_A(\.|$)")
 _LORA_EMBEDDING_B = re.compile(r"(^|\.)lora_embedding_B(\.|$)")
@@ -58,7 +59,7 @@ _TIME_STEP = TimeStep()
 
 @lru_cache(maxsize=4096)
 def own_type(module_type: type) -> type:
-    """The class that its author wrote: without those that fully_shard, replicate and parametrizations make of it."""
+    """The class as its author wrote it: the base of what fully_shard, replicate and parametrizations derive from it."""
     while module_type.__name__.endswith(module_type.__bases__[-1].__name__):
         first, made_from = module_type.__bases__[0], module_type.__bases__[-1]
         sharded = len(module_type.__bases__) == 2 and first.__module__.startswith("torch.distributed.")
@@ -69,7 +70,7 @@ def own_type(module_type: type) -> type:
 
 
 def kind_of(module: nn.Module) -> str:
-    """What a module is, in the words of its author: the name of its class."""
+    """The name of a module's class, as its author wrote it."""
     module_type: Any = type(module)  # mypy takes the types of modules for unhashable
     return own_type(module_type).__name__
 
@@ -81,7 +82,7 @@ def _is_norm(module_type: type) -> bool:
 
 
 def _is_zero_centered(module: nn.Module) -> bool:
-    # zero_centered_gamma: the switch of TransformerEngine's norms.
+    # TransformerEngine's norms have the switch zero_centered_gamma.
     return bool(_ZERO_CENTERED_NORM.search(kind_of(module)) or getattr(module, "zero_centered_gamma", False))
 
 
@@ -91,18 +92,18 @@ def _is_bias(parameter_name: str) -> bool:
 
 
 def _long_axes(shape: Sequence[int]) -> int:
-    """How many axes are longer than one: a tensor of shape (1, C, 1, 1) is a vector."""
+    """The number of axes longer than one. A tensor of shape (1, C, 1, 1) counts as a vector."""
     return sum(size != 1 for size in shape)
 
 
 def default_treatment(
     name: str, module: nn.Module, own_name: str, parameter: torch.Tensor, dimensions: int, scheme: Scheme
 ) -> Treatment:
-    """Biases zeros, normalisation weights ones (zeros where the module computes 1 + w), matrices the scheme.
+    """The treatment of a parameter that no rule matches. `own_name` is the parameter's name in `module`.
 
-    Parameters that mean something else have their published values: LoRA adapters, the state space of Mamba, slopes of
-    PReLU, LayerScale. `own_name` is the parameter's name in `module`. A vector that is none of these is kept and not
-    covered; so are integers, which hold packed or quantised values.
+    Biases get zeros, normalisation weights ones (zeros where the module computes 1 + w), and matrices the scheme. LoRA
+    adapters, Mamba's state space, slopes of PReLU and LayerScale get their published values. Any other vector is kept,
+    and counts as not covered. So does an integer tensor, which holds packed or quantised values.
     """
     if not (parameter.dtype.is_floating_point or parameter.dtype.is_complex):
         return Treatment(None, f"{parameter.dtype}: not sampled", covered=False)
@@ -134,7 +135,7 @@ def _of_norm(module: nn.Module, own_name: str) -> Treatment:
 
 
 def _special_treatment(name: str, module: nn.Module, own_name: str, dimensions: int) -> Treatment | None:
-    """Parameters whose values mean something that neither a scheme for matrices nor zeros give."""
+    """The treatment of parameters whose values have a special meaning; None for all others."""
     if "lora_" in name:
         if _LORA_ZERO.search(name):
             return Treatment(_ZEROS, "LoRA: the update starts at zero")
@@ -144,7 +145,7 @@ def _special_treatment(name: str, module: nn.Module, own_name: str, dimensions: 
             return Treatment(_STANDARD_NORMAL, "LoRA of an embedding: N(0, 1)")
     if own_name == "A_log":
         return Treatment(_LOG_RANGE, "state space: log(1 ... n)")
-    if own_name == "D" and "A_log" in module._parameters:  # D alone may be any matrix
+    if own_name == "D" and "A_log" in module._parameters:  # without A_log, D may be any matrix
         return Treatment(_ONES, "state space: skip connection")
     if own_name == "dt_bias" or name.endswith("dt_proj.bias"):
         return Treatment(_TIME_STEP, "state space: time steps 0.001 to 0.1")
@@ -158,7 +159,7 @@ def _special_treatment(name: str, module: nn.Module, own_name: str, dimensions: 
 
 
 def ruled_treatment(rule: Rule, module: nn.Module) -> Treatment:
-    """What `rule` says; the padding row of an embedding stays zero under any scheme."""
+    """The treatment that `rule` gives. The padding row of an embedding stays zero under any scheme."""
     if rule.scheme is KEEP:
         return Treatment(None, f"{rule}: kept", rule=rule)
     row = rule.zero_row
@@ -168,9 +169,9 @@ def ruled_treatment(rule: Rule, module: nn.Module) -> Treatment:
 
 
 def lora_rules(a: str | Scheme = _LORA_A) -> list[Rule]:
-    """Rules for LoRA adapters: `a` for A, zeros for B (Hu et al. 2021, section 4.1: A normal).
+    """Rules for LoRA adapters: the scheme `a` for A, zeros for B (Hu et al. 2021, section 4.1, with a normal A).
 
-    The default is the kaiming_uniform of PEFT, which every plan applies without a rule; PEFT's "gaussian" is
+    The default is PEFT's kaiming_uniform. Every plan applies that one without any rule. PEFT's "gaussian" is
     Normal(std=1 / rank).
     """
     return [

@@ -1,4 +1,4 @@
-"""Rules: which parameters get which scheme. In a list of rules the first that matches a parameter decides."""
+"""Rules: which parameters get which scheme. In a list of rules, the first one that matches a parameter decides."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Keep(Enum):
 
 
 KEEP: Final = _Keep.KEEP
-"""In place of a scheme: the parameter keeps its values."""
+"""Stands in place of a scheme: the parameter keeps its values."""
 
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -34,7 +34,7 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Where:
-    """Selects the parameters that have all of the properties given.
+    """Selects the parameters that have all the given properties.
 
     Args:
         name: a glob, or several, that must match the whole canonical name ("*.attn.*.weight").
@@ -46,7 +46,8 @@ class Where:
         requires_grad: whether the parameter is trained.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, a wrong regular expression, or no argument at all.
+        TypeError, ValueError: an argument has the wrong type, the regular expression is invalid, or no argument is
+            given.
     """
 
     name: str | tuple[str, ...] | None = None
@@ -90,7 +91,7 @@ class Where:
             raise ValueError(f"regex: {self.regex!r} is no regular expression: {error}") from error
         exact = frozenset(each for each in globs if not _WILDCARD.search(each))
         wild = [translate(each) for each in globs if each not in exact]
-        # These follow from the fields. They are attributes and not fields, so equality and repr leave them out.
+        # The attributes below follow from the fields. Equality and repr leave them out, because they are no fields.
         object.__setattr__(self, "_exact", exact)
         object.__setattr__(self, "_wild", re.compile("|".join(wild)) if wild else None)
         object.__setattr__(self, "_regex", regex)
@@ -120,7 +121,7 @@ class Where:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A property of a Where in words. Several names or types are alternatives; a type shows its last name."""
+    """A property of a Where in words. Several names or types are alternatives. A type is shown without its module."""
     if key in ("name", "type") and isinstance(value, tuple):
         if len(value) > 3:
             return f"{_shown(key, value[0])} and {len(value) - 1} more"
@@ -134,7 +135,7 @@ _FLAGS = {"a": re.ASCII, "i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, 
 
 
 def flagged(expression: re.Pattern[str]) -> str:
-    """The source of an expression with its flags written into it, such as (?i)."""
+    """The source of a regular expression, with flags such as (?i) written into it."""
     flags = "".join(letter for letter, flag in _FLAGS.items() if expression.flags & flag)
     return (f"(?{flags})" if flags else "") + expression.pattern
 
@@ -161,12 +162,12 @@ def _is_of_type(module: nn.Module, wanted: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def _type_names(module_type: type) -> frozenset[str]:
-    """The short and the full names of a type and of all that it inherits from."""
+    """The short and the full names of a type and of all its base classes."""
     short = {base.__name__ for base in module_type.__mro__}
     return frozenset(short | {f"{base.__module__}.{base.__qualname__}" for base in module_type.__mro__})
 
 
-# A glob or a compiled expression on the canonical name, a module type, several, a Where, or any predicate.
+# A glob or a compiled regular expression for the canonical name, one or several module types, a Where, or a predicate.
 Selector = (
     str
     | re.Pattern[str]
@@ -181,25 +182,25 @@ Selector = (
 class Rule:
     """Parameters that `select` matches get `scheme`, or keep their values.
 
-    Names are canonical ones. A glob or an expression that spells out what a wrapper adds to names ("module.*") is also
+    Patterns are compared with canonical names. A pattern that contains a wrapper's part of a name ("module.*") is also
     compared with the name that `named_parameters()` gives.
 
     select: a glob on the whole name ("*.attn.*.weight"), a compiled regular expression (searched for), a module type or
         a tuple of them, a `Where`, or a function of (canonical name, module, parameter) that returns a bool.
-    scheme: a scheme, the name of one, or KEEP; with a split, also a tuple of them, one a block.
-    fan: how to read fans: "torch", "module", "jax", "keras", "weight" (of the weight beside a bias), `Fans(in, out)` or
-        `FanAxes`. None: as the plan does.
-    split: the parameter is several maps fused along one dimension: how many equal ones, or the size of each. Each is
-        initialised as a map of its own.
-    split_dim: that dimension; None: the one that the fans take for the outputs.
-    zero_row: a row (along dimension 0) that is zero under any scheme. None: the padding row of an embedding. For a
-        weight that is tied to an embedding elsewhere, as that of a head in another pipeline stage.
-    in_model: the rule was made from a model, as those of `mup` and `fixup` are. Its names may be those of the model
-        that is planned, where `names=` of `plan` gives other names in the whole. They are tried where no rule of this
-        kind matches the name in the whole.
+    scheme: a scheme, the name of one, or KEEP. With a split, it may also be a tuple of schemes, one per block.
+    fan: the convention for fans: "torch", "module", "jax", "keras", "weight" (the fans of the weight beside a bias),
+        `Fans(in, out)` or `FanAxes`. None: the plan's convention.
+    split: the number of equal maps fused along one dimension of the parameter, or the size of each. Each is initialised
+        as a map of its own.
+    split_dim: the dimension of the split. None: the output dimension of the fans.
+    zero_row: a row (along dimension 0) that is zero under any scheme. None: the padding row of an embedding. A weight
+        tied to an embedding elsewhere needs it, such as the head in another pipeline stage.
+    in_model: whether the rule was made from a model, like the rules of `mup` and `fixup`. Its names may then be the
+        names in the planned model, even if `names=` of `plan` gives the parameters other names in the whole. They are
+        tried if no rule of this kind matches the name in the whole.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: an argument is wrong; the message names it, what was expected and what came.
     """
 
     select: Selector
@@ -287,7 +288,7 @@ class Rule:
 
     @property
     def glob(self) -> str | None:
-        """The glob on the name if it is all that selects, else None."""
+        """The glob for the name, if the rule selects by nothing else; else None."""
         return self.select if isinstance(self.select, str) else None
 
     @property
@@ -304,12 +305,12 @@ class Rule:
     def __str__(self) -> str:
         where: Any = self.__dict__["_where"]
         if isinstance(where, re.Pattern):
-            where = Where(regex=flagged(where))  # as it comes back from a recipe
+            where = Where(regex=flagged(where))  # a recipe file gives it back in this form
         return f"rule {where if isinstance(where, Where) else getattr(where, '__name__', where)}"
 
 
 def _is_truth(found: object) -> bool:
-    """Whether a function's result is True or False: Python's, NumPy's, or a tensor's with memory."""
+    """Whether a function returned a truth value: Python's or NumPy's bool, or a bool tensor with memory."""
     if isinstance(found, torch.Tensor):
         return found.dtype == torch.bool and found.numel() == 1 and not found.is_meta
     return isinstance(found, bool) or (type(found).__module__ == "numpy" and type(found).__name__ in ("bool", "bool_"))
@@ -319,7 +320,7 @@ def as_fan(given: Any, key: str = "fan") -> FanConvention:
     """A convention for fans: a name, `Fans`, `FanAxes`, or a pair of numbers for `Fans`. Errors call it `key`.
 
     Raises:
-        TypeError, ValueError: what came is none of these.
+        TypeError, ValueError: the argument is none of these.
     """
     if isinstance(given, FanAxes):
         for name, axes in given._asdict().items():
@@ -340,7 +341,7 @@ def as_rules(given: Sequence[Rule | tuple[Selector, Any]] | None) -> tuple[Rule,
     """Rules from a list of Rule objects or (selector, scheme) pairs.
 
     Raises:
-        TypeError, ValueError: no such list, or a rule that cannot be.
+        TypeError, ValueError: the argument is no such list, or an element is no valid rule.
     """
     if given is None:
         return ()
@@ -362,10 +363,10 @@ def as_rules(given: Sequence[Rule | tuple[Selector, Any]] | None) -> tuple[Rule,
 
 
 class Names(NamedTuple):
-    """What a parameter is called.
+    """The names of a parameter.
 
     name: the canonical name in the whole model, which `names=` of `plan` gives. in_model: the canonical name in the
-    model that is planned. full: the name that `named_parameters()` gives.
+    planned model. full: the name that `named_parameters()` gives.
     """
 
     name: str
@@ -373,7 +374,7 @@ class Names(NamedTuple):
     full: str
 
 
-# What wrappers add to names has one of these words in it (canonical_name drops them).
+# Wrappers add one of these words to names. canonical_name drops them.
 _WRAPPER_WORDS = ("module", "_orig_mod", "parametrizations")
 
 
@@ -384,8 +385,8 @@ class RuleFinder:
         self.rules = tuple(rules)
         positions = range(len(self.rules))
         self._all = _FirstMatch(self.rules, positions)
-        # A pattern like "*.weight" must not match "module.weight" where it does not match "weight": a wrapper would
-        # change which rule decides. So the full name is for patterns that spell a wrapper out.
+        # A pattern like "*.weight" must not match "module.weight" where it does not match "weight", or a wrapper would
+        # change which rule decides. So only patterns that contain a wrapper's word are compared with the full name.
         spelled = [at for at in positions if any(map(_spells_wrapper, self.rules[at].name_patterns))]
         self._spelled = _FirstMatch(self.rules, spelled)
         self._in_model = _FirstMatch(
@@ -393,10 +394,10 @@ class RuleFinder:
         )
 
     def find(self, names: tuple[str, str, str], module: nn.Module, parameter: torch.Tensor) -> int | None:
-        """The position of the first rule that matches, or None. `names` are `Names`, whose `name` functions get.
+        """The position of the first rule that matches, or None. `names` are `Names`; functions of rules get `name`.
 
         Raises:
-            ParameterError: a rule's function raised an error, or returned something else than True or False.
+            ParameterError: a rule's function raised an error, or returned neither True nor False.
         """
         name, in_model, full = names
         position = self._all.find(name, module, parameter)
@@ -405,8 +406,8 @@ class RuleFinder:
         found = [position]
         if full != in_model:
             found.append(self._spelled.find(full, module, parameter))
-        # "layers.0" of the model may be "layers.24" of the whole, which has a "layers.0", too. Rules made from the
-        # whole find the name there, so the model's own name is tried after it only.
+        # "layers.0" of the model may be "layers.24" of the whole, and the whole has a "layers.0", too. Rules made from
+        # the whole find the name in the whole. So the name in the model is tried only if they find nothing.
         if name != in_model and self._in_model.find(name, module, parameter) is None:
             found.append(self._in_model.find(in_model, module, parameter))
         return min((each for each in found if each is not None), default=None)
@@ -417,7 +418,7 @@ def _spells_wrapper(pattern: str) -> bool:
 
 
 class _FirstMatch:
-    """The first of the rules at some positions that matches a name. A run of globs is one expression: one search."""
+    """Finds the first rule, among those at some positions, that matches. Consecutive globs are one expression."""
 
     def __init__(self, rules: Sequence[Rule], positions: Sequence[int]) -> None:
         self._rules = rules

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _RowMaker:
-    """Rows of parameters that are written, and what is to be warned of in them."""
+    """Makes the rows of parameters that are written, and collects warnings about them."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolve = resolver
@@ -82,7 +82,7 @@ def plan_tensors(
     generator: torch.Generator | None = None,
     backend: str = "auto",
 ) -> Plan:
-    """A plan that gives every tensor of a list the same scheme. `names` default to positions: "0", "1", ..."""
+    """A plan that gives every tensor of a list the same scheme. The default `names` are positions: "0", "1", ..."""
     scheme = as_scheme(scheme)
     if isinstance(tensors, torch.Tensor):
         raise TypeError("tensors: expected a list of tensors, got one tensor; pass [tensor]")
@@ -132,7 +132,7 @@ class Survey:
         self.matched_ties: dict[int, tuple[str, str]] = {}  # rule -> (second name of a tie, its first)
 
     def meshes(self) -> list[DeviceMesh]:
-        """Those of the model's DTensors, each once, in the order of the parameters."""
+        """The meshes of the model's DTensors, each once, in the order of the parameters."""
         found: dict[DeviceMesh, None] = {}
         for _, _, module in self._modules:
             for parameter in module._parameters.values():
@@ -141,7 +141,7 @@ class Survey:
         return list(found)
 
     def wrapper_groups(self) -> set[agreement.Ranks]:
-        """The ranks on which a wrapper holds the model to be the same: DistributedDataParallel, FSDP1, replicate.
+        """The sets of ranks that hold replicas under a wrapper: DistributedDataParallel, FSDP1 or replicate.
 
         Raises:
             ParameterError: FSDP1 has cut the parameters into flat shards.
@@ -162,7 +162,7 @@ class Survey:
         return groups
 
     def _names_in_stacks(self) -> Iterator[str]:
-        """Names that have all numbers of layers in them: one a module, where the module's own has a number."""
+        """Names that contain the numbers of all layers: one name per module if its own name has a number, else all."""
         for each in self._modules:
             in_stack = any(part.isdigit() for part in each.name.split("."))
             for own_name, parameter in each.module._parameters.items():
@@ -172,14 +172,14 @@ class Survey:
                         break
 
     def rows(self, scheme: Scheme, fan: FanConvention, finder: RuleFinder) -> list[Row]:
-        """A row a parameter and buffer."""
+        """The rows of all parameters and buffers."""
         self._scheme = scheme
         self._finder = finder
         depths = Depths(self._names_in_stacks(), self._layers, of_part=not self._rename.changes_nothing)
         self._maker = _RowMaker(Resolver(as_fan(fan), depths))
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
         self._first: dict[int, tuple[str, Place]] = {}  # id of a parameter -> its first name and place
-        self._computed: dict[int, str] = {}  # id of an original -> the weight that is set through it
+        self._computed: dict[int, str] = {}  # id of an original -> the weight computed from it
         rows: list[Row] = []
         for each in self._modules:
             if "parametrizations" in each.module._modules or each.module._forward_pre_hooks:
@@ -230,7 +230,7 @@ class Survey:
     def _match_tie(
         self, name: str, canonical: str, full_name: str, first_name: str, module: nn.Module, parameter: nn.Parameter
     ) -> None:
-        """Note a rule that would have matched a tied parameter under this, its second name."""
+        """Note a rule that matches a tied parameter by a name other than its first."""
         position = self._finder.find((name, canonical, full_name), module, parameter)
         if position is not None:
             self.matched_ties.setdefault(position, (name, first_name))
@@ -244,7 +244,7 @@ class Survey:
             return ruled_treatment(self._finder.rules[position], module)
         if parameter.__dict__.get("_is_hf_initialized", False) and not local_tensor(parameter).is_meta:
             return Treatment(None, "loaded weights (_is_hf_initialized): kept")
-        # A lazy parameter has no shape; taken for a matrix it meets the check that says so.
+        # A lazy parameter has no shape. Counted as a matrix, it reaches the check that reports this.
         dimensions = 2 if nn.parameter.is_lazy(parameter) else parameter.dim()
         return default_treatment(name, module, own_name, parameter, dimensions, self._scheme)
 
@@ -271,14 +271,14 @@ class Survey:
         return rows
 
     def _planned(self, original: nn.Parameter) -> str | None:
-        """The name of what an original is written for already."""
+        """The name under which an original is planned already; None if it is not."""
         if id(original) in self._computed:
             return self._computed[id(original)]
         found = self._first.get(id(original))
         return None if found is None else found[0]
 
     def report_unmatched(self, rules: Sequence[Rule], strict: bool) -> None:
-        """Say which of the first rules of the finder match nothing; under `strict` refuse them."""
+        """Warn of rules that match nothing; under `strict` raise ValueError. `rules` are the finder's first ones."""
         unmatched = []
         for position, rule in enumerate(rules):
             if position in self.matched:
@@ -295,7 +295,7 @@ class Survey:
 def _kept(
     name: str, action: Action, kind: str, tensor: torch.Tensor, reason: str, place: Place, *, covered: bool = True
 ) -> Row:
-    """The row of what is not written."""
+    """The row of a parameter or buffer that is not written."""
     shape = None if nn.parameter.is_lazy(tensor) else tensor.shape
     frozen = action == "keep" and not tensor.requires_grad
     dtype, device = tensor.dtype, tensor.device
@@ -303,7 +303,7 @@ def _kept(
 
 
 def _is_replicated(module_type: type) -> bool:
-    """Whether modules of this type keep replicas alike: DDP, FSDP1, and what `replicate` makes of a class."""
+    """Whether modules of this type hold equal replicas: DDP, FSDP1, and the classes that `replicate` makes."""
     if issubclass(module_type, nn.parallel.DistributedDataParallel):
         return True
     if module_type.__name__ == "FullyShardedDataParallel":

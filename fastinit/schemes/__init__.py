@@ -1,1 +1,1 @@
-"""From a shape and its fans to a distribution."""
+"""Schemes: from the shape and the fans of a parameter to a distribution."""

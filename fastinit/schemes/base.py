@@ -1,4 +1,4 @@
-"""What a scheme is, and the names of the registered ones: from a string to a scheme, and back to plain data."""
+"""The Scheme protocol, and the registry of schemes: from a name to a scheme, and from a scheme to plain data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from fastinit.schemes.fans import Fans, torch_fans
 
 
 class Context:
-    """What a scheme may look at: a parameter, or one of the blocks that are fused in it.
+    """A parameter, or one of the blocks fused in it, as a scheme sees it.
 
-    `shape` is that of the whole parameter, however it is sharded, or the block's; `dtype` is the parameter's. The rest
-    is found out when it is asked for, so that a scheme fails only for want of what it needs. Made by hand, as for a
-    test of a scheme, it answers with the arguments; `fans` are torch's unless given.
+    `shape` is the shape of the whole parameter, even if the parameter is sharded, or the shape of the block. `dtype` is
+    the parameter's. Every other property is computed when the scheme asks for it. A scheme therefore fails only if a
+    property that it needs is unknown. A context made by hand, for a test of a scheme, returns its arguments; its `fans`
+    are torch's if none are given.
 
     >>> Context((64, 3, 7, 7)).fans
     Fans(fan_in=147, fan_out=3136)
@@ -52,7 +53,7 @@ class Context:
         """fan_in and fan_out, by the convention in force.
 
         Raises:
-            ValueError: it has none for this shape.
+            ValueError: the convention has no fans for this shape.
         """
         return torch_fans(self.shape) if self._fans is None else self._fans
 
@@ -71,7 +72,7 @@ class Context:
         """The parameter's layer in its stack, counted from zero.
 
         Raises:
-            ValueError: it lies in no stack of layers.
+            ValueError: the parameter lies in no stack of layers.
         """
         if self._layer is None:
             raise ValueError("expected a parameter in a stack of layers, whose name has its number; got none")
@@ -79,10 +80,10 @@ class Context:
 
     @property
     def layers(self) -> int:
-        """How many layers the parameter's stack has.
+        """The number of layers in the parameter's stack.
 
         Raises:
-            ValueError: nothing tells.
+            ValueError: the number of layers is unknown.
         """
         if self._layers is None:
             raise ValueError("expected a parameter in a stack of layers, or layers=; got neither")
@@ -91,10 +92,10 @@ class Context:
 
 @runtime_checkable
 class Scheme(Protocol):
-    """From what a parameter is to the distribution of its values: one method, usually of a small frozen dataclass.
+    """A map from a parameter to the distribution of its values. It has one method, and is usually a frozen dataclass.
 
-    Equal contexts must give equal distributions: a plan asks once for all parameters for which the scheme got the same
-    answers from their contexts.
+    Equal contexts must give equal distributions. A plan calls a scheme once for all parameters whose contexts gave the
+    scheme the same answers.
     """
 
     def distribution(self, context: Context) -> Distribution: ...
@@ -109,16 +110,16 @@ def check_choice(name: str, given: object, choices: Sequence[str]) -> None:
 
 
 _MAKERS: dict[str, Callable[..., Scheme]] = {}
-_NAMES: dict[Scheme, str] = {}  # schemes that a name alone gives
+_NAMES: dict[Scheme, str] = {}  # scheme -> its name, if the name needs no arguments
 
 
 def register_scheme(name: str, make: Callable[..., Scheme]) -> None:
-    """Let `name` stand for the schemes that `make` returns, with arguments of its own.
+    """Register `name` for the schemes that `make` returns. The arguments of `make` become the scheme's.
 
-    A frozen dataclass as `make` can be written to recipe files.
+    If `make` is a frozen dataclass, its schemes can be written to recipe files.
 
     Raises:
-        TypeError: a name that is no string.
+        TypeError: the name is not a string.
         ValueError: the name is taken.
     """
     if not isinstance(name, str):
@@ -126,7 +127,8 @@ def register_scheme(name: str, make: Callable[..., Scheme]) -> None:
     if name in _MAKERS:
         raise ValueError(f"scheme {name!r} is registered already")
     _MAKERS[name] = make
-    # A line on top of a class says more than the class with its numbers. But only ours, which every recipe can name.
+    # "xavier_uniform" says more than VarianceScaling(...) does. Only the package's own names are recorded, since every
+    # reader of a recipe has them.
     if not isinstance(make, type) and getattr(make, "__module__", "").startswith("fastinit."):
         made = _make_default(make)
         if made is not None:
@@ -137,7 +139,7 @@ def _make_default(make: Callable[..., Scheme]) -> Scheme | None:
     try:
         made = make()
         hash(made)
-    except TypeError:  # it has arguments without defaults, or a scheme that is not frozen
+    except TypeError:  # `make` has arguments without defaults, or its scheme is not frozen
         return None
     return made
 
@@ -148,10 +150,10 @@ def scheme_names() -> tuple[str, ...]:
 
 
 def scheme(name: str, **arguments: Any) -> Scheme:
-    """The registered scheme `name` with arguments of its own.
+    """The registered scheme `name`, made with these arguments.
 
     Raises:
-        ValueError: unknown name (the message has the nearest one), or arguments that do not fit the scheme.
+        ValueError: the name is unknown (the message has the nearest one), or the arguments do not fit the scheme.
 
     >>> scheme("kaiming_normal", mode="fan_out", nonlinearity="relu")
     VarianceScaling(scale=2.0000000000000004, mode='fan_out', shape='normal')
@@ -164,10 +166,10 @@ def scheme(name: str, **arguments: Any) -> Scheme:
 
 
 def as_scheme(given: str | Scheme) -> Scheme:
-    """A scheme as it is, or the registered one of that name with its defaults."""
+    """A scheme unchanged, or the registered scheme of that name with its defaults."""
     if isinstance(given, str):
         return scheme(given)
-    # Asking a protocol takes microseconds: once for every type.
+    # isinstance of a protocol takes microseconds, so each type is checked once.
     if type(given) not in _SCHEME_TYPES:
         if isinstance(given, type) or not isinstance(given, Scheme):
             raise TypeError(f"scheme: expected a name or a scheme object, got {given!r}")
@@ -179,7 +181,7 @@ _SCHEME_TYPES: set[type] = set()
 
 
 def describe(given: Scheme) -> str:
-    """The scheme's registered name where a name alone gives it, else its class with the numbers that are no
+    """The scheme's registered name if the name needs no arguments, else its class and the arguments that are not
     defaults."""
     name = _name_alone(given)
     if name is not None:
@@ -198,10 +200,10 @@ def _described(value: object) -> str:
 
 
 def _name_alone(given: Scheme) -> str | None:
-    """The name that stands for this very scheme, without arguments."""
+    """The name that gives exactly this scheme, without arguments."""
     try:
         return _NAMES.get(given)
-    except TypeError:  # no hash
+    except TypeError:  # the scheme has no hash
         return None
 
 
@@ -228,8 +230,8 @@ def to_data(given: Scheme, key: str = "scheme") -> Any:
     """A scheme as JSON and TOML can hold it: a name, or a mapping {"name": ..., argument: value ...}.
 
     Raises:
-        ValueError: a scheme that is no registered dataclass, or has an argument that is no plain data; `key` names the
-            place in the recipe.
+        ValueError: the scheme is not a registered dataclass, or one of its arguments is not plain data. `key` names
+            the place in the recipe.
     """
     name = _name_alone(given)
     if name is not None:
@@ -246,7 +248,7 @@ def _plain(value: Any, key: str) -> Any:
         return to_data(value, key)
     if isinstance(value, (tuple, list)):
         return [_plain(each, f"{key}[{position}]") for position, each in enumerate(value)]
-    if isinstance(value, float):  # NumPy's float64 is one, too
+    if isinstance(value, float):  # NumPy's float64 is a float, too
         return float(value) if math.isfinite(value) else str(float(value))  # JSON has no infinities
     if isinstance(value, (str, int)):
         return value
@@ -254,10 +256,10 @@ def _plain(value: Any, key: str) -> Any:
 
 
 def from_data(data: Any, key: str) -> Scheme:
-    """The scheme that `to_data` made the data of; `key` names the place in the recipe for errors.
+    """The scheme that `to_data` turned into this data. `key` names the place in the recipe for errors.
 
     Raises:
-        ValueError: naming the key, what was expected there and what came.
+        ValueError: the data is no scheme; the message has the key, what was expected there and what came.
     """
     if isinstance(data, str):
         arguments: dict[str, Any] = {}

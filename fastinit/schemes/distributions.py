@@ -1,8 +1,8 @@
-"""Distributions: what the values of a parameter are distributed as. A plan's rows hold them, and a run writes them.
+"""Distributions of a parameter's values. The rows of a plan hold them, and a run writes values from them.
 
-They are plain data without fans. A `Sampled` one gives every element from that element's random words alone, and the
-native code fills them all in one pass. Others are computed from whole tensors; run/composed.py has a writer for each.
-`Blocks` and `ZeroRow` put others together.
+A distribution is plain data, without fans. A `Sampled` distribution computes every element from that element's random
+words alone; the native code fills all such tensors in one pass. The others need the whole tensor, and run/composed.py
+has a writer for each. `Blocks` and `ZeroRow` combine other distributions.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 from fastinit.schemes.numbers import as_finite, as_number, as_size
 
 Needs = Literal["element", "tensor"]
-# So many standard deviations out, one value in a thousand million is left of a normal.
+# A normal value lies further than this many standard deviations from its mean once in 500 million draws.
 _FAR = 6.0
 
 
 class Split(NamedTuple):
     """Blocks along dimension `dim`: their sizes, and the distribution of each.
 
-    Each distribution is one for the block's own shape. With `of_whole`, it is one for the whole tensor, and the block
-    has its share of the values.
+    Each distribution is for the shape of its block. With `of_whole`, each is for the shape of the whole tensor, and the
+    block takes its share of the values.
     """
 
     dim: int
@@ -36,11 +36,11 @@ class Split(NamedTuple):
 
 
 class Distribution(ABC):
-    """What every distribution offers. One more kind is a frozen dataclass here and a writer in run/composed.py."""
+    """The base of all distributions. A new kind takes a frozen dataclass here and a writer in run/composed.py."""
 
     __slots__ = ()
-    takes_complex: ClassVar[bool] = False  # whether it has a meaning for complex tensors
-    same_everywhere: ClassVar[bool] = False  # whether every element has one law, and so has any part of a tensor
+    takes_complex: ClassVar[bool] = False  # whether the distribution has a meaning for complex tensors
+    same_everywhere: ClassVar[bool] = False  # whether all elements are distributed alike, in any part of a tensor
 
     @abstractmethod
     def mean(self) -> float:
@@ -52,7 +52,7 @@ class Distribution(ABC):
 
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
-        """The least and the largest value, infinite where there is none."""
+        """The least and the largest value. A missing bound is infinite."""
 
     @abstractmethod
     def __str__(self) -> str: ...
@@ -61,16 +61,16 @@ class Distribution(ABC):
         """The distribution of `factor` times the values; factor >= 0.
 
         Raises:
-            TypeError: the values mean something that a factor would spoil.
+            TypeError: the values have a meaning that a factor would spoil.
         """
         raise TypeError(f"{self} cannot be scaled")
 
     def blocks(self) -> Split | None:
-        """The blocks, where several distributions lie along a dimension; None: there is only this one."""
+        """The blocks, if several distributions lie along a dimension; None if there is only this one."""
         return None
 
     def each_block(self) -> Iterator[Distribution]:
-        """The distribution itself, or those of all its blocks and of the blocks within them."""
+        """The distribution itself, or the distributions of all its blocks, nested ones included."""
         split = self.blocks()
         if split is None:
             yield self
@@ -79,18 +79,18 @@ class Distribution(ABC):
                 yield from each.each_block()
 
     def is_random(self) -> bool:
-        """Whether any block of it takes random numbers."""
+        """Whether any block takes random numbers."""
         return True
 
     @property
     def needs(self) -> Needs:
-        """What a value is computed from: its own random words ("element"), or the whole tensor ("tensor")."""
+        """The input of one value: its own random words ("element"), or the whole tensor ("tensor")."""
         return "tensor"
 
     def farthest(self) -> float:
-        """The largest number, without its sign, that is met when values are computed.
+        """The largest magnitude among the values and their intermediate results.
 
-        Where a side has no bound, six standard deviations from the mean stand for it.
+        A side without a bound counts as six standard deviations from the mean.
         """
         reach = _FAR * self.std()
         low, high = self.bounds()
@@ -99,17 +99,17 @@ class Distribution(ABC):
         return max(abs(low), abs(high))
 
     def rounding_scale(self) -> float | None:
-        """What rounding errors are proportional to, where values come out of products or a mathematical library.
+        """The magnitude that rounding errors are proportional to, for values that come from products or a math library.
 
         None: the values are exact, to the bit.
         """
         return None
 
     def check(self, shape: Sequence[int]) -> None:  # noqa: B027 (most fit every shape)
-        """Raise ValueError unless it is one for tensors of this shape."""
+        """Raise ValueError unless the distribution fits tensors of this shape."""
 
     def located(self, shape: Sequence[int], offset: int, strides: Sequence[int]) -> Distribution:
-        """The same values of a box of this shape, described by the indices of the whole tensor.
+        """The distribution of a box of this shape, rewritten in the indices of the whole tensor. The values stay equal.
 
         Element (i, j, ...) of the box is element offset + i strides[0] + j strides[1] + ... of the whole.
 
@@ -120,7 +120,7 @@ class Distribution(ABC):
 
 
 class Sampled(Distribution):
-    """One that the native code fills: every element from its own random words."""
+    """A distribution that the native code fills: every element comes from its own random words."""
 
     __slots__ = ()
     code: ClassVar[int]  # csrc/core/task.h: Distribution
@@ -135,7 +135,7 @@ class Sampled(Distribution):
 
 
 class _Compound(Distribution):
-    """A distribution of several blocks. All that is known of it follows from them."""
+    """A distribution of several blocks. All its properties follow from theirs."""
 
     __slots__ = ()
 
@@ -168,20 +168,20 @@ class _Compound(Distribution):
 
 
 def _set_floats(distribution: Distribution, *names: str) -> None:
-    """Make fields plain floats, unless they are no finite numbers."""
+    """Turn fields into plain floats; raise an error unless they are finite numbers."""
     for name in names:
         object.__setattr__(distribution, name, float(as_finite(name, getattr(distribution, name))))
 
 
 def _set_sizes(distribution: Distribution, *names: str) -> None:
-    """Make fields plain integers, unless they are none, or negative."""
+    """Turn fields into plain ints; raise an error unless they are integers >= 0."""
     for name in names:
         object.__setattr__(distribution, name, as_size(name, getattr(distribution, name)))
 
 
 @dataclass(frozen=True, slots=True)
 class Constant(Sampled):
-    """Every element is `value`, which may be infinite or NaN; an integer that float64 cannot hold stays one."""
+    """Every element is `value`, which may be infinite or NaN. An integer that float64 cannot hold stays an integer."""
 
     value: float
     code: ClassVar[int] = 0
@@ -209,7 +209,7 @@ class Constant(Sampled):
         return self.value, self.value
 
     def farthest(self) -> float:
-        return abs(self.value) if math.isfinite(self.value) else 0.0  # whoever asks for an infinity, gets it
+        return abs(self.value) if math.isfinite(self.value) else 0.0  # an infinite constant is meant
 
     def scaled(self, factor: float) -> Constant:
         return Constant(self.value * factor)
@@ -333,13 +333,13 @@ class TruncNormal(Sampled):
         return self.low, self.high
 
     def farthest(self) -> float:
-        # Wide bounds are not reached.
+        # Values do not reach bounds that lie far out.
         mean, reach = self.mean(), _FAR * self.std()
         ends = max(self.low, mean - reach), min(self.high, mean + reach)
         return max(self.sigma, abs(self.center), *map(abs, ends))
 
     def scaled(self, factor: float) -> TruncNormal:
-        if factor == 0.0:  # infinity times zero is no bound
+        if factor == 0.0:  # infinity times zero is NaN, which is no bound
             return TruncNormal(0.0, 0.0, 0.0, 0.0)
         return TruncNormal(self.center * factor, self.sigma * factor, self.low * factor, self.high * factor)
 
@@ -348,7 +348,8 @@ class TruncNormal(Sampled):
 class Diagonal(Sampled):
     """`value` on a diagonal, zero elsewhere: the identity, or the Dirac delta of a convolution.
 
-    In every `period` of row-major indices, `length` of them: `first`, `first + step`, `first + 2 step`, ...
+    Every `period` of row-major indices has `length` elements on the diagonal: `first`, `first + step`,
+    `first + 2 step`, ...
     """
 
     value: float
@@ -405,10 +406,10 @@ class Diagonal(Sampled):
 
 @dataclass(frozen=True, slots=True)
 class Orthogonal(Distribution):
-    """`gain` times a matrix with orthonormal rows or columns, whichever are fewer, Haar distributed.
+    """`gain` times a Haar distributed matrix with orthonormal rows or columns, whichever are fewer.
 
-    The matrix is dimension 0 against all others, or all others against `column_axis`; `vectors` rows or columns of
-    `length` elements are orthonormal.
+    The rows of the matrix are dimension 0, its columns all others. With `column_axis`, that axis is the columns and
+    all others are the rows. `vectors` rows or columns of `length` elements are orthonormal.
     """
 
     gain: float
@@ -454,8 +455,7 @@ class Orthogonal(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class DeltaOrthogonal(Distribution):
-    """`gain` times an orthogonal matrix (out x in, orthonormal columns) at the middle of the kernels, zero
-    elsewhere."""
+    """`gain` times an out x in matrix with orthonormal columns at the middle of the kernels, zero elsewhere."""
 
     gain: float
     out: int
@@ -492,8 +492,10 @@ class DeltaOrthogonal(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class Spectral(Distribution):
-    """U diag(values) V^T with U and V Haar distributed: a matrix of these singular values, dimension 0 against the
-    rest."""
+    """U diag(values) V^T with Haar distributed U and V: a matrix with these singular values.
+
+    The rows of the matrix are dimension 0, its columns all others.
+    """
 
     values: tuple[float, ...]
     rows: int
@@ -535,7 +537,7 @@ class Spectral(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class IdentityPlus(Distribution):
-    """`identity` times the identity, plus `gain` times a Haar distributed orthogonal matrix, of this order."""
+    """`identity` times the identity plus `gain` times a Haar distributed orthogonal matrix, both of order `order`."""
 
     identity: float
     gain: float
@@ -570,7 +572,7 @@ class IdentityPlus(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class Sparse(Distribution):
-    """N(0, sigma^2), but for `zeros` randomly chosen rows in every column, which are zero."""
+    """N(0, sigma^2), with `zeros` randomly chosen elements of every column set to zero."""
 
     sigma: float
     zeros: int
@@ -610,7 +612,8 @@ class Sparse(Distribution):
 class Hadamard(Distribution):
     """`scale` times the top left corner of Sylvester's Hadamard matrix: (-1)^popcount(i & j) at (i, j).
 
-    For a convolution, at the middle of the kernels, zero elsewhere; `kernel` is how many positions they have.
+    In a convolution, the matrix lies at the middle of the kernels, and all else is zero. `kernel` is the number of
+    positions in a kernel.
     """
 
     scale: float
@@ -624,7 +627,7 @@ class Hadamard(Distribution):
         return f"{self.scale:.6g} x Hadamard"
 
     def mean(self) -> float:
-        """Nearly; the corner of a Hadamard matrix need not be balanced."""
+        """The mean, approximately: the corner of a Hadamard matrix need not be balanced."""
         return 0.0
 
     def std(self) -> float:
@@ -677,8 +680,8 @@ class LogRange(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class TimeStep(Distribution):
-    """The b with softplus(b) = max(floor, exp(u)), u ~ U[log low, log high]: time steps, as a bias before a
-    softplus."""
+    """The bias b before a softplus that gives log-uniform time steps: softplus(b) = max(floor, exp(u)), with
+    u ~ U[log low, log high]."""
 
     low: float
     high: float
@@ -692,7 +695,7 @@ class TimeStep(Distribution):
         return f"softplus^-1 of log-uniform [{self.low:g}, {self.high:g}]"
 
     def _moment(self, power: int) -> float:
-        # Midpoint rule over u: smooth but for the kink at the floor, so that 4096 points give more than six digits.
+        # Midpoint rule over u. The integrand is smooth except at the floor, so 4096 points give more than six digits.
         points = 4096
         log_low, log_high = math.log(self.low), math.log(self.high)
         steps = (math.exp(log_low + (i + 0.5) / points * (log_high - log_low)) for i in range(points))
@@ -713,7 +716,7 @@ class TimeStep(Distribution):
 
 @dataclass(frozen=True, slots=True)
 class Blocks(_Compound):
-    """Along dimension `dim`, blocks of `sizes`, each with a distribution of its own: fused projections, gates."""
+    """Blocks of `sizes` along dimension `dim`, each with its own distribution: fused projections, gates."""
 
     dim: int
     sizes: tuple[int, ...]
@@ -751,7 +754,7 @@ class Blocks(_Compound):
 
 @dataclass(frozen=True, slots=True)
 class ZeroRow(_Compound):
-    """`rest`, but for the zeros at index `row` of the `rows` along dimension 0: the padding row of an embedding."""
+    """`rest`, except that index `row` of the `rows` along dimension 0 is zero: the padding row of an embedding."""
 
     row: int
     rows: int
@@ -782,7 +785,7 @@ class ZeroRow(_Compound):
 
 
 def check_distribution(given: object) -> None:
-    """Raise TypeError unless it is a distribution."""
+    """Raise TypeError unless `given` is a distribution."""
     if not isinstance(given, Distribution):
         raise TypeError(f"expected a distribution (fastinit.schemes.distributions), got {given!r}")
 
@@ -810,10 +813,10 @@ def _check_fits(
 
 
 def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
-    """Raise ValueError unless `dtype` can hold the values: none overflows, and integers are given whole numbers.
+    """Raise ValueError unless `dtype` can hold the values: none overflows, and integer dtypes get whole numbers.
 
-    Six standard deviations stand for a bound where there is none. A constant may be infinite or NaN in a floating-point
-    dtype.
+    A side without a bound counts as six standard deviations from the mean. In a floating-point dtype, a constant may be
+    infinite or NaN.
     """
     for block in distribution.each_block():
         if dtype.is_floating_point and dtype.itemsize == 1:
@@ -830,18 +833,18 @@ def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
 
 
 def _check_narrow(block: Distribution, dtype: torch.dtype) -> None:
-    """Raise ValueError if torch cannot write the values: some dtypes of a byte have no zero, or no numbers at all."""
+    """Raise ValueError if torch cannot write the values. Some one-byte dtypes have no zero, or no numbers at all."""
     for value in block.bounds():
         try:
-            torch.empty(2, dtype=dtype).fill_(value)  # one has a way of its own
+            torch.empty(2, dtype=dtype).fill_(value)  # a single element takes another path in torch
         except (RuntimeError, NotImplementedError) as error:
             raise ValueError(f"{block} cannot be written to {dtype}: {error}") from error
 
 
 def range_warning(distribution: Distribution, dtype: torch.dtype) -> str | None:
-    """What `dtype` makes of values that it can hold but not tell apart, or that vanish in it; None: nothing of note.
+    """A warning if many values become equal, or vanish, in `dtype`; None if they do not.
 
-    The spacing of a dtype at the mean is eps |mean|, and never less than its least number above zero.
+    The spacing of a dtype at the mean is eps |mean|, and at least its smallest positive number.
     """
     if not (dtype.is_floating_point or dtype.is_complex):
         return None
@@ -869,7 +872,7 @@ def inverse_softplus(x: float) -> float:
 def _mixture(split: Split) -> tuple[float, float]:
     """Mean and standard deviation over all elements of the blocks."""
     whole = max(sum(split.sizes), 1)
-    # Parts without elements may have no mean.
+    # A block without elements may have no mean.
     moments = [(size, each.mean(), each.std()) for size, each in zip(split.sizes, split.each, strict=True) if size]
     mean = math.fsum(size * of_part for size, of_part, _ in moments) / whole
     square = math.fsum(size * (std**2 + of_part**2) for size, of_part, std in moments) / whole
@@ -890,7 +893,7 @@ def _mass(a: float, b: float) -> float:
 
 def _truncated_mean(a: float, b: float) -> float:
     """Mean of a standard normal conditioned on [a, b]."""
-    if a > 0.0:  # the upper tail has the digits
+    if a > 0.0:  # erfc is accurate in the mirrored tail
         return -_truncated_mean(-b, -a)
     mass = _mass(a, b)
     if mass <= 0.0 or b - a < 1e-3:
@@ -903,7 +906,7 @@ def truncated_std(a: float, b: float) -> float:
     if a > 0.0:
         return truncated_std(-b, -a)
     mass = _mass(a, b)
-    if mass <= 0.0 or b - a < 1e-3:  # level density; the formula below would cancel
+    if mass <= 0.0 or b - a < 1e-3:  # the density is nearly flat, and the formula below would cancel
         return (b - a) / math.sqrt(12.0)
     edge_a = 0.0 if math.isinf(a) else a * _density(a)
     edge_b = 0.0 if math.isinf(b) else b * _density(b)

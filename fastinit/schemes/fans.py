@@ -1,6 +1,6 @@
-"""fan_in and fan_out of a parameter: how many inputs meet in an output, and how many outputs an input reaches.
+"""fan_in and fan_out of a parameter: the inputs that meet in one output, and the outputs that one input reaches.
 
-Four conventions read them off a shape or a module: torch's, JAX's, Keras' and what the module really computes.
+Four conventions give them: torch's, JAX's and Keras' read the shape, and "module" looks at what the module computes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ class Fans(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """How a parameter is a map: its fans, which dimensions are in and out, and how many equal maps lie along `out_dim`.
+    """A parameter as a map: its fans, its input and output dimensions, and the number of equal maps along `out_dim`.
 
-    With `blocks` > 1 (fused projections, gates) the fans are those of one block. With `groups` > 1 dimension 0 counts
-    the channels of all groups, the fans those of one. `given`: the fans are no function of the shape.
+    With `blocks` > 1 (fused projections, gates) the fans are those of one block. With `groups` > 1, dimension 0 counts
+    the channels of all groups, and the fans count one group. `given`: the user gave the fans; they do not follow from
+    the shape.
     """
 
     fans: Fans
@@ -37,10 +38,10 @@ class Geometry(NamedTuple):
 
 
 class FanAxes(NamedTuple):
-    """JAX's convention: fan_in and fan_out are the sizes of these axes, times the receptive field: all other axes but
-    the batch's.
+    """JAX's convention: fan_in and fan_out are the sizes of these axes, times the receptive field.
 
-    The defaults are those of jax.nn.initializers.variance_scaling: kernels are (..., in, out).
+    The receptive field is the product of all remaining axes except the batch axes. The defaults are those of
+    jax.nn.initializers.variance_scaling: kernels are (..., in, out).
     """
 
     in_axis: int | tuple[int, ...] = -2
@@ -77,14 +78,14 @@ def torch_fans(shape: Sequence[int]) -> Fans:
 
 
 def axes_fans(shape: Sequence[int], axes: FanAxes = FanAxes()) -> Fans:  # noqa: B008 (immutable)
-    """The fans that JAX computes: fan_in = prod(in axes) * field, fan_out = prod(out axes) * field, without the batch
-    axes.
+    """The fans that JAX computes: fan_in = prod(in axes) * field, fan_out = prod(out axes) * field.
 
-    A fan without axes, as a vector has one, is the field.
+    The field is the product of all remaining axes except the batch axes. A fan without axes equals the field; the
+    fan_out of a vector may be such a fan.
 
     Raises:
-        ValueError: fewer than two dimensions for the default axes, an axis out of range, or one that stands for two
-            things.
+        ValueError: the shape has fewer than two dimensions and the axes are the defaults, an axis is out of range, or
+            an axis is named twice.
 
     >>> axes_fans((3, 3, 16, 32))
     Fans(fan_in=144, fan_out=288)
@@ -92,7 +93,7 @@ def axes_fans(shape: Sequence[int], axes: FanAxes = FanAxes()) -> Fans:  # noqa:
     Fans(fan_in=5, fan_out=1)
     """
     dimensions = len(shape)
-    if dimensions < 2 and axes == FanAxes():  # other axes may be those of a vector
+    if dimensions < 2 and axes == FanAxes():  # axes that the user names may fit a vector
         raise _no_fans(shape)
     seen: set[int] = set()
 
@@ -114,7 +115,9 @@ def axes_fans(shape: Sequence[int], axes: FanAxes = FanAxes()) -> Fans:  # noqa:
 
 
 def keras_fans(shape: Sequence[int]) -> Fans:
-    """The fans that Keras computes: kernels are (..., in, out); a vector of n has (n, n), a scalar (1, 1); at least 1.
+    """The fans that Keras computes. Kernels are (..., in, out).
+
+    A vector of length n has the fans (n, n), a scalar (1, 1). No fan is below 1.
 
     >>> keras_fans((7,))
     Fans(fan_in=7, fan_out=7)
@@ -127,16 +130,16 @@ def keras_fans(shape: Sequence[int]) -> Fans:
 
 
 def weight_fans(module: nn.Module, shape: Sequence[int]) -> Fans:
-    """torch's fans of the `weight` beside a vector: what torch's own reset_parameters bounds a bias by."""
+    """torch's fans of the `weight` beside a vector. torch's own reset_parameters bounds a bias by them."""
     beside = None if len(shape) >= 2 else _shape_of(module, "weight")
     return torch_fans(shape if beside is None else beside)
 
 
 def _shape_of(module: nn.Module, own_name: str) -> torch.Size | None:
-    """The shape of a parameter, or of a tensor computed in its place; None where there is none."""
+    """The shape of a parameter, or of the tensor that a parametrisation computes in its place; None without either."""
     if parametrize.is_parametrized(module, own_name):
         chain: Any = module.parametrizations[own_name]  # type: ignore[index]
-        # On the meta device: nothing is computed, and no estimate of a norm is updated.
+        # The meta device gives the shape without computing, and without updating a spectral norm's estimate.
         on_meta = {name: each.to("meta") for name, each in (*chain.named_parameters(), *chain.named_buffers())}
         computed: torch.Tensor = torch.func.functional_call(chain, on_meta, ())
         return computed.shape
@@ -145,17 +148,22 @@ def _shape_of(module: nn.Module, own_name: str) -> torch.Size | None:
 
 
 def module_geometry(module: nn.Module, own_name: str, shape: Sequence[int]) -> Geometry:
-    """What the module really computes with its parameter `own_name`.
+    """The map that the module computes with its parameter `own_name`.
 
-    Convolutions count one group; transposed ones have in before out. The fused in_proj of MultiheadAttention is three
-    maps, weights of LSTM and GRU are one map a gate, of which each has the fans of its own (their biases those of a
-    square weight_hh). Bilinear sums over pairs. Rows of an Embedding are looked up and never summed, so the vocabulary
-    counts for neither fan: both are the width. GPT-2's Conv1D is (in, out). Three dimensions outside of convolutions
-    are stacked experts, (experts, out, in), or (experts, in, out) where the module says `is_transposed`. A bias has
-    the fans of the weight beside it.
+    - Convolutions count one group. Transposed ones have in before out.
+    - The fused in_proj of MultiheadAttention is three maps.
+    - Weights of LSTM and GRU are one map per gate, and the fans are those of one gate. Their biases have the fans of a
+      square weight_hh.
+    - Bilinear sums over pairs.
+    - Rows of an Embedding are looked up and never summed. The vocabulary therefore counts for neither fan, and both
+      are the width.
+    - GPT-2's Conv1D is (in, out).
+    - Three dimensions outside of convolutions are stacked experts: (experts, out, in), or (experts, in, out) if the
+      module has `is_transposed` set.
+    - A bias has the fans of the weight beside it.
 
     Raises:
-        ValueError: a vector or scalar without a weight beside it.
+        ValueError: the parameter is a vector or scalar without a weight beside it.
     """
     if len(shape) < 2:
         if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
@@ -179,7 +187,7 @@ def module_geometry(module: nn.Module, own_name: str, shape: Sequence[int]) -> G
 
 def _convolution(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
     field = math.prod(shape[2:])
-    # (out, in / groups, ...), or (in, out / groups, ...) if transposed: a group's share of dimension 0.
+    # The shape is (out, in / groups, ...), or (in, out / groups, ...) if transposed: dimension 0 counts all groups.
     of_group = shape[0] // module.groups
     if module.transposed:
         return Geometry(Fans(of_group * field, shape[1] * field), in_dim=0, out_dim=1, groups=module.groups)
@@ -189,7 +197,7 @@ def _convolution(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
 def _attention(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
     if own_name == "in_proj_weight":
         return Geometry(Fans(shape[1], shape[0] // 3), blocks=3)
-    if len(shape) == 3:  # bias_k, bias_v: (1, 1, width), one more key and value
+    if len(shape) == 3:  # bias_k and bias_v, (1, 1, width): an additional key and value
         return Geometry(Fans(shape[2], shape[2]))
     return Geometry(torch_fans(shape))
 
@@ -231,7 +239,7 @@ _GEOMETRIES: tuple[tuple[_Kind, Callable[[Any, str, Sequence[int]], Geometry]], 
 
 
 def geometry_of(convention: FanConvention, module: nn.Module | None, own_name: str, shape: Sequence[int]) -> Geometry:
-    """Fans and dimensions of a parameter by any convention; without a module, "module" and "weight" are "torch".
+    """Fans and dimensions of a parameter by any convention. Without a module, "module" and "weight" mean "torch".
 
     Raises:
         ValueError: the convention has no fans for this shape.
@@ -258,13 +266,13 @@ def _first(axis: int | tuple[int, ...], dimensions: int) -> int:
 
 
 def block_fans(geometry: Geometry, shape: Sequence[int], dim: int, size: int) -> Fans:
-    """The fans of one of several maps that lie along `dim`, `size` long: that dimension's share of its fan.
+    """The fans of one of several maps along `dim`. The map has the size `size` along it.
 
-    Fans that were given are those of every map.
+    The fan that counts `dim` shrinks in proportion; the other one stays. Fans that the user gave hold for every map.
     """
     fan_in, fan_out = geometry.fans
     length = shape[dim] // geometry.groups if dim == 0 else shape[dim]
-    size = min(size, length)  # of a group; it may span several
+    size = min(size, length)  # a block may span several groups, but the fans count one
     if dim == geometry.out_dim and not geometry.given:
         return Fans(fan_in, fan_out * geometry.blocks * size // length)
     if dim == geometry.in_dim and not geometry.given:

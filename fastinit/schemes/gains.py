@@ -1,4 +1,4 @@
-"""By how much a nonlinearity shrinks the signal: the factor on the std of the weights that makes up for it."""
+"""Gains: factors on the std of the weights that make up for how much a nonlinearity shrinks the signal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import difflib
 
 from fastinit import _torch
 
-# 1 / sqrt(E f(z)^2), z ~ N(0, 1): the weights' gain that keeps the second moment of the signal level (He et al. 2015,
-# section 2.2, where it gives sqrt(2) for ReLU). By quadrature, tests/test_gains.py. gelu is the exact one, through erf;
-# elu has alpha = 1. They differ from those of Brock, De, Smith 2021 (1 / std f(z), for signals made mean-free).
+# The gain 1 / sqrt(E f(z)^2), z ~ N(0, 1), keeps the second moment of the signal level (He et al. 2015, section 2.2,
+# with sqrt(2) for ReLU). The numbers come from the quadrature in tests/test_gains.py. "gelu" is the exact function,
+# through erf; "elu" has alpha = 1. Brock, De, Smith 2021 have other gains, 1 / std f(z), for signals made mean-free.
 MEASURED_GAINS = {
     "gelu": 1.5335304411955353,
     "gelu_tanh": 1.533580521666147,
@@ -24,17 +24,17 @@ TORCH_NONLINEARITIES = (
 
 
 def calculate_gain(nonlinearity: str, param: int | float | None = None) -> float:
-    """1 / sqrt(E f(z)^2) with z ~ N(0, 1): the factor on the weights' std that keeps the signal level through f.
+    """The factor on the weights' std that keeps the signal level through f: 1 / sqrt(E f(z)^2) with z ~ N(0, 1).
 
-    gelu, gelu_tanh, silu (swish), mish, elu and softplus have this gain. The others have that of torch's table: sqrt(2)
-    for relu, 5/3 for tanh, 3/4 for selu, 1 for sigmoid and linear maps.
+    gelu, gelu_tanh, silu (swish), mish, elu and softplus have this gain. The others have the gain of torch's table:
+    sqrt(2) for relu, 5/3 for tanh, 3/4 for selu, 1 for sigmoid and linear maps.
 
     Args:
-        nonlinearity: its name.
-        param: the slope of "leaky_relu" for negative inputs, 0.01 if None; the others ignore it.
+        nonlinearity: the name of f.
+        param: the slope of "leaky_relu" for negative inputs, 0.01 if None. The others ignore it.
 
     Raises:
-        ValueError: an unknown nonlinearity (the message has the nearest one), or a slope that is no number.
+        ValueError: the nonlinearity is unknown (the message has the nearest one), or the slope is no number.
 
     He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, section 2.2.
 

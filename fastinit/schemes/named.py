@@ -1,7 +1,8 @@
-"""Schemes: from the shape and the fans of a parameter to the distribution of its values.
+"""Schemes that look at the fans, at the depth or at nothing. A scheme maps a parameter to the distribution of values.
 
-A scheme is a small frozen object. One formula, `VarianceScaling`, carries all schemes that look at fans; the named ones
-are lines on top of it. `Scaled` and `DepthScaled` multiply any other. Strings name registered schemes.
+A scheme is a small frozen object. One formula, `VarianceScaling`, covers all schemes that look at fans: xavier, kaiming
+and lecun are one line each on top of it. `Scaled` and `DepthScaled` multiply any other scheme. Strings name registered
+schemes.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ STD_WITHIN_TWO_SIGMA = 0.87962566103423978
 
 
 def set_finite(scheme: Scheme, *names: str) -> None:
-    """Make fields of a frozen scheme plain numbers, unless they are no finite ones."""
+    """Turn fields of a frozen scheme into plain numbers; raise an error unless they are finite."""
     for name in names:
         object.__setattr__(scheme, name, as_finite(name, getattr(scheme, name)))
 
 
 def set_not_negative(scheme: Scheme, *names: str) -> None:
-    """Make fields of a frozen scheme plain numbers, unless they are negative, or no finite ones."""
+    """Turn fields of a frozen scheme into plain numbers; raise an error unless they are finite and >= 0."""
     set_finite(scheme, *names)
     for name in names:
         check_not_negative(name, getattr(scheme, name))
@@ -41,7 +42,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.value, bool):  # torch's constant_ takes them
+        if not isinstance(self.value, bool):  # torch's constant_ takes a bool
             object.__setattr__(self, "value", as_number("value", self.value))
 
     def distribution(self, context: Context) -> Distribution:
@@ -90,14 +91,14 @@ class Normal:
 class TruncNormal:
     """N(mean, sigma^2) conditioned on `bounds`.
 
-    The field has two conventions for the bounds and two for the std. unit="absolute" means the bounds as they are
-    (torch); unit="sigma" means mean + bound * sigma (JAX, Keras, TensorFlow). std_is="before" takes `std` for sigma
-    (torch, JAX's truncated_normal); std_is="after" wants `std` of the values that come out, and finds the sigma for
-    it.
+    Libraries have two conventions for the bounds and two for the std. With unit="absolute" the bounds are values
+    (torch). With unit="sigma" they are mean + bound * sigma (JAX, Keras, TensorFlow). With std_is="before", `std` is
+    sigma (torch, JAX's truncated_normal). With std_is="after", `std` is the std of the truncated values, and sigma is
+    computed from it.
 
     Raises:
-        ValueError: a number is NaN, mean or std is infinite, std < 0, the bounds are out of order, unknown unit or
-            std_is, or no sigma gives values within absolute bounds so large a std.
+        ValueError: a number is NaN, mean or std is infinite, std < 0, the bounds are out of order, unit or std_is is
+            unknown, or the std after truncation is too large for the absolute bounds.
     """
 
     mean: float = 0.0
@@ -142,7 +143,7 @@ def _sigma_before(std: float, low: float, high: float) -> float:
     if math.isinf(high - low):
         largest = math.inf if math.isinf(low) and math.isinf(high) else 1e6 * std
     else:
-        largest = (high - low) / math.sqrt(12.0)  # of the uniform, which a wide normal tends to
+        largest = (high - low) / math.sqrt(12.0)  # a wide normal tends to the uniform, which has this std
         if std >= largest:
             raise ValueError(
                 f"std: expected less than {largest:.6g}, that of the uniform within the bounds, after truncation, "
@@ -150,7 +151,8 @@ def _sigma_before(std: float, low: float, high: float) -> float:
             )
     if math.isinf(largest):
         return std
-    # Truncation makes the std smaller; and further than six sigma out cannot be sampled (csrc/core/prepare.h).
+    # Truncation makes the std smaller, so sigma is at least `std`. And the sampler reaches six sigma out at most
+    # (csrc/core/prepare.h).
     smaller = larger = max(std, low / 6.0, -high / 6.0)
     if smaller * truncated_std(low / smaller, high / smaller) > std * (1.0 + 1e-12):
         raise ValueError(f"std: expected one that bounds within six sigma of the mean leave, got {std!r}")
@@ -178,12 +180,13 @@ _SHAPES = ("uniform", "normal", "truncated_normal")
 class VarianceScaling:
     """Zero mean and variance scale / fan.
 
-    fan is fan_in, fan_out, their mean (fan_avg) or their geometric mean (fan_geo_avg). The shape is U[-b, b] with
-    b = sqrt(3 scale / fan); N(0, scale / fan); or, as in JAX and Keras, a normal truncated at two of its own sigma and
-    widened by 1 / 0.8796 so that its variance after truncation is scale / fan.
+    `mode` chooses the fan: fan_in, fan_out, their mean (fan_avg) or their geometric mean (fan_geo_avg). `shape` chooses
+    the distribution: "uniform" is U[-b, b] with b = sqrt(3 scale / fan), "normal" is N(0, scale / fan), and
+    "truncated_normal" is a normal truncated at two sigma, as in JAX and Keras. Its sigma is widened by 1 / 0.8796, so
+    that the variance after truncation is scale / fan.
 
     Raises:
-        ValueError: scale is negative or not finite, or an unknown mode or shape.
+        ValueError: scale is negative or not finite, or mode or shape is unknown.
     """
 
     scale: float = 1.0
@@ -197,7 +200,7 @@ class VarianceScaling:
 
     def distribution(self, context: Context) -> Distribution:
         fans = context.fans
-        # In torch.nn.init's order of operations, so that its numbers come out to the last bit.
+        # The order of operations is torch.nn.init's, so that the numbers are equal to the last bit.
         gain = math.sqrt(self.scale)
         if self.mode == "fan_avg":
             std = gain * math.sqrt(2.0 / (fans.fan_in + fans.fan_out))
@@ -235,16 +238,18 @@ class Scaled:
 
 @dataclass(frozen=True)
 class DepthScaled:
-    """coefficient * (branches * depth)^-exponent times the values of another scheme: smaller, the deeper the model.
+    """The values of another scheme times coefficient * (branches * depth)^-exponent, which shrinks with the depth.
 
-    depth is the number of layers in the parameter's stack (by="depth"), or the parameter's own layer, counted from one
-    (by="layer"). GPT-2 and Megatron: sigma / sqrt(2 L) (Radford et al. 2019, section 2.3), the defaults; per-layer
-    sigma / sqrt(2 (l + 1)), l counted from zero: by="layer". A stack is what the first number in a parameter's name
-    counts ("h.0.", "h.1.", ...), among all parameters of the model; `layers` overrides its length, as a pipeline stage
-    must, which holds only some of them.
+    With by="depth", depth is the number of layers in the parameter's stack. The defaults give the sigma / sqrt(2 L) of
+    GPT-2 and Megatron (Radford et al. 2019, section 2.3). With by="layer", depth is the parameter's own layer, counted
+    from one: sigma / sqrt(2 (l + 1)) for l counted from zero.
+
+    The first number in a parameter's name counts the layers of its stack ("h.0.", "h.1.", ...). The stack has the
+    layers of all parameters of the model. A pipeline stage holds only some of them, so it must pass `layers`, which
+    overrides the number of layers.
 
     Raises:
-        ValueError: a number that is negative or not finite; when used, a parameter that is in no stack.
+        ValueError: a number is negative or not finite; in use, the parameter is in no stack.
     """
 
     scheme: Scheme
@@ -278,7 +283,7 @@ class DepthScaled:
 def _gain_squared(gain: Any) -> float:
     number = as_finite("gain", gain)
     check_not_negative("gain", number)
-    return number * number  # its square root is the gain again, to the bit
+    return number * number  # the square root of this is the gain again, to the bit
 
 
 def xavier_uniform(gain: float = 1.0) -> VarianceScaling:
@@ -293,11 +298,11 @@ def xavier_normal(gain: float = 1.0) -> VarianceScaling:
 
 def _kaiming_scale(a: Any, mode: str, nonlinearity: str) -> float:
     check_choice("mode", mode, ("fan_in", "fan_out"))
-    if nonlinearity == "leaky_relu" and a is not None:  # others have no slope
+    if nonlinearity == "leaky_relu" and a is not None:  # other nonlinearities have no slope
         try:
             a = as_finite("a", a)
         except TypeError as error:
-            raise ValueError(str(error)) from error  # as torch has it
+            raise ValueError(str(error)) from error  # torch raises ValueError, too
     return _gain_squared(calculate_gain(nonlinearity, a))
 
 
@@ -321,7 +326,7 @@ def lecun_uniform() -> VarianceScaling:
 
 
 def lecun_normal() -> VarianceScaling:
-    """Variance 1 / fan_in, a normal truncated at two sigma as in JAX and Keras (LeCun et al. 1998, section 4.6)."""
+    """A normal of variance 1 / fan_in, truncated at two sigma as in JAX and Keras (LeCun et al. 1998, section 4.6)."""
     return VarianceScaling(1.0, "fan_in", "truncated_normal")
 
 

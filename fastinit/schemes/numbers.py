@@ -1,4 +1,4 @@
-"""Numbers that users hand in: Python's, NumPy's and tensors without dimensions, made plain."""
+"""Plain numbers from what users hand in: Python's numbers, NumPy's, and tensors without dimensions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 
 
 def as_number(name: str, given: Any) -> int | float:
-    """The argument `name` as a plain int or float that float64 can hold; it may be infinite or NaN.
+    """The argument `name` as a plain int or float that float64 can hold. It may be infinite or NaN.
 
     Raises:
-        TypeError: no real number, such as a bool, a complex number or a tensor of one dimension.
-        ValueError: an integer beyond the largest of float64.
+        TypeError: the argument is not a real number, but a bool, a complex number or a vector, for instance.
+        ValueError: the argument is an integer beyond the largest float64.
     """
     value = given
     if isinstance(given, (np.generic, np.ndarray, torch.Tensor)) and given.ndim == 0:
         value = given.item()
-    if isinstance(value, np.longdouble):  # wider than float64, and its own `item`
+    if isinstance(value, np.longdouble):  # wider than float64; its `item` returns a longdouble again
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {given!r}")
@@ -37,7 +37,7 @@ def as_finite(name: str, given: Any) -> int | float:
     """The argument `name` as a plain, finite int or float.
 
     Raises:
-        TypeError, ValueError: as `as_number`, and infinite or NaN.
+        TypeError, ValueError: as in `as_number`, or the number is infinite or NaN.
     """
     value = as_number(name, given)
     if not math.isfinite(value):
@@ -49,8 +49,8 @@ def as_size(name: str, given: Any) -> int:
     """The argument `name` as a plain int >= 0.
 
     Raises:
-        TypeError: no integer, or a bool.
-        ValueError: negative.
+        TypeError: the argument is no integer, or a bool.
+        ValueError: the argument is negative.
     """
     try:
         if isinstance(given, (bool, np.bool_)):

@@ -1,5 +1,4 @@
-"""Schemes that look at the shape: identities, orthogonal and sparse matrices, Hadamard's, and state-space
-parameters."""
+"""Schemes that look at the shape: identities, orthogonal, sparse and Hadamard matrices, and state-space parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ def _check_dimensions(shape: Sequence[int], *wanted: int) -> None:
 
 
 def _kernel_middle(kernel: Sequence[int]) -> int:
-    """The row-major position of the middle of a kernel; of an even size, the later one of the two (torch's dirac_)."""
+    """The row-major position of the middle of a kernel. An even size takes the later of the two, as torch's dirac_."""
     middle = 0
     for size in kernel:
         middle = middle * size + size // 2
@@ -39,7 +38,7 @@ def _partial_identity(shape: Sequence[int]) -> Distribution:
 class Eye:
     """The identity: ones on the main diagonal of a matrix, square or not, zeros elsewhere (torch.nn.init.eye_).
 
-    For recurrent networks of ReLUs: Le, Jaitly, Hinton 2015. Raises ValueError unless there are two dimensions.
+    Le, Jaitly, Hinton 2015 use it for recurrent networks of ReLUs. Raises ValueError unless there are two dimensions.
     """
 
     def distribution(self, context: Context) -> Distribution:
@@ -50,10 +49,10 @@ class Eye:
 
 @dataclass(frozen=True)
 class Dirac:
-    """The convolution that hands its input on: ones at the middle of the kernels (i, i), zeros elsewhere.
+    """The convolution that passes its input through: ones at the middle of the kernels (i, i), zeros elsewhere.
 
-    With groups, in every group of dim 0 by itself (torch.nn.init.dirac_). Shape (out, in / groups, kernel ...). Raises
-    ValueError unless there are three to five dimensions and groups divides dim 0.
+    With `groups`, every group of dim 0 has such ones (torch.nn.init.dirac_). The shape is (out, in / groups,
+    kernel ...). Raises ValueError unless there are three to five dimensions and groups divides dim 0.
     """
 
     groups: int = 1
@@ -78,12 +77,11 @@ class Dirac:
 
 @dataclass(frozen=True)
 class Orthogonal:
-    """gain times a matrix with orthonormal rows or columns, whichever are fewer, Haar distributed
-    (torch.nn.init.orthogonal_).
+    """gain times a Haar distributed matrix with orthonormal rows or columns, whichever are fewer (torch's orthogonal_).
 
-    The matrix is dim 0 against all others; with `column_axis`, all others against that one, as in JAX and Keras (there
-    -1). Saxe, McClelland, Ganguli 2014; Haar: Mezzadri 2007. Raises ValueError where there are fewer than two
-    dimensions, or no such axis.
+    The rows of the matrix are dim 0, its columns all others. With `column_axis`, that axis is the columns and all
+    others are the rows: -1 gives the matrices of JAX and Keras. Saxe, McClelland, Ganguli 2014; Mezzadri 2007 for the
+    Haar distribution. Raises ValueError if there are fewer than two dimensions, or no such axis.
     """
 
     gain: float = 1.0
@@ -111,13 +109,18 @@ _SPECTRA = ("flat", "linear", "power", "marchenko_pastur")
 
 @dataclass(frozen=True)
 class Spectral:
-    """gain U diag(s) V^T: Haar distributed singular vectors, and singular values as given (the SVD scheme).
+    """gain U diag(s) V^T: Haar distributed singular vectors, and chosen singular values (the SVD scheme).
 
-    The matrix is dim 0 against all others, r its rank, min(rows, columns). `values` are the r singular values; or a
-    function of r that gives them; or "flat": 1; "linear": 1, 1 - 1/r, ..., 1/r; "power": 1, 2^-p, ..., r^-p with p =
-    `power`; "marchenko_pastur": the quantiles (i + 1/2) / r of those of a Gaussian matrix of variance 1 / max(rows,
-    columns) (Marchenko, Pastur 1967). Flat, it is `Orthogonal` (Saxe, McClelland, Ganguli 2014, section 3). Raises
-    ValueError for values that are negative, not finite, or not r in number, and for fewer than two dimensions.
+    The rows of the matrix are dim 0, its columns all others. Its rank is r = min(rows, columns). `values` are the r
+    singular values, or a function of r that returns them, or one of these names:
+
+    - "flat": all are 1. The matrix is then `Orthogonal` (Saxe, McClelland, Ganguli 2014, section 3).
+    - "linear": 1, 1 - 1/r, ..., 1/r.
+    - "power": 1, 2^-p, ..., r^-p with p = `power`.
+    - "marchenko_pastur": the quantiles (i + 1/2) / r of the singular values of a Gaussian matrix of variance
+      1 / max(rows, columns) (Marchenko, Pastur 1967).
+
+    Raises ValueError for values that are negative, not finite, or not r in number, and for fewer than two dimensions.
     """
 
     values: str | tuple[float, ...] | Callable[[int], Sequence[float]] = "flat"
@@ -169,8 +172,9 @@ def _singular_values(values: Sequence[float]) -> tuple[float, ...]:
 def _marchenko_pastur(rank: int, length: int) -> tuple[float, ...]:
     """Quantiles of the singular values of a rank x length Gaussian matrix of variance 1 / length, largest first.
 
-    The squares have the density sqrt((b - x) (x - a)) / (2 pi c x) on [a, b] = (1 -+ sqrt(c))^2 with c = rank / length;
-    with x = (a + b) / 2 - cos(t) (b - a) / 2 it is smooth in t but for x = 0, and summed up over t.
+    Their squares x have the density sqrt((b - x) (x - a)) / (2 pi c x) on [a, b] = (1 -+ sqrt(c))^2, c = rank / length.
+    The substitution x = (a + b) / 2 - cos(t) (b - a) / 2 makes the density smooth in t except at x = 0. The
+    distribution function is summed up over t.
     """
     ratio = rank / length
     middle, half = 1.0 + ratio, 2.0 * math.sqrt(ratio)
@@ -184,10 +188,10 @@ def _marchenko_pastur(rank: int, length: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class IdentityPlusOrthogonal:
-    """identity times the identity, plus gain times a Haar distributed orthogonal matrix; for recurrent weights.
+    """`identity` times the identity plus `gain` times a Haar distributed orthogonal matrix, for recurrent weights.
 
-    identity = 1 and a small gain keep a hidden state nearly as it is (Le, Jaitly, Hinton 2015: the identity alone), and
-    give every unit a part in every other. Raises ValueError unless the matrix is square.
+    With identity = 1 and a small gain, a hidden state stays nearly as it is, and every unit has a part in every other.
+    Le, Jaitly, Hinton 2015 use the identity alone. Raises ValueError unless the matrix is square.
     """
 
     identity: float = 1.0
@@ -207,7 +211,7 @@ class IdentityPlusOrthogonal:
 class DeltaOrthogonal:
     """gain times an orthogonal matrix at the middle of the kernels, zeros elsewhere: a convolution that keeps norms.
 
-    Shape (out, in, kernel ...) of 3 to 5 dimensions with out >= in; the middle is (k - 1) // 2, as in JAX. Xiao,
+    The shape is (out, in, kernel ...) of 3 to 5 dimensions with out >= in. The middle is (k - 1) // 2, as in JAX. Xiao,
     Bahri, Sohl-Dickstein, Schoenholz, Pennington, ICML 2018, section 3 (algorithm 1). Raises ValueError for other
     shapes.
     """
@@ -227,10 +231,9 @@ class DeltaOrthogonal:
 
 @dataclass(frozen=True)
 class Sparse:
-    """N(0, std^2), with ceil(sparsity * rows) randomly chosen zeros in every column (torch.nn.init.sparse_; Martens
-    2010).
+    """N(0, std^2), with ceil(sparsity * rows) randomly chosen zeros in every column (torch.nn.init.sparse_).
 
-    Raises ValueError unless 0 <= sparsity <= 1 and there are two dimensions.
+    Martens 2010. Raises ValueError unless 0 <= sparsity <= 1 and there are two dimensions.
     """
 
     sparsity: float
@@ -252,10 +255,10 @@ class Sparse:
 class ZerO:
     """Identity and Hadamard transforms, nothing random (Zhao, Schäfer, Anandkumar, TMLR 2022, algorithm 1).
 
-    A matrix of shape (out, in) with out <= in is the partial identity; one with out > in is the corner of
-    2^(-m/2) H, H being Sylvester's Hadamard matrix of order 2^m, m = ceil(log2 out): orthonormal before it was cut. A
-    convolution has it at the middle of its kernels. `transposed`: the shape is (in, out, ...). Raises ValueError for
-    fewer than two or more than five dimensions.
+    A matrix of shape (out, in) with out <= in is the partial identity. A matrix with out > in is the corner of
+    2^(-m/2) H, where H is Sylvester's Hadamard matrix of order 2^m, m = ceil(log2 out). The columns are orthonormal
+    before the cut. A convolution has the matrix at the middle of its kernels. `transposed`: the shape is
+    (in, out, ...). Raises ValueError for fewer than two or more than five dimensions.
     """
 
     transposed: bool = False
@@ -272,7 +275,7 @@ class ZerO:
 
 @dataclass(frozen=True)
 class LogRange:
-    """log 1, log 2, ..., log n along the last dimension: A_log of Mamba (Gu, Dao 2023, section 3.6: S4D-Real)."""
+    """log 1, log 2, ..., log n along the last dimension: Mamba's A_log (S4D-Real in Gu, Dao 2023, section 3.6)."""
 
     def distribution(self, context: Context) -> Distribution:
         shape = context.shape
@@ -283,10 +286,9 @@ class LogRange:
 
 @dataclass(frozen=True)
 class TimeStep:
-    """softplus^-1(max(floor, exp U[log low, log high])): the bias that gives Mamba its time steps (Gu, Dao 2023,
-    section 3.6).
+    """The bias that gives Mamba its time steps: softplus^-1(max(floor, exp U[log low, log high])).
 
-    Raises ValueError unless 0 < low <= high and floor > 0.
+    Gu, Dao 2023, section 3.6. Raises ValueError unless 0 < low <= high and floor > 0.
     """
 
     low: float = 1e-3
