@@ -68,7 +68,7 @@ def _memory_beyond_shard(scheme: str) -> tuple[int, int]:
     return shard, grown
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_rank_needs_the_memory_of_its_shard_and_32_mib(size: int) -> None:
     total = 4 * (20 * 2048 * 2048 + 20_000 * 1024)
     found = worlds.run_fresh(size, _memory_beyond_shard, "trunc_normal")
@@ -94,6 +94,7 @@ def _memory_of_plan(rank: int) -> tuple[int, int]:
         return sum(parameter.numel() for parameter in model.parameters()), grown
 
 
+@pytest.mark.slow
 def test_a_rank_of_1024_plans_405_billion_parameters_in_500_mib() -> None:
     numel, grown = worlds.run_simulated_fresh(_memory_of_plan, 517, seconds=120.0)
     assert numel == 405_853_388_800
@@ -160,6 +161,7 @@ def _check_tiling(sample: Sequence[int]) -> int:
     return len(arithmetic)
 
 
+@pytest.mark.slow
 def test_the_plans_of_1024_ranks_tile_every_parameter_once() -> None:
     found = worlds.run_simulated(_check_tiling, [0, 1, 7, 8, 517, 1016, 1023], seconds=120.0)
     assert found == len(list(llama_405b(1).parameters()))
