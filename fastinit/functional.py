@@ -17,6 +17,7 @@ import torch
 
 from fastinit._torch import in_fake_mode, is_fake, uncompiled
 from fastinit.distributed.shards import local_tensor
+from fastinit.rules.select import as_fan
 from fastinit.rules.survey import plan_tensors
 from fastinit.schemes import named as schemes
 from fastinit.schemes import structured
@@ -523,7 +524,8 @@ def variance_scaling_(
     fan: FanConvention = "torch"
     in_axes, out_axes, batch_axes = map(_as_axes, (in_axis, out_axis, batch_axis))
     if in_axes is not None or out_axes is not None or batch_axes != ():
-        fan = FanAxes(-2 if in_axes is None else in_axes, -1 if out_axes is None else out_axes, batch_axes)
+        axes = FanAxes(-2 if in_axes is None else in_axes, -1 if out_axes is None else out_axes, batch_axes)
+        fan = as_fan(axes, "")  # the function has no argument called fan
     return _run(tensor, schemes.VarianceScaling(scale, mode, distribution), generator, fan)
 
 

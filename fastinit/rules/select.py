@@ -317,7 +317,7 @@ def _is_truth(found: object) -> bool:
 
 
 def as_fan(given: Any, key: str = "fan") -> FanConvention:
-    """A convention for fans: a name, `Fans`, `FanAxes`, or a pair of numbers for `Fans`. Errors call it `key`.
+    """A convention for fans: a name, `Fans`, `FanAxes`, or a pair of numbers for `Fans`. Errors call it `key`, if any.
 
     Raises:
         TypeError, ValueError: the argument is none of these.
@@ -325,7 +325,7 @@ def as_fan(given: Any, key: str = "fan") -> FanConvention:
     if isinstance(given, FanAxes):
         for name, axes in given._asdict().items():
             if not all(type(axis) is int for axis in (axes if isinstance(axes, tuple) else (axes,))):
-                raise TypeError(f"{key}.{name}: expected an axis or several, got {axes!r}")
+                raise TypeError(f"{key}{'.' if key else ''}{name}: expected an axis or several, got {axes!r}")
         return given
     if isinstance(given, str):
         check_choice(key, given, FAN_NAMES)
