@@ -18,7 +18,7 @@ help:  ## list the targets
 demo: $(BUILD)  ## initialise a 1.5-billion-parameter model, beside torch.nn.init
 	$(BIN)/python -m fastinit demo
 
-test: $(BUILD)  ## the Python test suite; TESTS='-m "not slow"' takes a tenth of the time
+test: $(BUILD)  ## the Python test suite; TESTS='-m "not slow"' leaves out what is slow
 	$(BIN)/python -m pytest $(TESTS)
 
 bench: $(BUILD)  ## benchmarks, as one table of ratios and as JSON
