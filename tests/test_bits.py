@@ -194,8 +194,7 @@ def test_adding_a_layer_changes_no_other_parameter() -> None:
 def test_wrappers_do_not_change_names() -> None:
     plain = fastinit.init_model_(model(), "normal", seed=3)
     wrapped = nn.Sequential()
-    wrapped.add_module("_orig_mod", nn.Sequential())
-    wrapped._orig_mod.add_module("module", model())
+    wrapped.add_module("_orig_mod", nn.DataParallel(model()))
     fastinit.init_model_(wrapped, "normal", seed=3)
     for parameter, other in zip(plain.parameters(), wrapped.parameters(), strict=True):
         assert_same_bits(parameter, other)
