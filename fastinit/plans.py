@@ -112,16 +112,17 @@ def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
     """
     if row.action != "init" or row.distribution is None:
         return []
+    shape, dtype, device = tensor.shape, tensor.dtype, tensor.device
     distributed, was_distributed = is_dtensor(tensor), row.boxes is not None
-    same_device = distributed or row.device.type == "meta" or tensor.device == row.device
-    if (tensor.shape, tensor.dtype) != (row.shape, row.dtype) or not same_device or was_distributed > distributed:
+    same_device = device == row.device or distributed or row.device.type == "meta"
+    if shape != row.shape or dtype != row.dtype or not same_device or was_distributed > distributed:
         planned = f"{_shown(row.shape)} {row.dtype} on {row.device}{' as a DTensor' if was_distributed else ''}"
         raise ParameterError(
             row.name,
-            f"planned as {planned}, is now {_shown(tensor.shape)} {tensor.dtype} on {tensor.device}; make a new plan",
+            f"planned as {planned}, is now {_shown(shape)} {dtype} on {device}; make a new plan",
         )
     if not is_dtensor(tensor):
-        return [Target(row.name, tensor, tensor.shape, tensor.dtype, tensor.device, row.distribution)]
+        return [Target(row.name, tensor, shape, dtype, device, row.distribution)]
     found = []
     for box in local_boxes(tensor, row.name):
         local = local_tensor(tensor)
@@ -229,7 +230,7 @@ class Plan:
                 assigned += [(target, assignment) for target in targets]
             if is_dtensor(tensor):
                 distributed.append((row.name, tensor))
-        meshes = _meshes_of_seed(self.rows)
+        meshes = _meshes_of_seed(self.rows) if self.seed is None else []
         groups = self._seed_groups | ranks_of_meshes(meshes)
         return engine.Program(
             plain,

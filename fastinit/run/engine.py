@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from functools import cache
-from operator import is_
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fastinit import _native
+from fastinit._torch import in_fake_mode
 from fastinit.distributed import agreement
 from fastinit.distributed.shards import local_tensor
 from fastinit.errors import ParameterError, warn
@@ -156,13 +157,13 @@ class Program:
             raise ParameterError(name, f"backend='native' cannot fill it: {obstacle}")
         self._obstacles = tuple(obstacles)
         self._tensors = list(tensors)
-        self._locals = [local_tensor(tensor) for tensor in tensors]
-        self._layout = _layout(self._locals)
+        self._has_shards = bool(distributed)
+        self._layout = self._layout_of(self._tensors)
         # Memory on these devices can be checked, whichever backend fills it.
         checked = [target for target in targets if target.device.type in NATIVE_DEVICES]
-        spans = [(memory_span(target.tensor, target.name), target) for target in checked]
-        check_overlaps([(span, target.name) for span, target in spans])
-        check_writable([(span, target.name) for span, target in spans if target.device.type == "cpu"])
+        spans = [(memory_span(target.tensor, target.name), target.name) for target in checked]
+        check_overlaps(spans)
+        check_writable([each for each, target in zip(spans, checked, strict=True) if target.device.type == "cpu"])
         on_cpu = [target for target in self._native if target.device.type == "cpu"]
         on_cuda: dict[torch.device, list[Target]] = {}
         for target in self._native:
@@ -181,8 +182,13 @@ class Program:
         return (
             len(tensors) == len(self._tensors)
             and all(map(is_, tensors, self._tensors))
-            and _layout(list(map(local_tensor, tensors))) == self._layout
+            and self._layout_of(tensors) == self._layout
         )
+
+    def _layout_of(self, tensors: Sequence[torch.Tensor]) -> tuple[list[Any], ...]:
+        """How the local tensors lie that have an address; those of other devices are looked up by their identity."""
+        local = list(map(local_tensor, tensors)) if self._has_shards else list(tensors)
+        return _layout([tensor for tensor in local if tensor.device.type in (*NATIVE_DEVICES, "meta")])
 
     def _is_native(self, target: Target, obstacles: dict[str, str]) -> bool:
         if self._backend == "torch":
@@ -267,26 +273,20 @@ def _check_torch_writes(target: Target) -> None:
 
 
 def _layout(tensors: list[torch.Tensor]) -> tuple[list[Any], ...]:
-    """Where and how tensors lie: address, shape, strides, dtype, device, size of the storage.
+    """Where and how tensors lie: address, shape, strides, dtype. A storage that is resized or freed moves.
 
     Each property is one pass in C, because every run of a plan looks at all of its tensors, which may be ten thousand.
+    Shapes and strides are kept as hashes: so many tuples that stay would set the garbage collector off.
     """
-    on_memory = [tensor for tensor in tensors if tensor.device.type in NATIVE_DEVICES]
     return (
-        list(map(torch.Tensor.data_ptr, on_memory)),
-        [tensor.shape for tensor in tensors],
-        list(map(torch.Tensor.stride, tensors)),
-        [tensor.dtype for tensor in tensors],
-        [tensor.device for tensor in tensors],
-        [tensor.untyped_storage().nbytes() for tensor in on_memory],
+        list(map(torch.Tensor.data_ptr, tensors)),
+        list(map(hash, map(attrgetter("shape"), tensors))),
+        list(map(hash, map(torch.Tensor.stride, tensors))),
+        list(map(attrgetter("dtype"), tensors)),
     )
 
 
 def check_modes() -> None:
-    """Refuse modes that make something else than torch.Tensor of new tensors. The run mixes these with real memory."""
-    probe = torch.empty(0, device="cpu")
-    if type(probe) is not torch.Tensor:
-        raise RuntimeError(
-            f"a mode is active that makes a {type(probe).__name__} of every new tensor (FakeTensorMode, or a transform "
-            "of torch.func); initialise outside of it"
-        )
+    """Refuse FakeTensorMode: new tensors have no memory in it, and the run mixes these with real memory."""
+    if in_fake_mode():
+        raise RuntimeError("FakeTensorMode is on, in which new tensors have no memory; initialise outside of it")

@@ -131,11 +131,14 @@ def memory_span(tensor: torch.Tensor, name: str) -> Span:
     Raises:
         ParameterError: elements share memory, or the storage is smaller than the tensor (freed, or resized to nothing).
     """
-    size = tensor.element_size()
-    if tensor.numel() == 0:
+    size, numel = tensor.element_size(), tensor.numel()
+    if numel == 0:
         return Span(0, 0, True, False, (), size)
-    contiguous = tensor.is_contiguous()
-    if not contiguous and overlaps_itself(tensor):
+    if tensor.is_contiguous():  # nearly all are: the short way
+        begin, length, storage = tensor.data_ptr(), numel * size, tensor.untyped_storage()
+        if begin != 0 and tensor.storage_offset() * size + length <= storage.nbytes():
+            return Span(begin, begin + length, True, not storage.resizable(), (), size)
+    elif overlaps_itself(tensor):
         raise ParameterError(
             name,
             f"several elements share memory (shape {tuple(tensor.shape)}, strides {tensor.stride()}), as after "
