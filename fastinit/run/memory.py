@@ -13,7 +13,6 @@ import torch
 
 from fastinit._torch import in_transform
 from fastinit.distributed.shards import local_tensor
-from fastinit.errors import NAMELESS as NAMELESS
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import extent, overlaps_itself
 from fastinit.schemes.distributions import Distribution
