@@ -5,6 +5,7 @@ from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
 from fastinit.audit.fingerprint import fingerprint
 from fastinit.audit.verify import verify
+from fastinit.capture.contexts import deferred, fused, no_init
 from fastinit.errors import ParameterError, UncoveredWarning
 from fastinit.functional import (
     calculate_gain,
@@ -44,6 +45,7 @@ from fastinit.schemes.named import (
     Constant,
     DepthScaled,
     Normal,
+    Own,
     Scaled,
     TruncNormal,
     Uniform,
@@ -79,6 +81,7 @@ __all__ = [
     "MuP",
     "Normal",
     "Orthogonal",
+    "Own",
     "ParameterError",
     "Plan",
     "Recipe",
@@ -100,12 +103,14 @@ __all__ = [
     "calculate_gain",
     "constant_",
     "deepnorm",
+    "deferred",
     "delta_orthogonal_",
     "dirac_",
     "eye_",
     "fingerprint",
     "fixup",
     "functional",
+    "fused",
     "init_",
     "init_model_",
     "kaiming_normal_",
@@ -116,6 +121,7 @@ __all__ = [
     "lora_rules",
     "materialize_",
     "mup",
+    "no_init",
     "normal_",
     "ones_",
     "orthogonal_",

@@ -42,6 +42,47 @@ def classes(module: str, name: str, instead: tuple[type[Any], ...] = ()) -> tupl
     return instead if found is None else (found,)
 
 
+# Nested lists, tuples and dicts of arguments: their leaves, and the same nest with other leaves. Without the module,
+# nothing can be recorded (capture/), and the import of fastinit fails.
+_pytree: Any = importlib.import_module("torch.utils._pytree")
+tree_flatten: Callable[[Any], tuple[list[Any], Any]] = _pytree.tree_flatten
+tree_map: Callable[[Callable[[Any], Any], Any], Any] = _pytree.tree_map
+
+# What `torch.no_grad` calls to switch gradients off and on. Without it: nothing, and the call counts as any other.
+SET_GRAD_ENABLED: Any = getattr(torch._C, "_set_grad_enabled", None)
+
+# The function of torch.nn.init in which truncated normal values are drawn. The public one calls it by this name.
+TRUNC_NORMAL = "_no_grad_trunc_normal_" if hasattr(nn.init, "_no_grad_trunc_normal_") else "trunc_normal_"
+
+
+def factories() -> list[Callable[..., Any]]:
+    """The functions of torch that make tensors on a device of their choice. Without torch's list: the usual ones."""
+    listed = getattr(importlib.import_module("torch.utils._device"), "_device_constructors", None)
+    if listed is None:
+        names = "empty zeros ones full rand randn randint randperm arange linspace logspace eye tensor"
+        return [getattr(torch, name) for name in names.split()]
+    return list(listed())
+
+
+def new_storage(nbytes: int) -> torch.UntypedStorage:
+    """Memory on the CPU, as it comes."""
+    make: Any = torch.UntypedStorage
+    storage: torch.UntypedStorage = make(nbytes, device="cpu")
+    return storage
+
+
+def storage_reference(storage: torch.UntypedStorage) -> Any:
+    """A reference to a storage that does not keep its memory. It has `cdata` and `expired()`."""
+    return importlib.import_module("torch.multiprocessing.reductions").StorageWeakRef(storage)
+
+
+def storage_of(reference: Any) -> torch.UntypedStorage:
+    """The storage of a reference that has not expired."""
+    make: Any = torch.UntypedStorage._new_with_weak_ptr
+    storage: torch.UntypedStorage = make(reference.cdata)
+    return storage
+
+
 # Convolutions, transposed ones too. Without the base class, users' classes that are derived from it alone are no longer
 # known as convolutions.
 CONVOLUTIONS = classes(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from fastinit.capture.tapes import drop_tapes
 from fastinit.distributed import agreement
 from fastinit.errors import UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
@@ -273,6 +274,7 @@ def materialize_(
         made = planned()
     made.run_()
     restoration.settle_()
+    drop_tapes(model)
     return model
 
 

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fastinit._torch import ORTHOGONALS, SPECTRAL_NORMS, wraps_others
+from fastinit.capture.tapes import tape_of
 from fastinit.errors import warn
 from fastinit.meta.buffer_ways import BUFFER_METHODS, MODULE_METHODS, Way, conventional, method, own_ways, rotary
 from fastinit.rules.select import KEEP, Rule, Selector
@@ -208,7 +209,9 @@ def plan_restoration(
     names = {each.module: each.name for each in named_modules(model)}
     lost = _find(model)
     _check_selectors(rules, model, lost, strict)
-    if lost:
+    for each in lost:
+        _replay(each, seed)
+    if any(not each.way for each in lost):
         _check_whole(names)
         with _stand_ins(list(names), lost):
             search = _Search(model, lost, names, seed)
@@ -224,6 +227,17 @@ def plan_restoration(
                 "that assigns or fills it"
             )
     return Restoration(lost, list(names))
+
+
+def _replay(each: _Lost, seed: int) -> None:
+    """Take the value that was recorded when the model was built (capture/)."""
+    for place in each.places:
+        tape = tape_of(place.module, place.own_name)
+        if tape is not None:
+            with torch.no_grad():
+                each.value = tape.replay(seed).clone()
+            each.way = "recorded when it was built"
+            return
 
 
 def _as_rules(given: Sequence[tuple[Selector, Callable[[Any], Any]]] | None) -> list[tuple[Rule, Callable[[Any], Any]]]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from fastinit.capture.own import Authors
 from fastinit.errors import ParameterError
 from fastinit.rules.depths import Depths
 from fastinit.rules.roles import Treatment
@@ -24,6 +25,7 @@ from fastinit.schemes.distributions import (
     range_warning,
 )
 from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geometry_of
+from fastinit.schemes.named import Own
 
 
 class Resolution(NamedTuple):
@@ -44,9 +46,10 @@ class Resolver:
     and so are the answers to all further questions of the scheme, in the order in which it asked.
     """
 
-    def __init__(self, fan: FanConvention, depths: Depths) -> None:
+    def __init__(self, fan: FanConvention, depths: Depths, authors: Authors | None = None) -> None:
         self._fan = fan
         self._depths = depths
+        self._authors = authors
         self._known: dict[Any, Resolution | _Question] = {}
         self._alive: list[object] = []  # objects whose ids are in keys; their ids must not be reused
 
@@ -71,7 +74,7 @@ class Resolver:
         if type(found) is Resolution:
             return found
         fan = self._fan if rule is None or rule.fan is None else rule.fan
-        asked = _Asked(fan, self._depths, name, own_name, module, shape)
+        asked = _Asked(fan, self._depths, self._authors, name, own_name, module, shape)
         while found is not None:
             if type(found) is Resolution:
                 return found
@@ -109,6 +112,7 @@ class _Asked:
         self,
         fan: FanConvention,
         depths: Depths,
+        authors: Authors | None,
         name: str,
         own_name: str,
         module: nn.Module | None,
@@ -116,6 +120,7 @@ class _Asked:
     ) -> None:
         self.fan = fan
         self.depths = depths
+        self.authors = authors
         self.name = name
         self.own_name = own_name
         self.module = module
@@ -161,7 +166,17 @@ class _Asked:
             return self.depths.layer(self.name)
         if what == "layers":
             return self.depths.layers(self.name)
+        if what == "author":
+            return self._author()
         return self.module if what == "module" else self.own_name
+
+    def _author(self) -> Distribution:
+        if self.authors is None or self.module is None:
+            raise ValueError("expected a parameter of a module, whose code tells; got a tensor")
+        author = self.authors.of(self.module, self.own_name)
+        if author.distribution is None:
+            raise ValueError(f"expected a parameter that its module's own code sets, but {author.reason}")
+        return author.distribution
 
     def geometry(self) -> Geometry:
         geometry: Geometry = self.answer("geometry")
@@ -203,6 +218,11 @@ class _Context(Context):
     def layers(self) -> int:
         return int(self._asked.answer("layers"))
 
+    @property
+    def author(self) -> Distribution:
+        author: Distribution = self._asked.answer("author")
+        return author
+
 
 def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolution:
     given = treatment.scheme
@@ -210,8 +230,9 @@ def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolut
     schemes = given if isinstance(given, tuple) else (given,)
     rule, shape = treatment.rule, asked.shape
     fans: Fans | None = None
+    of_whole = any(isinstance(each, Own) for each in schemes)  # with its padding row and its blocks
     try:
-        dim, sizes = _blocks(asked, rule)
+        dim, sizes = (0, ()) if of_whole else _blocks(asked, rule)
     except Exception as error:
         raise ParameterError(asked.name, f"{_described(schemes)}{error}") from error
     if not sizes:
@@ -234,7 +255,7 @@ def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolut
             fans = asked.geometry().fans
             if sizes and rule is not None and rule.split is not None:
                 fans = block_fans(asked.geometry(), shape, dim, sizes[0])
-        if treatment.zero_row is not None and distribution != ZERO:
+        if treatment.zero_row is not None and distribution != ZERO and not of_whole:
             distribution = _with_zero_row(distribution, shape, treatment.zero_row)
         check_dtype(dtype, distribution)
         check_range(distribution, dtype)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fastinit._torch import BATCH_NORMS
+from fastinit.capture.own import Author
 from fastinit.rules.select import KEEP, Rule
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.named import Constant, Normal, kaiming_uniform
@@ -156,6 +157,13 @@ def _special_treatment(name: str, module: nn.Module, own_name: str, dimensions: 
         if isinstance(initial, (int, float)):
             return Treatment(Constant(float(initial)), f"{kind_of(module)}: its init_values")
     return None
+
+
+def own_treatment(author: Author, scheme: Scheme) -> Treatment:
+    """The treatment under "own": what the module's own code gives, or else none."""
+    if author.distribution is None:
+        return Treatment(None, f"{author.reason}: kept", covered=False)
+    return Treatment(scheme, f"own: {author.reason}")
 
 
 def ruled_treatment(rule: Rule, module: nn.Module) -> Treatment:

@@ -9,13 +9,21 @@ import torch
 from torch import nn
 
 from fastinit._torch import between_nodes
+from fastinit.capture.own import Authors
 from fastinit.distributed import agreement
 from fastinit.distributed.shards import is_dtensor, is_flattened, local_tensor
 from fastinit.errors import NAMELESS, ParameterError, warn
 from fastinit.plans import Action, Plan, Row, boxes_of
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
-from fastinit.rules.roles import Treatment, default_treatment, kind_of, own_type, ruled_treatment
+from fastinit.rules.roles import (
+    Treatment,
+    default_treatment,
+    kind_of,
+    own_treatment,
+    own_type,
+    ruled_treatment,
+)
 from fastinit.rules.select import Rule, RuleFinder, as_fan
 from fastinit.run.memory import check_tensor
 from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules
@@ -23,6 +31,7 @@ from fastinit.run.parametrized import computed_weights
 from fastinit.run.places import Place, place_of
 from fastinit.schemes.base import Scheme, as_scheme
 from fastinit.schemes.fans import FanConvention
+from fastinit.schemes.named import Own
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -176,13 +185,16 @@ class Survey:
         self._scheme = scheme
         self._finder = finder
         depths = Depths(self._names_in_stacks(), self._layers, of_part=not self._rename.changes_nothing)
-        self._maker = _RowMaker(Resolver(as_fan(fan), depths))
+        self._authors = Authors(self.model)
+        self._is_own = isinstance(scheme, Own)
+        self._maker = _RowMaker(Resolver(as_fan(fan), depths, self._authors))
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
         self._first: dict[int, tuple[str, Place]] = {}  # id of a parameter -> its first name and place
         self._computed: dict[int, str] = {}  # id of an original -> the weight computed from it
         rows: list[Row] = []
         for each in self._modules:
-            if "parametrizations" in each.module._modules or each.module._forward_pre_hooks:
+            # A model's own code sets the originals, not the weights that are computed from them.
+            if ("parametrizations" in each.module._modules or each.module._forward_pre_hooks) and not self._is_own:
                 rows += self._computed_rows(each)
             kind = kind_of(each.module)
             for own_name, parameter in each.module._parameters.items():
@@ -244,6 +256,8 @@ class Survey:
             return ruled_treatment(self._finder.rules[position], module)
         if parameter.__dict__.get("_is_hf_initialized", False) and not local_tensor(parameter).is_meta:
             return Treatment(None, "loaded weights (_is_hf_initialized): kept")
+        if self._is_own:
+            return own_treatment(self._authors.of(module, own_name), self._scheme)
         # A lazy parameter has no shape. Counted as a matrix, it reaches the check that reports this.
         dimensions = 2 if nn.parameter.is_lazy(parameter) else parameter.dim()
         return default_treatment(name, module, own_name, parameter, dimensions, self._scheme)

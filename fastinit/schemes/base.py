@@ -39,6 +39,7 @@ class Context:
         own_name: str = "",
         layer: int | None = None,
         layers: int | None = None,
+        author: Distribution | None = None,
     ) -> None:
         self.shape: tuple[int, ...] = tuple(shape)
         self.dtype = dtype
@@ -47,6 +48,7 @@ class Context:
         self._own_name = own_name
         self._layer = layer
         self._layers = layers
+        self._author = author
 
     @property
     def fans(self) -> Fans:
@@ -88,6 +90,17 @@ class Context:
         if self._layers is None:
             raise ValueError("expected a parameter in a stack of layers, or layers=; got neither")
         return self._layers
+
+    @property
+    def author(self) -> Distribution:
+        """The distribution that the module's own code gives the parameter.
+
+        Raises:
+            ValueError: no code tells.
+        """
+        if self._author is None:
+            raise ValueError("expected a parameter that its module's own code sets; got one of which no code tells")
+        return self._author
 
 
 @runtime_checkable

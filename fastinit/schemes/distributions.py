@@ -41,6 +41,7 @@ class Distribution(ABC):
     __slots__ = ()
     takes_complex: ClassVar[bool] = False  # whether the distribution has a meaning for complex tensors
     same_everywhere: ClassVar[bool] = False  # whether all elements are distributed alike, in any part of a tensor
+    told_by_formula: ClassVar[bool] = True  # whether mean, std and bounds are known without computing the values
 
     @abstractmethod
     def mean(self) -> float:
@@ -819,6 +820,8 @@ def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
     infinite or NaN.
     """
     for block in distribution.each_block():
+        if not block.told_by_formula:
+            continue
         if dtype.is_floating_point and dtype.itemsize == 1:
             _check_narrow(block, dtype)
         if dtype.is_floating_point or dtype.is_complex:
@@ -851,6 +854,8 @@ def range_warning(distribution: Distribution, dtype: torch.dtype) -> str | None:
     limits = torch.finfo(dtype)
     least = limits.smallest_normal * limits.eps
     for block in distribution.each_block():
+        if not block.told_by_formula:
+            continue
         if block.is_random():
             mean, std = block.mean(), block.std()
             spacing = max(limits.eps * abs(mean), least)

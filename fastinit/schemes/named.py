@@ -36,6 +36,18 @@ def set_not_negative(scheme: Scheme, *names: str) -> None:
 
 
 @dataclass(frozen=True)
+class Own:
+    """What the module's own code gives: constructor, `reset_parameters`, `_init_weights` and their like.
+
+    Their calls are recorded, never run on the model itself. A parameter of which no code tells is kept; a rule that
+    asks for "own" refuses it.
+    """
+
+    def distribution(self, context: Context) -> Distribution:
+        return context.author
+
+
+@dataclass(frozen=True)
 class Constant:
     """Every element is `value`."""
 
@@ -354,6 +366,7 @@ _BY_NAME: dict[str, Callable[..., Scheme]] = {
     "variance_scaling": VarianceScaling,
     "scaled": Scaled,
     "depth_scaled": DepthScaled,
+    "own": Own,
 }
 for _name, _make in _BY_NAME.items():
     register_scheme(_name, _make)

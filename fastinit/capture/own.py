@@ -1,0 +1,245 @@
+"""What a model's own code gives each of its parameters: from its tapes, or from its code, run on a copy on meta."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastinit._torch import typed_like
+from fastinit.capture.contexts import recorded
+from fastinit.capture.graph import Geometry, Memory, View, chain_of, draws_of
+from fastinit.capture.recorder import Recorder
+from fastinit.capture.tapes import Tape, distribution_of, tape_of
+from fastinit.run.names import NamedModule, named_modules, unwrapped
+from fastinit.schemes.distributions import Constant, Distribution
+
+Kind = Literal["draw", "constant", "pattern", "table", "unknown"]
+
+
+class Author(NamedTuple):
+    """What a module's own code gives a parameter.
+
+    kind: "draw": random numbers. "constant": one value. "pattern": a known arrangement, such as a diagonal. "table":
+        values that its code computes. "unknown": nothing is known.
+    distribution: None if it is unknown.
+    reason: the code that tells, or why none does.
+    """
+
+    kind: Kind
+    distribution: Distribution | None
+    reason: str
+
+
+def _author(tape: Tape, reason: str) -> Author:
+    distribution = distribution_of(tape)
+    if distribution.is_random():
+        return Author("draw", distribution, reason)
+    if isinstance(distribution, Constant):
+        return Author("constant", distribution, reason)
+    known = type(distribution).__module__ == Distribution.__module__
+    return Author("pattern" if known else "table", distribution, reason)
+
+
+class Authors:
+    """Answers for one model. Its code is run when somebody first asks, and never on the model itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._read: dict[tuple[int, str], tuple[Tape, str]] | None = None
+        self._failed = ""
+        self._known: dict[tuple[int, str], Author] = {}
+
+    def of(self, module: nn.Module, own_name: str) -> Author:
+        """What the code gives the parameter `own_name` of `module`."""
+        key = id(module), own_name
+        if key not in self._known:
+            self._known[key] = self._found(module, own_name)
+        return self._known[key]
+
+    def _found(self, module: nn.Module, own_name: str) -> Author:
+        tape = tape_of(module, own_name)
+        if tape is not None:
+            return _author(tape, "as recorded when it was built")
+        if self._read is None:
+            self._read = {}
+            try:
+                self._read = _read(unwrapped(self._model))
+            except Exception as error:
+                self._failed = f"its code cannot run on a copy: {type(error).__name__}: {error}"
+        found = self._read.get((id(module), own_name))
+        if found is None:
+            return Author("unknown", None, self._failed or "no code of its own sets it")
+        return _author(*found)
+
+
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Keep the states of the random number generators of Python and NumPy. torch's draws are recorded, not made."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _read(model: nn.Module) -> dict[tuple[int, str], tuple[Tape, str]]:
+    """For each parameter that the model's code sets: its tape, and which code this was."""
+    found: dict[tuple[int, str], tuple[Tape, str]] = {}
+    with _nothing_drawn():
+        rebuilt: set[str] = set()
+        for each in named_modules(model):
+            if any(each.name == name or each.name.startswith(f"{name}.") or name == "" for name in rebuilt):
+                continue
+            build = _builder(each.module)
+            if build is not None and _read_building(each, build, found):
+                rebuilt.add(each.name)
+        if "" not in rebuilt:
+            _read_resetting(model, found)
+    return found
+
+
+def _builder(module: nn.Module) -> Callable[[], nn.Module] | None:
+    """How to build a module of another library again; None where nobody says."""
+    kinds = [base for base in type(module).__mro__ if not base.__module__.startswith("torch.")]
+    names = {base.__name__ for base in kinds}
+    if "PreTrainedModel" in names and getattr(module, "config", None) is not None:
+        config: Any = module.config
+        return partial(kinds[0], copy.deepcopy(config))
+    architecture = getattr(module, "pretrained_cfg", None)
+    if isinstance(architecture, dict) and isinstance(architecture.get("architecture"), str):
+        timm: Any = sys.modules.get("timm")  # it is loaded if it has made the model
+        if timm is None:
+            return None
+        return partial(
+            timm.create_model, architecture["architecture"], num_classes=getattr(module, "num_classes", None)
+        )
+    return None
+
+
+def _read_building(
+    of: NamedModule, build: Callable[[], nn.Module], found: dict[tuple[int, str], tuple[Tape, str]]
+) -> bool:
+    """Build a twin of a module under the recorder. False: it cannot be built, or turns out to be another model."""
+    recorder = Recorder(0, on_meta=True)
+    try:
+        twin = recorded(build, recorder)
+    except Exception:
+        return False
+    own = [(each.name, name, parameter, each.module) for each in named_modules(of.module)
+           for name, parameter in each.module._parameters.items() if parameter is not None]  # fmt: skip
+    twins = {(each.name, name): parameter for each in named_modules(twin)
+             for name, parameter in each.module._parameters.items() if parameter is not None}  # fmt: skip
+    shapes = {(name, own_name): parameter.shape for name, own_name, parameter, _ in own}
+    if shapes != {key: parameter.shape for key, parameter in twins.items()}:
+        return False
+    for name, own_name, _, module in own:
+        tape = _taped(recorder, twins[name, own_name], f"{name}.{own_name}" if name else own_name)
+        if tape is not None:
+            found[id(module), own_name] = tape, f"its class, built again from {type(of.module).__name__}'s description"
+    return True
+
+
+def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, str]]) -> None:
+    """Run the model's reset code on a copy of the model."""
+    twin, tensors = _copy_on_meta(model)
+    recorder = Recorder(0, on_meta=True)
+    for tensor in tensors:
+        recorder.watch(tensor)
+
+    def reset() -> None:
+        with torch.no_grad():
+            for module in reversed(list(twin.modules())):
+                _reset(module)
+            _reset_model(twin)
+
+    recorded(reset, recorder)
+    for own, other in zip(named_modules(model), named_modules(twin), strict=True):
+        for own_name, parameter in other.module._parameters.items():
+            key = id(own.module), own_name
+            if parameter is None or key in found:
+                continue
+            tape = _taped(recorder, parameter, own.names_of(own_name)[0])
+            if tape is not None:
+                found[key] = tape, "its reset code"
+
+
+def _taped(recorder: Recorder, tensor: Tensor, name: str) -> Tape | None:
+    """The tape of a tensor; None if nobody has written to all of it."""
+    stored = recorder.stored(tensor)
+    if stored is None or isinstance(chain_of(stored.content)[0], Memory):
+        return None
+    for position, draw in enumerate(draws_of(stored.content)):
+        if draw.name is None:
+            draw.name = name if position == 0 else f"{name}#{position}"
+    return Tape(View(stored.content, Geometry.of(tensor)), name, 0)
+
+
+def _copy_on_meta(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
+    """A deep copy of a model whose tensors are on meta, and these tensors. Nothing of the model is shared."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for holder in (module._parameters, module._buffers, module.__dict__):
+            for tensor in holder.values():
+                if isinstance(tensor, Tensor) and id(tensor) not in memo:
+                    memo[id(tensor)] = _on_meta(tensor)
+    tensors = list(memo.values())
+    twin: nn.Module = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        module.__dict__.pop("_is_hf_initialized", None)
+    return twin, tensors
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    twin = typed_like(tensor, empty) if type(tensor) is nn.Parameter else empty
+    twin.__dict__.update({key: value for key, value in tensor.__dict__.items() if key != "_is_hf_initialized"})
+    return twin
+
+
+_OF_MODULE = ("reset_parameters", "_reset_parameters")
+_OF_MODEL = ("initialize_weights", "init_weights", "init_states", "initialize_parameters")
+
+
+def _reset(module: nn.Module) -> None:
+    """Run a module's reset code: the method of the most derived class that has one."""
+    for name in _OF_MODULE:
+        method = getattr(module, name, None)
+        if callable(method) and _takes(method, 0):
+            method()
+            return
+
+
+def _reset_model(model: nn.Module) -> None:
+    """Run the code that a model has for all of its modules."""
+    each = getattr(model, "_init_weights", None)
+    if callable(each) and _takes(each, 1) and not any(hasattr(model, name) for name in _OF_MODEL[:1]):
+        model.apply(each)
+        return
+    for name in _OF_MODEL:
+        method = getattr(model, name, None)
+        if callable(method) and _takes(method, 0):
+            method()
+            return
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with this number of arguments."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except (TypeError, ValueError):
+        return False
+    return True

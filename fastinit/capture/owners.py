@@ -1,0 +1,68 @@
+"""Which modules were built while something was recorded, and what they call their tensors."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules import module as hooks
+
+from fastinit.run.names import named_modules
+
+
+class Owned(NamedTuple):
+    """A tensor of a module: which of the models it belongs to, its canonical name there, and where it is kept."""
+
+    model: int
+    name: str
+    own_name: str
+    module: nn.Module
+    tensor: torch.Tensor
+    kind: str  # "parameter", "buffer" or "attribute"
+
+
+class Owners:
+    """Notes the modules that get parameters, buffers or children in this thread."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._modules: dict[int, weakref.ref[nn.Module]] = {}
+        self._handles: list[Any] = []
+
+    def watch(self) -> None:
+        self._handles = [
+            hooks.register_module_parameter_registration_hook(self._registered),
+            hooks.register_module_buffer_registration_hook(self._registered),
+            hooks.register_module_module_registration_hook(self._registered),
+        ]
+
+    def unwatch(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _registered(self, module: nn.Module, name: str, value: Any) -> None:
+        known = self._modules.get(id(module))
+        if (known is None or known() is not module) and threading.get_ident() == self._thread:
+            self._modules[id(module)] = weakref.ref(module)
+
+    def models(self) -> list[nn.Module]:
+        """The modules that no other one contains, in the order in which they were first seen."""
+        modules = [module for each in self._modules.values() if (module := each()) is not None]
+        children = {id(child) for module in modules for child in module._modules.values()}
+        return [module for module in modules if id(module) not in children]
+
+    def owned(self) -> Iterator[Owned]:
+        """The tensors of all models: parameters first, since their names decide; then buffers; then attributes."""
+        models = [named_modules(model) for model in self.models()]
+        for kind, holder in (("parameter", "_parameters"), ("buffer", "_buffers"), ("attribute", "__dict__")):
+            for number, modules in enumerate(models):
+                for each in modules:
+                    for own_name, tensor in getattr(each.module, holder).items():
+                        if isinstance(tensor, torch.Tensor):
+                            name = each.names_of(own_name)[0]
+                            yield Owned(number, name, own_name, each.module, tensor, kind)

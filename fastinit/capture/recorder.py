@@ -1,0 +1,628 @@
+"""The recorder: a mode under which torch's functions are noted down instead of run.
+
+On the meta device every call is recorded. On memory only that is which writes random numbers, and whatever follows from
+them; all else runs as usual. Names, modules and seeds are the business of those who use the recorder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastinit import _torch
+from fastinit._torch import tree_flatten, tree_map
+from fastinit.capture import calls
+from fastinit.capture.calls import Filling
+from fastinit.capture.graph import (
+    Call,
+    Changed,
+    Draw,
+    Fill,
+    Geometry,
+    Known,
+    Memory,
+    Node,
+    Output,
+    Replay,
+    View,
+    bytes_of,
+    chain_of,
+    draws_of,
+    memory_of,
+)
+from fastinit.errors import ParameterError
+from fastinit.schemes.distributions import Distribution
+
+_MOST_COPIED = 2**26  # bytes of a tensor that a call reads later: until then, a copy of it is kept
+_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
+
+
+class Stored:
+    """What is recorded of one storage: a reference that does not keep it, and its content."""
+
+    __slots__ = ("content", "has_memory", "reference")
+
+    def __init__(self, reference: Any, content: Node, has_memory: bool) -> None:
+        self.reference = reference
+        self.content = content
+        self.has_memory = has_memory  # or it is on meta
+
+
+class Recorder(TorchFunctionMode):
+    """Records what is asked for while it is active, in the thread that entered it.
+
+    Args:
+        seed: of numbers that somebody reads before the recording ends.
+        on_meta: whether new tensors are put on the meta device. Every call is then recorded.
+    """
+
+    def __init__(self, seed: int, *, on_meta: bool) -> None:
+        super().__init__()
+        self.seed = seed
+        self.on_meta = on_meta
+        default = torch.get_default_device()
+        self._device = torch.device("cpu") if default.type == "meta" else default
+        self._stored: dict[int, Stored] = {}
+        self._draws = 0
+
+    # ---- what was recorded ----
+
+    def stored(self, tensor: Tensor) -> Stored | None:
+        """What is recorded of a tensor's storage."""
+        if not self._stored or tensor.layout is not torch.strided or _wraps(tensor):
+            return None
+        return self._stored.get(_torch.storage_key(tensor))
+
+    def alive(self) -> Iterator[Stored]:
+        """Everything recorded of storages that still exist."""
+        return (each for each in self._stored.values() if not each.reference.expired())
+
+    def view(self, tensor: Tensor) -> View | None:
+        """The recorded content of a tensor."""
+        stored = self.stored(tensor)
+        return None if stored is None else View(stored.content, Geometry.of(tensor))
+
+    def watch(self, tensor: Tensor) -> None:
+        """Record what happens to a tensor from now on."""
+        if not _wraps(tensor) and tensor.layout is torch.strided:
+            self._store(tensor, self._memory_of(tensor))
+
+    def forget(self, stored: Stored) -> None:
+        self._stored.pop(stored.reference.cdata, None)
+
+    def write(self, wanted: Iterable[tuple[Stored, Tensor | None]], replay: Replay) -> None:
+        """Give storages their contents. A tensor lies in its storage; one with as many elements stands for it."""
+        fills, later = [], []
+        for stored, tensor in wanted:
+            storage = _torch.storage_of(stored.reference)
+            if storage.nbytes() < stored.content.nbytes:
+                raise ParameterError("tensor", "its memory was freed or made smaller before it was initialised")
+            base, chain = chain_of(stored.content)
+            if isinstance(base, Fill):
+                whole = base.at.view(storage)
+                alike = base.distribution.same_everywhere and tensor is not None and tensor.numel() == whole.numel()
+                fills.append((base, tensor.detach() if alike and tensor is not None else whole))
+            later.append((stored, storage, base, chain))
+        with torch.no_grad():
+            replay.fill(fills)
+            for _, storage, base, chain in later:
+                if not isinstance(base, (Fill, Memory)):
+                    bytes_of(storage).copy_(bytes_of(replay.content(base)))
+                replay.run(chain, storage)
+        for stored, *_ in later:
+            self.forget(stored)
+
+    # ---- the mode ----
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.on_meta and function in calls.PLACES and self.stored(args[0]) is not None:
+            # Code that finds itself on meta leaves its initialisation out. It is to run as it does without us.
+            place = function.__self__.__name__
+            return self._device if place == "device" else place == f"is_{self._device.type}"
+        if function in calls.PLAIN:
+            return function(*args, **kwargs)
+        if not args and "tensor" in kwargs:  # as torch.nn.init hands its calls on
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("tensor"),)
+            # It looks its own function up by name, where somebody may have put another.
+            function = calls.HANDED_ON.get(getattr(function, "__name__", ""), function)
+        filling = calls.FILLS.get(function)
+        if filling is not None and self.fill(filling, args, kwargs):
+            return args[0]
+        if function in calls.FACTORIES or function in calls.LIKE:
+            return self._made(function, args, kwargs)
+        if function in calls.RANDOM_IN_PLACE and kwargs.get("generator") is None and self._can_wait(args[0]):
+            return self._recorded(function, args, kwargs, [args[0]])
+        if not self._stored or function in calls.VIEWS:
+            return function(*args, **kwargs)
+        return self._called(function, args, kwargs)
+
+    def fill(self, filling: Filling, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Record that all of a tensor is written with one distribution. False: this must be done in another way."""
+        tensor = args[0]
+        if (
+            kwargs.get("generator") is not None
+            or type(tensor) not in _TENSORS
+            or tensor.dtype not in calls.SAMPLED_DTYPES
+            or tensor.layout is not torch.strided
+            or (tensor.is_meta and not self.on_meta)
+            or (filling.under_grad and tensor.requires_grad and torch.is_grad_enabled())
+            or tensor.numel() == 0
+        ):
+            return False
+        if "generator" in kwargs:
+            kwargs = {key: value for key, value in kwargs.items() if key != "generator"}
+        try:
+            distribution = filling.distribution(tensor, *args[1:], **kwargs)
+            distribution.check(tensor.shape)
+        except Exception:
+            return False
+        stored = self.stored(tensor)
+        if not distribution.is_random() and not tensor.is_meta and (stored is None or _is_whole(tensor)):
+            return False  # written as usual: nothing is saved by waiting
+        self._put(tensor, stored, distribution)
+        return True
+
+    def _can_wait(self, tensor: Tensor) -> bool:
+        """Whether random numbers of another kind can be written to a tensor later."""
+        is_ours = type(tensor) in _TENSORS and tensor.layout is torch.strided and (self.on_meta or not tensor.is_meta)
+        return is_ours and not (tensor.requires_grad and torch.is_grad_enabled())
+
+    def _put(self, tensor: Tensor, stored: Stored | None, distribution: Distribution) -> None:
+        at = Geometry.of(tensor)
+        draw = self._draw() if distribution.is_random() else Draw(-1)
+        if _is_whole(tensor) and (tensor.is_contiguous() or distribution.same_everywhere):
+            self._store(tensor, Fill(tensor.untyped_storage().nbytes(), at, distribution, draw))
+            return
+        shape = tensor.shape
+        packed = Geometry(at.dtype, shape, torch.empty(shape, device="meta").stride(), 0)
+        fill = Fill(shape.numel() * at.dtype.itemsize, packed, distribution, draw)
+        before = self._memory_of(tensor) if stored is None else stored.content
+        target = View(before, at)
+        call = Call(Tensor.copy_, (target, View(fill, packed)), {}, target, None)
+        self._store(tensor, Changed(before.nbytes, before, call))
+
+    def _draw(self) -> Draw:
+        self._draws += 1
+        return Draw(self._draws)
+
+    def _memory_of(self, tensor: Tensor) -> Memory:
+        return Memory(tensor.untyped_storage().nbytes())
+
+    def _store(self, tensor: Tensor, content: Node) -> None:
+        key = _torch.storage_key(tensor)
+        stored = self._stored.get(key)
+        if stored is None:
+            reference = _torch.storage_reference(tensor.untyped_storage())
+            self._stored[key] = Stored(reference, content, not tensor.is_meta)
+        else:
+            stored.content = content
+
+    # ---- new tensors ----
+
+    def _made(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        drawn = calls.DRAWING.get(function)
+        if not self.on_meta:
+            if kwargs.get("out") is not None:
+                return self._called(function, args, kwargs)
+            if function in calls.RANDOM_FACTORIES and kwargs.get("generator") is None:
+                return self._recorded(function, args, kwargs)
+            if drawn is None or kwargs.get("generator") is not None:
+                return function(*args, **kwargs)
+            made = calls.LIKE.get(function, torch.empty)(*args, **kwargs)
+            self._draw_into(made, drawn, function)
+            return made
+        if kwargs.get("out") is not None or kwargs.get("generator") is not None:
+            return self._called(function, args, {**kwargs, "device": "meta"})
+        if function in calls.COPIES_OF_DATA:
+            return self._copy_of_data(function, args, kwargs)
+        kwargs = {**kwargs, "device": "meta"}
+        constant = calls.CONSTANT.get(function)
+        if function in (torch.empty, torch.empty_like, Tensor.new_empty, torch.empty_strided, torch.empty_permuted):
+            made = function(*args, **kwargs)
+            self._store(made, Memory(made.untyped_storage().nbytes()))
+            return made
+        if drawn is not None or constant is not None:
+            made = calls.LIKE.get(function, torch.empty)(*args, **kwargs)
+            if made.dtype in calls.SAMPLED_DTYPES and made.numel():
+                self._put(made.detach(), None, drawn or constant)  # type: ignore[arg-type]
+                return made
+        return self._recorded(function, args, kwargs)
+
+    def _draw_into(self, made: Tensor, distribution: Distribution, function: Any) -> None:
+        if made.dtype in calls.SAMPLED_DTYPES and made.numel() and made.is_meta is self.on_meta and not _wraps(made):
+            self._put(made.detach(), None, distribution)
+        elif not made.is_meta:
+            with torch.no_grad():
+                made.normal_() if function in (torch.randn, torch.randn_like) else made.uniform_()
+
+    def _copy_of_data(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        known = function(*args, **{**kwargs, "device": "cpu", "requires_grad": False} if function is torch.tensor
+            else {**kwargs, "device": "cpu"})  # fmt: skip
+        if known.is_meta:
+            return known
+        return self._known(known).requires_grad_(bool(kwargs.get("requires_grad", False)))
+
+    def _known(self, tensor: Tensor) -> Tensor:
+        """A tensor on meta that has the values of one with memory."""
+        copy = tensor.detach().cpu().clone()
+        twin = torch.empty_strided(copy.shape, copy.stride(), dtype=copy.dtype, device="meta")
+        self._store(twin, Known(copy.untyped_storage().nbytes(), copy.untyped_storage()))
+        return twin
+
+    # ---- calls ----
+
+    def _called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that may concern recorded tensors."""
+        leaves = _tensors_in(args, kwargs)
+        concerned = [each for each in leaves if self.stored(each) is not None]
+        if not concerned:
+            return function(*args, **kwargs)
+        if function is Tensor.__getitem__ and _is_basic(args[1]):
+            return function(*args, **kwargs)
+        if function is Tensor.__deepcopy__ and not _wraps(args[0]):
+            return self._deep_copy(args[0], args[1])
+        if function in calls.LIKE:  # it asks for the shape alone
+            return function(*args, **kwargs)
+        if function in calls.READS or any(map(_wraps, leaves)):
+            return self._read(function, args, kwargs, concerned)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in leaves):
+            if not self.on_meta:
+                return self._read(function, args, kwargs, concerned)
+            self._pin(concerned)
+        if kwargs.get("generator") is not None:
+            return self._read(function, args, kwargs, concerned)
+        if function in calls.CASTS:
+            found = self._cast(function, args, kwargs)
+            if found is not None:
+                return found
+        if function in calls.CLONES and (copied := self._clone(args[0])) is not None:
+            return copied
+        step = calls.STEPS.get(function)
+        if step is not None and (stepped := self._step(step, function, args, kwargs)) is not None:
+            return stepped
+        if function is Tensor.copy_ and not self.on_meta and self._is_plain_copy(args[0], args[1]):
+            stored = self.stored(args[0])
+            if stored is not None:
+                self.forget(stored)
+            return function(*args, **kwargs)
+        return self._recorded(function, args, kwargs, concerned)
+
+    def _is_plain_copy(self, to: Tensor, source: Any) -> bool:
+        return _is_whole(to) and isinstance(source, Tensor) and self.stored(source) is None
+
+    def _whole_fill(self, tensor: Any) -> Fill | None:
+        """The distribution over all of a tensor's storage, if the tensor is all of it."""
+        stored = self.stored(tensor) if isinstance(tensor, Tensor) else None
+        if stored is None or not isinstance(stored.content, Fill) or tensor.dtype != stored.content.at.dtype:
+            return None
+        fill = stored.content
+        alike = fill.at.shape == tensor.shape and fill.at.strides == tensor.stride()
+        return (
+            fill
+            if alike or (fill.distribution.same_everywhere and _is_whole(tensor) and tensor.is_contiguous())
+            else None
+        )
+
+    def _step(
+        self, step: Callable[..., Distribution | None], function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        fill = self._whole_fill(args[0])
+        others = (*args[1:], *kwargs.values())
+        if fill is None or not all(isinstance(each, (int, float)) or each is None for each in others):
+            return None
+        if not fill.distribution.is_random():
+            return None
+        try:
+            distribution = step(fill.distribution, *args[1:], **kwargs)
+        except (ValueError, TypeError, ArithmeticError):
+            return None
+        if distribution is None:
+            return None
+        changed = Fill(fill.nbytes, fill.at, distribution, fill.draw)
+        if calls.writes_in_place(function):
+            self._store(args[0], changed)
+            tensor: Tensor = args[0]
+            return tensor
+        return self._new(Geometry.of(args[0]), changed, args[0])
+
+    def _new(self, at: Geometry, content: Node, like: Tensor) -> Tensor:
+        made = torch.empty_strided(at.shape, at.strides, dtype=at.dtype, device=like.device)
+        self._store(made, content)
+        return made
+
+    def _clone(self, tensor: Tensor) -> Tensor | None:
+        fill = self._whole_fill(tensor)
+        if fill is None or tensor.requires_grad:
+            return None
+        return self._new(fill.at if fill.at.shape == tensor.shape else Geometry.of(tensor), fill, tensor)
+
+    def _cast(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """`to` and its kin: a distribution in another dtype stays one, since values are rounded once."""
+        tensor = args[0]
+        if not isinstance(tensor, Tensor) or any(isinstance(each, Tensor) for each in args[1:]):
+            return None
+        if self.on_meta:  # nothing leaves the meta device before it is materialised
+            if function in (Tensor.cpu, Tensor.cuda):
+                return tensor
+            args = tuple(each for each in args if not isinstance(each, (torch.device, str)) or each == "")
+            kwargs = {key: value for key, value in kwargs.items() if key != "device"}
+            if function is Tensor.to and len(args) == 1 and not {"dtype", "copy"} & kwargs.keys():
+                return tensor
+        twin = function(Geometry.of(tensor).meta(), *args[1:], **{k: v for k, v in kwargs.items() if k != "device"})
+        fill = self._whole_fill(tensor)
+        narrower = (torch.bfloat16, torch.float16)
+        if (
+            fill is None
+            or tensor.requires_grad
+            or twin.untyped_storage().nbytes() == 0
+            or not (fill.at.dtype is torch.float32 and twin.dtype in narrower)
+            or fill.at.shape != tensor.shape
+        ):
+            if self.on_meta:
+                return self._recorded(function, args, kwargs, [tensor])  # type: ignore[no-any-return]
+            return None
+        at = Geometry.of(twin)
+        device = _device_of(function, args, kwargs, tensor)
+        made = torch.empty_strided(at.shape, at.strides, dtype=at.dtype, device=device)
+        self._store(made, Fill(made.untyped_storage().nbytes(), at, fill.distribution, fill.draw))
+        return made
+
+    def _deep_copy(self, tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+        if id(tensor) in memo:
+            found: Tensor = memo[id(tensor)]
+            return found
+        with torch.no_grad(), self:
+            made = tensor.detach().clone(memory_format=torch.preserve_format)
+        made = _torch.typed_like(tensor, made)
+        made.__dict__.update(tensor.__dict__)
+        memo[id(tensor)] = made
+        return made
+
+    def _recorded(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concerned: list[Tensor] | None = None
+    ) -> Any:
+        """Note a call down. Its results are told from a call on tensors without memory."""
+        twins: dict[int, Tensor] = {}  # id of an argument -> its twin on meta
+        views: dict[int, View] = {}
+
+        def twin(each: Any) -> Any:
+            if not isinstance(each, Tensor):
+                return each if self.on_meta or not isinstance(each, torch.device) else torch.device("meta")
+            if id(each) not in twins:
+                twins[id(each)] = each if each.is_meta else Geometry.of(each).meta()
+            return twins[id(each)]
+
+        def view(each: Any) -> Any:
+            if not isinstance(each, Tensor):
+                return each
+            if id(each) not in views:
+                found = self.view(each)
+                if found is None:
+                    copy = each.detach().clone()
+                    found = View(
+                        Known(copy.untyped_storage().nbytes(), _cpu(copy).untyped_storage()), Geometry.of(copy)
+                    )
+                views[id(each)] = found
+            return views[id(each)]
+
+        leaves = _tensors_in(args, kwargs)
+        target = kwargs.get("out")
+        if target is None and args and calls.writes_in_place(function):
+            target = args[0]
+        if any(each.is_meta and self.stored(each) is None for each in leaves if each is not target):
+            return function(*args, **kwargs)  # a tensor without memory or history: nothing can be known
+        if any(self.stored(each) is None and each is not target and each.nbytes > _MOST_COPIED for each in leaves):
+            return self._read(function, args, kwargs, concerned or [])
+        try:
+            meta_args, meta_kwargs = tree_map(twin, (args, kwargs))
+            if "device" in meta_kwargs:
+                meta_kwargs["device"] = "meta"
+            results = function(*meta_args, **meta_kwargs)
+        except Exception:
+            return self._read(function, args, kwargs, concerned or [])
+        outputs = tree_flatten(results)[0]
+        if target is not None and not isinstance(target, Tensor):
+            return self._read(function, args, kwargs, concerned or [])
+        shared = {_torch.storage_key(each) for each in twins.values()}
+        fresh = [isinstance(each, Tensor) and _torch.storage_key(each) not in shared for each in outputs]
+        if target is None and not all(fresh):
+            if not any(fresh) and all(each.is_meta for each in leaves):
+                return results  # views
+            if not any(isinstance(each, Tensor) for each in outputs) and not self.on_meta:
+                return self._read(function, args, kwargs, concerned or [])
+            if not any(fresh):
+                return function(*args, **kwargs)  # views
+            return self._read(function, args, kwargs, concerned or [])
+        if (
+            target is None
+            and not self.on_meta
+            and any(each.requires_grad for each in leaves if torch.is_grad_enabled())
+        ):
+            return self._read(function, args, kwargs, concerned or [])
+        if not self.on_meta:  # what was there before is still in its memory, but may not be for long
+            before = [each for each in leaves if each is not target and self._has_memory(each)]
+            if before:
+                self.settle(before)
+                return self.__torch_function__(function, (), args, kwargs)
+        draw = self._draw() if function in calls.RANDOM else None
+        if target is not None:
+            self._write_recorded(function, args, kwargs, target, view, draw)
+            return target
+        noted_args, noted_kwargs = tree_map(view, (args, self._for_replay(kwargs)))
+        call = Call(function, noted_args, noted_kwargs, None, draw)
+        if self.on_meta:
+            for which, each in enumerate(outputs):
+                self._store(each, Output(each.untyped_storage().nbytes(), Geometry.of(each), call, which))
+            return results
+        device = concerned[0].device if concerned else torch.empty(0, device=kwargs.get("device")).device
+        if device.type == "meta":
+            return function(*args, **kwargs)
+        which = -1
+
+        def real(each: Any) -> Any:
+            nonlocal which
+            which += 1
+            made = torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=device)
+            self._store(made, Output(made.untyped_storage().nbytes(), Geometry.of(made), call, which))
+            return made
+
+        return tree_map(real, results)
+
+    def _has_memory(self, tensor: Tensor) -> bool:
+        stored = self.stored(tensor)
+        return stored is not None and bool(memory_of(stored.content))
+
+    def _for_replay(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
+
+    def _write_recorded(
+        self,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        target: Tensor,
+        view: Callable[[Any], Any],
+        draw: Draw | None,
+    ) -> None:
+        stored = self.stored(target)
+        overwritten = function in calls.OVERWRITES and _is_whole(target)
+        before = self._memory_of(target) if stored is None or overwritten else stored.content
+        written = View(before, Geometry.of(target))
+
+        def place(each: Any) -> Any:
+            return written if each is target else view(each)
+
+        if stored is not None and overwritten and len(args) > 1 and isinstance(args[1], Tensor):
+            source = self.view(args[1])
+            alike = source is not None and Geometry.of(args[1])[:3] == Geometry.of(target)[:3]
+            if source is not None and alike and isinstance(source.node, Fill) and _is_whole(args[1]):
+                self._store(target, source.node)
+                return
+        noted_args, noted_kwargs = tree_map(place, (args, self._for_replay(kwargs)))
+        self._store(target, Changed(before.nbytes, before, Call(function, noted_args, noted_kwargs, written, draw)))
+
+    # ---- readers ----
+
+    def _pin(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            stored = self.stored(tensor)
+            if stored is not None:
+                self.pin(stored)
+
+    def pin(self, stored: Stored) -> None:
+        """Fix the numbers of draws that have no name yet for ever: somebody is about to see them."""
+        for draw in draws_of(stored.content):
+            if draw.name is None:
+                draw.name, draw.seed = f"call {draw.order}", self.seed
+
+    def _read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concerned: list[Tensor]) -> Any:
+        """Run a call that looks at values: on written memory, or on values that are computed for it."""
+        self.settle(each for each in concerned if not each.is_meta)
+        concerned = [each for each in concerned if each.is_meta]
+        if not concerned:
+            return function(*args, **kwargs)
+        values = self.values(concerned)
+
+        def real(each: Any) -> Any:
+            return values.get(id(each), each) if isinstance(each, Tensor) else each
+
+        real_args, real_kwargs = tree_map(real, (args, self._for_replay(kwargs)))
+        results = function(*real_args, **real_kwargs)
+        if args and isinstance(args[0], Tensor) and (calls.writes_in_place(function) or "out" in kwargs):
+            target = kwargs.get("out", args[0])
+            if id(target) in values:
+                storage = values[id(target)].untyped_storage()
+                self._store(target, Known(storage.nbytes(), storage))
+            return target
+        return tree_map(lambda each: self._known(each) if isinstance(each, Tensor) else each, results)
+
+    def values(self, tensors: Iterable[Tensor]) -> dict[int, Tensor]:
+        """The values of recorded tensors on meta, by their ids, in memory of their own."""
+        tensors = list(tensors)
+        self._pin(tensors)
+        found: dict[int, Tensor] = {}
+        with torch.no_grad():
+            replay = Replay(self.seed)
+            for tensor in tensors:
+                view = self.view(tensor)
+                assert view is not None
+                copy = _torch.new_storage(view.node.nbytes)
+                bytes_of(copy).copy_(bytes_of(replay.content(view.node)))
+                found[id(tensor)] = view.at.view(copy)
+        return found
+
+    def settle(self, tensors: Iterable[Tensor]) -> None:
+        """Write what is recorded of tensors with memory, since somebody is about to read them."""
+        tensors = list(tensors)
+        stored = {id(each): each for tensor in tensors if (each := self.stored(tensor)) is not None}
+        self._pin(tensors)
+        if stored:
+            self.write([(each, None) for each in stored.values()], self.replay(self.seed))
+
+    def settle_all(self) -> None:
+        """Write everything that is recorded."""
+        pending = [each for each in self.alive() if each.has_memory]
+        for stored in pending:
+            self.pin(stored)
+        self.write([(stored, None) for stored in pending], self.replay(self.seed))
+
+    def replay(self, seed: int) -> Replay:
+        return Replay(seed)
+
+
+def _tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for each in (*args, *kwargs.values()):
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, (list, tuple, dict)):
+            found += [leaf for leaf in tree_flatten(each)[0] if isinstance(leaf, Tensor)]
+    return found
+
+
+def _wraps(tensor: Tensor) -> bool:
+    return type(tensor) not in _TENSORS and _torch.wraps_others(tensor)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor is all of its storage, each element once."""
+    if tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes():
+        return False
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _is_basic(index: Any) -> bool:
+    """Whether an index gives a view."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(each is None or each is Ellipsis or type(each) in (int, slice) for each in parts)
+
+
+def _device_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> torch.device:
+    if function is Tensor.cpu:
+        return torch.device("cpu")
+    if function is Tensor.cuda:
+        return torch.device("cuda")
+    for each in (*args[1:], kwargs.get("device")):
+        if isinstance(each, (torch.device, str)):
+            return torch.device(each)
+    return tensor.device
+
+
+def _cpu(tensor: Tensor) -> Tensor:
+    return tensor.cpu()
