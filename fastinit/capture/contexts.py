@@ -8,47 +8,15 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
 
-from fastinit.capture import calls
 from fastinit.capture.graph import Geometry, View, draws_of
 from fastinit.capture.owners import Owned, Owners
+from fastinit.capture.patches import Patches
 from fastinit.capture.recorder import Recorder, Stored
 from fastinit.capture.tapes import Tape, keep_tape
 from fastinit.run.streams import as_seed, draw_seed
 
-
-class _Patches:
-    """Functions that take the place of others while at least one recording goes on, in any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._before: list[tuple[Any, str, Any, Any]] = []
-
-    def enter(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                for name, asking in calls.ASKING.items():
-                    self._put(nn.init, name, asking)
-                self._put(threading.Thread, "start", _start_thread)
-
-    def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                for owner, name, before, ours in self._before:
-                    if getattr(owner, name) is ours:  # else somebody has put his own function there since
-                        setattr(owner, name, before)
-                self._before = []
-
-    def _put(self, owner: Any, name: str, ours: Any) -> None:
-        self._before.append((owner, name, getattr(owner, name), ours))
-        setattr(owner, name, ours)
-
-
-_patches = _Patches()
+_patches = Patches()
 _of_thread = threading.local()
 _own_start = threading.Thread.start
 
@@ -58,6 +26,9 @@ def _start_thread(thread: threading.Thread) -> None:
     for context in getattr(_of_thread, "active", ()):
         context.before_thread()
     _own_start(thread)
+
+
+_patches.add(threading.Thread, "start", _start_thread)
 
 
 class _Recording:
@@ -119,8 +90,6 @@ class _Recording:
             if stored is not None:
                 name_draws(stored, owned.model, owned.name)
                 found.append((owned, stored))
-        for stored in recorder.alive():
-            recorder.pin(stored)  # what no module has is told by the order of calls
         return found
 
 
@@ -163,12 +132,14 @@ class fused(_Recording):
     name = "fused"
 
     def _finish(self, recorder: Recorder, error: BaseException | None) -> None:
-        owners: dict[int, tuple[Stored, torch.Tensor | None]] = {}
+        wanted: dict[int, tuple[Stored, torch.Tensor | None]] = {}
         for owned, stored in self._owned(recorder):
-            owners.setdefault(id(stored), (stored, owned.tensor))
+            wanted.setdefault(id(stored), (stored, owned.tensor))
         for stored in recorder.alive():
-            owners.setdefault(id(stored), (stored, None))
-        recorder.write(list(owners.values()), recorder.replay(recorder.seed))
+            if id(stored) not in wanted:  # no module has it: the order of the calls tells
+                recorder.pin(stored)
+                wanted[id(stored)] = stored, None
+        recorder.write(wanted.values(), recorder.replay(recorder.seed))
 
 
 class deferred(_Recording):
@@ -225,7 +196,7 @@ class no_init(_Recording):
                 needed.setdefault(id(stored), (stored, owned.tensor))
             elif owned.kind == "parameter":
                 left.append(owned.name)
-        recorder.write(list(needed.values()), recorder.replay(recorder.seed))
+        recorder.write(needed.values(), recorder.replay(recorder.seed))
         if self._check and error is None and left:
             raise ValueError("no_init: never written: " + ", ".join(dict.fromkeys(left)))
 

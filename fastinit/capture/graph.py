@@ -162,6 +162,8 @@ def _calls_and_fills(node: Node) -> Iterator[Node | Call]:
 
 def draws_of(node: Node) -> list[Draw]:
     """The draws that a content depends on, in the order in which they were made."""
+    if isinstance(node, Fill):
+        return [node.draw] if node.distribution.is_random() else []
     found: dict[int, Draw] = {}
     for each in _calls_and_fills(node):
         draw = None

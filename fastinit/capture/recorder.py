@@ -38,6 +38,7 @@ from fastinit.errors import ParameterError
 from fastinit.schemes.distributions import Distribution
 
 _MOST_COPIED = 2**26  # bytes of a tensor that a call reads later: until then, a copy of it is kept
+_FEW = 4096
 _TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 
 
@@ -67,13 +68,14 @@ class Recorder(TorchFunctionMode):
         default = torch.get_default_device()
         self._device = torch.device("cpu") if default.type == "meta" else default
         self._stored: dict[int, Stored] = {}
+        self._full = _FEW
         self._draws = 0
 
     # ---- what was recorded ----
 
     def stored(self, tensor: Tensor) -> Stored | None:
         """What is recorded of a tensor's storage."""
-        if not self._stored or tensor.layout is not torch.strided or _wraps(tensor):
+        if not self._stored or (type(tensor) not in _TENSORS and _wraps(tensor)) or tensor.layout is not torch.strided:
             return None
         return self._stored.get(_torch.storage_key(tensor))
 
@@ -96,24 +98,32 @@ class Recorder(TorchFunctionMode):
 
     def write(self, wanted: Iterable[tuple[Stored, Tensor | None]], replay: Replay) -> None:
         """Give storages their contents. A tensor lies in its storage; one with as many elements stands for it."""
-        fills, later = [], []
+        fills: list[tuple[Fill, Tensor]] = []
+        later: list[tuple[torch.UntypedStorage, Node, list[Call]]] = []
+        done: list[Stored] = []
         for stored, tensor in wanted:
             storage = _torch.storage_of(stored.reference)
             if storage.nbytes() < stored.content.nbytes:
                 raise ParameterError("tensor", "its memory was freed or made smaller before it was initialised")
             base, chain = chain_of(stored.content)
             if isinstance(base, Fill):
-                whole = base.at.view(storage)
-                alike = base.distribution.same_everywhere and tensor is not None and tensor.numel() == whole.numel()
-                fills.append((base, tensor.detach() if alike and tensor is not None else whole))
-            later.append((stored, storage, base, chain))
+                alike = base.distribution.same_everywhere and tensor is not None
+                if alike and tensor is not None and tensor.numel() == base.at.shape.numel():
+                    fills.append((base, tensor.detach()))
+                else:
+                    fills.append((base, base.at.view(storage)))
+                if not chain:
+                    done.append(stored)
+                    continue
+            done.append(stored)
+            later.append((storage, base, chain))
         with torch.no_grad():
             replay.fill(fills)
-            for _, storage, base, chain in later:
+            for storage, base, chain in later:
                 if not isinstance(base, (Fill, Memory)):
                     bytes_of(storage).copy_(bytes_of(replay.content(base)))
                 replay.run(chain, storage)
-        for stored, *_ in later:
+        for stored in done:
             self.forget(stored)
 
     # ---- the mode ----
@@ -161,13 +171,13 @@ class Recorder(TorchFunctionMode):
             kwargs = {key: value for key, value in kwargs.items() if key != "generator"}
         try:
             distribution = filling.distribution(tensor, *args[1:], **kwargs)
-            distribution.check(tensor.shape)
+            if not distribution.same_everywhere:
+                distribution.check(tensor.shape)
         except Exception:
             return False
-        stored = self.stored(tensor)
-        if not distribution.is_random() and not tensor.is_meta and (stored is None or _is_whole(tensor)):
+        if not tensor.is_meta and not distribution.is_random() and (self.stored(tensor) is None or _is_whole(tensor)):
             return False  # written as usual: nothing is saved by waiting
-        self._put(tensor, stored, distribution)
+        self._put(tensor, distribution)
         return True
 
     def _can_wait(self, tensor: Tensor) -> bool:
@@ -175,12 +185,15 @@ class Recorder(TorchFunctionMode):
         is_ours = type(tensor) in _TENSORS and tensor.layout is torch.strided and (self.on_meta or not tensor.is_meta)
         return is_ours and not (tensor.requires_grad and torch.is_grad_enabled())
 
-    def _put(self, tensor: Tensor, stored: Stored | None, distribution: Distribution) -> None:
+    def _put(self, tensor: Tensor, distribution: Distribution) -> None:
         at = Geometry.of(tensor)
         draw = self._draw() if distribution.is_random() else Draw(-1)
-        if _is_whole(tensor) and (tensor.is_contiguous() or distribution.same_everywhere):
-            self._store(tensor, Fill(tensor.untyped_storage().nbytes(), at, distribution, draw))
+        nbytes = tensor.untyped_storage().nbytes()
+        is_contiguous = tensor.is_contiguous()
+        if (is_contiguous and tensor.nbytes == nbytes) or (distribution.same_everywhere and _is_whole(tensor)):
+            self._store(tensor, Fill(nbytes, at, distribution, draw))
             return
+        stored = self.stored(tensor)
         shape = tensor.shape
         packed = Geometry(at.dtype, shape, torch.empty(shape, device="meta").stride(), 0)
         fill = Fill(shape.numel() * at.dtype.itemsize, packed, distribution, draw)
@@ -197,13 +210,15 @@ class Recorder(TorchFunctionMode):
         return Memory(tensor.untyped_storage().nbytes())
 
     def _store(self, tensor: Tensor, content: Node) -> None:
-        key = _torch.storage_key(tensor)
-        stored = self._stored.get(key)
-        if stored is None:
-            reference = _torch.storage_reference(tensor.untyped_storage())
-            self._stored[key] = Stored(reference, content, not tensor.is_meta)
-        else:
+        stored = self._stored.get(_torch.storage_key(tensor))
+        if stored is not None:
             stored.content = content
+            return
+        reference = _torch.storage_reference(tensor.untyped_storage())
+        self._stored[reference.cdata] = Stored(reference, content, not tensor.is_meta)
+        if len(self._stored) > self._full:  # what is gone keeps the contents that it was made of
+            self._stored = {key: each for key, each in self._stored.items() if not each.reference.expired()}
+            self._full = 2 * len(self._stored) + _FEW
 
     # ---- new tensors ----
 
@@ -232,13 +247,13 @@ class Recorder(TorchFunctionMode):
         if drawn is not None or constant is not None:
             made = calls.LIKE.get(function, torch.empty)(*args, **kwargs)
             if made.dtype in calls.SAMPLED_DTYPES and made.numel():
-                self._put(made.detach(), None, drawn or constant)  # type: ignore[arg-type]
+                self._put(made.detach(), drawn or constant)  # type: ignore[arg-type]
                 return made
         return self._recorded(function, args, kwargs)
 
     def _draw_into(self, made: Tensor, distribution: Distribution, function: Any) -> None:
         if made.dtype in calls.SAMPLED_DTYPES and made.numel() and made.is_meta is self.on_meta and not _wraps(made):
-            self._put(made.detach(), None, distribution)
+            self._put(made.detach(), distribution)
         elif not made.is_meta:
             with torch.no_grad():
                 made.normal_() if function in (torch.randn, torch.randn_like) else made.uniform_()
