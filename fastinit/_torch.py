@@ -171,7 +171,8 @@ def take_memory(tensor: torch.Tensor, fresh: torch.Tensor) -> None:
     """
     swap = getattr(torch._C, "_swap_tensor_impl", None)
     plain = swap is not None and type(tensor) is type(fresh) and type(tensor) in (torch.Tensor, nn.Parameter)
-    if plain and getattr(tensor, "_use_count", lambda: 0)() == 1:
+    count: Any = getattr(tensor, "_use_count", None)
+    if plain and count is not None and count() == 1:
         swap(tensor, fresh)
     else:
         torch.utils.swap_tensors(tensor, fresh)  # type: ignore[no-untyped-call]
