@@ -169,7 +169,7 @@ def take_memory(tensor: torch.Tensor, fresh: torch.Tensor) -> None:
     Raises:
         RuntimeError: something else in torch has the memory of `tensor`, such as an autograd graph.
     """
-    swap = getattr(torch._C, "_swap_tensor_impl", None)
+    swap: Any = getattr(torch._C, "_swap_tensor_impl", None)
     plain = swap is not None and type(tensor) is type(fresh) and type(tensor) in (torch.Tensor, nn.Parameter)
     count: Any = getattr(tensor, "_use_count", None)
     if plain and count is not None and count() == 1:
