@@ -26,6 +26,7 @@ from fastinit.rules.survey import Survey, plan_tensors
 from fastinit.run.names import Renamer, Renaming
 from fastinit.schemes.base import Scheme, as_scheme
 from fastinit.schemes.fans import FanConvention
+from fastinit.schemes.named import Own
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -281,7 +282,7 @@ def materialize_(
             warnings.simplefilter("ignore")
             made = planned()
         made.run_()
-        restoration.settle_()
+        restoration.settle_({id(row.tensor) for row in made.rows if isinstance(row.scheme, Own)})
         drop_tapes(model)
     return model
 
