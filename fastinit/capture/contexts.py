@@ -120,7 +120,7 @@ class _Recording:
                 name_draws(stored, owned.model, owned.name)
                 found.append((owned, stored))
         for stored in recorder.alive():
-            recorder.pin(stored)  # what no module has is told by the order of calls
+            recorder.pin(stored, seen=False)  # what no module has is told by the order of calls
         return found
 
 

@@ -276,7 +276,7 @@ class Recorder(TorchFunctionMode):
         if torch.is_grad_enabled() and any(each.requires_grad for each in leaves):
             if not self.on_meta:
                 return self._read(function, args, kwargs, concerned)
-            self._pin(concerned)
+            self._pin(concerned, seen=False)  # `fused` has to write them here; the numbers shall be the same
         if kwargs.get("generator") is not None:
             return self._read(function, args, kwargs, concerned)
         if function in calls.CASTS:
@@ -511,17 +511,20 @@ class Recorder(TorchFunctionMode):
 
     # ---- readers ----
 
-    def _pin(self, tensors: Iterable[Tensor]) -> None:
+    def _pin(self, tensors: Iterable[Tensor], *, seen: bool = True) -> None:
         for tensor in tensors:
             stored = self.stored(tensor)
             if stored is not None:
-                self.pin(stored)
+                self.pin(stored, seen=seen)
 
-    def pin(self, stored: Stored) -> None:
-        """Fix the numbers of draws that have no name yet for ever: somebody is about to see them."""
+    def pin(self, stored: Stored, *, seen: bool = True) -> None:
+        """Name draws that have no name yet after their order. `seen`: somebody is about to see their numbers, which
+        must then stay what they are under any later seed."""
         for draw in draws_of(stored.content):
             if draw.name is None:
-                draw.name, draw.seed = f"call {draw.order}", self.seed
+                draw.name, draw.model = f"call {draw.order}", None
+            if seen and draw.model is None:
+                draw.seed = self.seed
 
     def _read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concerned: list[Tensor]) -> Any:
         """Run a call that looks at values: on written memory, or on values that are computed for it."""
