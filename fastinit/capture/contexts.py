@@ -170,7 +170,8 @@ class no_init(_Recording):
 
     `with fastinit.no_init(): model = AnyModel(config)`. Random values are left out: their memory stays as it came.
     Constants and computed tables (rotary frequencies, the ones of a normalisation) are written as usual. Values that
-    somebody reads inside the context are written.
+    somebody reads inside the context are written. So are the weights that `from_pretrained` of transformers does not
+    find in its files.
 
     Args:
         check: whether to name parameters that were neither written nor loaded when the context is left. The weights
@@ -191,14 +192,36 @@ class no_init(_Recording):
     def _finish(self, recorder: Recorder, error: BaseException | None) -> None:
         left = []
         needed: dict[int, tuple[Stored, torch.Tensor | None]] = {}
+        missing = _missing_weights(self._owners)
         for owned, stored in self._owned(recorder):
-            if not draws_of(stored.content):
+            if not draws_of(stored.content) or id(owned.tensor) in missing:
                 needed.setdefault(id(stored), (stored, owned.tensor))
             elif owned.kind == "parameter":
                 left.append(owned.name)
         recorder.write(needed.values(), recorder.replay(recorder.seed))
         if self._check and error is None and left:
             raise ValueError("no_init: never written: " + ", ".join(dict.fromkeys(left)))
+
+
+def _missing_weights(owners: Owners) -> set[int]:
+    """The ids of the parameters that transformers had to initialise in a model whose other weights it has loaded.
+
+    It marks loaded parameters, and every module that it has been through.
+    """
+    found: set[int] = set()
+    seen: set[int] = set()
+    for model in owners.models():
+        for module in model.modules():  # the outer ones first
+            if id(module) in seen or _HF_MARK not in module.__dict__:
+                continue
+            seen.update(map(id, module.modules()))
+            marks = {id(each): getattr(each, _HF_MARK, False) for each in module.parameters()}
+            if any(marks.values()):
+                found.update(each for each, is_loaded in marks.items() if not is_loaded)
+    return found
+
+
+_HF_MARK = "_is_hf_initialized"
 
 
 def recorded(action: Callable[[], Any], recorder: Recorder) -> Any:

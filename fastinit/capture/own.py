@@ -119,6 +119,8 @@ def _builder(module: nn.Module) -> Callable[[], nn.Module] | None:
     if "PreTrainedModel" in names and getattr(module, "config", None) is not None:
         config: Any = module.config
         return partial(kinds[0], copy.deepcopy(config))
+    if {"ModelMixin", "ConfigMixin"} <= names:  # of diffusers
+        return partial(_diffusers_model, kinds[0], module)
     architecture = getattr(module, "pretrained_cfg", None)
     if isinstance(architecture, dict) and isinstance(architecture.get("architecture"), str):
         timm: Any = sys.modules.get("timm")  # it is loaded if it has made the model
@@ -128,6 +130,11 @@ def _builder(module: nn.Module) -> Callable[[], nn.Module] | None:
             timm.create_model, architecture["architecture"], num_classes=getattr(module, "num_classes", None)
         )
     return None
+
+
+def _diffusers_model(kind: Any, module: Any) -> nn.Module:
+    made: nn.Module = kind.from_config(dict(module.config))
+    return made
 
 
 def _read_building(

@@ -45,12 +45,13 @@ _TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 class Stored:
     """What is recorded of one storage: a reference that does not keep it, and its content."""
 
-    __slots__ = ("content", "has_memory", "reference")
+    __slots__ = ("content", "has_memory", "meta_on_request", "reference")
 
     def __init__(self, reference: Any, content: Node, has_memory: bool) -> None:
         self.reference = reference
         self.content = content
         self.has_memory = has_memory  # or it is on meta
+        self.meta_on_request = False  # or it is there because we put it there
 
 
 class Recorder(TorchFunctionMode):
@@ -132,10 +133,12 @@ class Recorder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.on_meta and function in calls.PLACES and self.stored(args[0]) is not None:
+        if self.on_meta and function in calls.PLACES:
             # Code that finds itself on meta leaves its initialisation out. It is to run as it does without us.
-            place = function.__self__.__name__
-            return self._device if place == "device" else place == f"is_{self._device.type}"
+            stored = self.stored(args[0])
+            if stored is not None and not stored.meta_on_request:
+                place = function.__self__.__name__
+                return self._device if place == "device" else place == f"is_{self._device.type}"
         if function in calls.PLAIN:
             return function(*args, **kwargs)
         if not args and "tensor" in kwargs:  # as torch.nn.init hands its calls on
@@ -147,7 +150,10 @@ class Recorder(TorchFunctionMode):
         if filling is not None and self.fill(filling, args, kwargs):
             return args[0]
         if function in calls.FACTORIES or function in calls.LIKE:
-            return self._made(function, args, kwargs)
+            made = self._made(function, args, kwargs)
+            if self.on_meta and _is_meta(kwargs.get("device")) and (stored := self.stored(made)) is not None:
+                stored.meta_on_request = True
+            return made
         if function in calls.RANDOM_IN_PLACE and kwargs.get("generator") is None and self._can_wait(args[0]):
             return self._recorded(function, args, kwargs, [args[0]])
         if not self._stored or function in calls.VIEWS:
@@ -291,7 +297,7 @@ class Recorder(TorchFunctionMode):
         if torch.is_grad_enabled() and any(each.requires_grad for each in leaves):
             if not self.on_meta:
                 return self._read(function, args, kwargs, concerned)
-            self._pin(concerned)
+            self._pin(concerned, seen=False)  # `fused` has to write them here; the numbers shall be the same
         if kwargs.get("generator") is not None:
             return self._read(function, args, kwargs, concerned)
         if function in calls.CASTS:
@@ -526,17 +532,20 @@ class Recorder(TorchFunctionMode):
 
     # ---- readers ----
 
-    def _pin(self, tensors: Iterable[Tensor]) -> None:
+    def _pin(self, tensors: Iterable[Tensor], *, seen: bool = True) -> None:
         for tensor in tensors:
             stored = self.stored(tensor)
             if stored is not None:
-                self.pin(stored)
+                self.pin(stored, seen=seen)
 
-    def pin(self, stored: Stored) -> None:
-        """Fix the numbers of draws that have no name yet for ever: somebody is about to see them."""
+    def pin(self, stored: Stored, *, seen: bool = True) -> None:
+        """Name draws that have no name yet after their order. `seen`: somebody is about to see their numbers, which
+        must then stay what they are under any later seed."""
         for draw in draws_of(stored.content):
             if draw.name is None:
-                draw.name, draw.seed = f"call {draw.order}", self.seed
+                draw.name, draw.model = f"call {draw.order}", None
+            if seen and draw.model is None:
+                draw.seed = self.seed
 
     def _read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concerned: list[Tensor]) -> Any:
         """Run a call that looks at values: on written memory, or on values that are computed for it."""
@@ -601,6 +610,10 @@ def _tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         elif isinstance(each, (list, tuple, dict)):
             found += [leaf for leaf in tree_flatten(each)[0] if isinstance(leaf, Tensor)]
     return found
+
+
+def _is_meta(device: Any) -> bool:
+    return device is not None and not isinstance(device, int) and torch.device(device).type == "meta"
 
 
 def _wraps(tensor: Tensor) -> bool:

@@ -50,6 +50,11 @@ def tape_of(module: nn.Module, own_name: str) -> Tape | None:
     return None if tapes is None else tapes.get(own_name)
 
 
+def drop_tape(module: nn.Module, own_name: str) -> None:
+    """Let a module forget how one of its tensors is made."""
+    module.__dict__.get(_ATTRIBUTE, {}).pop(own_name, None)
+
+
 def drop_tapes(model: nn.Module) -> None:
     """Let all modules of a model forget."""
     for module in model.modules():

@@ -30,6 +30,8 @@ from fastinit.run.names import named_modules
 from fastinit.run.parametrized import POWER_ITERATIONS, SpectralNorm
 from fastinit.run.streams import derive_stream
 
+_RECORDED = "recorded when it was built"
+
 
 class _Place(NamedTuple):
     module: nn.Module
@@ -78,6 +80,8 @@ class Restoration:
         self._lost = lost
         self._modules = modules
         self._versions: dict[int, int] = {}
+        self._recorded = {(place.module, place.own_name)
+                          for each in lost if each.way == _RECORDED for place in each.places}  # fmt: skip
         self.reasons = {each.name: each.way for each in lost}
         self._without_base = [(chain, each) for chain in modules for each in _without_base(chain)]
 
@@ -110,22 +114,30 @@ class Restoration:
             orthogonal.base = basis.expand(*orthogonal.shape[:-2], rows, rows).clone()
 
     @torch.no_grad()
-    def settle_(self) -> None:
+    def settle_(self, own: Container[int] = ()) -> None:
         """Compute the values that follow from the parameters, once these are initialised.
 
         They are spectral_norm's estimates of the largest singular value, unless setting the weight has updated them,
-        and the weights that the older weight_norm and spectral_norm compute before a forward pass.
+        and the weights that the older weight_norm and spectral_norm compute before a forward pass. `own` are the ids of
+        parameters that got what their author's code gives. Recorded estimates fit those already.
         """
         for module in self._modules:
-            if isinstance(module, parametrize.ParametrizationList):
+            if isinstance(module, parametrize.ParametrizationList) and not self._fits(module, own):
                 self._settle_parametrization(module)
             for hook in module._forward_pre_hooks.values():
                 if isinstance(hook, SpectralNorm) and self._is_as_restored(module._buffers[hook.name + "_u"]):
-                    for _ in range(POWER_ITERATIONS):
-                        hook.compute_weight(module, do_power_iteration=True)
+                    fits = id(module._parameters[hook.name + "_orig"]) in own
+                    if not (fits and (module, hook.name + "_u") in self._recorded):
+                        for _ in range(POWER_ITERATIONS):
+                            hook.compute_weight(module, do_power_iteration=True)
                     setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
                 elif isinstance(hook, WeightNorm) and module.__dict__[hook.name].is_meta:
                     setattr(module, hook.name, hook.compute_weight(module))
+
+    def _fits(self, chain: Any, own: Container[int]) -> bool:
+        """Whether the estimates of a parametrisation were recorded together with the values of its parameters."""
+        recorded = all((each, "_u") in self._recorded for each in chain if isinstance(each, SPECTRAL_NORMS))
+        return recorded and all(id(each) in own for each in chain._parameters.values())
 
     def _settle_parametrization(self, chain: Any) -> None:
         if not any(
@@ -236,7 +248,7 @@ def _replay(each: _Lost, seed: int) -> None:
         if tape is not None:
             with torch.no_grad():
                 each.value = tape.replay(seed).clone()
-            each.way = "recorded when it was built"
+            each.way = _RECORDED
             return
 
 
