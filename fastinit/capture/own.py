@@ -69,7 +69,7 @@ class Authors:
 
     def _found(self, module: nn.Module, own_name: str) -> Author:
         tape = tape_of(module, own_name)
-        if tape is not None and isinstance(tape.view.node, Memory):
+        if tape is not None and tape.is_unwritten():
             return Author("unknown", None, "nothing was written to it when it was built")
         if tape is not None:
             return _author(tape, "as recorded when it was built")
