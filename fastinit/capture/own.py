@@ -69,6 +69,8 @@ class Authors:
 
     def _found(self, module: nn.Module, own_name: str) -> Author:
         tape = tape_of(module, own_name)
+        if tape is not None and tape.is_unwritten():
+            return Author("unknown", None, "nothing was written to it when it was built")
         if tape is not None:
             return _author(tape, "as recorded when it was built")
         if self._read is None:

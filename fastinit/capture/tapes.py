@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastinit.capture.graph import Changed, Fill, Geometry, Replay, View, chain_of, draws_of
+from fastinit.capture.graph import Changed, Fill, Geometry, Memory, Replay, View, chain_of, draws_of
 from fastinit.run.composed import writes
 from fastinit.run.index_maps import box_of
 from fastinit.run.targets import Target, begin_of
@@ -27,6 +27,10 @@ class Tape(NamedTuple):
     def replay(self, seed: int) -> Tensor:
         """The tensor's values under the seed of its model."""
         return Replay(seed, self.model).tensor(self.view)
+
+    def is_unwritten(self) -> bool:
+        """Whether nothing was ever written to it."""
+        return isinstance(self.view.node, Memory)
 
 
 class _Tapes(dict[str, Tape]):
