@@ -116,6 +116,9 @@ def _builder(module: nn.Module) -> Callable[[], nn.Module] | None:
     """How to build a module of another library again; None where nobody says."""
     kinds = [base for base in type(module).__mro__ if not base.__module__.startswith("torch.")]
     names = {base.__name__ for base in kinds}
+    if "PeftModel" in names and (peft := sys.modules.get("peft")) is not None:
+        base = _builder(module.get_base_model())  # type: ignore[operator]
+        return None if base is None else partial(_peft_model, peft, base, module.peft_config)
     if "PreTrainedModel" in names and getattr(module, "config", None) is not None:
         config: Any = module.config
         return partial(kinds[0], copy.deepcopy(config))
@@ -130,6 +133,18 @@ def _builder(module: nn.Module) -> Callable[[], nn.Module] | None:
             timm.create_model, architecture["architecture"], num_classes=getattr(module, "num_classes", None)
         )
     return None
+
+
+def _peft_model(peft: Any, base: Callable[[], nn.Module], configs: Any) -> nn.Module:
+    """A model with PEFT's adapters, anew. `configs` has a configuration for the name of each."""
+    made: Any = None
+    for name, config in configs.items():
+        if made is None:
+            made = peft.get_peft_model(base(), copy.deepcopy(config), adapter_name=name)
+        else:
+            made.add_adapter(name, copy.deepcopy(config))
+    built: nn.Module = made
+    return built
 
 
 def _diffusers_model(kind: Any, module: Any) -> nn.Module:
@@ -228,6 +243,11 @@ def _reset(module: nn.Module) -> None:
         if callable(method) and _takes(method, 0):
             method()
             return
+    of_lora: Any = getattr(module, "reset_lora_parameters", None)
+    if callable(of_lora):  # PEFT's. The parts of an adapter, which have been reset before, are plain modules.
+        parts: Any = module.lora_A, module.lora_embedding_A
+        for adapter in {key for each in parts for key in each}:
+            of_lora(adapter, True)
 
 
 def _reset_model(model: nn.Module) -> None:
