@@ -246,7 +246,7 @@ def _reset(module: nn.Module) -> None:
     of_lora: Any = getattr(module, "reset_lora_parameters", None)
     if callable(of_lora):  # PEFT's. The parts of an adapter, which have been reset before, are plain modules.
         parts: Any = module.lora_A, module.lora_embedding_A
-        for adapter in {key for each in parts for key in each}:
+        for adapter in dict.fromkeys(key for each in parts for key in each):
             of_lora(adapter, True)
 
 
