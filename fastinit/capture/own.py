@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fastinit._torch import typed_like
+from fastinit.capture.calls import OVERWRITES
 from fastinit.capture.contexts import recorded
-from fastinit.capture.graph import Geometry, Memory, View, chain_of, draws_of
+from fastinit.capture.graph import Call, Geometry, Memory, View, chain_of, draws_of
 from fastinit.capture.recorder import Recorder
 from fastinit.capture.tapes import Tape, distribution_of, tape_of
 from fastinit.run.names import NamedModule, named_modules, unwrapped
@@ -202,12 +203,23 @@ def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, s
 def _taped(recorder: Recorder, tensor: Tensor, name: str) -> Tape | None:
     """The tape of a tensor; None if nobody has written to all of it."""
     stored = recorder.stored(tensor)
-    if stored is None or isinstance(chain_of(stored.content)[0], Memory):
+    if stored is None:
+        return None
+    base, chain = chain_of(stored.content)
+    if isinstance(base, Memory) and not (chain and _overwrites(chain[0], base)):
         return None
     for position, draw in enumerate(draws_of(stored.content)):
         if draw.name is None:
             draw.name = name if position == 0 else f"{name}#{position}"
     return Tape(View(stored.content, Geometry.of(tensor)), name, 0)
+
+
+def _overwrites(call: Call, base: Memory) -> bool:
+    """Whether a call writes to all of a memory."""
+    if call.function not in OVERWRITES or call.target is None:
+        return False
+    at = call.target.at
+    return at.shape.numel() * at.dtype.itemsize == base.nbytes
 
 
 def _copy_on_meta(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
