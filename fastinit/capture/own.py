@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fastinit._torch import typed_like
+from fastinit.capture.calls import OVERWRITES
 from fastinit.capture.contexts import recorded
-from fastinit.capture.graph import Geometry, Memory, View, chain_of, draws_of
+from fastinit.capture.graph import Call, Geometry, Memory, View, chain_of, draws_of
 from fastinit.capture.recorder import Recorder
 from fastinit.capture.tapes import Tape, distribution_of, tape_of
 from fastinit.run.names import NamedModule, named_modules, unwrapped
@@ -118,6 +119,9 @@ def _builder(module: nn.Module) -> Callable[[], nn.Module] | None:
     """How to build a module of another library again; None where nobody says."""
     kinds = [base for base in type(module).__mro__ if not base.__module__.startswith("torch.")]
     names = {base.__name__ for base in kinds}
+    if "PeftModel" in names and (peft := sys.modules.get("peft")) is not None:
+        base = _builder(module.get_base_model())  # type: ignore[operator]
+        return None if base is None else partial(_peft_model, peft, base, module.peft_config)
     if "PreTrainedModel" in names and getattr(module, "config", None) is not None:
         config: Any = module.config
         return partial(kinds[0], copy.deepcopy(config))
@@ -132,6 +136,18 @@ def _builder(module: nn.Module) -> Callable[[], nn.Module] | None:
             timm.create_model, architecture["architecture"], num_classes=getattr(module, "num_classes", None)
         )
     return None
+
+
+def _peft_model(peft: Any, base: Callable[[], nn.Module], configs: Any) -> nn.Module:
+    """A model with PEFT's adapters, anew. `configs` has a configuration for the name of each."""
+    made: Any = None
+    for name, config in configs.items():
+        if made is None:
+            made = peft.get_peft_model(base(), copy.deepcopy(config), adapter_name=name)
+        else:
+            made.add_adapter(name, copy.deepcopy(config))
+    built: nn.Module = made
+    return built
 
 
 def _diffusers_model(kind: Any, module: Any) -> nn.Module:
@@ -189,12 +205,23 @@ def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, s
 def _taped(recorder: Recorder, tensor: Tensor, name: str) -> Tape | None:
     """The tape of a tensor; None if nobody has written to all of it."""
     stored = recorder.stored(tensor)
-    if stored is None or isinstance(chain_of(stored.content)[0], Memory):
+    if stored is None:
+        return None
+    base, chain = chain_of(stored.content)
+    if isinstance(base, Memory) and not (chain and _overwrites(chain[0], base)):
         return None
     for position, draw in enumerate(draws_of(stored.content)):
         if draw.name is None:
             draw.name = name if position == 0 else f"{name}#{position}"
     return Tape(View(stored.content, Geometry.of(tensor)), name, 0)
+
+
+def _overwrites(call: Call, base: Memory) -> bool:
+    """Whether a call writes to all of a memory."""
+    if call.function not in OVERWRITES or call.target is None:
+        return False
+    at = call.target.at
+    return at.shape.numel() * at.dtype.itemsize == base.nbytes
 
 
 def _copy_on_meta(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
@@ -230,6 +257,11 @@ def _reset(module: nn.Module) -> None:
         if callable(method) and _takes(method, 0):
             method()
             return
+    of_lora: Any = getattr(module, "reset_lora_parameters", None)
+    if callable(of_lora):  # PEFT's. The parts of an adapter, which have been reset before, are plain modules.
+        parts: Any = module.lora_A, module.lora_embedding_A
+        for adapter in dict.fromkeys(key for each in parts for key in each):
+            of_lora(adapter, True)
 
 
 def _reset_model(model: nn.Module) -> None:

@@ -365,19 +365,25 @@ class Recorder(TorchFunctionMode):
             return None
         return self._new(fill.at if fill.at.shape == tensor.shape else Geometry.of(tensor), fill, tensor)
 
-    def _cast(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def _cast(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`to` and its kin: a distribution in another dtype stays one, since values are rounded once."""
         tensor = args[0]
-        if not isinstance(tensor, Tensor) or any(isinstance(each, Tensor) for each in args[1:]):
+        if not isinstance(tensor, Tensor) or any(isinstance(each, Tensor) for each in (*args[1:], *kwargs.values())):
             return None
-        if self.on_meta:  # nothing leaves the meta device before it is materialised
-            if function in (Tensor.cpu, Tensor.cuda):
+        where = _device_of(function, args, kwargs, tensor)
+        if function in (Tensor.cpu, Tensor.cuda):
+            return tensor if self.on_meta else None  # nothing leaves the meta device before it is materialised
+        if function is Tensor.to:
+            given = _options_of_to(args, kwargs)
+            if self.on_meta and not given:
                 return tensor
-            args = tuple(each for each in args if not isinstance(each, (torch.device, str)) or each == "")
-            kwargs = {key: value for key, value in kwargs.items() if key != "device"}
-            if function is Tensor.to and len(args) == 1 and not {"dtype", "copy"} & kwargs.keys():
-                return tensor
-        twin = function(Geometry.of(tensor).meta(), *args[1:], **{k: v for k, v in kwargs.items() if k != "device"})
+            twin = Geometry.of(tensor).meta().to(**given)
+            if self.on_meta:
+                args, kwargs = (tensor,), given
+        else:
+            twin = function(Geometry.of(tensor).meta(), *args[1:], **kwargs)
+            if not isinstance(twin, Tensor):  # the name of its type
+                return twin
         fill = self._whole_fill(tensor)
         narrower = (torch.bfloat16, torch.float16)
         if (
@@ -388,11 +394,10 @@ class Recorder(TorchFunctionMode):
             or fill.at.shape != tensor.shape
         ):
             if self.on_meta:
-                return self._recorded(function, args, kwargs, [tensor])  # type: ignore[no-any-return]
+                return self._recorded(function, args, kwargs, [tensor])
             return None
         at = Geometry.of(twin)
-        device = _device_of(function, args, kwargs, tensor)
-        made = torch.empty_strided(at.shape, at.strides, dtype=at.dtype, device=device)
+        made = torch.empty_strided(at.shape, at.strides, dtype=at.dtype, device=where)
         self._store(made, Fill(made.untyped_storage().nbytes(), at, fill.distribution, fill.draw))
         return made
 
@@ -642,14 +647,21 @@ def _is_basic(index: Any) -> bool:
 
 
 def _device_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> torch.device:
-    if function is Tensor.cpu:
-        return torch.device("cpu")
-    if function is Tensor.cuda:
-        return torch.device("cuda")
-    for each in (*args[1:], kwargs.get("device")):
-        if isinstance(each, (torch.device, str)):
+    for each in (*args[1:2], kwargs.get("device")):
+        if isinstance(each, (torch.device, str)) and function is Tensor.to:
             return torch.device(each)
     return tensor.device
+
+
+def _options_of_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call of `Tensor.to` asks for besides a device, by name. Its forms begin with a device, or a dtype."""
+    given = list(args[1:])
+    if given and not isinstance(given[0], torch.dtype):
+        given.pop(0)  # the device
+    names = ("dtype", "non_blocking", "copy")
+    options = {**dict(zip(names, given, strict=False)), **kwargs}
+    unused = ("device", "non_blocking")
+    return {name: each for name, each in options.items() if each not in (None, False) and name not in unused}
 
 
 def _cpu(tensor: Tensor) -> Tensor:
