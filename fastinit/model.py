@@ -24,6 +24,7 @@ from fastinit.rules.survey import Survey, plan_tensors
 from fastinit.run.names import Renamer, Renaming
 from fastinit.schemes.base import Scheme, as_scheme
 from fastinit.schemes.fans import FanConvention
+from fastinit.schemes.named import Own
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -178,19 +179,20 @@ def _plan(
     survey.report_unmatched(own_rules, strict)
     groups = survey.wrapper_groups()
     made = Plan(rows, seed=seed, generator=generator, backend=backend, seed_groups=groups, strict=strict)
-    _report_uncovered(made, strict)
+    _report_uncovered(made, strict, survey.failures())
     return made
 
 
-def _report_uncovered(made: Plan, strict: bool) -> None:
+def _report_uncovered(made: Plan, strict: bool, failures: Sequence[str]) -> None:
+    why = f" ({'; '.join(failures[:_SHOWN])})" if failures else ""
     if strict and made.uncovered:
-        raise ValueError("strict: no rule covers " + ", ".join(made.uncovered))
+        raise ValueError(f"strict: no rule covers {', '.join(made.uncovered)}{why}")
     # Parameters on meta have no values to keep, and materialize_ refuses them.
     names = [row.name for row in made.rows if not row.covered and row.device.type != "meta"]
     if not names:
         return
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    warn(f"no rule covers {shown}: kept as they are; give them a rule, or KEEP", UncoveredWarning)
+    warn(f"no rule covers {shown}{why}: kept as they are; give them a rule, or KEEP", UncoveredWarning)
 
 
 _SHOWN = 6
@@ -268,7 +270,7 @@ def materialize_(
     check_all_written(planned(strict=strict))
     restoration = plan_restoration(model, buffers, seed=seed or 0, strict=strict)
     allocate_(model, device, dtype)
-    restoration.restore_(device)
+    restoration.restore_(device, as_recorded=isinstance(as_scheme(as_recipe(scheme, model).scheme), Own))
     with warnings.catch_warnings():  # the first plan gave these warnings
         warnings.simplefilter("ignore")
         made = planned()

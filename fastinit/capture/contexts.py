@@ -13,7 +13,7 @@ from torch import nn
 from fastinit.capture import calls
 from fastinit.capture.graph import Geometry, View, draws_of
 from fastinit.capture.owners import Owned, Owners
-from fastinit.capture.recorder import Recorder, Stored
+from fastinit.capture.recorder import Recorder, Stored, is_plain
 from fastinit.capture.tapes import Tape, keep_tape
 from fastinit.run.streams import as_seed, draw_seed
 
@@ -77,9 +77,9 @@ class _Recording:
             raise RuntimeError(f"{self.name}: entered before; make a new one for every with statement")
         self._thread = threading.get_ident()
         seed = draw_seed(None) if self._given is None else self._given
-        self._recorder = Recorder(seed, on_meta=self._on_meta)
-        self._owners = Owners()
         active = _of_thread.__dict__.setdefault("active", [])
+        self._recorder = Recorder(seed, on_meta=self._on_meta, around=[each._recorder for each in active])
+        self._owners = Owners(lambda: active[-1] is self)
         _patches.enter()
         self._owners.watch()
         active.append(self)
@@ -145,6 +145,8 @@ class fused(_Recording):
       would be equal.
     - An exception inside goes on after everything pending was written.
     - Only the thread that entered the context is recorded. Before it starts another thread, what is pending is written.
+      A thread that runs already sees memory as it is; read a tensor (`.data_ptr()`) before you hand it over.
+    - Contexts may be nested. What an outer one has recorded stays its own, and inside `deferred` nothing else records.
     - Calls with a generator are run as they are, with torch's numbers. So are calls on the meta device, on DTensors and
       other wrappers, and on dtypes other than float16, bfloat16, float32 and float64.
 
@@ -188,6 +190,9 @@ class deferred(_Recording):
     _on_meta = True
 
     def _finish(self, recorder: Recorder, error: BaseException | None) -> None:
+        for owned in self._owners.owned():  # `torch.Tensor(3, 4)` and torch.from_numpy ask no mode
+            if owned.kind == "parameter" and owned.tensor.device.type == "cpu" and is_plain(owned.tensor):
+                recorder.take_memory(owned.tensor)
         for owned, stored in self._owned(recorder):
             view = View(stored.content, Geometry.of(owned.tensor))
             keep_tape(owned.module, owned.own_name, Tape(view, owned.name, owned.model))

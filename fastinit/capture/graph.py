@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastinit._torch import new_storage, tree_flatten, tree_map
+from fastinit._torch import modes_off, new_storage, tree_flatten, tree_map
 from fastinit.run.engine import Program
 from fastinit.run.streams import derive_stream
 from fastinit.run.targets import Target
@@ -177,6 +177,21 @@ def memory_of(node: Node) -> list[Memory]:
     return [each for each in _calls_and_fills(node) if isinstance(each, Memory)]
 
 
+def is_written(node: Node, overwritten: Callable[[Call], Geometry | None]) -> bool:
+    """Whether all of a content has been written to. `overwritten` tells which part of it a call writes anew."""
+    base, calls = chain_of(node)
+    if not isinstance(base, Memory):
+        return True
+    targets = [at for call in calls if (at := overwritten(call)) is not None]
+    unit = min((at.dtype.itemsize for at in targets), default=1)
+    left = torch.ones(node.nbytes // unit, dtype=torch.bool)
+    for at in targets:
+        times = at.dtype.itemsize // unit
+        strides = (*(each * times for each in at.strides), 1)
+        left.as_strided((*at.shape, times), strides, at.offset * times).zero_()
+    return not bool(left.any())
+
+
 class Replay:
     """Computes contents, on the CPU. `seed` is that of the model with the number `model`."""
 
@@ -201,7 +216,8 @@ class Replay:
         """A storage with a content. It must not be written to."""
         found = self._contents.get(node)
         if found is None:
-            found = self._contents[node] = self._computed(node)
+            with torch.no_grad(), modes_off():  # nobody records or moves what is computed here
+                found = self._contents[node] = self._computed(node)
         return found
 
     def _computed(self, node: Node) -> torch.UntypedStorage:
@@ -258,10 +274,14 @@ class Replay:
         args, kwargs = tree_map(argument, (call.args, call.kwargs))
         if call.draw is None:
             return call.function(*args, **kwargs)
-        seed, name = self.stream(call.draw)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_stream(seed, name).key)
-            return call.function(*args, **kwargs)
+        return numbers_of(self.stream(call.draw), call.function, *args, **kwargs)
+
+
+def numbers_of(stream: tuple[int, str], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that draws from torch's generator, with the numbers of a stream (seed, name)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_stream(*stream).key)
+        return function(*args, **kwargs)
 
 
 def seed_of_model(seed: int, model: int) -> int:

@@ -7,6 +7,7 @@ them; all else runs as usual. Names, modules and seeds are the business of those
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,11 +34,13 @@ from fastinit.capture.graph import (
     chain_of,
     draws_of,
     memory_of,
+    numbers_of,
 )
 from fastinit.errors import ParameterError
 from fastinit.schemes.distributions import Distribution
 
 _MOST_COPIED = 2**26  # bytes of a tensor that a call reads later: until then, a copy of it is kept
+_FEW_STORED = 1024  # so many records may be of storages that are gone
 _TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 
 
@@ -58,15 +61,20 @@ class Recorder(TorchFunctionMode):
     Args:
         seed: of numbers that somebody reads before the recording ends.
         on_meta: whether new tensors are put on the meta device. Every call is then recorded.
+        around: the recorders inside of which this one works. What they have recorded stays theirs, and inside one that
+            works on meta, this one leaves everything to it.
     """
 
-    def __init__(self, seed: int, *, on_meta: bool) -> None:
+    def __init__(self, seed: int, *, on_meta: bool, around: Iterable[Recorder] = ()) -> None:
         super().__init__()
         self.seed = seed
         self.on_meta = on_meta
+        self._around = tuple(around)
+        self._is_idle = any(each.on_meta for each in self._around)
         default = torch.get_default_device()
         self._device = torch.device("cpu") if default.type == "meta" else default
         self._stored: dict[int, Stored] = {}
+        self._most_stored = _FEW_STORED
         self._draws = 0
 
     # ---- what was recorded ----
@@ -92,7 +100,32 @@ class Recorder(TorchFunctionMode):
             self._store(tensor, self._memory_of(tensor))
 
     def forget(self, stored: Stored) -> None:
-        self._stored.pop(stored.reference.cdata, None)
+        key = stored.reference.cdata
+        if self._stored.get(key) is stored:
+            del self._stored[key]
+
+    def forget_tensor(self, tensor: Tensor) -> None:
+        """As if nobody had written to a tensor that is watched."""
+        if self.stored(tensor) is not None:
+            self._store(tensor, self._memory_of(tensor))
+
+    def take_memory(self, tensor: Tensor) -> None:
+        """Put a tensor with memory on the meta device, as the same object. What it held stays known."""
+        stored = self.stored(tensor)
+        if stored is not None and memory_of(stored.content):
+            self.settle([tensor])
+            stored = None
+        if stored is None:
+            storage = _cpu(tensor.detach()).untyped_storage()
+            content: Node = Known(storage.nbytes(), storage)
+        else:
+            content = stored.content
+            self.forget(stored)
+        twin = _torch.typed_like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
+                                                             device="meta"))  # fmt: skip
+        twin.__dict__.update(tensor.__dict__)
+        torch.utils.swap_tensors(tensor, twin)  # type: ignore[no-untyped-call]
+        self._store(tensor, content)
 
     def write(self, wanted: Iterable[tuple[Stored, Tensor | None]], replay: Replay) -> None:
         """Give storages their contents. A tensor lies in its storage; one with as many elements stands for it."""
@@ -107,7 +140,7 @@ class Recorder(TorchFunctionMode):
                 alike = base.distribution.same_everywhere and tensor is not None and tensor.numel() == whole.numel()
                 fills.append((base, tensor.detach() if alike and tensor is not None else whole))
             later.append((stored, storage, base, chain))
-        with torch.no_grad():
+        with torch.no_grad(), _torch.modes_off():
             replay.fill(fills)
             for _, storage, base, chain in later:
                 if not isinstance(base, (Fill, Memory)):
@@ -122,6 +155,8 @@ class Recorder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._is_idle:
+            return function(*args, **kwargs)
         if self.on_meta and function in calls.PLACES and self.stored(args[0]) is not None:
             # Code that finds itself on meta leaves its initialisation out. It is to run as it does without us.
             place = function.__self__.__name__
@@ -133,6 +168,9 @@ class Recorder(TorchFunctionMode):
             args = (kwargs.pop("tensor"),)
             # It looks its own function up by name, where somebody may have put another.
             function = calls.HANDED_ON.get(getattr(function, "__name__", ""), function)
+        if self._around and function not in calls.VIEWS and self._is_theirs(function, args, kwargs):
+            leaves = _tensors_in(args, kwargs)
+            return self._read(function, args, kwargs, [each for each in leaves if self.stored(each) is not None])
         filling = calls.FILLS.get(function)
         if filling is not None and self.fill(filling, args, kwargs):
             return args[0]
@@ -140,9 +178,32 @@ class Recorder(TorchFunctionMode):
             return self._made(function, args, kwargs)
         if function in calls.RANDOM_IN_PLACE and kwargs.get("generator") is None and self._can_wait(args[0]):
             return self._recorded(function, args, kwargs, [args[0]])
+        if function in calls.RANDOM and kwargs.get("generator") is None:
+            return self._drawing(function, args, kwargs)
         if not self._stored or function in calls.VIEWS:
             return function(*args, **kwargs)
         return self._called(function, args, kwargs)
+
+    def _is_theirs(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call is about what a recorder around this one has recorded."""
+        if self.on_meta:  # it copies what it reads
+            target = _target(function, args, kwargs)
+            concerned = [target] if isinstance(target, Tensor) else []
+        else:
+            concerned = _tensors_in(args, kwargs)
+        return any(each.stored(tensor) is not None for each in self._around for tensor in concerned)
+
+    def _drawing(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that draws random numbers in a way of its own."""
+        leaves = _tensors_in(args, kwargs)
+        concerned = [each for each in leaves if self.stored(each) is not None]
+        if any(map(_wraps, leaves)) or any(each.layout is not torch.strided for each in leaves):
+            return self._read(function, args, kwargs, concerned) if concerned else function(*args, **kwargs)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in leaves):
+            if not self.on_meta:
+                return self._read(function, args, kwargs, concerned)
+            self._pin(concerned)
+        return self._recorded(function, args, kwargs, concerned)
 
     def fill(self, filling: Filling, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Record that all of a tensor is written with one distribution. False: this must be done in another way."""
@@ -200,6 +261,9 @@ class Recorder(TorchFunctionMode):
         key = _torch.storage_key(tensor)
         stored = self._stored.get(key)
         if stored is None:
+            if len(self._stored) >= self._most_stored:
+                self._stored = {each.reference.cdata: each for each in self.alive()}
+                self._most_stored = max(_FEW_STORED, 2 * len(self._stored))
             reference = _torch.storage_reference(tensor.untyped_storage())
             self._stored[key] = Stored(reference, content, not tensor.is_meta)
         else:
@@ -210,18 +274,17 @@ class Recorder(TorchFunctionMode):
     def _made(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         drawn = calls.DRAWING.get(function)
         if not self.on_meta:
+            if function in calls.RANDOM and kwargs.get("generator") is None:
+                return self._drawn(drawn, function, args, kwargs)
             if kwargs.get("out") is not None:
                 return self._called(function, args, kwargs)
-            if function in calls.RANDOM_FACTORIES and kwargs.get("generator") is None:
-                return self._recorded(function, args, kwargs)
-            if drawn is None or kwargs.get("generator") is not None:
-                return function(*args, **kwargs)
-            made = calls.LIKE.get(function, torch.empty)(*args, **kwargs)
-            self._draw_into(made, drawn, function)
-            return made
+            return function(*args, **kwargs)
         if kwargs.get("out") is not None or kwargs.get("generator") is not None:
             return self._called(function, args, {**kwargs, "device": "meta"})
         if function in calls.COPIES_OF_DATA:
+            concerned = [each for each in _tensors_in(args, kwargs) if self.stored(each) is not None]
+            if concerned:
+                return self._read(function, args, kwargs, concerned)
             return self._copy_of_data(function, args, kwargs)
         kwargs = {**kwargs, "device": "meta"}
         constant = calls.CONSTANT.get(function)
@@ -236,12 +299,18 @@ class Recorder(TorchFunctionMode):
                 return made
         return self._recorded(function, args, kwargs)
 
-    def _draw_into(self, made: Tensor, distribution: Distribution, function: Any) -> None:
-        if made.dtype in calls.SAMPLED_DTYPES and made.numel() and made.is_meta is self.on_meta and not _wraps(made):
-            self._put(made.detach(), None, distribution)
-        elif not made.is_meta:
-            with torch.no_grad():
-                made.normal_() if function in (torch.randn, torch.randn_like) else made.uniform_()
+    def _drawn(
+        self, distribution: Distribution | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A new tensor of random numbers, with memory."""
+        if distribution is not None and kwargs.get("out") is None:
+            made: Tensor = calls.LIKE.get(function, torch.empty)(*args, **kwargs)
+            if made.is_meta or made.numel() == 0:
+                return made
+            if made.dtype in calls.SAMPLED_DTYPES and made.layout is torch.strided and not _wraps(made):
+                self._put(made.detach(), None, distribution)
+                return made
+        return self._drawing(function, args, kwargs)
 
     def _copy_of_data(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         known = function(*args, **{**kwargs, "device": "cpu", "requires_grad": False} if function is torch.tensor
@@ -265,7 +334,7 @@ class Recorder(TorchFunctionMode):
         concerned = [each for each in leaves if self.stored(each) is not None]
         if not concerned:
             return function(*args, **kwargs)
-        if function is Tensor.__getitem__ and _is_basic(args[1]):
+        if function is Tensor.__getitem__ and calls.is_basic(args[1]):
             return function(*args, **kwargs)
         if function is Tensor.__deepcopy__ and not _wraps(args[0]):
             return self._deep_copy(args[0], args[1])
@@ -414,16 +483,14 @@ class Recorder(TorchFunctionMode):
             return views[id(each)]
 
         leaves = _tensors_in(args, kwargs)
-        target = kwargs.get("out")
-        if target is None and args and calls.writes_in_place(function):
-            target = args[0]
+        target = _target(function, args, kwargs)
         if any(each.is_meta and self.stored(each) is None for each in leaves if each is not target):
             return function(*args, **kwargs)  # a tensor without memory or history: nothing can be known
         if any(self.stored(each) is None and each is not target and each.nbytes > _MOST_COPIED for each in leaves):
             return self._read(function, args, kwargs, concerned or [])
         try:
             meta_args, meta_kwargs = tree_map(twin, (args, kwargs))
-            if "device" in meta_kwargs:
+            if "device" in meta_kwargs or (not leaves and function in calls.RANDOM):
                 meta_kwargs["device"] = "meta"
             results = function(*meta_args, **meta_kwargs)
         except Exception:
@@ -440,12 +507,6 @@ class Recorder(TorchFunctionMode):
                 return self._read(function, args, kwargs, concerned or [])
             if not any(fresh):
                 return function(*args, **kwargs)  # views
-            return self._read(function, args, kwargs, concerned or [])
-        if (
-            target is None
-            and not self.on_meta
-            and any(each.requires_grad for each in leaves if torch.is_grad_enabled())
-        ):
             return self._read(function, args, kwargs, concerned or [])
         if not self.on_meta:  # what was there before is still in its memory, but may not be for long
             before = [each for each in leaves if each is not target and self._has_memory(each)]
@@ -472,7 +533,7 @@ class Recorder(TorchFunctionMode):
             which += 1
             made = torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=device)
             self._store(made, Output(made.untyped_storage().nbytes(), Geometry.of(made), call, which))
-            return made
+            return made.requires_grad_(each.requires_grad)
 
         return tree_map(real, results)
 
@@ -520,16 +581,23 @@ class Recorder(TorchFunctionMode):
     def pin(self, stored: Stored) -> None:
         """Fix the numbers of draws that have no name yet for ever: somebody is about to see them."""
         for draw in draws_of(stored.content):
-            if draw.name is None:
-                draw.name, draw.seed = f"call {draw.order}", self.seed
+            self._name(draw)
+
+    def _name(self, draw: Draw) -> None:
+        if draw.name is None:
+            draw.name, draw.seed = f"call {draw.order}", self.seed
 
     def _read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concerned: list[Tensor]) -> Any:
         """Run a call that looks at values: on written memory, or on values that are computed for it."""
         self.settle(each for each in concerned if not each.is_meta)
         concerned = [each for each in concerned if each.is_meta]
+        values = self.values(concerned) if concerned else {}
+        if function in calls.RANDOM and kwargs.get("generator") is None:
+            draw = self._draw()
+            self._name(draw)
+            function = partial(numbers_of, self.replay(self.seed).stream(draw), function)
         if not concerned:
             return function(*args, **kwargs)
-        values = self.values(concerned)
 
         def real(each: Any) -> Any:
             return values.get(id(each), each) if isinstance(each, Tensor) else each
@@ -578,14 +646,29 @@ class Recorder(TorchFunctionMode):
         return Replay(seed)
 
 
+def _target(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The tensor that a call writes to; None if it gives a new one."""
+    target = kwargs.get("out")
+    return args[0] if target is None and args and calls.writes_in_place(function) else target
+
+
 def _tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among arguments, with those that wrappers are around."""
     found: list[Tensor] = []
     for each in (*args, *kwargs.values()):
         if isinstance(each, Tensor):
             found.append(each)
         elif isinstance(each, (list, tuple, dict)):
             found += [leaf for leaf in tree_flatten(each)[0] if isinstance(leaf, Tensor)]
+    for leaf in found:  # grows meanwhile
+        if type(leaf) not in _TENSORS and _torch.wraps_others(leaf):
+            found += _torch.wrapped_tensors(leaf)
     return found
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has one storage of elements, and is no wrapper around others."""
+    return type(tensor) in _TENSORS and tensor.layout is torch.strided
 
 
 def _wraps(tensor: Tensor) -> bool:
@@ -605,12 +688,6 @@ def _is_whole(tensor: Tensor) -> bool:
                 return False
             expected *= size
     return True
-
-
-def _is_basic(index: Any) -> bool:
-    """Whether an index gives a view."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(each is None or each is Ellipsis or type(each) in (int, slice) for each in parts)
 
 
 def _device_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> torch.device:

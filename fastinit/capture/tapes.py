@@ -8,7 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastinit.capture.graph import Changed, Fill, Geometry, Replay, View, chain_of, draws_of
+from fastinit.capture.calls import OVERWRITES, is_basic
+from fastinit.capture.graph import Call, Changed, Fill, Geometry, Replay, View, chain_of, draws_of, is_written
 from fastinit.run.composed import writes
 from fastinit.run.index_maps import box_of
 from fastinit.run.targets import Target, begin_of
@@ -54,6 +55,19 @@ def drop_tapes(model: nn.Module) -> None:
     """Let all modules of a model forget."""
     for module in model.modules():
         module.__dict__.pop(_ATTRIBUTE, None)
+
+
+def is_complete(tape: Tape) -> bool:
+    """Whether the code has written to all of a tensor's memory."""
+    return is_written(tape.view.node, _overwritten)
+
+
+def _overwritten(call: Call) -> Geometry | None:
+    if call.target is None:
+        return None
+    if call.function is Tensor.__setitem__:
+        return Geometry.of(call.target.at.meta()[call.args[1]]) if is_basic(call.args[1]) else None
+    return call.target.at if call.function in OVERWRITES or "out" in call.kwargs else None
 
 
 @dataclass(frozen=True, eq=False)

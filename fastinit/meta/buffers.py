@@ -30,6 +30,8 @@ from fastinit.run.names import named_modules
 from fastinit.run.parametrized import POWER_ITERATIONS, SpectralNorm
 from fastinit.run.streams import derive_stream
 
+_RECORDED = "recorded when it was built"
+
 
 class _Place(NamedTuple):
     module: nn.Module
@@ -82,10 +84,14 @@ class Restoration:
         self._without_base = [(chain, each) for chain in modules for each in _without_base(chain)]
 
     @torch.no_grad()
-    def restore_(self, device: torch.device, modules: Container[nn.Module] | None = None) -> None:
+    def restore_(
+        self, device: torch.device, modules: Container[nn.Module] | None = None, *, as_recorded: bool = False
+    ) -> None:
         """Write the values, once `allocate_` has given the buffers memory. Plain attributes are put on `device`.
 
-        With `modules`, only buffers that one of these modules is the first to hold.
+        With `modules`, only buffers that one of these modules is the first to hold. With `as_recorded`, the parameters
+        will get the values that they had when the model was recorded: what was recorded with them fits, and `settle_`
+        leaves it alone.
         """
         for each in self._lost:
             if modules is not None and each.module not in modules:
@@ -98,7 +104,7 @@ class Restoration:
                 target = each.value.to(device, each.tensor.dtype)
             elif target is not None and each.value is not None:
                 _write(target, each.value)
-                if not target.is_inference():
+                if not target.is_inference() and not (as_recorded and each.way == _RECORDED):
                     self._versions[id(target)] = target._version
             for place in each.places:
                 if not place.is_buffer:
@@ -236,7 +242,7 @@ def _replay(each: _Lost, seed: int) -> None:
         if tape is not None:
             with torch.no_grad():
                 each.value = tape.replay(seed).clone()
-            each.way = "recorded when it was built"
+            each.way = _RECORDED
             return
 
 
