@@ -125,10 +125,13 @@ class _Recording:
 
 
 def name_draws(stored: Stored, model: int, name: str) -> None:
-    """Name the draws of a content after the tensor that owns it: the first has its name, the others a number more."""
-    for position, draw in enumerate(draws_of(stored.content)):
-        if draw.name is None:
-            draw.name, draw.model = name if position == 0 else f"{name}#{position}", model
+    """Name the draws of a content after the tensor that owns it: the first has its name, the others a number more.
+
+    Draws that have a name do not count: a recording that has written them does not know of them any more.
+    """
+    unnamed = (draw for draw in draws_of(stored.content) if draw.name is None)
+    for position, draw in enumerate(unnamed):
+        draw.name, draw.model = name if position == 0 else f"{name}#{position}", model
 
 
 class fused(_Recording):

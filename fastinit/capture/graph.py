@@ -67,9 +67,10 @@ class Node:
 
 @dataclass(eq=False, slots=True)
 class Memory(Node):
-    """What the storage held already when the recording first met it."""
+    """What the storage held when the recording first met it. `matters` is false if all of it was overwritten."""
 
     nbytes: int
+    matters: bool = True
 
 
 @dataclass(eq=False, slots=True)
@@ -174,7 +175,7 @@ def draws_of(node: Node) -> list[Draw]:
 
 def memory_of(node: Node) -> list[Memory]:
     """The contents from before the recording that a content depends on."""
-    return [each for each in _calls_and_fills(node) if isinstance(each, Memory)]
+    return [each for each in _calls_and_fills(node) if isinstance(each, Memory) and each.matters]
 
 
 def is_written(node: Node, overwritten: Callable[[Call], Geometry | None]) -> bool:

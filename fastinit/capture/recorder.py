@@ -216,6 +216,7 @@ class Recorder(TorchFunctionMode):
             or (tensor.is_meta and not self.on_meta)
             or (filling.under_grad and tensor.requires_grad and torch.is_grad_enabled())
             or tensor.numel() == 0
+            or _overlaps(tensor)
         ):
             return False
         if "generator" in kwargs:
@@ -294,7 +295,10 @@ class Recorder(TorchFunctionMode):
             return made
         if drawn is not None or constant is not None:
             made = calls.LIKE.get(function, torch.empty)(*args, **kwargs)
-            if made.dtype in calls.SAMPLED_DTYPES and made.numel():
+            if made.numel() == 0:
+                self._store(made, self._memory_of(made))
+                return made
+            if made.dtype in calls.SAMPLED_DTYPES:
                 self._put(made.detach(), None, drawn or constant)  # type: ignore[arg-type]
                 return made
         return self._recorded(function, args, kwargs)
@@ -352,6 +356,8 @@ class Recorder(TorchFunctionMode):
             found = self._cast(function, args, kwargs)
             if found is not None:
                 return found
+        if function is Tensor.contiguous and _is_packed(args[0], *args[1:], **kwargs):
+            return args[0]
         if function in calls.CLONES and (copied := self._clone(args[0])) is not None:
             return copied
         step = calls.STEPS.get(function)
@@ -359,9 +365,10 @@ class Recorder(TorchFunctionMode):
             return stepped
         if function is Tensor.copy_ and not self.on_meta and self._is_plain_copy(args[0], args[1]):
             stored = self.stored(args[0])
+            copied = function(*args, **kwargs)  # or it raises, and what was there stays
             if stored is not None:
                 self.forget(stored)
-            return function(*args, **kwargs)
+            return copied
         return self._recorded(function, args, kwargs, concerned)
 
     def _is_plain_copy(self, to: Tensor, source: Any) -> bool:
@@ -490,13 +497,18 @@ class Recorder(TorchFunctionMode):
             return self._read(function, args, kwargs, concerned or [])
         try:
             meta_args, meta_kwargs = tree_map(twin, (args, kwargs))
+            versions = _versions(twins.values())
             if "device" in meta_kwargs or (not leaves and function in calls.RANDOM):
                 meta_kwargs["device"] = "meta"
             results = function(*meta_args, **meta_kwargs)
         except Exception:
             return self._read(function, args, kwargs, concerned or [])
         outputs = tree_flatten(results)[0]
-        if target is not None and not isinstance(target, Tensor):
+        if target is not None and (not isinstance(target, Tensor) or _overlaps(target)):
+            return self._read(function, args, kwargs, concerned or [])
+        written = None if target is None else _torch.storage_key(twins[id(target)])
+        aside = [each for each in twins.values() if _torch.storage_key(each) != written]
+        if any(times != versions[key] for key, times in _versions(aside).items()):  # it writes to more than its target
             return self._read(function, args, kwargs, concerned or [])
         shared = {_torch.storage_key(each) for each in twins.values()}
         fresh = [isinstance(each, Tensor) and _torch.storage_key(each) not in shared for each in outputs]
@@ -508,11 +520,13 @@ class Recorder(TorchFunctionMode):
             if not any(fresh):
                 return function(*args, **kwargs)  # views
             return self._read(function, args, kwargs, concerned or [])
-        if not self.on_meta:  # what was there before is still in its memory, but may not be for long
-            before = [each for each in leaves if each is not target and self._has_memory(each)]
-            if before:
-                self.settle(before)
-                return self.__torch_function__(function, (), args, kwargs)
+        # What was there before is still in its memory, but may not be for long. On meta it is not, and the names of the
+        # draws are to be the same.
+        before = [each for each in leaves if each is not target and self._rests_on_memory(each)]
+        if before and not self.on_meta:
+            self.settle(before)
+            return self.__torch_function__(function, (), args, kwargs)
+        self._pin(before)
         draw = self._draw() if function in calls.RANDOM else None
         if target is not None:
             self._write_recorded(function, args, kwargs, target, view, draw)
@@ -537,9 +551,14 @@ class Recorder(TorchFunctionMode):
 
         return tree_map(real, results)
 
-    def _has_memory(self, tensor: Tensor) -> bool:
+    def _rests_on_memory(self, tensor: Tensor) -> bool:
+        """Whether a recorded content needs values from before: those that a recording with memory has written there."""
         stored = self.stored(tensor)
-        return stored is not None and bool(memory_of(stored.content))
+        if stored is None or not self.on_meta:
+            return stored is not None and bool(memory_of(stored.content))
+        base, steps = chain_of(stored.content)
+        is_blank = isinstance(base, Memory) and not base.matters
+        return bool(steps) and not is_blank and all(draw.name is not None for draw in draws_of(base))
 
     def _for_replay(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
@@ -554,8 +573,13 @@ class Recorder(TorchFunctionMode):
         draw: Draw | None,
     ) -> None:
         stored = self.stored(target)
-        overwritten = function in calls.OVERWRITES and _is_whole(target)
-        before = self._memory_of(target) if stored is None or overwritten else stored.content
+        overwritten = (
+            function in calls.OVERWRITES and _is_whole(target) and not any(each is target for each in args[1:])
+        )
+        if overwritten:
+            before: Node = Memory(target.untyped_storage().nbytes(), matters=False)
+        else:
+            before = self._memory_of(target) if stored is None else stored.content
         written = View(before, Geometry.of(target))
 
         def place(each: Any) -> Any:
@@ -603,28 +627,35 @@ class Recorder(TorchFunctionMode):
             return values.get(id(each), each) if isinstance(each, Tensor) else each
 
         real_args, real_kwargs = tree_map(real, (args, self._for_replay(kwargs)))
+        versions = _versions(values.values())
         results = function(*real_args, **real_kwargs)
-        if args and isinstance(args[0], Tensor) and (calls.writes_in_place(function) or "out" in kwargs):
-            target = kwargs.get("out", args[0])
-            if id(target) in values:
-                storage = values[id(target)].untyped_storage()
-                self._store(target, Known(storage.nbytes(), storage))
-            return target
-        return tree_map(lambda each: self._known(each) if isinstance(each, Tensor) else each, results)
+        for tensor in concerned:
+            copy = values[id(tensor)]
+            if _versions([copy])[id(copy)] != versions[id(copy)]:
+                self._store(tensor, Known(copy.untyped_storage().nbytes(), copy.untyped_storage()))
+        originals = {id(values[id(tensor)]): tensor for tensor in concerned}
+
+        def given(each: Any) -> Any:
+            if not isinstance(each, Tensor) or each.is_meta:
+                return each
+            return originals[id(each)] if id(each) in originals else self._known(each)
+
+        return tree_map(given, results)
 
     def values(self, tensors: Iterable[Tensor]) -> dict[int, Tensor]:
-        """The values of recorded tensors on meta, by their ids, in memory of their own."""
+        """The values of recorded tensors on meta, by their ids, in memory of their own: shared where theirs is."""
         tensors = list(tensors)
         self._pin(tensors)
         found: dict[int, Tensor] = {}
-        with torch.no_grad():
-            replay = Replay(self.seed)
+        copies: dict[int, Tensor] = {}  # for each content its bytes
+        replay = self.replay(self.seed)
+        with torch.no_grad(), _torch.modes_off():
             for tensor in tensors:
                 view = self.view(tensor)
                 assert view is not None
-                copy = _torch.new_storage(view.node.nbytes)
-                bytes_of(copy).copy_(bytes_of(replay.content(view.node)))
-                found[id(tensor)] = view.at.view(copy)
+                if id(view.node) not in copies:
+                    copies[id(view.node)] = bytes_of(replay.content(view.node)).clone()
+                found[id(tensor)] = view.at.view(copies[id(view.node)].untyped_storage())
         return found
 
     def settle(self, tensors: Iterable[Tensor]) -> None:
@@ -673,6 +704,20 @@ def is_plain(tensor: Tensor) -> bool:
 
 def _wraps(tensor: Tensor) -> bool:
     return type(tensor) not in _TENSORS and _torch.wraps_others(tensor)
+
+
+def _versions(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """How often each tensor was written to, by its id. Tensors of inference mode do not count it."""
+    return {id(each): 0 if each.is_inference() else each._version for each in tensors}
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether elements of a tensor share memory, as after `expand`. Nobody may write to them."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _is_packed(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> bool:
+    return memory_format is torch.contiguous_format and tensor.is_contiguous()
 
 
 def _is_whole(tensor: Tensor) -> bool:
