@@ -130,7 +130,10 @@ def wraps_others(tensor: torch.Tensor) -> bool:
 
 
 def wrapped_tensors(wrapper: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors that a wrapper is around."""
+    """The tensors that a wrapper is around, or the one that a function transform hands out in another form."""
+    if in_transform(wrapper):
+        unwrap = getattr(getattr(torch._C, "_functorch", None), "get_unwrapped", None)
+        return [] if unwrap is None else [unwrap(wrapper)]
     names, _ = wrapper.__tensor_flatten__()  # type: ignore[attr-defined]
     return [each for name in names if isinstance(each := getattr(wrapper, name), torch.Tensor)]
 

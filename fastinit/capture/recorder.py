@@ -106,8 +106,9 @@ class Recorder(TorchFunctionMode):
 
     def forget_tensor(self, tensor: Tensor) -> None:
         """As if nobody had written to a tensor that is watched."""
-        if self.stored(tensor) is not None:
-            self._store(tensor, self._memory_of(tensor))
+        with _torch.modes_off():  # the recording goes on
+            if self.stored(tensor) is not None:
+                self._store(tensor, self._memory_of(tensor))
 
     def take_memory(self, tensor: Tensor) -> None:
         """Put a tensor with memory on the meta device, as the same object. What it held stays known."""
@@ -210,9 +211,8 @@ class Recorder(TorchFunctionMode):
         tensor = args[0]
         if (
             kwargs.get("generator") is not None
-            or type(tensor) not in _TENSORS
+            or not is_plain(tensor)
             or tensor.dtype not in calls.SAMPLED_DTYPES
-            or tensor.layout is not torch.strided
             or (tensor.is_meta and not self.on_meta)
             or (filling.under_grad and tensor.requires_grad and torch.is_grad_enabled())
             or tensor.numel() == 0
@@ -234,7 +234,7 @@ class Recorder(TorchFunctionMode):
 
     def _can_wait(self, tensor: Tensor) -> bool:
         """Whether random numbers of another kind can be written to a tensor later."""
-        is_ours = type(tensor) in _TENSORS and tensor.layout is torch.strided and (self.on_meta or not tensor.is_meta)
+        is_ours = is_plain(tensor) and (self.on_meta or not tensor.is_meta)
         return is_ours and not (tensor.requires_grad and torch.is_grad_enabled())
 
     def _put(self, tensor: Tensor, stored: Stored | None, distribution: Distribution) -> None:
@@ -692,18 +692,18 @@ def _tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         elif isinstance(each, (list, tuple, dict)):
             found += [leaf for leaf in tree_flatten(each)[0] if isinstance(leaf, Tensor)]
     for leaf in found:  # grows meanwhile
-        if type(leaf) not in _TENSORS and _torch.wraps_others(leaf):
+        if _wraps(leaf):
             found += _torch.wrapped_tensors(leaf)
     return found
 
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor has one storage of elements, and is no wrapper around others."""
-    return type(tensor) in _TENSORS and tensor.layout is torch.strided
+    return type(tensor) in _TENSORS and tensor.layout is torch.strided and not _torch.in_transform(tensor)
 
 
 def _wraps(tensor: Tensor) -> bool:
-    return type(tensor) not in _TENSORS and _torch.wraps_others(tensor)
+    return (type(tensor) not in _TENSORS and _torch.wraps_others(tensor)) or _torch.in_transform(tensor)
 
 
 def _versions(tensors: Iterable[Tensor]) -> dict[int, int]:

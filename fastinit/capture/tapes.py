@@ -140,7 +140,7 @@ def _zeroed_row(node: Any, at: Geometry) -> int | None:
     target = call.target
     if target is None or len(at.shape) < 2 or at.strides != _packed(at.shape) or at.offset != 0:
         return None
-    source = call.args[1] if len(call.args) == 2 else None
+    source = call.args[1] if len(call.args) > 1 else None
     row = None
     if call.function is Tensor.copy_ and isinstance(source, View) and isinstance(source.node, Fill):
         if source.node.distribution == ZERO and target.at.shape == at.shape[1:]:
