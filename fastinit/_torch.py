@@ -5,6 +5,7 @@ Every other file asks here. This file imports nothing of fastinit.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
@@ -55,6 +56,11 @@ SET_GRAD_ENABLED: Any = getattr(torch._C, "_set_grad_enabled", None)
 TRUNC_NORMAL = "_no_grad_trunc_normal_" if hasattr(nn.init, "_no_grad_trunc_normal_") else "trunc_normal_"
 
 FANS = "_calculate_fan_in_and_fan_out"  # the function of torch.nn.init by which its others find the fans
+
+
+def modes_off() -> Any:
+    """A context in which no TorchFunctionMode and no tensor subclass is asked. Without it: one that does nothing."""
+    return getattr(torch._C, "DisableTorchFunction", contextlib.nullcontext)()
 
 
 def factories() -> list[Callable[..., Any]]:
@@ -151,6 +157,15 @@ def wraps_others(tensor: torch.Tensor) -> bool:
     module = importlib.import_module("torch.utils._python_dispatch")
     test = getattr(module, "is_traceable_wrapper_subclass", None)
     return hasattr(tensor, "__tensor_flatten__") if test is None else bool(test(tensor))
+
+
+def wrapped_tensors(wrapper: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that a wrapper is around, or the one that a function transform hands out in another form."""
+    if in_transform(wrapper):
+        unwrap = getattr(getattr(torch._C, "_functorch", None), "get_unwrapped", None)
+        return [] if unwrap is None else [unwrap(wrapper)]
+    names, _ = wrapper.__tensor_flatten__()  # type: ignore[attr-defined]
+    return [each for name in names if isinstance(each := getattr(wrapper, name), torch.Tensor)]
 
 
 def storage_key(tensor: torch.Tensor) -> int:

@@ -181,19 +181,20 @@ def _plan(
     survey.report_unmatched(own_rules, strict)
     groups = survey.wrapper_groups()
     made = Plan(rows, seed=seed, generator=generator, backend=backend, seed_groups=groups, strict=strict)
-    _report_uncovered(made, strict)
+    _report_uncovered(made, strict, survey.failures())
     return made
 
 
-def _report_uncovered(made: Plan, strict: bool) -> None:
+def _report_uncovered(made: Plan, strict: bool, failures: Sequence[str]) -> None:
+    why = f" ({'; '.join(failures[:_SHOWN])})" if failures else ""
     if strict and made.uncovered:
-        raise ValueError("strict: no rule covers " + ", ".join(made.uncovered))
+        raise ValueError(f"strict: no rule covers {', '.join(made.uncovered)}{why}")
     # Parameters on meta have no values to keep, and materialize_ refuses them.
     names = [row.name for row in made.rows if not row.covered and row.device.type != "meta"]
     if not names:
         return
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    warn(f"no rule covers {shown}: kept as they are; give them a rule, or KEEP", UncoveredWarning)
+    warn(f"no rule covers {shown}{why}: kept as they are; give them a rule, or KEEP", UncoveredWarning)
 
 
 _SHOWN = 6

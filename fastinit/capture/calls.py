@@ -101,9 +101,14 @@ RANDOM: frozenset[Any] = frozenset(
         "bernoulli", "bernoulli_", "multinomial", "randperm", "randint", "randint_like", "random_", "exponential_",
         "cauchy_", "geometric_", "log_normal_", "poisson", "normal", "normal_", "uniform_", "rand", "randn",
         "rand_like", "randn_like", "binomial", "rrelu", "rrelu_", "dropout", "dropout_", "alpha_dropout",
-        "feature_dropout", "native_dropout",
+        "feature_dropout", "feature_dropout_", "native_dropout", "alpha_dropout_", "feature_alpha_dropout",
+        "feature_alpha_dropout_", "_standard_gamma", "_sample_dirichlet", "lstm", "gru", "rnn_tanh", "rnn_relu",
     )
-    | {nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_, nn.functional.dropout}
+    | {getattr(nn.functional, name) for name in (
+        "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "rrelu",
+        "gumbel_softmax", "scaled_dot_product_attention", "multi_head_attention_forward",
+    )}
+    | {nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_}
 )  # fmt: skip
 
 RANDOM_FACTORIES: frozenset[Any] = frozenset({torch.randperm, torch.randint, torch.normal})
@@ -332,6 +337,12 @@ def writes_in_place(function: Any) -> bool:
     """Whether a function writes to its first argument, by torch's convention for names."""
     name = getattr(function, "__name__", "")
     return name in _WRITING or (name.endswith("_") and not name.endswith("__"))
+
+
+def is_basic(index: Any) -> bool:
+    """Whether an index gives a view."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(each is None or each is Ellipsis or type(each) in (int, slice) for each in parts)
 
 
 # They overwrite all of their first argument, whatever it held.

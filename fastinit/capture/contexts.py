@@ -12,7 +12,7 @@ import torch
 from fastinit.capture.graph import Geometry, View, draws_of
 from fastinit.capture.owners import Owned, Owners
 from fastinit.capture.patches import Patches
-from fastinit.capture.recorder import Recorder, Stored
+from fastinit.capture.recorder import Recorder, Stored, is_plain
 from fastinit.capture.tapes import Tape, keep_tape
 from fastinit.run.streams import as_seed, draw_seed
 
@@ -39,27 +39,27 @@ class _Recording:
 
     def __init__(self, seed: int | None = None) -> None:
         self._given = as_seed(seed)
-        self._recorder: Recorder | None = None
+        self.recorder: Recorder | None = None
         self._thread: int | None = None
         self._left = False
 
     def __enter__(self) -> None:
-        if self._recorder is not None:
+        if self.recorder is not None:
             raise RuntimeError(f"{self.name}: entered before; make a new one for every with statement")
         self._thread = threading.get_ident()
         seed = draw_seed(None) if self._given is None else self._given
-        self._recorder = Recorder(seed, on_meta=self._on_meta)
-        self._owners = Owners()
         active = _of_thread.__dict__.setdefault("active", [])
+        self.recorder = Recorder(seed, on_meta=self._on_meta, around=[each.recorder for each in active])
+        self._owners = Owners(lambda: active[-1] is self)
         _patches.enter()
         self._owners.watch()
         active.append(self)
-        self._recorder.__enter__()  # type: ignore[no-untyped-call]
+        self.recorder.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        recorder = self._recorder
+        recorder = self.recorder
         if recorder is None or self._left:
             raise RuntimeError(f"{self.name}: left without having been entered, or twice")
         if threading.get_ident() != self._thread:
@@ -79,8 +79,8 @@ class _Recording:
 
     def before_thread(self) -> None:
         """Write what is pending, before the program starts another thread."""
-        assert self._recorder is not None
-        self._recorder.settle_all()
+        assert self.recorder is not None
+        self.recorder.settle_all()
 
     def _owned(self, recorder: Recorder) -> list[tuple[Owned, Stored]]:
         """The recorded tensors of modules. Their draws have got their names."""
@@ -94,10 +94,13 @@ class _Recording:
 
 
 def name_draws(stored: Stored, model: int, name: str) -> None:
-    """Name the draws of a content after the tensor that owns it: the first has its name, the others a number more."""
-    for position, draw in enumerate(draws_of(stored.content)):
-        if draw.name is None:
-            draw.name, draw.model = name if position == 0 else f"{name}#{position}", model
+    """Name the draws of a content after the tensor that owns it: the first has its name, the others a number more.
+
+    Draws that have a name do not count: a recording that has written them does not know of them any more.
+    """
+    unnamed = (draw for draw in draws_of(stored.content) if draw.name is None)
+    for position, draw in enumerate(unnamed):
+        draw.name, draw.model = name if position == 0 else f"{name}#{position}", model
 
 
 class fused(_Recording):
@@ -114,6 +117,8 @@ class fused(_Recording):
       would be equal.
     - An exception inside goes on after everything pending was written.
     - Only the thread that entered the context is recorded. Before it starts another thread, what is pending is written.
+      A thread that runs already sees memory as it is; read a tensor (`.data_ptr()`) before you hand it over.
+    - Contexts may be nested. What an outer one has recorded stays its own, and inside `deferred` nothing else records.
     - Calls with a generator are run as they are, with torch's numbers. So are calls on the meta device, on DTensors and
       other wrappers, and on dtypes other than float16, bfloat16, float32 and float64.
 
@@ -159,6 +164,9 @@ class deferred(_Recording):
     _on_meta = True
 
     def _finish(self, recorder: Recorder, error: BaseException | None) -> None:
+        for owned in self._owners.owned():  # `torch.Tensor(3, 4)` and torch.from_numpy ask no mode
+            if owned.kind == "parameter" and owned.tensor.device.type == "cpu" and is_plain(owned.tensor):
+                recorder.take_memory(owned.tensor)
         for owned, stored in self._owned(recorder):
             view = View(stored.content, Geometry.of(owned.tensor))
             keep_tape(owned.module, owned.own_name, Tape(view, owned.name, owned.model))

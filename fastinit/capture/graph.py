@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastinit._torch import new_storage, tree_flatten, tree_map
+from fastinit._torch import modes_off, new_storage, tree_flatten, tree_map
 from fastinit.run.engine import Program
 from fastinit.run.streams import derive_stream
 from fastinit.run.targets import Target
@@ -67,9 +67,10 @@ class Node:
 
 @dataclass(eq=False, slots=True)
 class Memory(Node):
-    """What the storage held already when the recording first met it."""
+    """What the storage held when the recording first met it. `matters` is false if all of it was overwritten."""
 
     nbytes: int
+    matters: bool = True
 
 
 @dataclass(eq=False, slots=True)
@@ -176,7 +177,22 @@ def draws_of(node: Node) -> list[Draw]:
 
 def memory_of(node: Node) -> list[Memory]:
     """The contents from before the recording that a content depends on."""
-    return [each for each in _calls_and_fills(node) if isinstance(each, Memory)]
+    return [each for each in _calls_and_fills(node) if isinstance(each, Memory) and each.matters]
+
+
+def is_written(node: Node, overwritten: Callable[[Call], Geometry | None]) -> bool:
+    """Whether all of a content has been written to. `overwritten` tells which part of it a call writes anew."""
+    base, calls = chain_of(node)
+    if not isinstance(base, Memory):
+        return True
+    targets = [at for call in calls if (at := overwritten(call)) is not None]
+    unit = min((at.dtype.itemsize for at in targets), default=1)
+    left = torch.ones(node.nbytes // unit, dtype=torch.bool)
+    for at in targets:
+        times = at.dtype.itemsize // unit
+        strides = (*(each * times for each in at.strides), 1)
+        left.as_strided((*at.shape, times), strides, at.offset * times).zero_()
+    return not bool(left.any())
 
 
 class Replay:
@@ -205,7 +221,8 @@ class Replay:
         """A storage with a content. It must not be written to."""
         found = self._contents.get(node)
         if found is None:
-            found = self._contents[node] = self._computed(node)
+            with torch.no_grad(), modes_off():  # nobody records or moves what is computed here
+                found = self._contents[node] = self._computed(node)
         return found
 
     def _computed(self, node: Node) -> torch.UntypedStorage:
@@ -262,10 +279,14 @@ class Replay:
         args, kwargs = tree_map(argument, (call.args, call.kwargs))
         if call.draw is None:
             return call.function(*args, **kwargs)
-        seed, name = self.stream(call.draw)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_stream(seed, name).key)
-            return call.function(*args, **kwargs)
+        return numbers_of(self.stream(call.draw), call.function, *args, **kwargs)
+
+
+def numbers_of(stream: tuple[int, str], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that draws from torch's generator, with the numbers of a stream (seed, name)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_stream(*stream).key)
+        return function(*args, **kwargs)
 
 
 def seed_of_model(seed: int, model: int) -> int:

@@ -7,7 +7,7 @@ import inspect
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fastinit._torch import typed_like
-from fastinit.capture.calls import OVERWRITES
-from fastinit.capture.contexts import recorded
-from fastinit.capture.graph import Call, Geometry, Memory, View, chain_of, draws_of
+from fastinit.capture.contexts import name_draws, recorded
+from fastinit.capture.graph import Geometry, View
 from fastinit.capture.recorder import Recorder
-from fastinit.capture.tapes import Tape, distribution_of, tape_of
+from fastinit.capture.tapes import Tape, distribution_of, is_complete, tape_of
 from fastinit.run.names import NamedModule, named_modules, unwrapped
 from fastinit.schemes.distributions import Constant, Distribution
 
@@ -58,7 +57,7 @@ class Authors:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._read: dict[tuple[int, str], tuple[Tape, str]] | None = None
-        self._failed = ""
+        self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
 
     def of(self, module: nn.Module, own_name: str) -> Author:
@@ -70,20 +69,34 @@ class Authors:
 
     def _found(self, module: nn.Module, own_name: str) -> Author:
         tape = tape_of(module, own_name)
-        if tape is not None and tape.is_unwritten():
-            return Author("unknown", None, "nothing was written to it when it was built")
         if tape is not None:
+            if not is_complete(tape):
+                return Author("unknown", None, "its code has not written to all of it")
             return _author(tape, "as recorded when it was built")
         if self._read is None:
             self._read = {}
+            model = unwrapped(self._model)
             try:
-                self._read = _read(unwrapped(self._model))
+                self._read = _read(model, self._failures)
             except Exception as error:
-                self._failed = f"its code cannot run on a copy: {type(error).__name__}: {error}"
+                self._failures[id(model)] = _cannot_run("copy.deepcopy", error)
         found = self._read.get((id(module), own_name))
-        if found is None:
-            return Author("unknown", None, self._failed or "no code of its own sets it")
-        return _author(*found)
+        if found is not None:
+            return _author(*found)
+        failed = self._failures.get(id(module)) or self._failures.get(id(unwrapped(self._model)))
+        return Author("unknown", None, failed or "no code of its own sets it")
+
+    def failures(self) -> list[str]:
+        """What was raised by code of the model that was run on a copy, each with the name of its module."""
+        return [
+            f"{each.name}: {self._failures[id(each.module)]}" if each.name else self._failures[id(each.module)]
+            for each in named_modules(self._model)
+            if id(each.module) in self._failures
+        ]
+
+
+def _cannot_run(code: str, error: Exception) -> str:
+    return f"{code} cannot run on a copy: {type(error).__name__}: {error}"
 
 
 @contextmanager
@@ -99,8 +112,11 @@ def _nothing_drawn() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _read(model: nn.Module) -> dict[tuple[int, str], tuple[Tape, str]]:
-    """For each parameter that the model's code sets: its tape, and which code this was."""
+def _read(model: nn.Module, failures: dict[int, str]) -> dict[tuple[int, str], tuple[Tape, str]]:
+    """For each parameter that the model's code sets: its tape, and which code this was.
+
+    What the code of a module raises is added to `failures`.
+    """
     found: dict[tuple[int, str], tuple[Tape, str]] = {}
     with _nothing_drawn():
         rebuilt: set[str] = set()
@@ -111,7 +127,7 @@ def _read(model: nn.Module) -> dict[tuple[int, str], tuple[Tape, str]]:
             if build is not None and _read_building(each, build, found):
                 rebuilt.add(each.name)
         if "" not in rebuilt:
-            _read_resetting(model, found)
+            _read_resetting(model, found, failures)
     return found
 
 
@@ -178,7 +194,7 @@ def _read_building(
     return True
 
 
-def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, str]]) -> None:
+def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, str]], failures: dict[int, str]) -> None:
     """Run the model's reset code on a copy of the model."""
     twin, tensors = _copy_on_meta(model)
     recorder = Recorder(0, on_meta=True)
@@ -187,9 +203,19 @@ def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, s
 
     def reset() -> None:
         with torch.no_grad():
-            for module in reversed(list(twin.modules())):
-                _reset(module)
-            _reset_model(twin)
+            for module, other in reversed(list(zip(model.modules(), twin.modules(), strict=True))):
+                attempt(module, other, _reset_code(other))
+            attempt(model, twin, _reset_code_of_model(twin))
+
+    def attempt(of: nn.Module, other: nn.Module, code: tuple[str, Callable[[], Any]] | None) -> None:
+        if code is None:
+            return
+        try:
+            code[1]()
+        except Exception as error:
+            failures[id(of)] = _cannot_run(f"{type(of).__name__}.{code[0]}", error)
+            for tensor in (*other.parameters(), *other.buffers()):  # how far it came is nobody's business
+                recorder.forget_tensor(tensor)
 
     recorded(reset, recorder)
     for own, other in zip(named_modules(model), named_modules(twin), strict=True):
@@ -207,21 +233,11 @@ def _taped(recorder: Recorder, tensor: Tensor, name: str) -> Tape | None:
     stored = recorder.stored(tensor)
     if stored is None:
         return None
-    base, chain = chain_of(stored.content)
-    if isinstance(base, Memory) and not (chain and _overwrites(chain[0], base)):
+    tape = Tape(View(stored.content, Geometry.of(tensor)), name, 0)
+    if not is_complete(tape):
         return None
-    for position, draw in enumerate(draws_of(stored.content)):
-        if draw.name is None:
-            draw.name = name if position == 0 else f"{name}#{position}"
-    return Tape(View(stored.content, Geometry.of(tensor)), name, 0)
-
-
-def _overwrites(call: Call, base: Memory) -> bool:
-    """Whether a call writes to all of a memory."""
-    if call.function not in OVERWRITES or call.target is None:
-        return False
-    at = call.target.at
-    return at.shape.numel() * at.dtype.itemsize == base.nbytes
+    name_draws(stored, 0, name)
+    return tape
 
 
 def _copy_on_meta(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
@@ -250,31 +266,33 @@ _OF_MODULE = ("reset_parameters", "_reset_parameters")
 _OF_MODEL = ("initialize_weights", "init_weights", "init_states", "initialize_parameters")
 
 
-def _reset(module: nn.Module) -> None:
-    """Run a module's reset code: the method of the most derived class that has one."""
-    for name in _OF_MODULE:
-        method = getattr(module, name, None)
-        if callable(method) and _takes(method, 0):
-            method()
-            return
-    of_lora: Any = getattr(module, "reset_lora_parameters", None)
+def _reset_code(module: nn.Module) -> tuple[str, Callable[[], Any]] | None:
+    """A module's reset code, and its name: the method of the most derived class that has one."""
+    of_lora = getattr(module, "reset_lora_parameters", None)
     if callable(of_lora):  # PEFT's. The parts of an adapter, which have been reset before, are plain modules.
-        parts: Any = module.lora_A, module.lora_embedding_A
-        for adapter in dict.fromkeys(key for each in parts for key in each):
-            of_lora(adapter, True)
+        return "reset_lora_parameters", partial(_reset_adapters, module)
+    return _first(module, _OF_MODULE)
 
 
-def _reset_model(model: nn.Module) -> None:
-    """Run the code that a model has for all of its modules."""
+def _reset_adapters(layer: Any) -> None:
+    for adapter in dict.fromkeys(key for each in (layer.lora_A, layer.lora_embedding_A) for key in each):
+        layer.reset_lora_parameters(adapter, True)
+
+
+def _reset_code_of_model(model: nn.Module) -> tuple[str, Callable[[], Any]] | None:
+    """The code that a model has for all of its modules, and its name."""
     each = getattr(model, "_init_weights", None)
     if callable(each) and _takes(each, 1) and not any(hasattr(model, name) for name in _OF_MODEL[:1]):
-        model.apply(each)
-        return
-    for name in _OF_MODEL:
-        method = getattr(model, name, None)
+        return "_init_weights", partial(model.apply, each)
+    return _first(model, _OF_MODEL)
+
+
+def _first(module: nn.Module, names: Sequence[str]) -> tuple[str, Callable[[], Any]] | None:
+    for name in names:
+        method = getattr(module, name, None)
         if callable(method) and _takes(method, 0):
-            method()
-            return
+            return name, method
+    return None
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:

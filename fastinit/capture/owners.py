@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,11 +26,18 @@ class Owned(NamedTuple):
 
 
 class Owners:
-    """Notes the modules that get parameters, buffers or children in this thread."""
+    """Notes the modules that get parameters, buffers or children in this thread.
 
-    def __init__(self) -> None:
+    Args:
+        is_innermost: whether no other recording goes on inside this one. Modules that are first seen in an inner one
+            count after the others, so that what is done there gives the models out here no other numbers.
+    """
+
+    def __init__(self, is_innermost: Callable[[], bool]) -> None:
         self._thread = threading.get_ident()
+        self._is_innermost = is_innermost
         self._modules: dict[int, weakref.ref[nn.Module]] = {}
+        self._guests: dict[int, weakref.ref[nn.Module]] = {}
         self._handles: list[Any] = []
 
     def watch(self) -> None:
@@ -46,13 +53,17 @@ class Owners:
         self._handles = []
 
     def _registered(self, module: nn.Module, name: str, value: Any) -> None:
-        known = self._modules.get(id(module))
-        if (known is None or known() is not module) and threading.get_ident() == self._thread:
-            self._modules[id(module)] = weakref.ref(module)
+        if threading.get_ident() != self._thread:
+            return
+        noted = self._modules if self._is_innermost() else self._guests
+        known = self._modules.get(id(module)) or noted.get(id(module))
+        if known is None or known() is not module:
+            noted[id(module)] = weakref.ref(module)
 
     def models(self) -> list[nn.Module]:
         """The modules that no other one contains, in the order in which they were first seen."""
-        modules = [module for each in self._modules.values() if (module := each()) is not None]
+        noted = [*self._modules.values(), *self._guests.values()]
+        modules = list(dict.fromkeys(module for each in noted if (module := each()) is not None))
         children = {id(child) for module in modules for child in module._modules.values()}
         return [module for module in modules if id(module) not in children]
 

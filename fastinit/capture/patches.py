@@ -21,7 +21,9 @@ from fastinit.capture.recorder import Recorder
 def _recording(own: Any, filling: calls.Filling) -> Callable[..., Any]:
     @functools.wraps(own)
     def recorded(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if _torch.outside_of(Recorder, lambda recorder: recorder.fill(filling, (tensor, *args), kwargs)):
+        if _torch.outside_of(
+            Recorder, lambda recorder: recorder.is_alone and recorder.fill(filling, (tensor, *args), kwargs)
+        ):
             return tensor
         return own(tensor, *args, **kwargs)
 

@@ -7,6 +7,7 @@ them; all else runs as usual. Names, modules and seeds are the business of those
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,12 +34,13 @@ from fastinit.capture.graph import (
     chain_of,
     draws_of,
     memory_of,
+    numbers_of,
 )
 from fastinit.errors import ParameterError
 from fastinit.schemes.distributions import Distribution
 
 _MOST_COPIED = 2**26  # bytes of a tensor that a call reads later: until then, a copy of it is kept
-_FEW = 4096
+_FEW = 4096  # so many records may be of storages that are gone
 _TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 
 
@@ -60,12 +62,17 @@ class Recorder(TorchFunctionMode):
     Args:
         seed: of numbers that somebody reads before the recording ends.
         on_meta: whether new tensors are put on the meta device. Every call is then recorded.
+        around: the recorders inside of which this one works. What they have recorded stays theirs, and inside one that
+            works on meta, this one leaves everything to it.
     """
 
-    def __init__(self, seed: int, *, on_meta: bool) -> None:
+    def __init__(self, seed: int, *, on_meta: bool, around: Iterable[Recorder] = ()) -> None:
         super().__init__()
         self.seed = seed
         self.on_meta = on_meta
+        self._around = tuple(around)
+        self.is_alone = not self._around
+        self.is_idle = any(each.on_meta for each in self._around)
         default = torch.get_default_device()
         self._device = torch.device("cpu") if default.type == "meta" else default
         self._stored: dict[int, Stored] = {}
@@ -77,6 +84,8 @@ class Recorder(TorchFunctionMode):
     def stored(self, tensor: Tensor) -> Stored | None:
         """What is recorded of a tensor's storage."""
         if not self._stored or (type(tensor) not in _TENSORS and _wraps(tensor)) or tensor.layout is not torch.strided:
+            return None
+        if _torch.in_transform(tensor):
             return None
         return self._stored.get(_torch.storage_key(tensor))
 
@@ -95,7 +104,33 @@ class Recorder(TorchFunctionMode):
             self._store(tensor, self._memory_of(tensor))
 
     def forget(self, stored: Stored) -> None:
-        self._stored.pop(stored.reference.cdata, None)
+        key = stored.reference.cdata
+        if self._stored.get(key) is stored:
+            del self._stored[key]
+
+    def forget_tensor(self, tensor: Tensor) -> None:
+        """As if nobody had written to a tensor that is watched."""
+        with _torch.modes_off():  # the recording goes on
+            if self.stored(tensor) is not None:
+                self._store(tensor, self._memory_of(tensor))
+
+    def take_memory(self, tensor: Tensor) -> None:
+        """Put a tensor with memory on the meta device, as the same object. What it held stays known."""
+        stored = self.stored(tensor)
+        if stored is not None and memory_of(stored.content):
+            self.settle([tensor])
+            stored = None
+        if stored is None:
+            storage = _cpu(tensor.detach()).untyped_storage()
+            content: Node = Known(storage.nbytes(), storage)
+        else:
+            content = stored.content
+            self.forget(stored)
+        twin = _torch.typed_like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
+                                                             device="meta"))  # fmt: skip
+        twin.__dict__.update(tensor.__dict__)
+        torch.utils.swap_tensors(tensor, twin)  # type: ignore[no-untyped-call]
+        self._store(tensor, content)
 
     def write(self, wanted: Iterable[tuple[Stored, Tensor | None]], replay: Replay) -> None:
         """Give storages their contents. A tensor lies in its storage; one with as many elements stands for it."""
@@ -118,7 +153,7 @@ class Recorder(TorchFunctionMode):
                     continue
             done.append(stored)
             later.append((storage, base, chain))
-        with torch.no_grad():
+        with torch.no_grad(), _torch.modes_off():
             replay.fill(fills)
             for storage, base, chain in later:
                 if not isinstance(base, (Fill, Memory)):
@@ -133,6 +168,8 @@ class Recorder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.is_idle:
+            return function(*args, **kwargs)
         if self.on_meta and function in calls.PLACES:
             # Code that finds itself on meta leaves its initialisation out. It is to run as it does without us.
             stored = self.stored(args[0])
@@ -146,6 +183,9 @@ class Recorder(TorchFunctionMode):
             args = (kwargs.pop("tensor"),)
             # It looks its own function up by name, where somebody may have put another.
             function = calls.HANDED_ON.get(getattr(function, "__name__", ""), function)
+        if self._around and function not in calls.VIEWS and self._is_theirs(function, args, kwargs):
+            leaves = _tensors_in(args, kwargs)
+            return self._read(function, args, kwargs, [each for each in leaves if self.stored(each) is not None])
         filling = calls.FILLS.get(function)
         if filling is not None and self.fill(filling, args, kwargs):
             return args[0]
@@ -156,21 +196,44 @@ class Recorder(TorchFunctionMode):
             return made
         if function in calls.RANDOM_IN_PLACE and kwargs.get("generator") is None and self._can_wait(args[0]):
             return self._recorded(function, args, kwargs, [args[0]])
+        if function in calls.RANDOM and kwargs.get("generator") is None:
+            return self._drawing(function, args, kwargs)
         if not self._stored or function in calls.VIEWS:
             return function(*args, **kwargs)
         return self._called(function, args, kwargs)
+
+    def _is_theirs(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call is about what a recorder around this one has recorded."""
+        if self.on_meta:  # it copies what it reads
+            target = _target(function, args, kwargs)
+            concerned = [target] if isinstance(target, Tensor) else []
+        else:
+            concerned = _tensors_in(args, kwargs)
+        return any(each.stored(tensor) is not None for each in self._around for tensor in concerned)
+
+    def _drawing(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that draws random numbers in a way of its own."""
+        leaves = _tensors_in(args, kwargs)
+        concerned = [each for each in leaves if self.stored(each) is not None]
+        if any(map(_wraps, leaves)) or any(each.layout is not torch.strided for each in leaves):
+            return self._read(function, args, kwargs, concerned) if concerned else function(*args, **kwargs)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in leaves):
+            if not self.on_meta:
+                return self._read(function, args, kwargs, concerned)
+            self._pin(concerned)
+        return self._recorded(function, args, kwargs, concerned)
 
     def fill(self, filling: Filling, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Record that all of a tensor is written with one distribution. False: this must be done in another way."""
         tensor = args[0]
         if (
             kwargs.get("generator") is not None
-            or type(tensor) not in _TENSORS
+            or not is_plain(tensor)
             or tensor.dtype not in calls.SAMPLED_DTYPES
-            or tensor.layout is not torch.strided
             or (tensor.is_meta and not self.on_meta)
             or (filling.under_grad and tensor.requires_grad and torch.is_grad_enabled())
             or tensor.numel() == 0
+            or _overlaps(tensor)
         ):
             return False
         if "generator" in kwargs:
@@ -188,7 +251,7 @@ class Recorder(TorchFunctionMode):
 
     def _can_wait(self, tensor: Tensor) -> bool:
         """Whether random numbers of another kind can be written to a tensor later."""
-        is_ours = type(tensor) in _TENSORS and tensor.layout is torch.strided and (self.on_meta or not tensor.is_meta)
+        is_ours = is_plain(tensor) and (self.on_meta or not tensor.is_meta)
         return is_ours and not (tensor.requires_grad and torch.is_grad_enabled())
 
     def _put(self, tensor: Tensor, distribution: Distribution) -> None:
@@ -231,18 +294,17 @@ class Recorder(TorchFunctionMode):
     def _made(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         drawn = calls.DRAWING.get(function)
         if not self.on_meta:
+            if function in calls.RANDOM and kwargs.get("generator") is None:
+                return self._drawn(drawn, function, args, kwargs)
             if kwargs.get("out") is not None:
                 return self._called(function, args, kwargs)
-            if function in calls.RANDOM_FACTORIES and kwargs.get("generator") is None:
-                return self._recorded(function, args, kwargs)
-            if drawn is None or kwargs.get("generator") is not None:
-                return function(*args, **kwargs)
-            made = calls.LIKE.get(function, torch.empty)(*args, **kwargs)
-            self._draw_into(made, drawn, function)
-            return made
+            return function(*args, **kwargs)
         if kwargs.get("out") is not None or kwargs.get("generator") is not None:
             return self._called(function, args, {**kwargs, "device": "meta"})
         if function in calls.COPIES_OF_DATA:
+            concerned = [each for each in _tensors_in(args, kwargs) if self.stored(each) is not None]
+            if concerned:
+                return self._read(function, args, kwargs, concerned)
             return self._copy_of_data(function, args, kwargs)
         kwargs = {**kwargs, "device": "meta"}
         constant = calls.CONSTANT.get(function)
@@ -252,17 +314,26 @@ class Recorder(TorchFunctionMode):
             return made
         if drawn is not None or constant is not None:
             made = calls.LIKE.get(function, torch.empty)(*args, **kwargs)
-            if made.dtype in calls.SAMPLED_DTYPES and made.numel():
+            if made.numel() == 0:
+                self._store(made, self._memory_of(made))
+                return made
+            if made.dtype in calls.SAMPLED_DTYPES:
                 self._put(made.detach(), drawn or constant)  # type: ignore[arg-type]
                 return made
         return self._recorded(function, args, kwargs)
 
-    def _draw_into(self, made: Tensor, distribution: Distribution, function: Any) -> None:
-        if made.dtype in calls.SAMPLED_DTYPES and made.numel() and made.is_meta is self.on_meta and not _wraps(made):
-            self._put(made.detach(), distribution)
-        elif not made.is_meta:
-            with torch.no_grad():
-                made.normal_() if function in (torch.randn, torch.randn_like) else made.uniform_()
+    def _drawn(
+        self, distribution: Distribution | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A new tensor of random numbers, with memory."""
+        if distribution is not None and kwargs.get("out") is None:
+            made: Tensor = calls.LIKE.get(function, torch.empty)(*args, **kwargs)
+            if made.is_meta or made.numel() == 0:
+                return made
+            if made.dtype in calls.SAMPLED_DTYPES and made.layout is torch.strided and not _wraps(made):
+                self._put(made.detach(), distribution)
+                return made
+        return self._drawing(function, args, kwargs)
 
     def _copy_of_data(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         known = function(*args, **{**kwargs, "device": "cpu", "requires_grad": False} if function is torch.tensor
@@ -286,7 +357,7 @@ class Recorder(TorchFunctionMode):
         concerned = [each for each in leaves if self.stored(each) is not None]
         if not concerned:
             return function(*args, **kwargs)
-        if function is Tensor.__getitem__ and _is_basic(args[1]):
+        if function is Tensor.__getitem__ and calls.is_basic(args[1]):
             return function(*args, **kwargs)
         if function is Tensor.__deepcopy__ and not _wraps(args[0]):
             return self._deep_copy(args[0], args[1])
@@ -304,6 +375,8 @@ class Recorder(TorchFunctionMode):
             found = self._cast(function, args, kwargs)
             if found is not None:
                 return found
+        if function is Tensor.contiguous and _is_packed(args[0], *args[1:], **kwargs):
+            return args[0]
         if function in calls.CLONES and (copied := self._clone(args[0])) is not None:
             return copied
         step = calls.STEPS.get(function)
@@ -311,9 +384,10 @@ class Recorder(TorchFunctionMode):
             return stepped
         if function is Tensor.copy_ and not self.on_meta and self._is_plain_copy(args[0], args[1]):
             stored = self.stored(args[0])
+            copied = function(*args, **kwargs)  # or it raises, and what was there stays
             if stored is not None:
                 self.forget(stored)
-            return function(*args, **kwargs)
+            return copied
         return self._recorded(function, args, kwargs, concerned)
 
     def _is_plain_copy(self, to: Tensor, source: Any) -> bool:
@@ -440,22 +514,25 @@ class Recorder(TorchFunctionMode):
             return views[id(each)]
 
         leaves = _tensors_in(args, kwargs)
-        target = kwargs.get("out")
-        if target is None and args and calls.writes_in_place(function):
-            target = args[0]
+        target = _target(function, args, kwargs)
         if any(each.is_meta and self.stored(each) is None for each in leaves if each is not target):
             return function(*args, **kwargs)  # a tensor without memory or history: nothing can be known
         if any(self.stored(each) is None and each is not target and each.nbytes > _MOST_COPIED for each in leaves):
             return self._read(function, args, kwargs, concerned or [])
         try:
             meta_args, meta_kwargs = tree_map(twin, (args, kwargs))
-            if "device" in meta_kwargs:
+            versions = _versions(twins.values())
+            if "device" in meta_kwargs or (not leaves and function in calls.RANDOM):
                 meta_kwargs["device"] = "meta"
             results = function(*meta_args, **meta_kwargs)
         except Exception:
             return self._read(function, args, kwargs, concerned or [])
         outputs = tree_flatten(results)[0]
-        if target is not None and not isinstance(target, Tensor):
+        if target is not None and (not isinstance(target, Tensor) or _overlaps(target)):
+            return self._read(function, args, kwargs, concerned or [])
+        written = None if target is None else _torch.storage_key(twins[id(target)])
+        aside = [each for each in twins.values() if _torch.storage_key(each) != written]
+        if any(times != versions[key] for key, times in _versions(aside).items()):  # it writes to more than its target
             return self._read(function, args, kwargs, concerned or [])
         shared = {_torch.storage_key(each) for each in twins.values()}
         fresh = [isinstance(each, Tensor) and _torch.storage_key(each) not in shared for each in outputs]
@@ -467,17 +544,13 @@ class Recorder(TorchFunctionMode):
             if not any(fresh):
                 return function(*args, **kwargs)  # views
             return self._read(function, args, kwargs, concerned or [])
-        if (
-            target is None
-            and not self.on_meta
-            and any(each.requires_grad for each in leaves if torch.is_grad_enabled())
-        ):
-            return self._read(function, args, kwargs, concerned or [])
-        if not self.on_meta:  # what was there before is still in its memory, but may not be for long
-            before = [each for each in leaves if each is not target and self._has_memory(each)]
-            if before:
-                self.settle(before)
-                return self.__torch_function__(function, (), args, kwargs)
+        # What was there before is still in its memory, but may not be for long. On meta it is not, and the names of the
+        # draws are to be the same.
+        before = [each for each in leaves if each is not target and self._rests_on_memory(each)]
+        if before and not self.on_meta:
+            self.settle(before)
+            return self.__torch_function__(function, (), args, kwargs)
+        self._pin(before)
         draw = self._draw() if function in calls.RANDOM else None
         if target is not None:
             self._write_recorded(function, args, kwargs, target, view, draw)
@@ -498,13 +571,18 @@ class Recorder(TorchFunctionMode):
             which += 1
             made = torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=device)
             self._store(made, Output(made.untyped_storage().nbytes(), Geometry.of(made), call, which))
-            return made
+            return made.requires_grad_(each.requires_grad)
 
         return tree_map(real, results)
 
-    def _has_memory(self, tensor: Tensor) -> bool:
+    def _rests_on_memory(self, tensor: Tensor) -> bool:
+        """Whether a recorded content needs values from before: those that a recording with memory has written there."""
         stored = self.stored(tensor)
-        return stored is not None and bool(memory_of(stored.content))
+        if stored is None or not self.on_meta:
+            return stored is not None and bool(memory_of(stored.content))
+        base, steps = chain_of(stored.content)
+        is_blank = isinstance(base, Memory) and not base.matters
+        return bool(steps) and not is_blank and all(draw.name is not None for draw in draws_of(base))
 
     def _for_replay(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
@@ -519,8 +597,13 @@ class Recorder(TorchFunctionMode):
         draw: Draw | None,
     ) -> None:
         stored = self.stored(target)
-        overwritten = function in calls.OVERWRITES and _is_whole(target)
-        before = self._memory_of(target) if stored is None or overwritten else stored.content
+        overwritten = (
+            function in calls.OVERWRITES and _is_whole(target) and not any(each is target for each in args[1:])
+        )
+        if overwritten:
+            before: Node = Memory(target.untyped_storage().nbytes(), matters=False)
+        else:
+            before = self._memory_of(target) if stored is None else stored.content
         written = View(before, Geometry.of(target))
 
         def place(each: Any) -> Any:
@@ -547,45 +630,59 @@ class Recorder(TorchFunctionMode):
         """Name draws that have no name yet after their order. `seen`: somebody is about to see their numbers, which
         must then stay what they are under any later seed."""
         for draw in draws_of(stored.content):
-            if draw.name is None:
-                draw.name, draw.model = f"call {draw.order}", None
+            self._name(draw)
             if seen and draw.model is None:
                 draw.seed = self.seed
+
+    def _name(self, draw: Draw) -> None:
+        if draw.name is None:
+            draw.name, draw.model = f"call {draw.order}", None
 
     def _read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concerned: list[Tensor]) -> Any:
         """Run a call that looks at values: on written memory, or on values that are computed for it."""
         self.settle(each for each in concerned if not each.is_meta)
         concerned = [each for each in concerned if each.is_meta]
+        values = self.values(concerned) if concerned else {}
+        if function in calls.RANDOM and kwargs.get("generator") is None:
+            draw = self._draw()
+            self._name(draw)
+            function = partial(numbers_of, self.replay(self.seed).stream(draw), function)
         if not concerned:
             return function(*args, **kwargs)
-        values = self.values(concerned)
 
         def real(each: Any) -> Any:
             return values.get(id(each), each) if isinstance(each, Tensor) else each
 
         real_args, real_kwargs = tree_map(real, (args, self._for_replay(kwargs)))
+        versions = _versions(values.values())
         results = function(*real_args, **real_kwargs)
-        if args and isinstance(args[0], Tensor) and (calls.writes_in_place(function) or "out" in kwargs):
-            target = kwargs.get("out", args[0])
-            if id(target) in values:
-                storage = values[id(target)].untyped_storage()
-                self._store(target, Known(storage.nbytes(), storage))
-            return target
-        return tree_map(lambda each: self._known(each) if isinstance(each, Tensor) else each, results)
+        for tensor in concerned:
+            copy = values[id(tensor)]
+            if _versions([copy])[id(copy)] != versions[id(copy)]:
+                self._store(tensor, Known(copy.untyped_storage().nbytes(), copy.untyped_storage()))
+        originals = {id(values[id(tensor)]): tensor for tensor in concerned}
+
+        def given(each: Any) -> Any:
+            if not isinstance(each, Tensor) or each.is_meta:
+                return each
+            return originals[id(each)] if id(each) in originals else self._known(each)
+
+        return tree_map(given, results)
 
     def values(self, tensors: Iterable[Tensor]) -> dict[int, Tensor]:
-        """The values of recorded tensors on meta, by their ids, in memory of their own."""
+        """The values of recorded tensors on meta, by their ids, in memory of their own: shared where theirs is."""
         tensors = list(tensors)
         self._pin(tensors)
         found: dict[int, Tensor] = {}
-        with torch.no_grad():
-            replay = Replay(self.seed)
+        copies: dict[int, Tensor] = {}  # for each content its bytes
+        replay = self.replay(self.seed)
+        with torch.no_grad(), _torch.modes_off():
             for tensor in tensors:
                 view = self.view(tensor)
                 assert view is not None
-                copy = _torch.new_storage(view.node.nbytes)
-                bytes_of(copy).copy_(bytes_of(replay.content(view.node)))
-                found[id(tensor)] = view.at.view(copy)
+                if id(view.node) not in copies:
+                    copies[id(view.node)] = bytes_of(replay.content(view.node)).clone()
+                found[id(tensor)] = view.at.view(copies[id(view.node)].untyped_storage())
         return found
 
     def settle(self, tensors: Iterable[Tensor]) -> None:
@@ -607,13 +704,23 @@ class Recorder(TorchFunctionMode):
         return Replay(seed)
 
 
+def _target(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The tensor that a call writes to; None if it gives a new one."""
+    target = kwargs.get("out")
+    return args[0] if target is None and args and calls.writes_in_place(function) else target
+
+
 def _tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among arguments, with those that wrappers are around."""
     found: list[Tensor] = []
     for each in (*args, *kwargs.values()):
         if isinstance(each, Tensor):
             found.append(each)
         elif isinstance(each, (list, tuple, dict)):
             found += [leaf for leaf in tree_flatten(each)[0] if isinstance(leaf, Tensor)]
+    for leaf in found:  # grows meanwhile
+        if _wraps(leaf):
+            found += _torch.wrapped_tensors(leaf)
     return found
 
 
@@ -621,8 +728,27 @@ def _is_meta(device: Any) -> bool:
     return device is not None and not isinstance(device, int) and torch.device(device).type == "meta"
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has one storage of elements, and is no wrapper around others."""
+    return type(tensor) in _TENSORS and tensor.layout is torch.strided and not _torch.in_transform(tensor)
+
+
 def _wraps(tensor: Tensor) -> bool:
-    return type(tensor) not in _TENSORS and _torch.wraps_others(tensor)
+    return (type(tensor) not in _TENSORS and _torch.wraps_others(tensor)) or _torch.in_transform(tensor)
+
+
+def _versions(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """How often each tensor was written to, by its id. Tensors of inference mode do not count it."""
+    return {id(each): 0 if each.is_inference() else each._version for each in tensors}
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether elements of a tensor share memory, as after `expand`. Nobody may write to them."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _is_packed(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> bool:
+    return memory_format is torch.contiguous_format and tensor.is_contiguous()
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -638,12 +764,6 @@ def _is_whole(tensor: Tensor) -> bool:
                 return False
             expected *= size
     return True
-
-
-def _is_basic(index: Any) -> bool:
-    """Whether an index gives a view."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(each is None or each is Ellipsis or type(each) in (int, slice) for each in parts)
 
 
 def _device_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> torch.device:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastinit.capture.graph import Changed, Fill, Geometry, Memory, Replay, View, chain_of, draws_of
+from fastinit.capture.calls import OVERWRITES, is_basic
+from fastinit.capture.graph import Call, Changed, Fill, Geometry, Replay, View, chain_of, draws_of, is_written
 from fastinit.run.composed import writes
 from fastinit.run.index_maps import box_of
 from fastinit.run.targets import Target, begin_of
@@ -27,10 +28,6 @@ class Tape(NamedTuple):
     def replay(self, seed: int) -> Tensor:
         """The tensor's values under the seed of its model."""
         return Replay(seed, self.model).tensor(self.view)
-
-    def is_unwritten(self) -> bool:
-        """Whether nothing was ever written to it."""
-        return isinstance(self.view.node, Memory)
 
 
 class _Tapes(dict[str, Tape]):
@@ -63,6 +60,19 @@ def drop_tapes(model: nn.Module) -> None:
     """Let all modules of a model forget."""
     for module in model.modules():
         module.__dict__.pop(_ATTRIBUTE, None)
+
+
+def is_complete(tape: Tape) -> bool:
+    """Whether the code has written to all of a tensor's memory."""
+    return is_written(tape.view.node, _overwritten)
+
+
+def _overwritten(call: Call) -> Geometry | None:
+    if call.target is None:
+        return None
+    if call.function is Tensor.__setitem__:
+        return Geometry.of(call.target.at.meta()[call.args[1]]) if is_basic(call.args[1]) else None
+    return call.target.at if call.function in OVERWRITES or "out" in call.kwargs else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +145,7 @@ def _zeroed_row(node: Any, at: Geometry) -> int | None:
     target = call.target
     if target is None or len(at.shape) < 2 or at.strides != _packed(at.shape) or at.offset != 0:
         return None
-    source = call.args[1] if len(call.args) == 2 else None
+    source = call.args[1] if len(call.args) > 1 else None
     row = None
     if call.function is Tensor.copy_ and isinstance(source, View) and isinstance(source.node, Fill):
         if source.node.distribution == ZERO and target.at.shape == at.shape[1:]:

@@ -140,6 +140,10 @@ class Survey:
         self.matched: set[int] = set()
         self.matched_ties: dict[int, tuple[str, str]] = {}  # rule -> (second name of a tie, its first)
 
+    def failures(self) -> list[str]:
+        """What code of the model raised, if the scheme "own" has run it."""
+        return self._authors.failures()
+
     def meshes(self) -> list[DeviceMesh]:
         """The meshes of the model's DTensors, each once, in the order of the parameters."""
         found: dict[DeviceMesh, None] = {}

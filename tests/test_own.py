@@ -1,0 +1,278 @@
+"""The scheme "own": what a model's own code gives each parameter, read on a copy."""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import needs_native
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import fastinit
+from fastinit.capture.own import Authors
+
+
+class Written(nn.Module):
+    """A model in the style of transformers: constructors, then `_init_weights` for every module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 8, padding_idx=1)
+        self.body = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.gates = nn.LSTM(8, 8)
+        self.zero = nn.Linear(8, 8)
+        self.position = nn.Parameter(torch.empty(1, 9, 8))
+        self.left = nn.Parameter(torch.ones(3))
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            module.weight.data.normal_(0.0, 0.5)
+            module.weight.data[module.padding_idx].zero_()
+        elif isinstance(module, Written):
+            nn.init.zeros_(module.zero.weight)
+            module.position.data.copy_(torch.outer(torch.arange(9.0), torch.arange(8.0)).sin())
+
+
+def kinds(model: nn.Module) -> dict[str, str]:
+    authors = Authors(model)
+    return {
+        f"{name}.{own_name}".lstrip("."): authors.of(module, own_name).kind
+        for name, module in model.named_modules()
+        for own_name, parameter in module._parameters.items()
+        if parameter is not None
+    }
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.filterwarnings("ignore:no rule covers left")
+def test_what_the_code_gives() -> None:
+    model = Written()
+    found = kinds(model)
+    assert found["left"] == "unknown" and found["position"] == "table"
+    assert {found[name] for name in ("zero.weight", "body.bias", "norm.weight", "norm.bias")} == {"constant"}
+    assert {found[name] for name in ("table.weight", "body.weight", "gates.weight_hh_l0", "gates.bias_ih_l0")} == {
+        "draw"
+    }
+    made = fastinit.plan(model, "own")
+    told = {row.name: str(row.distribution) for row in made.rows}
+    assert "0.02" in told["body.weight"] and "0.5" in told["table.weight"] and told["zero.weight"] == "0"
+    model.norm.weight.data.fill_(5.0)
+    model.position.data.fill_(5.0)
+    model.left.data.fill_(5.0)
+    fastinit.init_model_(model, "own", seed=0)
+    assert not model.table.weight[1].any() and model.table.weight.std() > 0.3
+    assert (model.norm.weight == 1).all() and not model.zero.weight.any()
+    assert torch.equal(model.position[0], torch.outer(torch.arange(9.0), torch.arange(8.0)).sin())
+    assert (model.left == 5).all()  # kept, and the warning names it
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore:no rule covers left")
+def test_the_bits_of_fused() -> None:
+    with fastinit.fused(seed=3):
+        one = Written()
+    other = fastinit.init_model_(Written(), "own", seed=3)
+    for name, value in state(one).items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def layers() -> nn.ModuleList:
+    return nn.ModuleList([
+        *(nn.Linear(4, 5), nn.Conv2d(3, 4, 3), nn.ConvTranspose1d(3, 4, 3), nn.Embedding(5, 4, padding_idx=0)),
+        *(nn.Bilinear(3, 4, 5), nn.EmbeddingBag(5, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)),
+        *(nn.RNN(3, 4), nn.GRU(3, 4), nn.LSTMCell(3, 4), nn.MultiheadAttention(8, 2), nn.RMSNorm(4), nn.PReLU()),
+        *(nn.MultiheadAttention(8, 2, add_bias_kv=True), nn.TransformerEncoderLayer(8, 2, 8)),
+    ])  # fmt: skip
+
+
+def test_torchs_own_classes() -> None:
+    assert "unknown" not in kinds(layers()).values()
+
+
+class Counting(nn.Module):
+    """Its reset code changes everything that it can reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(6, 6))
+        self.calls: list[int] = []
+        self.counts = {"calls": 0, "inner": [0]}
+        self.array = np.zeros(3)
+        self.random = random.Random(0)
+        self.register_buffer("buffer", torch.zeros(3))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.calls.append(1)
+        self.counts["calls"] += 1  # type: ignore[operator]
+        self.array += 1
+        self.random.random()
+        random.random()
+        np.random.rand()
+        torch.rand(1)
+        torch.manual_seed(7)
+        self.register_forward_hook(lambda *_: None)
+        self.new = 1
+        with torch.no_grad():
+            self.weight.normal_(0, 0.3)
+            self.buffer.add_(1)
+
+
+def test_the_users_objects_are_left_alone() -> None:
+    model = Counting()
+    del model.new
+    model.weight.grad = torch.ones(6, 6)
+    hooks: list[int] = []
+    model.weight.register_hook(lambda grad: hooks.append(1))
+    before = state(model)
+
+    def surroundings() -> tuple[Any, ...]:
+        return (
+            list(model.calls),
+            copy.deepcopy(model.counts),
+            model.array.tolist(),
+            model.random.getstate(),
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+            list(model._forward_hooks),
+            sorted(model.__dict__),
+            model.weight._version,
+        )
+
+    around = surroundings()
+    fastinit.plan(model, "own")
+    assert surroundings() == around and not hooks
+    assert all(torch.equal(value, before[name]) for name, value in state(model).items())
+    fastinit.init_model_(model, "own", seed=0)
+    assert surroundings()[:-1] == around[:-1]
+    assert torch.equal(model.buffer, before["buffer"]) and (model.weight.grad == 1).all()
+    assert 0.2 < model.weight.std() < 0.4
+
+
+class Raising(nn.Linear):
+    ready = False
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.ready:
+            raise KeyError("nobody home")
+
+
+def test_code_that_raises_is_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), Raising(3, 3))
+    model[1].ready = True
+    before = state(model)
+    with pytest.warns(fastinit.UncoveredWarning, match=r"1\.weight, 1\.bias .*Raising\.reset_parameters .*nobody home"):
+        fastinit.init_model_(model, "own", seed=0)
+    assert torch.equal(model[1].weight, before["1.weight"]) and torch.equal(model[1].bias, before["1.bias"])
+    assert not torch.equal(model[0].weight, before["0.weight"])
+    with pytest.raises(ValueError, match=r"strict: .*1\.weight.*nobody home"):
+        fastinit.init_model_(model, "own", seed=0, strict=True)
+    with pytest.raises(fastinit.ParameterError, match=r"1\.weight.*nobody home"):
+        fastinit.init_model_(model, "zeros", [("1.weight", "own")], seed=0)
+    assert torch.equal(model[1].weight, before["1.weight"])
+    meta = copy.deepcopy(model).to("meta")
+    with pytest.raises(ValueError, match=r"1\.weight .*nobody home"):
+        fastinit.materialize_(meta, "own", device="cpu")
+    assert meta[0].weight.is_meta
+
+
+def test_a_model_that_cannot_be_copied_is_named() -> None:
+    model = nn.Linear(3, 3)
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    before = state(model)
+    with pytest.warns(fastinit.UncoveredWarning, match=r"weight, bias .*copy\.deepcopy .*cannot pickle"):
+        fastinit.init_model_(model, "own", seed=0)
+    assert torch.equal(model.weight, before["weight"])
+
+
+def test_code_that_looks_at_values() -> None:
+    class Normalised(nn.Linear):
+        def reset_parameters(self) -> None:
+            super().reset_parameters()
+            with torch.no_grad():
+                self.weight.div_(self.weight.norm())
+                if self.weight.max() > 0:
+                    self.bias.zero_()
+                self.weight[torch.randperm(3)] = self.weight.clone()
+
+    model = Normalised(3, 3)
+    fastinit.init_model_(model, "own", seed=0)
+    assert model.weight.norm().item() == pytest.approx(1.0) and not model.bias.any()
+
+
+def test_a_rule() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(4, 4), "head": nn.Linear(4, 40)})
+    fastinit.init_model_(model, "zeros", [("head.weight", "own")], seed=0)
+    assert not model["body"].weight.any() and not model["head"].bias.any()
+    assert 0.2 < model["head"].weight.std() < 0.4 and model["head"].weight.abs().max() <= 0.5
+    with pytest.raises(
+        fastinit.ParameterError, match=r"left.*own: expected a parameter that its module's own code sets"
+    ):
+        fastinit.init_model_(Written(), "zeros", [("left", "own")], seed=0)
+    with pytest.raises(ValueError, match="expected a parameter of a module"):
+        fastinit.init_([torch.empty(3, 3)], "own", seed=0)
+
+
+def test_hooks_do_not_run() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    seen: list[int] = []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    model[0].register_forward_pre_hook(lambda *_: seen.append(1))
+    model[0].weight.register_hook(lambda grad: seen.append(1))
+    fastinit.init_model_(model, "own", seed=0)
+    assert not seen and len(model._forward_hooks) == 1 and model[0].weight.abs().max() <= 0.5
+    model(torch.ones(4)).sum().backward()
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_parametrised_weights_are_named(name: str) -> None:
+    model = getattr(parametrizations, name)(nn.Linear(6, 6))
+    before = state(model)
+    with pytest.warns(fastinit.UncoveredWarning, match="weight"):
+        fastinit.init_model_(model, "own", seed=0)
+    assert not torch.equal(model.bias, before["bias"]) and model.bias.abs().max() <= 1 / 6**0.5
+    for key, value in state(model).items():
+        assert key == "bias" or torch.equal(value, before[key]), key
+
+
+def test_a_tied_parameter_is_read_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+            self.head.weight = self.table.weight
+
+    model = fastinit.init_model_(Tied(), "own", seed=0)
+    assert model.head.weight is model.table.weight and model.table.weight.std() > 0.3
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"layers": layers, "Counting": Counting}
+
+
+@needs_native
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_on_meta_that_was_built_without_us(name: str) -> None:
+    with torch.device("meta"):
+        model = MODELS[name]()
+    fastinit.materialize_(model, "own", device="cpu", seed=0)
+    other = fastinit.init_model_(MODELS[name](), "own", seed=0)
+    for key, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(key)), key
