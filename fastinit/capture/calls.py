@@ -116,6 +116,9 @@ RANDOM_IN_PLACE: frozenset[Any] = frozenset(
     _methods("bernoulli_", "random_", "exponential_", "cauchy_", "geometric_", "log_normal_", "normal_", "uniform_")
 )
 
+# Factories that take no tensor (but `out`) and draw nothing.
+QUIET_FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.eye, torch.empty_strided})
+
 SAMPLED_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 

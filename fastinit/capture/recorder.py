@@ -75,6 +75,7 @@ class Recorder(TorchFunctionMode):
         self.is_idle = any(each.on_meta for each in self._around)
         default = torch.get_default_device()
         self._device = torch.device("cpu") if default.type == "meta" else default
+        self._plain = calls.PLAIN if on_meta else calls.PLAIN | calls.QUIET_FACTORIES
         self._stored: dict[int, Stored] = {}
         self._full = _FEW
         self._draws = 0
@@ -176,7 +177,7 @@ class Recorder(TorchFunctionMode):
             if stored is not None and not stored.meta_on_request:
                 place = function.__self__.__name__
                 return self._device if place == "device" else place == f"is_{self._device.type}"
-        if function in calls.PLAIN:
+        if function in self._plain and "out" not in kwargs:
             return function(*args, **kwargs)
         if not args and "tensor" in kwargs:  # as torch.nn.init hands its calls on
             kwargs = dict(kwargs)
