@@ -68,27 +68,27 @@ class _Recording:
 
     def __init__(self, seed: int | None = None) -> None:
         self._given = as_seed(seed)
-        self._recorder: Recorder | None = None
+        self.recorder: Recorder | None = None
         self._thread: int | None = None
         self._left = False
 
     def __enter__(self) -> None:
-        if self._recorder is not None:
+        if self.recorder is not None:
             raise RuntimeError(f"{self.name}: entered before; make a new one for every with statement")
         self._thread = threading.get_ident()
         seed = draw_seed(None) if self._given is None else self._given
         active = _of_thread.__dict__.setdefault("active", [])
-        self._recorder = Recorder(seed, on_meta=self._on_meta, around=[each._recorder for each in active])
+        self.recorder = Recorder(seed, on_meta=self._on_meta, around=[each.recorder for each in active])
         self._owners = Owners(lambda: active[-1] is self)
         _patches.enter()
         self._owners.watch()
         active.append(self)
-        self._recorder.__enter__()  # type: ignore[no-untyped-call]
+        self.recorder.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        recorder = self._recorder
+        recorder = self.recorder
         if recorder is None or self._left:
             raise RuntimeError(f"{self.name}: left without having been entered, or twice")
         if threading.get_ident() != self._thread:
@@ -108,8 +108,8 @@ class _Recording:
 
     def before_thread(self) -> None:
         """Write what is pending, before the program starts another thread."""
-        assert self._recorder is not None
-        self._recorder.settle_all()
+        assert self.recorder is not None
+        self.recorder.settle_all()
 
     def _owned(self, recorder: Recorder) -> list[tuple[Owned, Stored]]:
         """The recorded tensors of modules. Their draws have got their names."""
