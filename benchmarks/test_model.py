@@ -13,6 +13,7 @@ import torch
 from models import Allocated, Shapes, allocate, gpt2_xl, llama_3_2_1b
 
 import fastinit
+from fastinit.cli.demo import Llama, build_fused
 from fastinit.rules.survey import plan_tensors
 
 MODELS: dict[str, Callable[[], Shapes]] = {"GPT-2 XL": gpt2_xl, "Llama 3.2 1B": llama_3_2_1b}
@@ -143,6 +144,34 @@ def test_few_values(race: Callable[..., None], threads: int, contestant: str) ->
 
     group = f"100 values, normal, a call each, {'1 thread' if threads == 1 else f'{threads} threads allowed'}"
     race(group, contestant, 200 * tensor.numel(), calls)
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS)
+def test_building(race: Callable[..., None], contestant: str) -> None:
+    """Llama 3.2 1B from its class, whose modules and whose own code initialise it. fill_: its memory, filled once."""
+    numel = sum(torch.Size(shape).numel() for _, shape in llama_3_2_1b())
+
+    def llama() -> torch.nn.Module:
+        return Llama(layers=16, width=2048, hidden=8192, vocabulary=128256)
+
+    work = {
+        "torch": llama,
+        "fastinit": lambda: build_fused(llama),
+        "fill": lambda: fill_all(allocate(llama_3_2_1b(), torch.float32).parameters),
+    }[contestant]
+    group = "building Llama 3.2 1B from its class (fastinit: under fused())"
+    race(group, contestant, numel, work, rounds=2 if contestant == "torch" else 3)
+
+
+@pytest.mark.parametrize("contestant", ["torch", "fastinit"])
+def test_building_small_modules(race: Callable[..., None], contestant: str) -> None:
+    """1 000 modules of 72 values each: what recording costs. The rate counts modules."""
+
+    def modules() -> torch.nn.Module:
+        return torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(1000))
+
+    work = modules if contestant == "torch" else lambda: build_fused(modules)
+    race("building 1 000 small modules (modules a second)", contestant, 1000, work, rounds=9)
 
 
 TEN_RULES = [(f"*.layer{position}.*", "normal") for position in range(9)] + [("*c_proj.weight", "kaiming_normal")]

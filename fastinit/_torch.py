@@ -55,6 +55,8 @@ SET_GRAD_ENABLED: Any = getattr(torch._C, "_set_grad_enabled", None)
 # The function of torch.nn.init in which truncated normal values are drawn. The public one calls it by this name.
 TRUNC_NORMAL = "_no_grad_trunc_normal_" if hasattr(nn.init, "_no_grad_trunc_normal_") else "trunc_normal_"
 
+FANS = "_calculate_fan_in_and_fan_out"  # the function of torch.nn.init by which its others find the fans
+
 
 def modes_off() -> Any:
     """A context in which no TorchFunctionMode and no tensor subclass is asked. Without it: one that does nothing."""
@@ -77,9 +79,37 @@ def new_storage(nbytes: int) -> torch.UntypedStorage:
     return storage
 
 
+_stack_size: Any = getattr(torch._C, "_len_torch_function_stack", None)
+_stack_at: Any = getattr(torch._C, "_get_function_stack_at", None)
+_pop_mode: Any = getattr(torch._C, "_pop_torch_function_stack", None)
+_push_mode: Any = getattr(torch._C, "_push_on_torch_function_stack", None)
+
+
+def outside_of(mode: type[Any], function: Callable[[Any], _R]) -> _R | None:
+    """Run a function of the innermost TorchFunctionMode, without the mode, if it is of this type; else give None.
+
+    Without the means: always None, and the mode is asked in torch's own, slower way.
+    """
+    if _push_mode is None or not _stack_size():
+        return None
+    top = _stack_at(_stack_size() - 1)
+    if type(top) is not mode:
+        return None
+    _pop_mode()
+    try:
+        return function(top)
+    finally:
+        _push_mode(top)
+
+
+@functools.cache
+def _storage_reference() -> Any:
+    return importlib.import_module("torch.multiprocessing.reductions").StorageWeakRef
+
+
 def storage_reference(storage: torch.UntypedStorage) -> Any:
     """A reference to a storage that does not keep its memory. It has `cdata` and `expired()`."""
-    return importlib.import_module("torch.multiprocessing.reductions").StorageWeakRef(storage)
+    return _storage_reference()(storage)
 
 
 def storage_of(reference: Any) -> torch.UntypedStorage:
@@ -140,9 +170,30 @@ def wrapped_tensors(wrapper: torch.Tensor) -> list[torch.Tensor]:
 
 def storage_key(tensor: torch.Tensor) -> int:
     """Equal for tensors that share a storage, on the meta device too, where addresses are 0. Without it, every tensor
-    on the meta device counts as having a storage of its own."""
-    key: int = getattr(tensor.untyped_storage(), "_cdata", id(tensor))
+    on the meta device counts as having a storage of its own, as do those that torch.func's transforms hand out."""
+    try:
+        key: int = getattr(tensor.untyped_storage(), "_cdata", id(tensor))
+    except NotImplementedError:
+        return id(tensor)
     return key
+
+
+def take_memory(tensor: torch.Tensor, fresh: torch.Tensor) -> None:
+    """Let `tensor` have the memory of `fresh`, which is of its type, and stay the same object with all that it has.
+
+    `torch.utils.swap_tensors` does this too, but refuses tensors that something refers to weakly, for it also exchanges
+    their attributes. Without the private function, it serves.
+
+    Raises:
+        RuntimeError: something else in torch has the memory of `tensor`, such as an autograd graph.
+    """
+    swap: Any = getattr(torch._C, "_swap_tensor_impl", None)
+    plain = swap is not None and type(tensor) is type(fresh) and type(tensor) in (torch.Tensor, nn.Parameter)
+    count: Any = getattr(tensor, "_use_count", None)
+    if plain and count is not None and count() == 1:
+        swap(tensor, fresh)
+    else:
+        torch.utils.swap_tensors(tensor, fresh)  # type: ignore[no-untyped-call]
 
 
 def typed_like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:

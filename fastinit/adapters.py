@@ -46,7 +46,7 @@ def init_weights(
     def initialise(model: nn.Module, buffer_device: torch.device | str | None = None) -> None:
         parameter = next(model.parameters(), None)
         device = buffer_device or ("cpu" if parameter is None else local_tensor(parameter).device)
-        of_plan = {key: value for key, value in options.items() if key != "buffers"}
+        of_plan = {key: value for key, value in options.items() if key not in ("buffers", "build")}
         with warnings.catch_warnings():  # materialize_ gives the same warnings
             warnings.simplefilter("ignore")
             made = plan(model, scheme, rules, **of_plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from fastinit.capture.tapes import drop_tapes
+from fastinit.capture.twins import twin_tapes
 from fastinit.distributed import agreement
 from fastinit.errors import UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
@@ -219,6 +221,7 @@ def materialize_(
     device: torch.device | str | int,
     dtype: torch.dtype | None = None,
     buffers: Sequence[tuple[Selector, Callable[[Any], Any]]] | None = None,
+    build: Callable[[], nn.Module] | None = None,
     fan: FanConvention | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
@@ -240,12 +243,16 @@ def materialize_(
         dtype: the dtype for floating-point parameters on meta. None: each keeps its own.
         buffers: (selector, function of the module) pairs for buffers that only the user can compute. The function
             assigns or fills the selected buffers: `("*.rope.*", lambda module: module.make_tables())`.
+        build: a function that builds the model again, `lambda: Model(config)`. It is run under `deferred`, without
+            memory. What it does decides the buffers, and under the scheme "own" the parameters. Names and shapes must
+            be those of `model`; if that is a part, of which `names` tells, the function builds the whole. A model that
+            was itself built under `deferred` needs no such function.
         scheme, rules, fan, seed, generator, backend, strict, names, layers: as for `plan`.
 
     Raises:
-        TypeError, ValueError: `plan` raises it, a parameter would be left without values, or nobody knows how to
-            compute a buffer. Nothing is changed then. If values do not fit a new `dtype`, the error comes after the
-            memory was allocated, with nothing written to it.
+        TypeError, ValueError: `plan` raises it, a parameter would be left without values, nobody knows how to compute
+            a buffer, or `build` makes another model. Nothing is changed then. If values do not fit a new `dtype`, the
+            error comes after the memory was allocated, with nothing written to it.
 
     >>> with torch.device("meta"):
     ...     model = torch.nn.Linear(3, 2)
@@ -267,16 +274,17 @@ def materialize_(
         names=names,
         layers=layers,
     )
-    check_all_written(planned(strict=strict))
-    restoration = plan_restoration(model, buffers, seed=seed or 0, strict=strict)
-    allocate_(model, device, dtype)
-    restoration.restore_(device, as_recorded=isinstance(as_scheme(as_recipe(scheme, model).scheme), Own))
-    with warnings.catch_warnings():  # the first plan gave these warnings
-        warnings.simplefilter("ignore")
-        made = planned()
-    made.run_()
-    restoration.settle_()
-    drop_tapes(model)
+    with nullcontext() if build is None else twin_tapes(model, build, Renamer(names), seed or 0):
+        check_all_written(planned(strict=strict))
+        restoration = plan_restoration(model, buffers, seed=seed or 0, strict=strict)
+        allocate_(model, device, dtype)
+        restoration.restore_(device)
+        with warnings.catch_warnings():  # the first plan gave these warnings
+            warnings.simplefilter("ignore")
+            made = planned()
+        made.run_()
+        restoration.settle_({id(row.tensor) for row in made.rows if isinstance(row.scheme, Own)})
+        drop_tapes(model)
     return model
 
 

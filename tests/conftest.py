@@ -40,7 +40,7 @@ def without_address(value: object) -> str:
 
 
 def library_of_models(name: str) -> Any:
-    """A module of timm, torchvision or peft. Skips without it, unless FASTINIT_REQUIRE_ZOO is set."""
+    """A library that tests marked `zoo` need. Skips without it, unless FASTINIT_REQUIRE_ZOO is set."""
     if os.environ.get("FASTINIT_REQUIRE_ZOO"):
         return importlib.import_module(name)
     return pytest.importorskip(name)

@@ -78,7 +78,19 @@ def test_a_parameter_stays_the_same_object_with_all_that_hangs_on_it() -> None:
     assert weight.detach().eq(0.0).all()
 
 
-def test_a_parameter_that_is_referred_to_weakly_is_replaced_in_every_module() -> None:
+def test_a_parameter_that_is_referred_to_weakly_stays_the_same_object() -> None:
+    model = on_meta(lambda: nn.Linear(3, 4))
+    references = [weakref.ref(model.weight), weakref.ref(model.bias)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    allocate_(model, CPU)
+    assert references[0]() is model.weight and references[1]() is model.bias and model.weight.device == CPU
+    model.weight.data.fill_(1.0), model.bias.data.fill_(0.0)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert model.weight.detach().eq(0.0).all()
+
+
+def test_a_parameter_in_an_autograd_graph_is_replaced_in_every_module() -> None:
     def build() -> nn.Module:
         model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
         model["b"].weight = model["a"].weight
@@ -87,9 +99,10 @@ def test_a_parameter_that_is_referred_to_weakly_is_replaced_in_every_module() ->
     model = on_meta(build)
     old = model["a"].weight
     old.note = "kept"
-    reference = weakref.ref(old)
-    allocate_(model, CPU)
-    assert reference() is old and old.is_meta
+    graph = old * old
+    with pytest.warns(UserWarning, match=r"^a\.weight: an autograd graph"):
+        allocate_(model, CPU)
+    assert old.is_meta and graph.is_meta
     assert model["a"].weight is model["b"].weight and model["a"].weight.device == CPU
     assert isinstance(model["a"].weight, nn.Parameter) and model["a"].weight.note == "kept"
 

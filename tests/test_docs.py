@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,15 +42,33 @@ def test_examples_of_migrating_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nn.init.normal_ is functional.normal_
 
 
-@needs_native
-@pytest.mark.filterwarnings("ignore")  # torch's own, of FSDP1 on a CPU
-def test_distributed_examples_run(tmp_path: Path) -> None:
-    """In a world of one process; test_distributed.py has larger ones."""
+@pytest.mark.parametrize("page", ["FUSED.md", "NO_INIT.md"])
+def test_examples_of_contexts_run(page: str) -> None:
+    run_examples(PAGE.with_name(page), at_least=3)
+
+
+@pytest.fixture
+def world_of_one(tmp_path: Path) -> Iterator[None]:
+    """test_distributed.py has larger ones."""
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        run_examples(PAGE.with_name("DISTRIBUTED.md"))
-    finally:
-        distributed.destroy_process_group()
+    yield
+    distributed.destroy_process_group()
+
+
+@needs_native
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.filterwarnings("ignore")  # torch's own, of FSDP1 on a CPU
+def test_distributed_examples_run() -> None:
+    run_examples(PAGE.with_name("DISTRIBUTED.md"))
+
+
+@needs_native
+@pytest.mark.usefixtures("world_of_one")
+def test_examples_of_deferred_run_and_print_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = PAGE.with_name("DEFERRED.md")
+    run_examples(page, at_least=4)
+    table, _ = capsys.readouterr().out.rstrip().split("\n13 tensors")
+    assert "\n".join("    " + line.rstrip() for line in table.split("\n")) in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", [*fastinit.scheme_names(), *fastinit.preset_names()])
@@ -63,10 +82,35 @@ def test_every_recipe_is_described(name: str) -> None:
     assert f"`{name}(model" in PAGE.read_text(encoding="utf-8")
 
 
-def test_links_lead_to_headings() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings
+def headings(page: Path) -> set[str]:
+    """What links call the headings of a page."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+PAGES = [PAGE.parent.with_name("README.md"), *sorted(PAGE.parent.glob("*.md"))]
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """The files that a page leads to, each with a heading or none."""
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    found = re.findall(r"\]\((?!\w+:)([^)#]*)#?([^)]*)\)", prose)
+    return [((page.parent / path).resolve() if path else page, heading) for path, heading in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target, heading in links(page):
+        assert target.exists(), target
+        assert not heading or heading in headings(target), heading
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, left = set(), PAGES[:1]
+    while left:
+        reached.add(page := left.pop())
+        left += [target for target, _ in links(page) if target.suffix == ".md" and target not in reached]
+    assert set(PAGES) <= reached
 
 
 FUNCTIONS = [

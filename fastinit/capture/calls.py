@@ -17,7 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastinit import _torch
 from fastinit.schemes.base import Context
-from fastinit.schemes.distributions import Constant, Distribution, Normal, TruncNormal, Uniform
+from fastinit.schemes.distributions import ZERO, Constant, Distribution, Normal, TruncNormal, Uniform
 from fastinit.schemes.fans import torch_fans
 from fastinit.schemes.gains import calculate_gain
 from fastinit.schemes.structured import Dirac, Eye, Orthogonal, Sparse
@@ -126,16 +126,22 @@ class Filling(NamedTuple):
     under_grad: bool = False
 
 
+# Models ask for few distributions, and for each of them often.
+_normal_of = lru_cache(maxsize=4096)(Normal)
+_uniform_of = lru_cache(maxsize=4096)(Uniform)
+_constant_of = lru_cache(maxsize=4096, typed=True)(Constant)
+
+
 def _normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Distribution:
-    return Normal(mean, std)
+    return _normal_of(mean, std)
 
 
 def _uniform(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Distribution:
-    return Uniform(a, b)
+    return _uniform_of(a, b)
 
 
 def _uniform_from(tensor: Tensor, **bounds: float) -> Distribution:
-    return Uniform(bounds.get("from", 0.0), bounds.get("to", 1.0))
+    return _uniform_of(bounds.get("from", 0.0), bounds.get("to", 1.0))
 
 
 def _uniform_method(tensor: Tensor, *bounds: float, **named: float) -> Distribution:
@@ -157,19 +163,19 @@ def _kaiming_uniform(
     tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
 ) -> Distribution:
     bound = math.sqrt(3.0) * _kaiming(tensor.shape, a, mode, nonlinearity)
-    return Uniform(-bound, bound)
+    return _uniform_of(-bound, bound)
 
 
 def _constant(tensor: Tensor, val: float) -> Distribution:
-    return Constant(val)
+    return _constant_of(val)
 
 
 def _fill(tensor: Tensor, value: float) -> Distribution:
-    return Constant(value)
+    return _constant_of(value)
 
 
 def _zero(tensor: Tensor) -> Distribution:
-    return Constant(0.0)
+    return ZERO
 
 
 FILLS: dict[Any, Filling] = {

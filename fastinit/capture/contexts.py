@@ -8,47 +8,15 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
 
-from fastinit.capture import calls
 from fastinit.capture.graph import Geometry, View, draws_of
 from fastinit.capture.owners import Owned, Owners
+from fastinit.capture.patches import Patches
 from fastinit.capture.recorder import Recorder, Stored, is_plain
 from fastinit.capture.tapes import Tape, keep_tape
 from fastinit.run.streams import as_seed, draw_seed
 
-
-class _Patches:
-    """Functions that take the place of others while at least one recording goes on, in any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._before: list[tuple[Any, str, Any, Any]] = []
-
-    def enter(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                for name, asking in calls.ASKING.items():
-                    self._put(nn.init, name, asking)
-                self._put(threading.Thread, "start", _start_thread)
-
-    def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                for owner, name, before, ours in self._before:
-                    if getattr(owner, name) is ours:  # else somebody has put his own function there since
-                        setattr(owner, name, before)
-                self._before = []
-
-    def _put(self, owner: Any, name: str, ours: Any) -> None:
-        self._before.append((owner, name, getattr(owner, name), ours))
-        setattr(owner, name, ours)
-
-
-_patches = _Patches()
+_patches = Patches()
 _of_thread = threading.local()
 _own_start = threading.Thread.start
 
@@ -58,6 +26,9 @@ def _start_thread(thread: threading.Thread) -> None:
     for context in getattr(_of_thread, "active", ()):
         context.before_thread()
     _own_start(thread)
+
+
+_patches.add(threading.Thread, "start", _start_thread)
 
 
 class _Recording:
@@ -83,7 +54,8 @@ class _Recording:
         _patches.enter()
         self._owners.watch()
         active.append(self)
-        self.recorder.__enter__()  # type: ignore[no-untyped-call]
+        if not self.recorder.is_idle:
+            self.recorder.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -98,7 +70,8 @@ class _Recording:
             raise RuntimeError(f"{self.name}: left before {active[-1].name}, which was entered after it")
         self._left = True
         active.pop()
-        recorder.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        if not recorder.is_idle:
+            recorder.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._owners.unwatch()
         _patches.leave()
         self._finish(recorder, error)
@@ -119,8 +92,6 @@ class _Recording:
             if stored is not None:
                 name_draws(stored, owned.model, owned.name)
                 found.append((owned, stored))
-        for stored in recorder.alive():
-            recorder.pin(stored)  # what no module has is told by the order of calls
         return found
 
 
@@ -168,12 +139,14 @@ class fused(_Recording):
     name = "fused"
 
     def _finish(self, recorder: Recorder, error: BaseException | None) -> None:
-        owners: dict[int, tuple[Stored, torch.Tensor | None]] = {}
+        wanted: dict[int, tuple[Stored, torch.Tensor | None]] = {}
         for owned, stored in self._owned(recorder):
-            owners.setdefault(id(stored), (stored, owned.tensor))
+            wanted.setdefault(id(stored), (stored, owned.tensor))
         for stored in recorder.alive():
-            owners.setdefault(id(stored), (stored, None))
-        recorder.write(list(owners.values()), recorder.replay(recorder.seed))
+            if id(stored) not in wanted:  # no module has it: the order of the calls tells
+                recorder.pin(stored)
+                wanted[id(stored)] = stored, None
+        recorder.write(wanted.values(), recorder.replay(recorder.seed))
 
 
 class deferred(_Recording):
@@ -207,7 +180,8 @@ class no_init(_Recording):
 
     `with fastinit.no_init(): model = AnyModel(config)`. Random values are left out: their memory stays as it came.
     Constants and computed tables (rotary frequencies, the ones of a normalisation) are written as usual. Values that
-    somebody reads inside the context are written.
+    somebody reads inside the context are written. So are the weights that `from_pretrained` of transformers does not
+    find in its files.
 
     Args:
         check: whether to name parameters that were neither written nor loaded when the context is left. The weights
@@ -228,14 +202,36 @@ class no_init(_Recording):
     def _finish(self, recorder: Recorder, error: BaseException | None) -> None:
         left = []
         needed: dict[int, tuple[Stored, torch.Tensor | None]] = {}
+        missing = _missing_weights(self._owners)
         for owned, stored in self._owned(recorder):
-            if not draws_of(stored.content):
+            if not draws_of(stored.content) or id(owned.tensor) in missing:
                 needed.setdefault(id(stored), (stored, owned.tensor))
             elif owned.kind == "parameter":
                 left.append(owned.name)
-        recorder.write(list(needed.values()), recorder.replay(recorder.seed))
+        recorder.write(needed.values(), recorder.replay(recorder.seed))
         if self._check and error is None and left:
             raise ValueError("no_init: never written: " + ", ".join(dict.fromkeys(left)))
+
+
+def _missing_weights(owners: Owners) -> set[int]:
+    """The ids of the parameters that transformers had to initialise in a model whose other weights it has loaded.
+
+    It marks loaded parameters, and every module that it has been through.
+    """
+    found: set[int] = set()
+    seen: set[int] = set()
+    for model in owners.models():
+        for module in model.modules():  # the outer ones first
+            if id(module) in seen or _HF_MARK not in module.__dict__:
+                continue
+            seen.update(map(id, module.modules()))
+            marks = {id(each): getattr(each, _HF_MARK, False) for each in module.parameters()}
+            if any(marks.values()):
+                found.update(each for each, is_loaded in marks.items() if not is_loaded)
+    return found
+
+
+_HF_MARK = "_is_hf_initialized"
 
 
 def recorded(action: Callable[[], Any], recorder: Recorder) -> Any:

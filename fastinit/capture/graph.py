@@ -54,7 +54,7 @@ class Draw:
     def __init__(self, order: int) -> None:
         self.order = order
         self.name: str | None = None
-        self.model = 0  # which of the models of a recording has the name
+        self.model: int | None = 0  # which of the models of a recording has the name; None: it is no model's
         self.seed: int | None = None
 
 
@@ -163,6 +163,8 @@ def _calls_and_fills(node: Node) -> Iterator[Node | Call]:
 
 def draws_of(node: Node) -> list[Draw]:
     """The draws that a content depends on, in the order in which they were made."""
+    if isinstance(node, Fill):
+        return [node.draw] if node.distribution.is_random() else []
     found: dict[int, Draw] = {}
     for each in _calls_and_fills(node):
         draw = None
@@ -207,6 +209,8 @@ class Replay:
         assert draw.name is not None
         if draw.seed is not None:
             return draw.seed, draw.name
+        if draw.model is None:
+            return self._seed, draw.name
         return seed_of_model(self._seed, draw.model - self._model), draw.name
 
     def tensor(self, view: View) -> torch.Tensor:

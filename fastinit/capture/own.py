@@ -69,6 +69,8 @@ class Authors:
 
     def _found(self, module: nn.Module, own_name: str) -> Author:
         tape = tape_of(module, own_name)
+        if tape is not None and tape.is_unwritten():
+            return Author("unknown", None, "nothing was written to it when it was built")
         if tape is not None:
             if not is_complete(tape):
                 return Author("unknown", None, "its code has not written to all of it")
@@ -135,9 +137,14 @@ def _builder(module: nn.Module) -> Callable[[], nn.Module] | None:
     """How to build a module of another library again; None where nobody says."""
     kinds = [base for base in type(module).__mro__ if not base.__module__.startswith("torch.")]
     names = {base.__name__ for base in kinds}
+    if "PeftModel" in names and (peft := sys.modules.get("peft")) is not None:
+        base = _builder(module.get_base_model())  # type: ignore[operator]
+        return None if base is None else partial(_peft_model, peft, base, module.peft_config)
     if "PreTrainedModel" in names and getattr(module, "config", None) is not None:
         config: Any = module.config
         return partial(kinds[0], copy.deepcopy(config))
+    if {"ModelMixin", "ConfigMixin"} <= names:  # of diffusers
+        return partial(_diffusers_model, kinds[0], module)
     architecture = getattr(module, "pretrained_cfg", None)
     if isinstance(architecture, dict) and isinstance(architecture.get("architecture"), str):
         timm: Any = sys.modules.get("timm")  # it is loaded if it has made the model
@@ -147,6 +154,23 @@ def _builder(module: nn.Module) -> Callable[[], nn.Module] | None:
             timm.create_model, architecture["architecture"], num_classes=getattr(module, "num_classes", None)
         )
     return None
+
+
+def _peft_model(peft: Any, base: Callable[[], nn.Module], configs: Any) -> nn.Module:
+    """A model with PEFT's adapters, anew. `configs` has a configuration for the name of each."""
+    made: Any = None
+    for name, config in configs.items():
+        if made is None:
+            made = peft.get_peft_model(base(), copy.deepcopy(config), adapter_name=name)
+        else:
+            made.add_adapter(name, copy.deepcopy(config))
+    built: nn.Module = made
+    return built
+
+
+def _diffusers_model(kind: Any, module: Any) -> nn.Module:
+    made: nn.Module = kind.from_config(dict(module.config))
+    return made
 
 
 def _read_building(
@@ -246,7 +270,18 @@ _OF_MODEL = ("initialize_weights", "init_weights", "init_states", "initialize_pa
 
 def _reset_code(module: nn.Module) -> tuple[str, Callable[[], Any]] | None:
     """A module's reset code, and its name: the method of the most derived class that has one."""
-    return _first(module, _OF_MODULE)
+    of_lora: Any = getattr(module, "reset_lora_parameters", None)
+    found = _first(module, _OF_MODULE)
+    if found is not None or not callable(of_lora):
+        return found
+    return "reset_lora_parameters", partial(_reset_lora, module)
+
+
+def _reset_lora(module: Any) -> None:
+    """Run PEFT's reset code. The parts of an adapter, which have been reset before, are plain modules."""
+    parts = module.lora_A, module.lora_embedding_A
+    for adapter in dict.fromkeys(key for each in parts for key in each):
+        module.reset_lora_parameters(adapter, True)
 
 
 def _reset_code_of_model(model: nn.Module) -> tuple[str, Callable[[], Any]] | None:

@@ -40,19 +40,20 @@ from fastinit.errors import ParameterError
 from fastinit.schemes.distributions import Distribution
 
 _MOST_COPIED = 2**26  # bytes of a tensor that a call reads later: until then, a copy of it is kept
-_FEW_STORED = 1024  # so many records may be of storages that are gone
+_FEW = 4096
 _TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 
 
 class Stored:
     """What is recorded of one storage: a reference that does not keep it, and its content."""
 
-    __slots__ = ("content", "has_memory", "reference")
+    __slots__ = ("content", "has_memory", "meta_on_request", "reference")
 
     def __init__(self, reference: Any, content: Node, has_memory: bool) -> None:
         self.reference = reference
         self.content = content
         self.has_memory = has_memory  # or it is on meta
+        self.meta_on_request = False  # or it is there because we put it there
 
 
 class Recorder(TorchFunctionMode):
@@ -70,18 +71,18 @@ class Recorder(TorchFunctionMode):
         self.seed = seed
         self.on_meta = on_meta
         self._around = tuple(around)
-        self._is_idle = any(each.on_meta for each in self._around)
+        self.is_idle = any(each.on_meta for each in self._around)
         default = torch.get_default_device()
         self._device = torch.device("cpu") if default.type == "meta" else default
         self._stored: dict[int, Stored] = {}
-        self._most_stored = _FEW_STORED
+        self._full = _FEW
         self._draws = 0
 
     # ---- what was recorded ----
 
     def stored(self, tensor: Tensor) -> Stored | None:
         """What is recorded of a tensor's storage."""
-        if not self._stored or tensor.layout is not torch.strided or _wraps(tensor):
+        if not self._stored or (type(tensor) not in _TENSORS and _wraps(tensor)) or tensor.layout is not torch.strided:
             return None
         return self._stored.get(_torch.storage_key(tensor))
 
@@ -130,24 +131,32 @@ class Recorder(TorchFunctionMode):
 
     def write(self, wanted: Iterable[tuple[Stored, Tensor | None]], replay: Replay) -> None:
         """Give storages their contents. A tensor lies in its storage; one with as many elements stands for it."""
-        fills, later = [], []
+        fills: list[tuple[Fill, Tensor]] = []
+        later: list[tuple[torch.UntypedStorage, Node, list[Call]]] = []
+        done: list[Stored] = []
         for stored, tensor in wanted:
             storage = _torch.storage_of(stored.reference)
             if storage.nbytes() < stored.content.nbytes:
                 raise ParameterError("tensor", "its memory was freed or made smaller before it was initialised")
             base, chain = chain_of(stored.content)
             if isinstance(base, Fill):
-                whole = base.at.view(storage)
-                alike = base.distribution.same_everywhere and tensor is not None and tensor.numel() == whole.numel()
-                fills.append((base, tensor.detach() if alike and tensor is not None else whole))
-            later.append((stored, storage, base, chain))
+                alike = base.distribution.same_everywhere and tensor is not None
+                if alike and tensor is not None and tensor.numel() == base.at.shape.numel():
+                    fills.append((base, tensor.detach()))
+                else:
+                    fills.append((base, base.at.view(storage)))
+                if not chain:
+                    done.append(stored)
+                    continue
+            done.append(stored)
+            later.append((storage, base, chain))
         with torch.no_grad(), _torch.modes_off():
             replay.fill(fills)
-            for _, storage, base, chain in later:
+            for storage, base, chain in later:
                 if not isinstance(base, (Fill, Memory)):
                     bytes_of(storage).copy_(bytes_of(replay.content(base)))
                 replay.run(chain, storage)
-        for stored, *_ in later:
+        for stored in done:
             self.forget(stored)
 
     # ---- the mode ----
@@ -156,12 +165,12 @@ class Recorder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._is_idle:
-            return function(*args, **kwargs)
-        if self.on_meta and function in calls.PLACES and self.stored(args[0]) is not None:
+        if self.on_meta and function in calls.PLACES:
             # Code that finds itself on meta leaves its initialisation out. It is to run as it does without us.
-            place = function.__self__.__name__
-            return self._device if place == "device" else place == f"is_{self._device.type}"
+            stored = self.stored(args[0])
+            if stored is not None and not stored.meta_on_request:
+                place = function.__self__.__name__
+                return self._device if place == "device" else place == f"is_{self._device.type}"
         if function in calls.PLAIN:
             return function(*args, **kwargs)
         if not args and "tensor" in kwargs:  # as torch.nn.init hands its calls on
@@ -176,7 +185,10 @@ class Recorder(TorchFunctionMode):
         if filling is not None and self.fill(filling, args, kwargs):
             return args[0]
         if function in calls.FACTORIES or function in calls.LIKE:
-            return self._made(function, args, kwargs)
+            made = self._made(function, args, kwargs)
+            if self.on_meta and _is_meta(kwargs.get("device")) and (stored := self.stored(made)) is not None:
+                stored.meta_on_request = True
+            return made
         if function in calls.RANDOM_IN_PLACE and kwargs.get("generator") is None and self._can_wait(args[0]):
             return self._recorded(function, args, kwargs, [args[0]])
         if function in calls.RANDOM and kwargs.get("generator") is None:
@@ -203,7 +215,7 @@ class Recorder(TorchFunctionMode):
         if torch.is_grad_enabled() and any(each.requires_grad for each in leaves):
             if not self.on_meta:
                 return self._read(function, args, kwargs, concerned)
-            self._pin(concerned)
+            self._pin(concerned, seen=False)
         return self._recorded(function, args, kwargs, concerned)
 
     def fill(self, filling: Filling, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -217,19 +229,20 @@ class Recorder(TorchFunctionMode):
             or (filling.under_grad and tensor.requires_grad and torch.is_grad_enabled())
             or tensor.numel() == 0
             or _overlaps(tensor)
+            or any(each.stored(tensor) is not None for each in self._around)
         ):
             return False
         if "generator" in kwargs:
             kwargs = {key: value for key, value in kwargs.items() if key != "generator"}
         try:
             distribution = filling.distribution(tensor, *args[1:], **kwargs)
-            distribution.check(tensor.shape)
+            if not distribution.same_everywhere:
+                distribution.check(tensor.shape)
         except Exception:
             return False
-        stored = self.stored(tensor)
-        if not distribution.is_random() and not tensor.is_meta and (stored is None or _is_whole(tensor)):
+        if not tensor.is_meta and not distribution.is_random() and (self.stored(tensor) is None or _is_whole(tensor)):
             return False  # written as usual: nothing is saved by waiting
-        self._put(tensor, stored, distribution)
+        self._put(tensor, distribution)
         return True
 
     def _can_wait(self, tensor: Tensor) -> bool:
@@ -237,12 +250,15 @@ class Recorder(TorchFunctionMode):
         is_ours = is_plain(tensor) and (self.on_meta or not tensor.is_meta)
         return is_ours and not (tensor.requires_grad and torch.is_grad_enabled())
 
-    def _put(self, tensor: Tensor, stored: Stored | None, distribution: Distribution) -> None:
+    def _put(self, tensor: Tensor, distribution: Distribution) -> None:
         at = Geometry.of(tensor)
         draw = self._draw() if distribution.is_random() else Draw(-1)
-        if _is_whole(tensor) and (tensor.is_contiguous() or distribution.same_everywhere):
-            self._store(tensor, Fill(tensor.untyped_storage().nbytes(), at, distribution, draw))
+        nbytes = tensor.untyped_storage().nbytes()
+        is_contiguous = tensor.is_contiguous()
+        if (is_contiguous and tensor.nbytes == nbytes) or (distribution.same_everywhere and _is_whole(tensor)):
+            self._store(tensor, Fill(nbytes, at, distribution, draw))
             return
+        stored = self.stored(tensor)
         shape = tensor.shape
         packed = Geometry(at.dtype, shape, torch.empty(shape, device="meta").stride(), 0)
         fill = Fill(shape.numel() * at.dtype.itemsize, packed, distribution, draw)
@@ -259,16 +275,15 @@ class Recorder(TorchFunctionMode):
         return Memory(tensor.untyped_storage().nbytes())
 
     def _store(self, tensor: Tensor, content: Node) -> None:
-        key = _torch.storage_key(tensor)
-        stored = self._stored.get(key)
-        if stored is None:
-            if len(self._stored) >= self._most_stored:
-                self._stored = {each.reference.cdata: each for each in self.alive()}
-                self._most_stored = max(_FEW_STORED, 2 * len(self._stored))
-            reference = _torch.storage_reference(tensor.untyped_storage())
-            self._stored[key] = Stored(reference, content, not tensor.is_meta)
-        else:
+        stored = self._stored.get(_torch.storage_key(tensor))
+        if stored is not None:
             stored.content = content
+            return
+        reference = _torch.storage_reference(tensor.untyped_storage())
+        self._stored[reference.cdata] = Stored(reference, content, not tensor.is_meta)
+        if len(self._stored) > self._full:  # what is gone keeps the contents that it was made of
+            self._stored = {key: each for key, each in self._stored.items() if not each.reference.expired()}
+            self._full = 2 * len(self._stored) + _FEW
 
     # ---- new tensors ----
 
@@ -299,7 +314,7 @@ class Recorder(TorchFunctionMode):
                 self._store(made, self._memory_of(made))
                 return made
             if made.dtype in calls.SAMPLED_DTYPES:
-                self._put(made.detach(), None, drawn or constant)  # type: ignore[arg-type]
+                self._put(made.detach(), drawn or constant)  # type: ignore[arg-type]
                 return made
         return self._recorded(function, args, kwargs)
 
@@ -312,7 +327,7 @@ class Recorder(TorchFunctionMode):
             if made.is_meta or made.numel() == 0:
                 return made
             if made.dtype in calls.SAMPLED_DTYPES and made.layout is torch.strided and not _wraps(made):
-                self._put(made.detach(), None, distribution)
+                self._put(made.detach(), distribution)
                 return made
         return self._drawing(function, args, kwargs)
 
@@ -349,7 +364,7 @@ class Recorder(TorchFunctionMode):
         if torch.is_grad_enabled() and any(each.requires_grad for each in leaves):
             if not self.on_meta:
                 return self._read(function, args, kwargs, concerned)
-            self._pin(concerned)
+            self._pin(concerned, seen=False)  # `fused` has to write them here; the numbers shall be the same
         if kwargs.get("generator") is not None:
             return self._read(function, args, kwargs, concerned)
         if function in calls.CASTS:
@@ -420,19 +435,25 @@ class Recorder(TorchFunctionMode):
             return None
         return self._new(fill.at if fill.at.shape == tensor.shape else Geometry.of(tensor), fill, tensor)
 
-    def _cast(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def _cast(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`to` and its kin: a distribution in another dtype stays one, since values are rounded once."""
         tensor = args[0]
-        if not isinstance(tensor, Tensor) or any(isinstance(each, Tensor) for each in args[1:]):
+        if not isinstance(tensor, Tensor) or any(isinstance(each, Tensor) for each in (*args[1:], *kwargs.values())):
             return None
-        if self.on_meta:  # nothing leaves the meta device before it is materialised
-            if function in (Tensor.cpu, Tensor.cuda):
+        where = _device_of(function, args, kwargs, tensor)
+        if function in (Tensor.cpu, Tensor.cuda):
+            return tensor if self.on_meta else None  # nothing leaves the meta device before it is materialised
+        if function is Tensor.to:
+            given = _options_of_to(args, kwargs)
+            if self.on_meta and not given:
                 return tensor
-            args = tuple(each for each in args if not isinstance(each, (torch.device, str)) or each == "")
-            kwargs = {key: value for key, value in kwargs.items() if key != "device"}
-            if function is Tensor.to and len(args) == 1 and not {"dtype", "copy"} & kwargs.keys():
-                return tensor
-        twin = function(Geometry.of(tensor).meta(), *args[1:], **{k: v for k, v in kwargs.items() if k != "device"})
+            twin = Geometry.of(tensor).meta().to(**given)
+            if self.on_meta:
+                args, kwargs = (tensor,), given
+        else:
+            twin = function(Geometry.of(tensor).meta(), *args[1:], **kwargs)
+            if not isinstance(twin, Tensor):  # the name of its type
+                return twin
         fill = self._whole_fill(tensor)
         narrower = (torch.bfloat16, torch.float16)
         if (
@@ -443,11 +464,10 @@ class Recorder(TorchFunctionMode):
             or fill.at.shape != tensor.shape
         ):
             if self.on_meta:
-                return self._recorded(function, args, kwargs, [tensor])  # type: ignore[no-any-return]
+                return self._recorded(function, args, kwargs, [tensor])
             return None
         at = Geometry.of(twin)
-        device = _device_of(function, args, kwargs, tensor)
-        made = torch.empty_strided(at.shape, at.strides, dtype=at.dtype, device=device)
+        made = torch.empty_strided(at.shape, at.strides, dtype=at.dtype, device=where)
         self._store(made, Fill(made.untyped_storage().nbytes(), at, fill.distribution, fill.draw))
         return made
 
@@ -526,7 +546,7 @@ class Recorder(TorchFunctionMode):
         if before and not self.on_meta:
             self.settle(before)
             return self.__torch_function__(function, (), args, kwargs)
-        self._pin(before)
+        self._pin(before, seen=False)
         draw = self._draw() if function in calls.RANDOM else None
         if target is not None:
             self._write_recorded(function, args, kwargs, target, view, draw)
@@ -596,20 +616,23 @@ class Recorder(TorchFunctionMode):
 
     # ---- readers ----
 
-    def _pin(self, tensors: Iterable[Tensor]) -> None:
+    def _pin(self, tensors: Iterable[Tensor], *, seen: bool = True) -> None:
         for tensor in tensors:
             stored = self.stored(tensor)
             if stored is not None:
-                self.pin(stored)
+                self.pin(stored, seen=seen)
 
-    def pin(self, stored: Stored) -> None:
-        """Fix the numbers of draws that have no name yet for ever: somebody is about to see them."""
+    def pin(self, stored: Stored, *, seen: bool = True) -> None:
+        """Name draws that have no name yet after their order. `seen`: somebody is about to see their numbers, which
+        must then stay what they are under any later seed."""
         for draw in draws_of(stored.content):
-            self._name(draw)
+            self._name(draw, seen=seen)
 
-    def _name(self, draw: Draw) -> None:
+    def _name(self, draw: Draw, *, seen: bool = True) -> None:
         if draw.name is None:
-            draw.name, draw.seed = f"call {draw.order}", self.seed
+            draw.name, draw.model = f"call {draw.order}", None
+        if seen and draw.model is None:
+            draw.seed = self.seed
 
     def _read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concerned: list[Tensor]) -> Any:
         """Run a call that looks at values: on written memory, or on values that are computed for it."""
@@ -702,6 +725,10 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in _TENSORS and tensor.layout is torch.strided and not _torch.in_transform(tensor)
 
 
+def _is_meta(device: Any) -> bool:
+    return device is not None and not isinstance(device, int) and torch.device(device).type == "meta"
+
+
 def _wraps(tensor: Tensor) -> bool:
     return (type(tensor) not in _TENSORS and _torch.wraps_others(tensor)) or _torch.in_transform(tensor)
 
@@ -736,14 +763,21 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _device_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> torch.device:
-    if function is Tensor.cpu:
-        return torch.device("cpu")
-    if function is Tensor.cuda:
-        return torch.device("cuda")
-    for each in (*args[1:], kwargs.get("device")):
-        if isinstance(each, (torch.device, str)):
+    for each in (*args[1:2], kwargs.get("device")):
+        if isinstance(each, (torch.device, str)) and function is Tensor.to:
             return torch.device(each)
     return tensor.device
+
+
+def _options_of_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call of `Tensor.to` asks for besides a device, by name. Its forms begin with a device, or a dtype."""
+    given = list(args[1:])
+    if given and not isinstance(given[0], torch.dtype):
+        given.pop(0)  # the device
+    names = ("dtype", "non_blocking", "copy")
+    options = {**dict(zip(names, given, strict=False)), **kwargs}
+    unused = ("device", "non_blocking")
+    return {name: each for name, each in options.items() if each not in (None, False) and name not in unused}
 
 
 def _cpu(tensor: Tensor) -> Tensor:

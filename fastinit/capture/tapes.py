@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinit.capture.calls import OVERWRITES, is_basic
-from fastinit.capture.graph import Call, Changed, Fill, Geometry, Replay, View, chain_of, draws_of, is_written
+from fastinit.capture.graph import Call, Changed, Fill, Geometry, Memory, Replay, View, chain_of, draws_of, is_written
 from fastinit.run.composed import writes
 from fastinit.run.index_maps import box_of
 from fastinit.run.targets import Target, begin_of
@@ -28,6 +28,10 @@ class Tape(NamedTuple):
     def replay(self, seed: int) -> Tensor:
         """The tensor's values under the seed of its model."""
         return Replay(seed, self.model).tensor(self.view)
+
+    def is_unwritten(self) -> bool:
+        """Whether nothing was ever written to it."""
+        return isinstance(self.view.node, Memory)
 
 
 class _Tapes(dict[str, Tape]):
@@ -49,6 +53,11 @@ def tape_of(module: nn.Module, own_name: str) -> Tape | None:
     """What a module remembers of one of its tensors."""
     tapes: _Tapes | None = module.__dict__.get(_ATTRIBUTE)
     return None if tapes is None else tapes.get(own_name)
+
+
+def drop_tape(module: nn.Module, own_name: str) -> None:
+    """Let a module forget how one of its tensors is made."""
+    module.__dict__.get(_ATTRIBUTE, {}).pop(own_name, None)
 
 
 def drop_tapes(model: nn.Module) -> None:

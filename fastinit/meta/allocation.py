@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fastinit import _torch
 from fastinit._torch import BATCH_NORMS, fsdp_parameters, wraps_others
+from fastinit.errors import warn
 from fastinit.run.index_maps import extent, overlaps_itself
 from fastinit.run.memory import Span, check_overlaps, span_from
 from fastinit.run.names import NamedModule, named_modules
@@ -33,9 +35,9 @@ def allocate_(
 
     The memory is left as it comes, never zeroed. A parameter keeps its strides, its mesh and placements if it is a
     DTensor, its type, attributes, hooks and `requires_grad`. It stays the same object, so ties, optimizers and lists
-    keep it. If something refers to it weakly, as torch.export does, or an autograd graph has it, torch cannot exchange
-    the memory. Then a new parameter takes its place in all modules of `model`. The gradient is dropped. So is
-    `_is_hf_initialized`, because the new memory holds no loaded weight.
+    keep it. If an autograd graph has it, or something refers weakly to a DTensor, torch cannot exchange the memory.
+    Then a new parameter takes its place in all modules of `model`, and a warning names it. The gradient is dropped, and
+    so is `_is_hf_initialized`, because the new memory holds no loaded weight.
 
     Parameters that have memory already are left alone, whatever their device and dtype. Buffers that have memory are
     moved to `device`. A parameter that FSDP2 offloads goes to the CPU.
@@ -62,6 +64,8 @@ def allocate_(
     alike = _buffers_like_weights(each.module for each in modules)
     kept = []
     with torch.no_grad(), _not_filled():
+        for each in modules:
+            _cut_graphs(each.module)
         offloaded = _offloaded(each.module for each in modules)
         for found in parameters:
             if found.tensor.is_meta:
@@ -135,6 +139,15 @@ def _not_filled() -> Iterator[None]:
         setting.fill_uninitialized_memory = before
 
 
+def _cut_graphs(module: nn.Module) -> None:
+    """Let the weights that hooks have computed on meta go their own way: their graphs hold the originals."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm)):
+            computed = module.__dict__.get(hook.name)
+            if isinstance(computed, torch.Tensor) and computed.is_meta:
+                module.__dict__[hook.name] = computed.detach()
+
+
 def _offloaded(modules: Iterable[nn.Module]) -> set[int]:
     """Parameters that FSDP2 keeps on the CPU and brings to the device when it computes."""
     return {id(each.sharded_param) for module in modules for each in fsdp_parameters(module) if each.offload_to_cpu}
@@ -162,10 +175,14 @@ def _allocate_parameter(found: _Found, device: torch.device, dtype: torch.dtype 
     hooks = _torch.gradient_hooks(parameter)
     fresh: Any = _empty_like(parameter, device, dtype)
     try:
-        torch.utils.swap_tensors(parameter, fresh)  # type: ignore[no-untyped-call]
+        _torch.take_memory(parameter, fresh)
         allocated = parameter
-    except RuntimeError:  # something refers to it weakly, or an autograd graph has it
+    except RuntimeError:
         allocated = fresh
+        warn(
+            f"{found.name}: an autograd graph or a weak reference has the parameter on meta, so a new one takes its "
+            "place in the model; whoever holds the old one, such as an optimizer, must take the new one"
+        )
         for module, own_name in found.places:
             module._parameters[own_name] = allocated
 

@@ -80,18 +80,16 @@ class Restoration:
         self._lost = lost
         self._modules = modules
         self._versions: dict[int, int] = {}
+        self._recorded = {(place.module, place.own_name)
+                          for each in lost if each.way == _RECORDED for place in each.places}  # fmt: skip
         self.reasons = {each.name: each.way for each in lost}
         self._without_base = [(chain, each) for chain in modules for each in _without_base(chain)]
 
     @torch.no_grad()
-    def restore_(
-        self, device: torch.device, modules: Container[nn.Module] | None = None, *, as_recorded: bool = False
-    ) -> None:
+    def restore_(self, device: torch.device, modules: Container[nn.Module] | None = None) -> None:
         """Write the values, once `allocate_` has given the buffers memory. Plain attributes are put on `device`.
 
-        With `modules`, only buffers that one of these modules is the first to hold. With `as_recorded`, the parameters
-        will get the values that they had when the model was recorded: what was recorded with them fits, and `settle_`
-        leaves it alone.
+        With `modules`, only buffers that one of these modules is the first to hold.
         """
         for each in self._lost:
             if modules is not None and each.module not in modules:
@@ -104,7 +102,7 @@ class Restoration:
                 target = each.value.to(device, each.tensor.dtype)
             elif target is not None and each.value is not None:
                 _write(target, each.value)
-                if not target.is_inference() and not (as_recorded and each.way == _RECORDED):
+                if not target.is_inference():
                     self._versions[id(target)] = target._version
             for place in each.places:
                 if not place.is_buffer:
@@ -116,22 +114,30 @@ class Restoration:
             orthogonal.base = basis.expand(*orthogonal.shape[:-2], rows, rows).clone()
 
     @torch.no_grad()
-    def settle_(self) -> None:
+    def settle_(self, own: Container[int] = ()) -> None:
         """Compute the values that follow from the parameters, once these are initialised.
 
         They are spectral_norm's estimates of the largest singular value, unless setting the weight has updated them,
-        and the weights that the older weight_norm and spectral_norm compute before a forward pass.
+        and the weights that the older weight_norm and spectral_norm compute before a forward pass. `own` are the ids of
+        parameters that got what their author's code gives. Recorded estimates fit those already.
         """
         for module in self._modules:
-            if isinstance(module, parametrize.ParametrizationList):
+            if isinstance(module, parametrize.ParametrizationList) and not self._fits(module, own):
                 self._settle_parametrization(module)
             for hook in module._forward_pre_hooks.values():
                 if isinstance(hook, SpectralNorm) and self._is_as_restored(module._buffers[hook.name + "_u"]):
-                    for _ in range(POWER_ITERATIONS):
-                        hook.compute_weight(module, do_power_iteration=True)
+                    fits = id(module._parameters[hook.name + "_orig"]) in own
+                    if not (fits and (module, hook.name + "_u") in self._recorded):
+                        for _ in range(POWER_ITERATIONS):
+                            hook.compute_weight(module, do_power_iteration=True)
                     setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
                 elif isinstance(hook, WeightNorm) and module.__dict__[hook.name].is_meta:
                     setattr(module, hook.name, hook.compute_weight(module))
+
+    def _fits(self, chain: Any, own: Container[int]) -> bool:
+        """Whether the estimates of a parametrisation were recorded together with the values of its parameters."""
+        recorded = all((each, "_u") in self._recorded for each in chain if isinstance(each, SPECTRAL_NORMS))
+        return recorded and all(id(each) in own for each in chain._parameters.values())
 
     def _settle_parametrization(self, chain: Any) -> None:
         if not any(
