@@ -170,8 +170,11 @@ def wrapped_tensors(wrapper: torch.Tensor) -> list[torch.Tensor]:
 
 def storage_key(tensor: torch.Tensor) -> int:
     """Equal for tensors that share a storage, on the meta device too, where addresses are 0. Without it, every tensor
-    on the meta device counts as having a storage of its own."""
-    key: int = getattr(tensor.untyped_storage(), "_cdata", id(tensor))
+    on the meta device counts as having a storage of its own, as do those that torch.func's transforms hand out."""
+    try:
+        key: int = getattr(tensor.untyped_storage(), "_cdata", id(tensor))
+    except NotImplementedError:
+        return id(tensor)
     return key
 
 

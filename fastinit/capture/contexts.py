@@ -54,7 +54,8 @@ class _Recording:
         _patches.enter()
         self._owners.watch()
         active.append(self)
-        self.recorder.__enter__()  # type: ignore[no-untyped-call]
+        if not self.recorder.is_idle:
+            self.recorder.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -69,7 +70,8 @@ class _Recording:
             raise RuntimeError(f"{self.name}: left before {active[-1].name}, which was entered after it")
         self._left = True
         active.pop()
-        recorder.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        if not recorder.is_idle:
+            recorder.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._owners.unwatch()
         _patches.leave()
         self._finish(recorder, error)

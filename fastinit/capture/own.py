@@ -268,15 +268,18 @@ _OF_MODEL = ("initialize_weights", "init_weights", "init_states", "initialize_pa
 
 def _reset_code(module: nn.Module) -> tuple[str, Callable[[], Any]] | None:
     """A module's reset code, and its name: the method of the most derived class that has one."""
-    of_lora = getattr(module, "reset_lora_parameters", None)
-    if callable(of_lora):  # PEFT's. The parts of an adapter, which have been reset before, are plain modules.
-        return "reset_lora_parameters", partial(_reset_adapters, module)
-    return _first(module, _OF_MODULE)
+    of_lora: Any = getattr(module, "reset_lora_parameters", None)
+    found = _first(module, _OF_MODULE)
+    if found is not None or not callable(of_lora):
+        return found
+    return "reset_lora_parameters", partial(_reset_lora, module)
 
 
-def _reset_adapters(layer: Any) -> None:
-    for adapter in dict.fromkeys(key for each in (layer.lora_A, layer.lora_embedding_A) for key in each):
-        layer.reset_lora_parameters(adapter, True)
+def _reset_lora(module: Any) -> None:
+    """Run PEFT's reset code. The parts of an adapter, which have been reset before, are plain modules."""
+    parts = module.lora_A, module.lora_embedding_A
+    for adapter in dict.fromkeys(key for each in parts for key in each):
+        module.reset_lora_parameters(adapter, True)
 
 
 def _reset_code_of_model(model: nn.Module) -> tuple[str, Callable[[], Any]] | None:

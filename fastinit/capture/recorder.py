@@ -169,8 +169,6 @@ class Recorder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.is_idle:
-            return function(*args, **kwargs)
         if self.on_meta and function in calls.PLACES:
             # Code that finds itself on meta leaves its initialisation out. It is to run as it does without us.
             stored = self.stored(args[0])
@@ -221,7 +219,7 @@ class Recorder(TorchFunctionMode):
         if torch.is_grad_enabled() and any(each.requires_grad for each in leaves):
             if not self.on_meta:
                 return self._read(function, args, kwargs, concerned)
-            self._pin(concerned)
+            self._pin(concerned, seen=False)
         return self._recorded(function, args, kwargs, concerned)
 
     def fill(self, filling: Filling, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -235,6 +233,7 @@ class Recorder(TorchFunctionMode):
             or (filling.under_grad and tensor.requires_grad and torch.is_grad_enabled())
             or tensor.numel() == 0
             or _overlaps(tensor)
+            or any(each.stored(tensor) is not None for each in self._around)
         ):
             return False
         if "generator" in kwargs:
@@ -551,7 +550,7 @@ class Recorder(TorchFunctionMode):
         if before and not self.on_meta:
             self.settle(before)
             return self.__torch_function__(function, (), args, kwargs)
-        self._pin(before)
+        self._pin(before, seen=False)
         draw = self._draw() if function in calls.RANDOM else None
         if target is not None:
             self._write_recorded(function, args, kwargs, target, view, draw)
@@ -631,13 +630,13 @@ class Recorder(TorchFunctionMode):
         """Name draws that have no name yet after their order. `seen`: somebody is about to see their numbers, which
         must then stay what they are under any later seed."""
         for draw in draws_of(stored.content):
-            self._name(draw)
-            if seen and draw.model is None:
-                draw.seed = self.seed
+            self._name(draw, seen=seen)
 
-    def _name(self, draw: Draw) -> None:
+    def _name(self, draw: Draw, *, seen: bool = True) -> None:
         if draw.name is None:
             draw.name, draw.model = f"call {draw.order}", None
+        if seen and draw.model is None:
+            draw.seed = self.seed
 
     def _read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concerned: list[Tensor]) -> Any:
         """Run a call that looks at values: on written memory, or on values that are computed for it."""
