@@ -112,17 +112,15 @@ class Recorder(TorchFunctionMode):
                 self._store(tensor, self._memory_of(tensor))
 
     def take_memory(self, tensor: Tensor) -> None:
-        """Put a tensor with memory on the meta device, as the same object. What it held stays known."""
+        """Put a recorded tensor with memory on the meta device, as the same object. What it is to hold stays known."""
         stored = self.stored(tensor)
-        if stored is not None and memory_of(stored.content):
+        assert stored is not None
+        content = stored.content
+        if memory_of(content):
             self.settle([tensor])
-            stored = None
-        if stored is None:
             storage = _cpu(tensor.detach()).untyped_storage()
-            content: Node = Known(storage.nbytes(), storage)
-        else:
-            content = stored.content
-            self.forget(stored)
+            content = Known(storage.nbytes(), storage)
+        self.forget(stored)
         twin = _torch.typed_like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
                                                              device="meta"))  # fmt: skip
         twin.__dict__.update(tensor.__dict__)
