@@ -376,7 +376,7 @@ class Recorder(TorchFunctionMode):
         step = calls.STEPS.get(function)
         if step is not None and (stepped := self._step(step, function, args, kwargs)) is not None:
             return stepped
-        if function is Tensor.copy_ and not self.on_meta and self._is_plain_copy(args[0], args[1]):
+        if function in calls.OVERWRITES and function not in calls.RANDOM and self._is_plain_write(args, kwargs):
             stored = self.stored(args[0])
             copied = function(*args, **kwargs)  # or it raises, and what was there stays
             if stored is not None:
@@ -384,8 +384,10 @@ class Recorder(TorchFunctionMode):
             return copied
         return self._recorded(function, args, kwargs, concerned)
 
-    def _is_plain_copy(self, to: Tensor, source: Any) -> bool:
-        return _is_whole(to) and isinstance(source, Tensor) and self.stored(source) is None
+    def _is_plain_write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether all of a tensor with memory is overwritten with what is there: nothing is saved by waiting."""
+        others = _tensors_in(args[1:], kwargs)
+        return not self.on_meta and _is_whole(args[0]) and all(self.stored(each) is None for each in others)
 
     def _whole_fill(self, tensor: Any) -> Fill | None:
         """The distribution over all of a tensor's storage, if the tensor is all of it."""
