@@ -52,11 +52,10 @@ class Legacy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.drawn = nn.Parameter(torch.Tensor(30, 20))
-        self.constant = nn.Parameter(torch.FloatTensor(4))
-        self.table = nn.Parameter(torch.from_numpy(np.arange(6.0)))
+        self.parts = nn.Parameter(torch.FloatTensor(4, 4))
         self.register_buffer("numbers", torch.LongTensor([1, 2]))
         nn.init.xavier_uniform_(self.drawn)
-        nn.init.ones_(self.constant)
+        self.parts.data.normal_(std=3.0)
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

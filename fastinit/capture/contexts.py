@@ -166,9 +166,10 @@ class deferred(_Recording):
     _on_meta = True
 
     def _finish(self, recorder: Recorder, error: BaseException | None) -> None:
-        for owned in self._owners.owned():  # `torch.Tensor(3, 4)` and torch.from_numpy ask no mode
-            if owned.kind == "parameter" and owned.tensor.device.type == "cpu" and is_plain(owned.tensor):
-                recorder.take_memory(owned.tensor)
+        for owned in self._owners.owned():  # `torch.Tensor(3, 4)` asks no mode. What was loaded keeps its memory.
+            tensor = owned.tensor
+            if owned.kind == "parameter" and not tensor.is_meta and is_plain(tensor) and recorder.stored(tensor):
+                recorder.take_memory(tensor)
         for owned, stored in self._owned(recorder):
             view = View(stored.content, Geometry.of(owned.tensor))
             keep_tape(owned.module, owned.own_name, Tape(view, owned.name, owned.model))

@@ -116,17 +116,15 @@ class Recorder(TorchFunctionMode):
                 self._store(tensor, self._memory_of(tensor))
 
     def take_memory(self, tensor: Tensor) -> None:
-        """Put a tensor with memory on the meta device, as the same object. What it held stays known."""
+        """Put a recorded tensor with memory on the meta device, as the same object. What it is to hold stays known."""
         stored = self.stored(tensor)
-        if stored is not None and memory_of(stored.content):
+        assert stored is not None
+        content = stored.content
+        if memory_of(content):
             self.settle([tensor])
-            stored = None
-        if stored is None:
             storage = _cpu(tensor.detach()).untyped_storage()
-            content: Node = Known(storage.nbytes(), storage)
-        else:
-            content = stored.content
-            self.forget(stored)
+            content = Known(storage.nbytes(), storage)
+        self.forget(stored)
         twin = _torch.typed_like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
                                                              device="meta"))  # fmt: skip
         twin.__dict__.update(tensor.__dict__)
@@ -382,7 +380,7 @@ class Recorder(TorchFunctionMode):
         step = calls.STEPS.get(function)
         if step is not None and (stepped := self._step(step, function, args, kwargs)) is not None:
             return stepped
-        if function is Tensor.copy_ and not self.on_meta and self._is_plain_copy(args[0], args[1]):
+        if function in calls.OVERWRITES and function not in calls.RANDOM and self._is_plain_write(args, kwargs):
             stored = self.stored(args[0])
             copied = function(*args, **kwargs)  # or it raises, and what was there stays
             if stored is not None:
@@ -390,8 +388,10 @@ class Recorder(TorchFunctionMode):
             return copied
         return self._recorded(function, args, kwargs, concerned)
 
-    def _is_plain_copy(self, to: Tensor, source: Any) -> bool:
-        return _is_whole(to) and isinstance(source, Tensor) and self.stored(source) is None
+    def _is_plain_write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether all of a tensor with memory is overwritten with what is there: nothing is saved by waiting."""
+        others = _tensors_in(args[1:], kwargs)
+        return not self.on_meta and _is_whole(args[0]) and all(self.stored(each) is None for each in others)
 
     def _whole_fill(self, tensor: Any) -> Fill | None:
         """The distribution over all of a tensor's storage, if the tensor is all of it."""
