@@ -333,7 +333,7 @@ READERS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", [pytest.param(each, marks=needs_native if each == "vmap" else ()) for each in READERS])
 def test_readers_see_written_values(name: str) -> None:
     with fastinit.fused(seed=0):
         tensor = torch.randn(50)
