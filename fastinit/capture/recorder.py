@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastinit import _native, _torch
+from fastinit import _torch
 from fastinit._torch import tree_flatten, tree_map
 from fastinit.capture import calls
 from fastinit.capture.calls import Filling
@@ -465,7 +465,6 @@ class Recorder(TorchFunctionMode):
             or tensor.requires_grad
             or twin.untyped_storage().nbytes() == 0
             or not (fill.at.dtype is torch.float32 and twin.dtype in narrower)
-            or _native.module is None  # torch draws other numbers in another dtype
             or fill.at.shape != tensor.shape
         ):
             if self.on_meta:
