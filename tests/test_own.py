@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch.nn.utils import parametrizations
 
 import fastinit
 from fastinit.capture.own import Authors
+from fastinit.schemes.distributions import TruncNormal
 
 
 class Written(nn.Module):
@@ -276,3 +278,40 @@ def test_a_model_on_meta_that_was_built_without_us(name: str) -> None:
     other = fastinit.init_model_(MODELS[name](), "own", seed=0)
     for key, parameter in model.named_parameters():
         assert torch.equal(parameter, other.get_parameter(key)), key
+
+
+def by_inverse(tensor: torch.Tensor, std: float, low: float, high: float) -> None:
+    """How timm and others draw a truncated normal distribution."""
+    least, most = (0.5 + 0.5 * math.erf(each / std / math.sqrt(2)) for each in (low, high))
+    with torch.no_grad():
+        tensor.uniform_(2 * least - 1, 2 * most - 1).erfinv_().mul_(std * math.sqrt(2)).add_(0.0).clamp_(low, high)
+
+
+@pytest.mark.parametrize("std", [0.02, 0.0883, 0.18, 0.25, 0.3, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("bounds", [(-2.0, 2.0), (-2.0, 1.0)])
+def test_a_truncated_normal_by_its_inverse_is_one_whatever_its_bounds(std: float, bounds: tuple[float, float]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(8, 8))
+            by_inverse(self.weight, std, *bounds)
+
+    with fastinit.deferred():
+        model = Model()
+    found = fastinit.plan(model, "own").rows[0].distribution
+    assert isinstance(found, TruncNormal)
+    assert (found.center, found.low, found.high) == (0.0, *bounds) and found.sigma == pytest.approx(std)
+
+
+@pytest.mark.parametrize("least", [-1.0, -3.0])
+def test_a_clamp_that_cuts_is_no_truncated_normal(least: float) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(8, 8))
+            with torch.no_grad():
+                nn.init.trunc_normal_(self.weight, a=-5.0, b=5.0).clamp_(min=least)
+
+    with fastinit.deferred():
+        model = Model()
+    assert not isinstance(fastinit.plan(model, "own").rows[0].distribution, TruncNormal)
