@@ -22,6 +22,8 @@ from torch.nn.init import xavier_normal_
 from torch.nn.utils import parametrizations
 
 import fastinit
+from fastinit._torch import tree_flatten
+from fastinit.capture import recorder
 
 
 class Embedded(nn.Module):
@@ -352,6 +354,15 @@ def test_steps_after_a_reader() -> None:
         tensor[:10].normal_(100.0, 0.1)
     assert torch.equal(tensor[10:], 2 * read[10:])
     assert (tensor[:10] > 90).all()
+
+
+def test_the_memo_of_a_deep_copy_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows with every tensor: a search for each would take time with the square of the model."""
+    searched: list[Any] = []
+    monkeypatch.setattr(recorder, "tree_flatten", lambda tree: (searched.append(tree), tree_flatten(tree))[1])
+    with fastinit.fused(seed=0):
+        copy.deepcopy(nn.Sequential(*(nn.Linear(2, 2) for _ in range(5))))
+    assert not any(isinstance(tree, dict) for tree in searched)
 
 
 def test_copies_are_equal() -> None:
