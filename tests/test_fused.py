@@ -22,6 +22,8 @@ from torch.nn.init import xavier_normal_
 from torch.nn.utils import parametrizations
 
 import fastinit
+from fastinit._torch import tree_flatten
+from fastinit.capture import recorder
 
 
 class Embedded(nn.Module):
@@ -352,6 +354,35 @@ def test_steps_after_a_reader() -> None:
         tensor[:10].normal_(100.0, 0.1)
     assert torch.equal(tensor[10:], 2 * read[10:])
     assert (tensor[:10] > 90).all()
+
+
+@needs_native
+def test_a_part_of_a_copy_belongs_to_the_copy() -> None:
+    def make() -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Sequential(nn.Linear(3, 3))))
+        model = copy.deepcopy(model)  # which registers no module
+        model[0], model[1][0][0] = nn.Linear(3, 2), nn.Linear(2, 3)
+        return model
+
+    with fastinit.fused(seed=0):
+        copied = make()
+    with fastinit.fused(seed=0):
+        built = nn.Sequential(nn.Linear(3, 2), nn.Sequential(nn.Sequential(nn.Linear(2, 3))))
+    with fastinit.deferred():
+        later = make()
+    fastinit.materialize_(later, "own", device="cpu", seed=0)
+    for name, parameter in built.named_parameters():
+        assert torch.equal(copied.get_parameter(name), parameter), name
+        assert torch.equal(later.get_parameter(name), parameter), name
+
+
+def test_the_memo_of_a_deep_copy_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows with every tensor: a search for each would take time with the square of the model."""
+    searched: list[Any] = []
+    monkeypatch.setattr(recorder, "tree_flatten", lambda tree: (searched.append(tree), tree_flatten(tree))[1])
+    with fastinit.fused(seed=0):
+        copy.deepcopy(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))  # buffers are copied by Tensor.__deepcopy__
+    assert not any(isinstance(tree, dict) for tree in searched)
 
 
 def test_copies_are_equal() -> None:

@@ -64,8 +64,13 @@ class Owners:
         """The modules that no other one contains, in the order in which they were first seen."""
         noted = [*self._modules.values(), *self._guests.values()]
         modules = list(dict.fromkeys(module for each in noted if (module := each()) is not None))
-        children = {id(child) for module in modules for child in module._modules.values()}
-        return [module for module in modules if id(module) not in children]
+        inside: set[int] = set()
+        left = list(modules)
+        while left:  # through modules between them that nobody has noted, too: copies register nothing
+            children = {id(child): child for child in left.pop()._modules.values() if child is not None}
+            left += [child for key, child in children.items() if key not in inside]
+            inside.update(children)
+        return [module for module in modules if id(module) not in inside]
 
     def owned(self) -> Iterator[Owned]:
         """The tensors of all models: parameters first, since their names decide; then buffers; then attributes."""

@@ -711,12 +711,16 @@ def _target(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def _tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among arguments, with those that wrappers are around."""
+    """The tensors among the arguments of a call. The memo of a deep copy, a dictionary, holds others' tensors."""
+    """The tensors among arguments, with those that wrappers are around.
+
+    Dictionaries are left out: torch's functions take none but the memo of a deep copy, which has all that was copied.
+    """
     found: list[Tensor] = []
     for each in (*args, *kwargs.values()):
         if isinstance(each, Tensor):
             found.append(each)
-        elif isinstance(each, (list, tuple, dict)):
+        elif isinstance(each, (list, tuple)):
             found += [leaf for leaf in tree_flatten(each)[0] if isinstance(leaf, Tensor)]
     for leaf in found:  # grows meanwhile
         if _wraps(leaf):
