@@ -170,7 +170,7 @@ CASES: dict[str, Case] = {
 ELSEWHERE = {
     "constant", "zeros", "ones", "eye", "dirac", "orthogonal", "delta_orthogonal", "svd",
     "identity_plus_orthogonal", "sparse", "zer_o", "log_range",
-    "time_step", "scaled", "depth_scaled",
+    "time_step", "scaled", "depth_scaled", "own",
 }  # fmt: skip
 
 

@@ -55,6 +55,7 @@ SCHEMES: dict[str, list[dict[str, Any]]] = {
         {"scheme": fastinit.Normal(std=0.02), "by": "layer", "branches": 1.0, "exponent": 1.0, "coefficient": 0.5},
         {"scheme": fastinit.DepthScaled("orthogonal"), "layers": 48},  # type: ignore[arg-type]
     ],
+    "own": [{}],
     "eye": [{}],
     "dirac": [{}, {"groups": 4}],
     "orthogonal": [{"column_axis": -1}, {}, {"gain": 2.0**0.5}],

@@ -132,7 +132,6 @@ class Filling(NamedTuple):
 # Models ask for few distributions, and for each of them often.
 _normal_of = lru_cache(maxsize=4096)(Normal)
 _uniform_of = lru_cache(maxsize=4096)(Uniform)
-_constant_of = lru_cache(maxsize=4096, typed=True)(Constant)
 
 
 def _normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Distribution:
@@ -170,11 +169,11 @@ def _kaiming_uniform(
 
 
 def _constant(tensor: Tensor, val: float) -> Distribution:
-    return _constant_of(val)
+    return Constant(val)
 
 
 def _fill(tensor: Tensor, value: float) -> Distribution:
-    return _constant_of(value)
+    return Constant(value)
 
 
 def _zero(tensor: Tensor) -> Distribution:

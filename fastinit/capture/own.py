@@ -88,6 +88,8 @@ class Authors:
 
     def failures(self) -> list[str]:
         """What was raised by code of the model that was run on a copy, each with the name of its module."""
+        if not self._failures:
+            return []
         return [
             f"{each.name}: {self._failures[id(each.module)]}" if each.name else self._failures[id(each.module)]
             for each in named_modules(self._model)

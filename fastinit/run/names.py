@@ -48,22 +48,25 @@ def named_modules(model: nn.Module) -> list[NamedModule]:
     wrapper (DistributedDataParallel, DataParallel, FSDP1, ...), `_orig_mod`, `_fsdp_wrapped_module`,
     `_checkpoint_wrapped_module` and `_forward_module` anywhere. A model's own attribute `module` keeps its name.
     """
-    return list(_walk(model, "", "", set()))
+    found: list[NamedModule] = []
+    _walk(model, "", "", set(), found)
+    return found
 
 
-def _walk(module: nn.Module, full_name: str, name: str, seen: set[nn.Module]) -> Iterator[NamedModule]:
+def _walk(module: nn.Module, full_name: str, name: str, seen: set[nn.Module], found: list[NamedModule]) -> None:
+    """Add a module and all below it to what was found."""
     if module in seen:
         return
     seen.add(module)
-    yield NamedModule(full_name, name, module)
+    found.append(NamedModule(full_name, name, module))
     for own_name, child in module._modules.items():
         if child is None:
             continue
         below = f"{full_name}.{own_name}" if full_name else own_name
         if own_name in _RESERVED or (own_name == "module" and is_wrapper(module)):
-            yield from _walk(child, below, name, seen)
+            _walk(child, below, name, seen, found)
         else:
-            yield from _walk(child, below, f"{name}.{own_name}" if name else own_name, seen)
+            _walk(child, below, f"{name}.{own_name}" if name else own_name, seen, found)
 
 
 def is_wrapper(module: nn.Module) -> bool:
