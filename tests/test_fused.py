@@ -660,6 +660,24 @@ def test_memory_that_is_lost_behind_torchs_back() -> None:
         build()
 
 
+def test_lost_memory_is_named_after_its_parameter_and_nothing_is_written() -> None:
+    models: list[nn.Linear] = []
+
+    def build() -> None:
+        with fastinit.fused(seed=0):
+            model = nn.Linear(4, 3)
+            models.append(model)
+            storage = model.weight.untyped_storage()
+            model.bias.detach().fill_(7.0)
+            nn.init.normal_(model.weight)
+            nn.init.normal_(model.bias)
+            storage.resize_(0)
+
+    with pytest.raises(fastinit.ParameterError, match="^weight: its memory was freed"):
+        build()
+    assert (models[0].bias == 7.0).all()
+
+
 @pytest.fixture
 def mesh() -> Iterator[Any]:
     from torch import distributed

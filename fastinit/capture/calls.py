@@ -111,7 +111,6 @@ RANDOM: frozenset[Any] = frozenset(
     | {nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_}
 )  # fmt: skip
 
-RANDOM_FACTORIES: frozenset[Any] = frozenset({torch.randperm, torch.randint, torch.normal})
 RANDOM_IN_PLACE: frozenset[Any] = frozenset(
     _methods("bernoulli_", "random_", "exponential_", "cauchy_", "geometric_", "log_normal_", "normal_", "uniform_")
 )
@@ -257,8 +256,6 @@ CONSTANT: dict[Any, Distribution] = {
 
 
 # ---- Steps under which a distribution stays one. Each gives None where it does not. ----
-
-_CONTINUOUS = (Normal, Uniform, TruncNormal)
 
 
 def _shifted(given: Distribution, by: float) -> Distribution | None:

@@ -122,7 +122,7 @@ class fused(_Recording):
       A thread that runs already sees memory as it is; read a tensor (`.data_ptr()`) before you hand it over.
     - Contexts may be nested. What an outer one has recorded stays its own, and inside `deferred` nothing else records.
     - Calls with a generator are run as they are, with torch's numbers. So are calls on the meta device, on DTensors and
-      other wrappers, and on dtypes other than float16, bfloat16, float32 and float64.
+      other wrappers.
 
     Args:
         seed: an int in [0, 2**64). None: it is drawn from torch's default CPU generator, which
@@ -139,13 +139,13 @@ class fused(_Recording):
     name = "fused"
 
     def _finish(self, recorder: Recorder, error: BaseException | None) -> None:
-        wanted: dict[int, tuple[Stored, torch.Tensor | None]] = {}
+        wanted: dict[int, tuple[Stored, torch.Tensor | None, str]] = {}
         for owned, stored in self._owned(recorder):
-            wanted.setdefault(id(stored), (stored, owned.tensor))
+            wanted.setdefault(id(stored), (stored, owned.tensor, owned.name))
         for stored in recorder.alive():
             if id(stored) not in wanted:  # no module has it: the order of the calls tells
                 recorder.pin(stored)
-                wanted[id(stored)] = stored, None
+                wanted[id(stored)] = stored, None, ""
         recorder.write(wanted.values(), recorder.replay(recorder.seed))
 
 
@@ -169,7 +169,7 @@ class deferred(_Recording):
         for owned in self._owners.owned():  # `torch.Tensor(3, 4)` asks no mode. What was loaded keeps its memory.
             tensor = owned.tensor
             if owned.kind == "parameter" and not tensor.is_meta and is_plain(tensor) and recorder.stored(tensor):
-                recorder.take_memory(tensor)
+                recorder.move_to_meta(tensor)
         for owned, stored in self._owned(recorder):
             view = View(stored.content, Geometry.of(owned.tensor))
             keep_tape(owned.module, owned.own_name, Tape(view, owned.name, owned.model))
@@ -202,11 +202,11 @@ class no_init(_Recording):
 
     def _finish(self, recorder: Recorder, error: BaseException | None) -> None:
         left = []
-        needed: dict[int, tuple[Stored, torch.Tensor | None]] = {}
+        needed: dict[int, tuple[Stored, torch.Tensor | None, str]] = {}
         missing = _missing_weights(self._owners)
         for owned, stored in self._owned(recorder):
             if not draws_of(stored.content) or id(owned.tensor) in missing:
-                needed.setdefault(id(stored), (stored, owned.tensor))
+                needed.setdefault(id(stored), (stored, owned.tensor, owned.name))
             elif owned.kind == "parameter":
                 left.append(owned.name)
         recorder.write(needed.values(), recorder.replay(recorder.seed))

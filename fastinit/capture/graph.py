@@ -231,9 +231,9 @@ class Replay:
         if isinstance(node, Memory):
             return _zeros(node.nbytes)  # nobody has said what it holds
         if isinstance(node, Output):
-            result = self._results_of(node.call)[node.which]
+            result: torch.Tensor = self._results_of(node.call)[node.which]
             if Geometry.of(result) == node.at and result.untyped_storage().nbytes() == node.nbytes:
-                return _on_cpu(result).untyped_storage()
+                return result.detach().cpu().untyped_storage()
             storage = new_storage(node.nbytes)
             node.at.view(storage).copy_(result)
             return storage
@@ -298,10 +298,6 @@ def _zeros(nbytes: int) -> torch.UntypedStorage:
     storage = new_storage(nbytes)
     bytes_of(storage).zero_()
     return storage
-
-
-def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu()
 
 
 def bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:

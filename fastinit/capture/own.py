@@ -20,7 +20,7 @@ from fastinit._torch import typed_like
 from fastinit.capture.contexts import name_draws, recorded
 from fastinit.capture.graph import Geometry, View
 from fastinit.capture.recorder import Recorder
-from fastinit.capture.tapes import Tape, distribution_of, is_complete, tape_of
+from fastinit.capture.tapes import Tape, Taped, distribution_of, is_complete, tape_of
 from fastinit.run.names import NamedModule, named_modules, unwrapped
 from fastinit.schemes.distributions import Constant, Distribution
 
@@ -47,8 +47,7 @@ def _author(tape: Tape, reason: str) -> Author:
         return Author("draw", distribution, reason)
     if isinstance(distribution, Constant):
         return Author("constant", distribution, reason)
-    known = type(distribution).__module__ == Distribution.__module__
-    return Author("pattern" if known else "table", distribution, reason)
+    return Author("table" if isinstance(distribution, Taped) else "pattern", distribution, reason)
 
 
 class Authors:

@@ -115,14 +115,14 @@ class Recorder(TorchFunctionMode):
             if self.stored(tensor) is not None:
                 self._store(tensor, self._memory_of(tensor))
 
-    def take_memory(self, tensor: Tensor) -> None:
+    def move_to_meta(self, tensor: Tensor) -> None:
         """Put a recorded tensor with memory on the meta device, as the same object. What it is to hold stays known."""
         stored = self.stored(tensor)
         assert stored is not None
         content = stored.content
         if memory_of(content):
             self.settle([tensor])
-            storage = _cpu(tensor.detach()).untyped_storage()
+            storage = tensor.detach().cpu().untyped_storage()
             content = Known(storage.nbytes(), storage)
         self.forget(stored)
         twin = _torch.typed_like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
@@ -131,15 +131,20 @@ class Recorder(TorchFunctionMode):
         torch.utils.swap_tensors(tensor, twin)  # type: ignore[no-untyped-call]
         self._store(tensor, content)
 
-    def write(self, wanted: Iterable[tuple[Stored, Tensor | None]], replay: Replay) -> None:
-        """Give storages their contents. A tensor lies in its storage; one with as many elements stands for it."""
+    def write(self, wanted: Iterable[tuple[Stored, Tensor | None, str]], replay: Replay) -> None:
+        """Give storages their contents. Each has a tensor in it, which stands for it if it has as many elements, and
+        the tensor's name; neither is known of tensors that no module has.
+
+        Raises:
+            ParameterError: a storage was freed or made smaller. Nothing is written then.
+        """
         fills: list[tuple[Fill, Tensor]] = []
         later: list[tuple[torch.UntypedStorage, Node, list[Call]]] = []
         done: list[Stored] = []
-        for stored, tensor in wanted:
+        for stored, tensor, name in wanted:
             storage = _torch.storage_of(stored.reference)
             if storage.nbytes() < stored.content.nbytes:
-                raise ParameterError("tensor", "its memory was freed or made smaller before it was initialised")
+                raise ParameterError(name, "its memory was freed or made smaller before it was initialised")
             base, chain = chain_of(stored.content)
             if isinstance(base, Fill):
                 alike = base.distribution.same_everywhere and tensor is not None
@@ -508,7 +513,7 @@ class Recorder(TorchFunctionMode):
                 if found is None:
                     copy = each.detach().clone()
                     found = View(
-                        Known(copy.untyped_storage().nbytes(), _cpu(copy).untyped_storage()), Geometry.of(copy)
+                        Known(copy.untyped_storage().nbytes(), copy.cpu().untyped_storage()), Geometry.of(copy)
                     )
                 views[id(each)] = found
             return views[id(each)]
@@ -691,14 +696,14 @@ class Recorder(TorchFunctionMode):
         stored = {id(each): each for tensor in tensors if (each := self.stored(tensor)) is not None}
         self._pin(tensors)
         if stored:
-            self.write([(each, None) for each in stored.values()], self.replay(self.seed))
+            self.write([(each, None, "") for each in stored.values()], self.replay(self.seed))
 
     def settle_all(self) -> None:
         """Write everything that is recorded."""
         pending = [each for each in self.alive() if each.has_memory]
         for stored in pending:
             self.pin(stored)
-        self.write([(stored, None) for stored in pending], self.replay(self.seed))
+        self.write([(stored, None, "") for stored in pending], self.replay(self.seed))
 
     def replay(self, seed: int) -> Replay:
         return Replay(seed)
@@ -711,7 +716,6 @@ def _target(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def _tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among the arguments of a call. The memo of a deep copy, a dictionary, holds others' tensors."""
     """The tensors among arguments, with those that wrappers are around.
 
     Dictionaries are left out: torch's functions take none but the memo of a deep copy, which has all that was copied.
@@ -786,7 +790,3 @@ def _options_of_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, A
     options = {**dict(zip(names, given, strict=False)), **kwargs}
     unused = ("device", "non_blocking")
     return {name: each for name, each in options.items() if each not in (None, False) and name not in unused}
-
-
-def _cpu(tensor: Tensor) -> Tensor:
-    return tensor.cpu()
