@@ -673,7 +673,7 @@ def test_lost_memory_is_named_after_its_parameter_and_nothing_is_written() -> No
             nn.init.normal_(model.bias)
             storage.resize_(0)
 
-    with pytest.raises(fastinit.ParameterError, match="^weight: its memory was freed"):
+    with pytest.raises(fastinit.ParameterError, match=r"^weight: its memory was freed"):
         build()
     assert (models[0].bias == 7.0).all()
 
