@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastinit import _torch
@@ -36,12 +36,12 @@ from fastinit.capture.graph import (
     memory_of,
     numbers_of,
 )
+from fastinit.capture.tensors import TENSORS, is_packed, is_plain, is_whole, overlaps, tensors_in, versions_of, wraps
 from fastinit.errors import ParameterError
 from fastinit.schemes.distributions import Distribution
 
 _MOST_COPIED = 2**26  # bytes of a tensor that a call reads later: until then, a copy of it is kept
 _FEW = 4096  # so many records may be of storages that are gone
-_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 
 
 class Stored:
@@ -84,7 +84,7 @@ class Recorder(TorchFunctionMode):
 
     def stored(self, tensor: Tensor) -> Stored | None:
         """What is recorded of a tensor's storage."""
-        if not self._stored or (type(tensor) not in _TENSORS and _wraps(tensor)) or tensor.layout is not torch.strided:
+        if not self._stored or (type(tensor) not in TENSORS and wraps(tensor)) or tensor.layout is not torch.strided:
             return None
         if _torch.in_transform(tensor):
             return None
@@ -101,7 +101,7 @@ class Recorder(TorchFunctionMode):
 
     def watch(self, tensor: Tensor) -> None:
         """Record what happens to a tensor from now on."""
-        if not _wraps(tensor) and tensor.layout is torch.strided:
+        if not wraps(tensor) and tensor.layout is torch.strided:
             self._store(tensor, self._memory_of(tensor))
 
     def forget(self, stored: Stored) -> None:
@@ -186,7 +186,7 @@ class Recorder(TorchFunctionMode):
             # It looks its own function up by name, where somebody may have put another.
             function = calls.HANDED_ON.get(getattr(function, "__name__", ""), function)
         if self._around and function not in calls.VIEWS and self._is_theirs(function, args, kwargs):
-            leaves = _tensors_in(args, kwargs)
+            leaves = tensors_in(args, kwargs)
             return self._read(function, args, kwargs, [each for each in leaves if self.stored(each) is not None])
         filling = calls.FILLS.get(function)
         if filling is not None and self.fill(filling, args, kwargs):
@@ -210,14 +210,14 @@ class Recorder(TorchFunctionMode):
             target = _target(function, args, kwargs)
             concerned = [target] if isinstance(target, Tensor) else []
         else:
-            concerned = _tensors_in(args, kwargs)
+            concerned = tensors_in(args, kwargs)
         return any(each.stored(tensor) is not None for each in self._around for tensor in concerned)
 
     def _drawing(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that draws random numbers in a way of its own."""
-        leaves = _tensors_in(args, kwargs)
+        leaves = tensors_in(args, kwargs)
         concerned = [each for each in leaves if self.stored(each) is not None]
-        if any(map(_wraps, leaves)) or any(each.layout is not torch.strided for each in leaves):
+        if any(map(wraps, leaves)) or any(each.layout is not torch.strided for each in leaves):
             return self._read(function, args, kwargs, concerned) if concerned else function(*args, **kwargs)
         if torch.is_grad_enabled() and any(each.requires_grad for each in leaves):
             if not self.on_meta:
@@ -235,7 +235,7 @@ class Recorder(TorchFunctionMode):
             or (tensor.is_meta and not self.on_meta)
             or (filling.under_grad and tensor.requires_grad and torch.is_grad_enabled())
             or tensor.numel() == 0
-            or _overlaps(tensor)
+            or overlaps(tensor)
             or any(each.stored(tensor) is not None for each in self._around)
         ):
             return False
@@ -247,7 +247,7 @@ class Recorder(TorchFunctionMode):
                 distribution.check(tensor.shape)
         except Exception:
             return False
-        if not tensor.is_meta and not distribution.is_random() and (self.stored(tensor) is None or _is_whole(tensor)):
+        if not tensor.is_meta and not distribution.is_random() and (self.stored(tensor) is None or is_whole(tensor)):
             return False  # written as usual: nothing is saved by waiting
         self._put(tensor, distribution)
         return True
@@ -262,7 +262,7 @@ class Recorder(TorchFunctionMode):
         draw = self._draw() if distribution.is_random() else Draw(-1)
         nbytes = tensor.untyped_storage().nbytes()
         is_contiguous = tensor.is_contiguous()
-        if (is_contiguous and tensor.nbytes == nbytes) or (distribution.same_everywhere and _is_whole(tensor)):
+        if (is_contiguous and tensor.nbytes == nbytes) or (distribution.same_everywhere and is_whole(tensor)):
             self._store(tensor, Fill(nbytes, at, distribution, draw))
             return
         stored = self.stored(tensor)
@@ -305,7 +305,7 @@ class Recorder(TorchFunctionMode):
         if kwargs.get("out") is not None or kwargs.get("generator") is not None:
             return self._called(function, args, {**kwargs, "device": "meta"})
         if function in calls.COPIES_OF_DATA:
-            concerned = [each for each in _tensors_in(args, kwargs) if self.stored(each) is not None]
+            concerned = [each for each in tensors_in(args, kwargs) if self.stored(each) is not None]
             if concerned:
                 return self._read(function, args, kwargs, concerned)
             return self._copy_of_data(function, args, kwargs)
@@ -333,7 +333,7 @@ class Recorder(TorchFunctionMode):
             made: Tensor = calls.LIKE.get(function, torch.empty)(*args, **kwargs)
             if made.is_meta or made.numel() == 0:
                 return made
-            if made.dtype in calls.SAMPLED_DTYPES and made.layout is torch.strided and not _wraps(made):
+            if made.dtype in calls.SAMPLED_DTYPES and made.layout is torch.strided and not wraps(made):
                 self._put(made.detach(), distribution)
                 return made
         return self._drawing(function, args, kwargs)
@@ -356,17 +356,17 @@ class Recorder(TorchFunctionMode):
 
     def _called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that may concern recorded tensors."""
-        leaves = _tensors_in(args, kwargs)
+        leaves = tensors_in(args, kwargs)
         concerned = [each for each in leaves if self.stored(each) is not None]
         if not concerned:
             return function(*args, **kwargs)
         if function is Tensor.__getitem__ and calls.is_basic(args[1]):
             return function(*args, **kwargs)
-        if function is Tensor.__deepcopy__ and not _wraps(args[0]):
+        if function is Tensor.__deepcopy__ and not wraps(args[0]):
             return self._deep_copy(args[0], args[1])
         if function in calls.LIKE:  # it asks for the shape alone
             return function(*args, **kwargs)
-        if function in calls.READS or any(map(_wraps, leaves)):
+        if function in calls.READS or any(map(wraps, leaves)):
             return self._read(function, args, kwargs, concerned)
         if torch.is_grad_enabled() and any(each.requires_grad for each in leaves):
             if not self.on_meta:
@@ -378,7 +378,7 @@ class Recorder(TorchFunctionMode):
             found = self._cast(function, args, kwargs)
             if found is not None:
                 return found
-        if function is Tensor.contiguous and _is_packed(args[0], *args[1:], **kwargs):
+        if function is Tensor.contiguous and is_packed(args[0], *args[1:], **kwargs):
             return args[0]
         if function in calls.CLONES and (copied := self._clone(args[0])) is not None:
             return copied
@@ -395,8 +395,8 @@ class Recorder(TorchFunctionMode):
 
     def _is_plain_write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether all of a tensor with memory is overwritten with what is there: nothing is saved by waiting."""
-        others = _tensors_in(args[1:], kwargs)
-        return not self.on_meta and _is_whole(args[0]) and all(self.stored(each) is None for each in others)
+        others = tensors_in(args[1:], kwargs)
+        return not self.on_meta and is_whole(args[0]) and all(self.stored(each) is None for each in others)
 
     def _whole_fill(self, tensor: Any) -> Fill | None:
         """The distribution over all of a tensor's storage, if the tensor is all of it."""
@@ -407,7 +407,7 @@ class Recorder(TorchFunctionMode):
         alike = fill.at.shape == tensor.shape and fill.at.strides == tensor.stride()
         return (
             fill
-            if alike or (fill.distribution.same_everywhere and _is_whole(tensor) and tensor.is_contiguous())
+            if alike or (fill.distribution.same_everywhere and is_whole(tensor) and tensor.is_contiguous())
             else None
         )
 
@@ -518,7 +518,7 @@ class Recorder(TorchFunctionMode):
                 views[id(each)] = found
             return views[id(each)]
 
-        leaves = _tensors_in(args, kwargs)
+        leaves = tensors_in(args, kwargs)
         target = _target(function, args, kwargs)
         if any(each.is_meta and self.stored(each) is None for each in leaves if each is not target):
             return function(*args, **kwargs)  # a tensor without memory or history: nothing can be known
@@ -526,18 +526,20 @@ class Recorder(TorchFunctionMode):
             return self._read(function, args, kwargs, concerned or [])
         try:
             meta_args, meta_kwargs = tree_map(twin, (args, kwargs))
-            versions = _versions(twins.values())
+            versions = versions_of(twins.values())
             if "device" in meta_kwargs or (not leaves and function in calls.RANDOM):
                 meta_kwargs["device"] = "meta"
             results = function(*meta_args, **meta_kwargs)
         except Exception:
             return self._read(function, args, kwargs, concerned or [])
         outputs = tree_flatten(results)[0]
-        if target is not None and (not isinstance(target, Tensor) or _overlaps(target)):
+        if target is not None and (not isinstance(target, Tensor) or overlaps(target)):
             return self._read(function, args, kwargs, concerned or [])
         written = None if target is None else _torch.storage_key(twins[id(target)])
         aside = [each for each in twins.values() if _torch.storage_key(each) != written]
-        if any(times != versions[key] for key, times in _versions(aside).items()):  # it writes to more than its target
+        if any(
+            times != versions[key] for key, times in versions_of(aside).items()
+        ):  # it writes to more than its target
             return self._read(function, args, kwargs, concerned or [])
         shared = {_torch.storage_key(each) for each in twins.values()}
         fresh = [isinstance(each, Tensor) and _torch.storage_key(each) not in shared for each in outputs]
@@ -602,9 +604,7 @@ class Recorder(TorchFunctionMode):
         draw: Draw | None,
     ) -> None:
         stored = self.stored(target)
-        overwritten = (
-            function in calls.OVERWRITES and _is_whole(target) and not any(each is target for each in args[1:])
-        )
+        overwritten = function in calls.OVERWRITES and is_whole(target) and not any(each is target for each in args[1:])
         if overwritten:
             before: Node = Memory(target.untyped_storage().nbytes(), matters=False)
         else:
@@ -617,7 +617,7 @@ class Recorder(TorchFunctionMode):
         if stored is not None and overwritten and len(args) > 1 and isinstance(args[1], Tensor):
             source = self.view(args[1])
             alike = source is not None and Geometry.of(args[1])[:3] == Geometry.of(target)[:3]
-            if source is not None and alike and isinstance(source.node, Fill) and _is_whole(args[1]):
+            if source is not None and alike and isinstance(source.node, Fill) and is_whole(args[1]):
                 self._store(target, source.node)
                 return
         noted_args, noted_kwargs = tree_map(place, (args, self._for_replay(kwargs)))
@@ -659,11 +659,11 @@ class Recorder(TorchFunctionMode):
             return values.get(id(each), each) if isinstance(each, Tensor) else each
 
         real_args, real_kwargs = tree_map(real, (args, self._for_replay(kwargs)))
-        versions = _versions(values.values())
+        versions = versions_of(values.values())
         results = function(*real_args, **real_kwargs)
         for tensor in concerned:
             copy = values[id(tensor)]
-            if _versions([copy])[id(copy)] != versions[id(copy)]:
+            if versions_of([copy])[id(copy)] != versions[id(copy)]:
                 self._store(tensor, Known(copy.untyped_storage().nbytes(), copy.untyped_storage()))
         originals = {id(values[id(tensor)]): tensor for tensor in concerned}
 
@@ -715,63 +715,8 @@ def _target(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     return args[0] if target is None and args and calls.writes_in_place(function) else target
 
 
-def _tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among arguments, with those that wrappers are around.
-
-    Dictionaries are left out: torch's functions take none but the memo of a deep copy, which has all that was copied.
-    """
-    found: list[Tensor] = []
-    for each in (*args, *kwargs.values()):
-        if isinstance(each, Tensor):
-            found.append(each)
-        elif isinstance(each, (list, tuple)):
-            found += [leaf for leaf in tree_flatten(each)[0] if isinstance(leaf, Tensor)]
-    for leaf in found:  # grows meanwhile
-        if _wraps(leaf):
-            found += _torch.wrapped_tensors(leaf)
-    return found
-
-
 def _is_meta(device: Any) -> bool:
     return device is not None and not isinstance(device, int) and torch.device(device).type == "meta"
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has one storage of elements, and is no wrapper around others."""
-    return type(tensor) in _TENSORS and tensor.layout is torch.strided and not _torch.in_transform(tensor)
-
-
-def _wraps(tensor: Tensor) -> bool:
-    return (type(tensor) not in _TENSORS and _torch.wraps_others(tensor)) or _torch.in_transform(tensor)
-
-
-def _versions(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """How often each tensor was written to, by its id. Tensors of inference mode do not count it."""
-    return {id(each): 0 if each.is_inference() else each._version for each in tensors}
-
-
-def _overlaps(tensor: Tensor) -> bool:
-    """Whether elements of a tensor share memory, as after `expand`. Nobody may write to them."""
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-
-
-def _is_packed(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> bool:
-    return memory_format is torch.contiguous_format and tensor.is_contiguous()
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor is all of its storage, each element once."""
-    if tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes():
-        return False
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
 
 
 def _device_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> torch.device:
