@@ -273,3 +273,27 @@ def test_a_shard_is_a_slice_of_the_whole(mesh: Any) -> None:
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.to_local(), whole.get_parameter(name)[4:]), name
     assert torch.equal(model.mask, whole.mask)
+
+
+def test_random_steps_follow_the_seed_through_torch_too() -> None:
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.order = nn.Parameter(torch.randperm(50).float())
+            self.table = nn.Parameter(torch.arange(50.0).cos())
+
+    def made(seed: int | None, backend: str = "torch") -> list[torch.Tensor]:
+        with fastinit.deferred():
+            model = Shuffled()
+        fastinit.materialize_(model, "own", device="cpu", seed=seed, backend=backend)
+        return [each.detach() for each in model.parameters()]
+
+    with fastinit.fused(seed=5):
+        usual = Shuffled()
+    for one, other in zip(made(5), usual.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(made(5)[0], made(6)[0])
+    torch.manual_seed(0)
+    one, other = made(None)[0], made(None)[0]
+    torch.manual_seed(0)
+    assert torch.equal(made(None)[0], one) and not torch.equal(one, other)

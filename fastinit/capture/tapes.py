@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastinit.capture.calls import OVERWRITES, is_basic
 from fastinit.capture.graph import Call, Changed, Fill, Geometry, Replay, View, chain_of, draws_of, is_written
-from fastinit.run.composed import writes
+from fastinit.run.composed import Source, writes
 from fastinit.run.index_maps import box_of
 from fastinit.run.targets import Target, begin_of
 from fastinit.schemes.distributions import ZERO, Distribution, ZeroRow
@@ -107,9 +107,8 @@ class Taped(Distribution):
 
 
 @writes(Taped)
-def _taped(target: Target, distribution: Taped, source: Any, later: Any) -> None:
-    seed = getattr(source, "seed", 0)
-    values = distribution.tape.replay(seed)
+def _taped(target: Target, distribution: Taped, source: Source, later: Any) -> None:
+    values = distribution.tape.replay(source.seed if distribution.is_random() else 0)
     if target.begin is not None:
         values = box_of(values, begin_of(target), target.tensor.shape)
     target.tensor.detach().copy_(values)

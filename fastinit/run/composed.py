@@ -39,6 +39,10 @@ from fastinit.schemes.distributions import (
 class Source(Protocol):
     """Where random values come from."""
 
+    @property
+    def seed(self) -> int:
+        """The seed of values that are drawn in a way of their own."""
+
     def fill_all(self, targets: Sequence[Target]) -> None:
         """Write targets of sampled distributions."""
 

@@ -69,18 +69,22 @@ class NativeSource:
     """Random values of the streams under a seed (docs/STREAM.md)."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
+        self._seed = seed
+
+    @property
+    def seed(self) -> int:
+        return self._seed
 
     def fill_all(self, targets: Sequence[Target]) -> None:
         """Write targets, all of which are on one device."""
         table, device = Table(targets), targets[0].device
         if device.type == "cuda":
-            cuda.CudaTable(table, device).fill(self.seed)
+            cuda.CudaTable(table, device).fill(self._seed)
         else:
-            table.fill_cpu(self.seed, torch.get_num_threads())
+            table.fill_cpu(self._seed, torch.get_num_threads())
 
     def orthogonal(self, matrices: Sequence[Matrix]) -> None:
-        orthogonal.fill(matrix_table.fill_small(matrices, self.seed), self)
+        orthogonal.fill(matrix_table.fill_small(matrices, self._seed), self)
 
     def zero_rows(self, target: Target, zeros: int) -> None:
         # A column's zeros are where its smallest keys are: docs/STREAM.md, section 7.

@@ -11,7 +11,7 @@ from fastinit import _torch
 from fastinit.run import composed
 from fastinit.run.index_maps import box_of
 from fastinit.run.orthogonal import Matrix
-from fastinit.run.streams import derive_stream
+from fastinit.run.streams import derive_stream, draw_seed
 from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
 
@@ -26,11 +26,11 @@ def fill(target: Target, seed: int | None, generator: torch.Generator | None) ->
         generator = torch.Generator(target.device)
         generator.manual_seed(derive_stream(seed, target.name).key)
     if target.begin is None:
-        composed.fill_all([target], TorchSource(generator))
+        composed.fill_all([target], TorchSource(generator, seed))
         return
     # Each of torch's numbers depends on how many came before it, so a shard is cut out of the whole tensor.
     every = torch.empty(target.shape, dtype=target.dtype, device=target.device)
-    composed.fill_all([target._replace(tensor=every, begin=None)], TorchSource(generator))
+    composed.fill_all([target._replace(tensor=every, begin=None)], TorchSource(generator, seed))
     target.tensor.detach().copy_(box_of(every, target.begin, target.tensor.shape))
 
 
@@ -54,8 +54,13 @@ def check_dtype(distribution: Distribution, dtype: torch.dtype, device: torch.de
 class TorchSource:
     """Random values of a torch generator, in the order in which torch.nn.init draws them."""
 
-    def __init__(self, generator: torch.Generator | None) -> None:
+    def __init__(self, generator: torch.Generator | None, seed: int | None = None) -> None:
         self._generator = generator
+        self._seed = seed
+
+    @property
+    def seed(self) -> int:
+        return draw_seed(self._generator) if self._seed is None else self._seed
 
     def fill_all(self, targets: Sequence[Target]) -> None:
         for target in targets:
