@@ -6,7 +6,7 @@ from fastinit._version import __version__
 from fastinit.audit.fingerprint import fingerprint
 from fastinit.audit.verify import verify
 from fastinit.capture.contexts import deferred, fused, no_init
-from fastinit.errors import ParameterError, UncoveredWarning
+from fastinit.errors import KeptWarning, ParameterError, UncoveredWarning, ZerosWarning
 from fastinit.functional import (
     calculate_gain,
     constant_,
@@ -77,6 +77,7 @@ __all__ = [
     "FanAxes",
     "Fans",
     "IdentityPlusOrthogonal",
+    "KeptWarning",
     "LogRange",
     "MuP",
     "Normal",
@@ -98,6 +99,7 @@ __all__ = [
     "VarianceScaling",
     "Where",
     "ZerO",
+    "ZerosWarning",
     "__version__",
     "adapters",
     "calculate_gain",

@@ -263,6 +263,14 @@ def group_devices(group: Any) -> list[torch.device]:
     return kinds
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to. Without the count, and in inference mode: 0, as if nobody had."""
+    try:
+        return int(getattr(tensor, "_version", 0))
+    except RuntimeError:
+        return 0
+
+
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether a tensor is one of FakeTensorMode: a shape without memory. Without the class: none is, and such a tensor
     is refused as a wrapper."""

@@ -30,6 +30,14 @@ class UncoveredWarning(UserWarning):
     """Some parameters keep their values, because neither a rule nor a role covers them."""
 
 
+class KeptWarning(UserWarning):
+    """Some parameters keep their values, because they are frozen or loaded: a rule reaches them."""
+
+
+class ZerosWarning(UserWarning):
+    """Some linear maps were all zero, and are drawn now. Values cannot tell whether their author meant it."""
+
+
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,16 +14,17 @@ from torch import nn
 from fastinit.capture.tapes import drop_tapes
 from fastinit.capture.twins import twin_tapes
 from fastinit.distributed import agreement
-from fastinit.errors import UncoveredWarning, warn
+from fastinit.errors import KeptWarning, UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
 from fastinit.plans import Plan
 from fastinit.recipes.files import Recipe, check_flag, check_model
 from fastinit.recipes.presets import as_recipe
 from fastinit.rules.depths import check_layers
+from fastinit.rules.roles import RoleName
 from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
 from fastinit.rules.survey import Survey, plan_tensors
-from fastinit.run.names import Renamer, Renaming
+from fastinit.run.names import Renamer, Renaming, named_parameters
 from fastinit.schemes.base import Scheme, as_scheme
 from fastinit.schemes.fans import FanConvention
 from fastinit.schemes.named import Own
@@ -154,12 +155,29 @@ def plan(
         TypeError, ValueError: an argument is wrong by itself. Under `strict`, an error on one rank of a mesh is raised
             on all its ranks.
     """
+    return _planned(model, scheme, rules, fan, seed, generator, backend, strict, names, layers)
+
+
+def _planned(
+    model: nn.Module,
+    scheme: str | Scheme | Recipe,
+    rules: Sequence[Rule | tuple[Selector, Any]] | None,
+    fan: FanConvention | None,
+    seed: int | None,
+    generator: torch.Generator | None,
+    backend: str,
+    strict: bool,
+    names: Renaming | None,
+    layers: int | Mapping[str, int] | None,
+    unwritten: Collection[str] = (),
+) -> Plan:
+    """`plan`, with the names of parameters whose memory has just been made: they have no values to keep."""
     check_model(model)
     check_flag("strict", strict)
     check_layers(layers)
-    survey = Survey(model, Renamer(names), layers)
-    planned = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict)
-    return _agreed(planned, survey.meshes()) if strict else planned()
+    survey = Survey(model, Renamer(names), layers, unwritten)
+    made = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict)
+    return _agreed(made, survey.meshes()) if strict else made()
 
 
 def _plan(
@@ -180,8 +198,17 @@ def _plan(
     # A recipe serves many models. Its rules may match nothing in one of them.
     survey.report_unmatched(own_rules, strict)
     groups = survey.wrapper_groups()
-    made = Plan(rows, seed=seed, generator=generator, backend=backend, seed_groups=groups, strict=strict)
+    made = Plan(
+        rows,
+        seed=seed,
+        generator=generator,
+        backend=backend,
+        seed_groups=groups,
+        strict=strict,
+        guessed=survey.guessed,
+    )
     _report_uncovered(made, strict, survey.failures())
+    _report_kept(made, survey.kept)
     return made
 
 
@@ -195,6 +222,15 @@ def _report_uncovered(made: Plan, strict: bool, failures: Sequence[str]) -> None
         return
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     warn(f"no rule covers {shown}{why}: kept as they are; give them a rule, or KEEP", UncoveredWarning)
+
+
+def _report_kept(made: Plan, kept: Mapping[RoleName, Sequence[str]]) -> None:
+    """Warn of frozen and of loaded parameters, which no rule has reached."""
+    what = {"frozen": "frozen parameters (requires_grad=False)", "loaded": "loaded weights (_is_hf_initialized)"}
+    for role, names in kept.items():
+        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        nothing = "; nothing is left to write" if made.numel == 0 else ""
+        warn(f"{len(names)} {what[role]} are kept, for no rule reaches them: {shown}{nothing}", KeptWarning)
 
 
 _SHOWN = 6
@@ -262,26 +298,16 @@ def materialize_(
     device = torch.device(device)
     if device.type == "meta":
         raise ValueError("device: expected one with memory, got meta")
-    planned = partial(
-        plan,
-        model,
-        scheme,
-        rules,
-        fan=fan,
-        seed=seed,
-        generator=generator,
-        backend=backend,
-        names=names,
-        layers=layers,
-    )
+    planned = partial(_planned, model, scheme, rules, fan, seed, generator, backend)
     with nullcontext() if build is None else twin_tapes(model, build, Renamer(names), seed or 0):
-        check_all_written(planned(strict=strict))
+        check_all_written(planned(strict, names, layers))
+        unwritten = {name for name, _, each in named_parameters(model, ties=True) if each.device.type == "meta"}
         restoration = plan_restoration(model, buffers, seed=seed or 0, strict=strict)
         allocate_(model, device, dtype)
         restoration.restore_(device)
         with warnings.catch_warnings():  # the first plan gave these warnings
             warnings.simplefilter("ignore")
-            made = planned()
+            made = planned(False, names, layers, unwritten)
         made.run_()
         restoration.settle_({id(row.tensor) for row in made.rows if isinstance(row.scheme, Own)})
         drop_tapes(model)

@@ -14,9 +14,10 @@ import torch
 
 from fastinit.distributed.agreement import Ranks, ranks_of_meshes
 from fastinit.distributed.shards import Box, is_dtensor, local_boxes, local_tensor
-from fastinit.errors import ParameterError
+from fastinit.errors import ParameterError, ZerosWarning, warn
 from fastinit.run import engine
 from fastinit.run.index_maps import box_of
+from fastinit.run.memory import was_set_to_zero
 from fastinit.run.places import Assignment, Place
 from fastinit.run.streams import as_seed
 from fastinit.run.targets import Target
@@ -176,6 +177,7 @@ class Plan:
         backend: str,
         seed_groups: Collection[Ranks] = (),
         strict: bool = False,
+        guessed: Collection[str] = (),
     ) -> None:
         self.seed = as_seed(seed)
         if generator is not None and not isinstance(generator, torch.Generator):
@@ -188,6 +190,7 @@ class Plan:
         self._generator = generator
         self._seed_groups = frozenset(seed_groups)
         self._strict = strict
+        self._guessed = guessed  # names of linear maps of which no author's code tells
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
         self._lock = threading.Lock()
@@ -215,7 +218,21 @@ class Plan:
             program = self._prepared
             if program is None or not program.is_for(tensors):
                 program = self._prepared = self._made(tensors)
+        if self._guessed:
+            self._warn_of_zeros(tensors)
         program.run_(self.seed, self._generator)
+
+    def _warn_of_zeros(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Warn of linear maps that somebody set to zero, if no code tells that they should be zero."""
+        pairs = zip(self._written, tensors, strict=True)
+        found = [row.name for row, tensor in pairs if row.name in self._guessed and was_set_to_zero(tensor)]
+        if found:
+            shown = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+            warn(
+                f"these linear maps were all zero, and are drawn now: {shown}; if their author meant zeros, give them "
+                'a rule with "zeros", or KEEP',
+                ZerosWarning,
+            )
 
     def _made(self, tensors: Sequence[torch.Tensor]) -> engine.Program:
         plain: list[Target] = []
@@ -293,6 +310,7 @@ class Plan:
             backend=self.backend,
             seed_groups=self._seed_groups,
             strict=self._strict,
+            guessed=self._guessed,
         )
 
     def entries(self, mesh: DeviceMesh) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from fastinit._torch import typed_like
 from fastinit.capture.contexts import name_draws, recorded
 from fastinit.capture.graph import Geometry, View
 from fastinit.capture.recorder import Recorder
-from fastinit.capture.tapes import Tape, Taped, distribution_of, is_complete, tape_of
+from fastinit.capture.tapes import Tape, Taped, distribution_of, has_tapes, is_complete, tape_of
 from fastinit.run.names import NamedModule, named_modules, unwrapped
 from fastinit.schemes.distributions import Constant, Distribution
 
@@ -51,13 +51,26 @@ def _author(tape: Tape, reason: str) -> Author:
 
 
 class Authors:
-    """Answers for one model. Its code is run when somebody first asks, and never on the model itself."""
+    """Answers for one model. Its code is run when somebody first asks, and never on the model itself.
 
-    def __init__(self, model: nn.Module) -> None:
+    `everything`: whether the code of torch's own classes is asked throughout, in one go with the rest.
+    """
+
+    def __init__(self, model: nn.Module, *, everything: bool = False) -> None:
         self._model = model
+        self._everything = everything
+        self._with_code: set[int] | None = None
         self._read: dict[tuple[int, str], tuple[Tape, str]] | None = None
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
+
+    def tell_of(self, module: nn.Module) -> bool:
+        """Whether code of somebody else than torch tells of a module: its tapes, its class or one around it."""
+        if has_tapes(module):
+            return True
+        if self._with_code is None:
+            self._with_code = _with_code(unwrapped(self._model))
+        return id(module) in self._with_code
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""
@@ -72,18 +85,24 @@ class Authors:
             if not is_complete(tape):
                 return Author("unknown", None, "its code has not written to all of it")
             return _author(tape, "as recorded when it was built")
-        if self._read is None:
-            self._read = {}
-            model = unwrapped(self._model)
-            try:
-                self._read = _read(model, self._failures)
-            except Exception as error:
-                self._failures[id(model)] = _cannot_run("copy.deepcopy", error)
-        found = self._read.get((id(module), own_name))
+        model = unwrapped(self._model)
+        if not self._everything and not self.tell_of(module):
+            found = self._attempt(module).get((id(module), own_name)) if _is_of_torch(type(module)) else None
+        else:
+            if self._read is None:
+                self._read = self._attempt(model)
+            found = self._read.get((id(module), own_name))
         if found is not None:
             return _author(*found)
-        failed = self._failures.get(id(module)) or self._failures.get(id(unwrapped(self._model)))
+        failed = self._failures.get(id(module)) or self._failures.get(id(model))
         return Author("unknown", None, failed or "no code of its own sets it")
+
+    def _attempt(self, model: nn.Module) -> dict[tuple[int, str], tuple[Tape, str]]:
+        try:
+            return _read(model, self._failures)
+        except Exception as error:
+            self._failures[id(model)] = _cannot_run("copy.deepcopy", error)
+            return {}
 
     def failures(self) -> list[str]:
         """What was raised by code of the model that was run on a copy, each with the name of its module."""
@@ -124,34 +143,50 @@ def _read(model: nn.Module, failures: dict[int, str]) -> dict[tuple[int, str], t
         for each in named_modules(model):
             if any(each.name == name or each.name.startswith(f"{name}.") or name == "" for name in rebuilt):
                 continue
-            build = _builder(each.module)
-            if build is not None and _read_building(each, build, found):
+            builder = _builder(each.module)
+            if builder is not None and _read_building(each, builder, found):
                 rebuilt.add(each.name)
         if "" not in rebuilt:
             _read_resetting(model, found, failures)
     return found
 
 
-def _builder(module: nn.Module) -> Callable[[], nn.Module] | None:
+class _Builder(NamedTuple):
+    """How to build a module of another library again. Builders with equal keys build equal models."""
+
+    key: tuple[Any, ...]
+    build: Callable[[], nn.Module]
+
+
+@lru_cache(maxsize=4096)
+def _libraries(module_type: type) -> frozenset[str]:
+    """The classes of other libraries that a class is derived from and that say how they are built."""
+    names = {base.__name__ for base in module_type.__mro__ if not base.__module__.startswith("torch.")}
+    return frozenset(names & {"PeftModel", "PreTrainedModel", "ModelMixin", "ConfigMixin"})
+
+
+def _builder(module: Any) -> _Builder | None:
     """How to build a module of another library again; None where nobody says."""
-    kinds = [base for base in type(module).__mro__ if not base.__module__.startswith("torch.")]
-    names = {base.__name__ for base in kinds}
-    if "PeftModel" in names and (peft := sys.modules.get("peft")) is not None:
-        base = _builder(module.get_base_model())  # type: ignore[operator]
-        return None if base is None else partial(_peft_model, peft, base, module.peft_config)
-    if "PreTrainedModel" in names and getattr(module, "config", None) is not None:
-        config: Any = module.config
-        return partial(kinds[0], copy.deepcopy(config))
-    if {"ModelMixin", "ConfigMixin"} <= names:  # of diffusers
-        return partial(_diffusers_model, kinds[0], module)
-    architecture = getattr(module, "pretrained_cfg", None)
+    kind: Any = type(module)
+    of = _libraries(kind)
+    own: Any = next(base for base in kind.__mro__ if not base.__module__.startswith("torch."))
+    if "PeftModel" in of and (peft := sys.modules.get("peft")) is not None:
+        base = _builder(module.get_base_model())
+        if base is None:
+            return None
+        configs = module.peft_config
+        return _Builder((*base.key, repr(configs)), partial(_peft_model, peft, base.build, configs))
+    if "PreTrainedModel" in of and getattr(module, "config", None) is not None:
+        return _Builder((own, repr(module.config.to_dict())), partial(own, copy.deepcopy(module.config)))
+    if {"ModelMixin", "ConfigMixin"} <= of:  # of diffusers
+        return _Builder((own, repr(module.config)), partial(own.from_config, dict(module.config)))
+    architecture = module.__dict__.get("pretrained_cfg")
     if isinstance(architecture, dict) and isinstance(architecture.get("architecture"), str):
         timm: Any = sys.modules.get("timm")  # it is loaded if it has made the model
         if timm is None:
             return None
-        return partial(
-            timm.create_model, architecture["architecture"], num_classes=getattr(module, "num_classes", None)
-        )
+        name, classes = architecture["architecture"], getattr(module, "num_classes", None)
+        return _Builder((own, name, classes), partial(timm.create_model, name, num_classes=classes))
     return None
 
 
@@ -167,32 +202,73 @@ def _peft_model(peft: Any, base: Callable[[], nn.Module], configs: Any) -> nn.Mo
     return built
 
 
-def _diffusers_model(kind: Any, module: Any) -> nn.Module:
-    made: nn.Module = kind.from_config(dict(module.config))
-    return made
+# A model that was built again: for each parameter its shape, and its tape if its code sets all of it.
+_Twin = dict[tuple[str, str], tuple[torch.Size, Tape | None]]
+_twins: dict[tuple[Any, ...], _Twin] = {}  # the latest ones: a model is often planned twice
+_MOST_TWINS = 4
 
 
-def _read_building(
-    of: NamedModule, build: Callable[[], nn.Module], found: dict[tuple[int, str], tuple[Tape, str]]
-) -> bool:
-    """Build a twin of a module under the recorder. False: it cannot be built, or turns out to be another model."""
+def _twin(builder: _Builder) -> _Twin | None:
+    """What is recorded when a model is built again; None if it cannot be built."""
+    key = (*builder.key, torch.get_default_dtype())
+    if key in _twins:
+        return _twins[key]
     recorder = Recorder(0, on_meta=True)
     try:
-        twin = recorded(build, recorder)
+        model = recorded(builder.build, recorder)
     except Exception:
+        return None
+    taped: _Twin = {}
+    for each in named_modules(model):
+        for own_name, parameter in each.module._parameters.items():
+            if parameter is not None:
+                tape = _taped(recorder, parameter, f"{each.name}.{own_name}" if each.name else own_name)
+                taped[each.name, own_name] = parameter.shape, tape
+    while len(_twins) >= _MOST_TWINS:
+        _twins.pop(next(iter(_twins)))
+    return _twins.setdefault(key, taped)
+
+
+def _read_building(of: NamedModule, builder: _Builder, found: dict[tuple[int, str], tuple[Tape, str]]) -> bool:
+    """Build a twin of a module under the recorder. False: it cannot be built, or turns out to be another model."""
+    twin = _twin(builder)
+    if twin is None:
         return False
-    own = [(each.name, name, parameter, each.module) for each in named_modules(of.module)
-           for name, parameter in each.module._parameters.items() if parameter is not None]  # fmt: skip
-    twins = {(each.name, name): parameter for each in named_modules(twin)
-             for name, parameter in each.module._parameters.items() if parameter is not None}  # fmt: skip
-    shapes = {(name, own_name): parameter.shape for name, own_name, parameter, _ in own}
-    if shapes != {key: parameter.shape for key, parameter in twins.items()}:
+    own = {(each.name, name): (parameter.shape, each.module) for each in named_modules(of.module)
+           for name, parameter in each.module._parameters.items() if parameter is not None}  # fmt: skip
+    if {key: shape for key, (shape, _) in own.items()} != {key: shape for key, (shape, _) in twin.items()}:
         return False
-    for name, own_name, _, module in own:
-        tape = _taped(recorder, twins[name, own_name], f"{name}.{own_name}" if name else own_name)
+    for (name, own_name), (_, module) in own.items():
+        tape = twin[name, own_name][1]
         if tape is not None:
             found[id(module), own_name] = tape, f"its class, built again from {type(of.module).__name__}'s description"
     return True
+
+
+def _is_of_torch(module_type: type) -> bool:
+    return module_type.__module__.startswith("torch.")
+
+
+@lru_cache(maxsize=4096)
+def _has_reset_code(module_type: type) -> bool:
+    """Whether a class of somebody else than torch has reset code, or overrides torch's."""
+    for name in (*_OF_MODULE, *_OF_MODEL, "reset_lora_parameters", "_init_weights"):
+        method = getattr(module_type, name, None)
+        if callable(method) and not str(getattr(method, "__module__", "")).startswith("torch."):
+            return True
+    return False
+
+
+def _with_code(model: nn.Module) -> set[int]:
+    """The ids of modules of which code of somebody else than torch tells: with reset code, or below such a module."""
+    found: set[int] = set()
+    for module in model.modules():
+        if id(module) in found:
+            continue
+        kind: Any = type(module)
+        if _has_reset_code(kind) or _libraries(kind) or "pretrained_cfg" in module.__dict__:
+            found.update(map(id, module.modules()))
+    return found
 
 
 def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, str]], failures: dict[int, str]) -> None:

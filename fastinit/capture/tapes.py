@@ -51,6 +51,11 @@ def tape_of(module: nn.Module, own_name: str) -> Tape | None:
     return None if tapes is None else tapes.get(own_name)
 
 
+def has_tapes(module: nn.Module) -> bool:
+    """Whether a module remembers how its tensors are made."""
+    return bool(module.__dict__.get(_ATTRIBUTE))
+
+
 def drop_tape(module: nn.Module, own_name: str) -> None:
     """Let a module forget how one of its tensors is made."""
     module.__dict__.get(_ATTRIBUTE, {}).pop(own_name, None)

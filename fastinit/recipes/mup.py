@@ -15,13 +15,13 @@ from torch import nn
 from fastinit.errors import ParameterError
 from fastinit.recipes.files import Recipe, check_flag, check_model
 from fastinit.recipes.presets import as_recipe
-from fastinit.rules.roles import Treatment, default_treatment, ruled_treatment
+from fastinit.rules.roles import Roles, Treatment, ruled_treatment
 from fastinit.rules.select import Names, Rule, RuleFinder, Where, as_rules, exact_glob
 from fastinit.run.names import named_modules, named_parameters
 from fastinit.run.parametrized import computed_weights
 from fastinit.schemes.base import Context, Scheme, as_scheme, check_choice
 from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geometry_of, module_geometry
-from fastinit.schemes.named import Constant, Scaled
+from fastinit.schemes.named import Constant, Own, Scaled
 
 Role = Literal["hidden", "input", "output", "vector", "fixed"]
 Optimizer = Literal["adam", "sgd"]
@@ -142,6 +142,7 @@ def mup(
     finder = RuleFinder(as_rules(recipe.rules))
     rows: list[MuPRow] = []
     first: dict[int, MuPRow] = {}  # id of a parameter -> its row
+    roles = Roles(model, as_scheme(recipe.scheme))
     made: dict[Any, tuple[_Said, list[str]]] = {}  # what a rule says -> the parameters that it is for
     for each in named_modules(model):
         module = each.module
@@ -168,14 +169,12 @@ def mup(
             first[id(parameter)] = row
             rows.append(row)
             position = finder.find(Names(name, name, full_name), module, parameter)
-            if position is None and getattr(parameter, "_is_hf_initialized", False):
-                continue
             treatment = (
-                default_treatment(name, module, own_name, parameter, parameter.dim(), as_scheme(recipe.scheme))
+                roles.treatment(name, module, own_name, parameter)
                 if position is None
                 else ruled_treatment(finder.rules[position], module)
             )
-            if treatment.scheme is None or isinstance(treatment.scheme, Constant):
+            if treatment.scheme is None or isinstance(treatment.scheme, (Constant, Own)):
                 continue
             said = _say(name, module, own_name, parameter, row, treatment, recipe.fan, shapes)
             if said is not None:

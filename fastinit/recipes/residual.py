@@ -11,7 +11,7 @@ from fastinit._torch import CONVOLUTIONS
 from fastinit.recipes.files import Recipe, check_model, of_model
 from fastinit.recipes.presets import LAST_NORMS, as_recipe
 from fastinit.rules.depths import Depths
-from fastinit.rules.roles import default_treatment
+from fastinit.rules.roles import Roles
 from fastinit.rules.select import Rule, Where, exact_glob
 from fastinit.run.names import named_modules, named_parameters
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, scheme_names
@@ -247,13 +247,14 @@ def zer_o(model: nn.Module, *, embedding: str | Scheme = Normal(std=0.02)) -> Re
     rules.append(Rule(_within("", FUSED_QKV), (zero_o, _ZEROS, _ZEROS), fan="module", split=3))
     rules += [Rule(Where(regex=_TABLE_NAME, dims=dims), random) for dims in (2, 3, 4)]
     stacks: list[str] = []
+    roles = Roles(model, zero_o)
     for each in named_modules(model):
         module = each.module
         for own_name, parameter in module._parameters.items():
             if parameter is None or parameter.dim() < 2:
                 continue
             name, _ = each.names_of(own_name)
-            if default_treatment(name, module, own_name, parameter, parameter.dim(), zero_o).scheme is not zero_o:
+            if roles.treatment(name, module, own_name, parameter).scheme is not zero_o:
                 continue
             geometry = module_geometry(module, own_name, parameter.shape)
             if isinstance(module, CONVOLUTIONS) or parameter.dim() == 2:

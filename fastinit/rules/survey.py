@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from fastinit._torch import between_nodes
-from fastinit.capture.own import Authors
 from fastinit.distributed import agreement
-from fastinit.distributed.shards import is_dtensor, is_flattened, local_tensor
+from fastinit.distributed.shards import is_dtensor, is_flattened
 from fastinit.errors import NAMELESS, ParameterError, warn
 from fastinit.plans import Action, Plan, Row, boxes_of
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
-from fastinit.rules.roles import (
-    Treatment,
-    default_treatment,
-    kind_of,
-    own_treatment,
-    own_type,
-    ruled_treatment,
-)
+from fastinit.rules.roles import RoleName, Roles, Treatment, kind_of, own_type, ruled_treatment
 from fastinit.rules.select import Rule, RuleFinder, as_fan
 from fastinit.run.memory import check_tensor
 from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules
@@ -130,19 +122,29 @@ def _checked_names(names: Sequence[str] | None, count: int) -> list[str]:
 
 
 class Survey:
-    """One walk through a model, in the order of its named_parameters()."""
+    """One walk through a model, in the order of its named_parameters().
 
-    def __init__(self, model: nn.Module, rename: Renamer, layers: int | Mapping[str, int] | None) -> None:
+    unwritten: names in the model of parameters whose memory has just been made.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rename: Renamer,
+        layers: int | Mapping[str, int] | None,
+        unwritten: Collection[str] = (),
+    ) -> None:
         self.model = model
         self._modules = named_modules(model)
         self._rename = rename
         self._layers = layers
+        self._unwritten = unwritten
         self.matched: set[int] = set()
         self.matched_ties: dict[int, tuple[str, str]] = {}  # rule -> (second name of a tie, its first)
 
     def failures(self) -> list[str]:
         """What code of the model raised, if the scheme "own" has run it."""
-        return self._authors.failures()
+        return self._roles.authors.failures()
 
     def meshes(self) -> list[DeviceMesh]:
         """The meshes of the model's DTensors, each once, in the order of the parameters."""
@@ -186,12 +188,13 @@ class Survey:
 
     def rows(self, scheme: Scheme, fan: FanConvention, finder: RuleFinder) -> list[Row]:
         """The rows of all parameters and buffers."""
-        self._scheme = scheme
         self._finder = finder
         depths = Depths(self._names_in_stacks(), self._layers, of_part=not self._rename.changes_nothing)
-        self._authors = Authors(self.model)
+        self._roles = Roles(self.model, scheme, unwritten=self._unwritten)
         self._is_own = isinstance(scheme, Own)
-        self._maker = _RowMaker(Resolver(as_fan(fan), depths, self._authors))
+        self._maker = _RowMaker(Resolver(as_fan(fan), depths, self._roles.authors))
+        self.kept: dict[RoleName, list[str]] = {}  # frozen and loaded parameters
+        self.guessed: set[str] = set()  # maps of which no author's code tells
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
         self._first: dict[int, tuple[str, Place]] = {}  # id of a parameter -> its first name and place
         self._computed: dict[int, str] = {}  # id of an original -> the weight computed from it
@@ -258,13 +261,12 @@ class Survey:
         if position is not None:
             self.matched.add(position)
             return ruled_treatment(self._finder.rules[position], module)
-        if parameter.__dict__.get("_is_hf_initialized", False) and not local_tensor(parameter).is_meta:
-            return Treatment(None, "loaded weights (_is_hf_initialized): kept")
-        if self._is_own:
-            return own_treatment(self._authors.of(module, own_name), self._scheme)
-        # A lazy parameter has no shape. Counted as a matrix, it reaches the check that reports this.
-        dimensions = 2 if nn.parameter.is_lazy(parameter) else parameter.dim()
-        return default_treatment(name, module, own_name, parameter, dimensions, self._scheme)
+        treatment = self._roles.treatment(canonical, module, own_name, parameter)
+        if treatment.role in ("frozen", "loaded"):
+            self.kept.setdefault(treatment.role, []).append(name)
+        elif treatment.role == "map" and not self._roles.authors.tell_of(module):
+            self.guessed.add(name)
+        return treatment
 
     def _computed_rows(self, of: NamedModule) -> list[Row]:
         rows = []

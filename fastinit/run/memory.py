@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastinit._torch import in_transform
+from fastinit._torch import in_transform, version_of
 from fastinit.distributed.shards import local_tensor
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import extent, overlaps_itself
@@ -168,6 +169,16 @@ def check_allocated(tensor: torch.Tensor, name: str) -> tuple[int, int]:
     if begin == 0 or tensor.storage_offset() * tensor.element_size() + length > storage.nbytes():
         raise ParameterError(name, f"its storage of {storage.nbytes()} bytes is smaller than the tensor; was it freed?")
     return begin, length
+
+
+def was_set_to_zero(tensor: torch.Tensor) -> bool:
+    """Whether somebody has written to a tensor on the CPU, and left it all zero. New memory may be zero by itself."""
+    if tensor.device.type != "cpu" or version_of(tensor) == 0:
+        return False
+    local = local_tensor(tensor).detach()
+    if local.numel() == 0 or any(ctypes.string_at(local.data_ptr(), local.element_size())):
+        return False
+    return not bool(local.any())
 
 
 def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:

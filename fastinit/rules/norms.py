@@ -1,0 +1,75 @@
+"""Whether a normalisation multiplies by 1 + w, so that its weight starts at zero: found by asking the module."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastinit._torch import in_fake_mode, modes_off
+
+# Switches of TransformerEngine, x-transformers and their kin.
+_SWITCHES = ("zero_centered_gamma", "unit_offset", "add_unit_offset")
+
+_answers: dict[tuple[Any, ...], bool] = {}
+
+
+def computes_one_plus(module: nn.Module, own_name: str) -> bool:
+    """Whether the factor `own_name` of a normalisation is added to one. A switch of the module tells, or a trial.
+
+    In the trial, the module's class runs forward on the CPU, with all of its parameters zero. If it computes x * w, its
+    output is zero. If the module cannot run alone, the answer is no.
+    """
+    for switch in _SWITCHES:
+        given = getattr(module, switch, None)
+        if isinstance(given, bool):
+            return given
+    kind: Any = type(module)
+    parameter = module._parameters[own_name]
+    assert parameter is not None
+    # Attributes that are plain numbers may switch between the two ways.
+    plain = {name: each for name, each in module.__dict__.items() if type(each) in (bool, int, float, str)}
+    key = kind, own_name, tuple(parameter.shape), tuple(sorted(plain.items()))
+    if key not in _answers:
+        if in_fake_mode():
+            return False  # and nothing to remember
+        _answers[key] = _passes_at_zero(module, parameter.numel())
+    return _answers[key]
+
+
+def _passes_at_zero(module: nn.Module, size: int) -> bool:
+    """Whether a module whose parameters are all zero gives something else than zero."""
+    with modes_off(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        twin = _twin_at_zero(module)
+        for shape in ((2, size), (2, 3, size), (2, size, 3, 3), (2, 3, 3, size)):
+            values = torch.linspace(-1.0, 1.0, torch.Size(shape).numel(), device="cpu", dtype=torch.float32)
+            values = values.reshape(shape)
+            for arguments in ((values,), (values, values)):  # gated normalisations take a second one
+                try:
+                    result = type(module).forward(twin, *arguments)
+                except Exception:  # another layout of its input, or a module that needs more
+                    continue
+                if isinstance(result, Tensor) and result.shape == values.shape:
+                    return bool(result.isfinite().all()) and bool((result != 0).any())
+    return False
+
+
+def _twin_at_zero(module: nn.Module) -> nn.Module:
+    """A module of the same class and attributes, without hooks and children, on the CPU, in float32."""
+    twin: nn.Module = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    for name, value in module.__dict__.items():
+        if isinstance(value, OrderedDict) and name.endswith("_hooks"):
+            twin.__dict__[name] = OrderedDict()
+    twin.__dict__["training"] = False
+    twin.__dict__["_modules"] = {}
+    for own, make in (("_parameters", torch.zeros), ("_buffers", torch.ones)):
+        twin.__dict__[own] = {
+            name: None if each is None else make(each.shape, device="cpu", dtype=torch.float32)
+            for name, each in module.__dict__[own].items()
+        }
+    return twin
