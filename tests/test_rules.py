@@ -22,6 +22,9 @@ from fastinit.errors import ParameterError
 from fastinit.rules.select import Names, RuleFinder, Selector, exact_glob
 from fastinit.schemes import distributions
 
+# The models here have frozen parameters, of which one warning tells.
+pytestmark = pytest.mark.filterwarnings("ignore::fastinit.KeptWarning")
+
 
 class Special(nn.Linear):
     """A subclass, which a rule for nn.Linear takes, too."""
@@ -222,7 +225,7 @@ def test_rules_may_spell_out_what_a_wrapper_adds_to_names(select: Selector) -> N
 def test_a_wrapper_changes_no_match_of_rules_that_do_not_spell_it_out(select: Selector) -> None:
     for model in (nn.Linear(3, 3), nn.DataParallel(nn.Linear(3, 3))):
         plan = fastinit.plan(model, "normal", [(select, "ones")])
-        assert [row.reason for row in plan.rows] == ["matrix", "bias"], type(model)
+        assert [row.reason for row in plan.rows] == ["linear map of Linear", "bias"], type(model)
 
 
 def test_functions_get_the_name_in_the_whole() -> None:
@@ -694,29 +697,60 @@ def test_state_spaces_have_their_published_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("class_name", "value"),
+    ("class_name", "forward", "value"),
     [
-        ("GemmaRMSNorm", 0.0),
-        ("Gemma2RMSNorm", 0.0),
-        ("Gemma3RMSNorm", 0.0),
-        ("Gemma3nRMSNorm", 1.0),
-        ("T5GemmaRMSNorm", 0.0),
-        ("RecurrentGemmaRMSNorm", 0.0),
-        ("Qwen3NextRMSNorm", 0.0),
-        ("Qwen3NextRMSNormGated", 1.0),
-        ("Qwen3RMSNorm", 1.0),
-        ("LlamaRMSNorm", 1.0),
-        ("T5LayerNorm", 1.0),
-        ("NemotronLayerNorm1P", 0.0),
-        ("LayerNorm2d", 1.0),
-        ("MyGemmaRMSNorm", 1.0),
+        ("GemmaRMSNorm", lambda self, x: _normalised(x) * (1.0 + self.weight), 0.0),
+        ("AnyNorm", lambda self, x: torch.addcmul(_normalised(x), _normalised(x), self.weight), 0.0),
+        ("LlamaRMSNorm", lambda self, x: _normalised(x) * self.weight, 1.0),
+        ("Gemma3nRMSNorm", lambda self, x: _normalised(x) * self.weight, 1.0),
+        ("RMSNormGated", lambda self, x, gate: _normalised(x) * self.weight * gate, 1.0),
+        ("CenteredRMSNormGated", lambda self, x, gate: _normalised(x) * (1 + self.weight) * gate, 0.0),
+        ("LayerNorm2d", lambda self, x: _normalised(x, 1) * self.weight[:, None, None], 1.0),
+        ("CenteredNorm2d", lambda self, x: _normalised(x, 1) * (self.weight[:, None, None] + 1), 0.0),
+        ("NormThatCannotRunAlone", lambda self, x: self.missing(x), 7.0),
+        ("LoneNorm", lambda self, x: self.missing(x), 1.0),
     ],
 )
-def test_norms_start_as_the_identity(class_name: str, value: float | None) -> None:
-    norm = type(class_name, (nn.Module,), {})()
+@pytest.mark.filterwarnings("ignore::fastinit.UncoveredWarning")
+def test_norms_start_as_the_identity(class_name: str, forward: Any, value: float) -> None:
+    norm = type(class_name, (nn.Module,), {"forward": forward})()
     norm.weight = nn.Parameter(torch.full((6,), 7.0))
     fastinit.init_model_(norm, "normal", seed=0)
-    assert (norm.weight == (7.0 if value is None else value)).all()
+    assert (norm.weight == value).all()
+
+
+def _normalised(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().mean(dim, keepdim=True) + 1e-6)
+
+
+def test_a_norm_is_asked_without_being_touched() -> None:
+    calls: list[str] = []
+
+    class CountingNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma = nn.Parameter(torch.full((6,), 7.0))
+            self.register_buffer("seen", torch.zeros(6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += 1
+            self.times = 1
+            return x * (1 + self.gamma)
+
+    norm = CountingNorm()
+    norm.register_forward_hook(lambda *_: calls.append("hook"))
+    state = torch.get_rng_state()
+    fastinit.init_model_(norm, "normal", seed=0)
+    assert (norm.gamma == 0.0).all() and (norm.seen == 0.0).all()
+    assert calls == [] and not hasattr(norm, "times") and torch.equal(state, torch.get_rng_state())
+
+
+def test_a_norm_derived_from_torchs_is_asked() -> None:
+    class LayerNorm1P(nn.LayerNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+    assert (fastinit.init_model_(LayerNorm1P(6), "normal", seed=0).weight == 0.0).all()
 
 
 def test_zero_centered_gamma_is_obeyed() -> None:
@@ -747,14 +781,22 @@ def test_integers_are_kept_and_not_covered() -> None:
         fastinit.init_model_(model, "normal", [("packed", "normal")])
 
 
-def test_frozen_parameters_are_initialised_and_stay_frozen() -> None:
+def test_frozen_parameters_are_kept_and_counted_unless_a_rule_says_otherwise() -> None:
     model = nn.Linear(4, 6)
     model.weight.requires_grad_(False).fill_(7.0)
-    fastinit.init_model_(model, "normal", seed=0)
+    with pytest.warns(fastinit.KeptWarning, match=r"^1 frozen parameters .* are kept.*: weight$") as caught:
+        plan = fastinit.plan(model, "normal", seed=0, strict=True)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    plan.run_()
+    assert (model.weight == 7.0).all() and (model.bias == 0.0).all() and plan.rows[0].reason == "frozen: kept"
+    fastinit.init_model_(model, "normal", [(Where(requires_grad=False), "normal")], seed=1)
     assert (model.weight != 7.0).all() and not model.weight.requires_grad and model.bias.requires_grad
-    kept = model.weight.clone()
-    fastinit.init_model_(model, "normal", [(Where(requires_grad=False), KEEP)], seed=1)
-    assert torch.equal(model.weight, kept)
+
+
+def test_a_call_that_writes_nothing_says_so() -> None:
+    model = nn.Linear(4, 6).requires_grad_(False)
+    with pytest.warns(fastinit.KeptWarning, match="nothing is left to write"):
+        fastinit.init_model_(model, "normal", seed=0)
 
 
 def test_loaded_weights_are_kept_unless_a_rule_says_otherwise() -> None:
@@ -762,7 +804,8 @@ def test_loaded_weights_are_kept_unless_a_rule_says_otherwise() -> None:
     for parameter in model[0].parameters():
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]
         parameter.data.fill_(7.0)
-    plan = fastinit.plan(model, "normal", [("0.bias", fastinit.Constant(3.0))], seed=0, strict=True)
+    with pytest.warns(fastinit.KeptWarning, match=r"^1 loaded weights .* are kept.*: 0\.weight$"):
+        plan = fastinit.plan(model, "normal", [("0.bias", fastinit.Constant(3.0))], seed=0, strict=True)
     plan.run_()
     assert (model[0].weight == 7.0).all() and (model[0].bias == 3.0).all() and (model[1].bias == 0.0).all()
     assert plan.rows[0].reason == "loaded weights (_is_hf_initialized): kept" and plan.rows[0].covered

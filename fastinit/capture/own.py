@@ -43,11 +43,30 @@ class Author(NamedTuple):
 
 def _author(tape: Tape, reason: str) -> Author:
     distribution = distribution_of(tape)
+    if isinstance(distribution, Taped) and tape.view.at.shape.numel() <= _FEW:
+        return _looked_at(distribution, reason)
     if distribution.is_random():
         return Author("draw", distribution, reason)
     if isinstance(distribution, Constant):
         return Author("constant", distribution, reason)
     return Author("table" if isinstance(distribution, Taped) else "pattern", distribution, reason)
+
+
+_FEW = 2**16  # elements that are soon computed; code that sets elements one by one sets fewer
+
+
+def _looked_at(distribution: Taped, reason: str) -> Author:
+    """The answer for the steps that make a small tensor: its values tell what the steps alone do not.
+
+    What random steps have drawn may be overwritten element by element, so that the seed changes nothing.
+    """
+    values = distribution.tape.replay(0)
+    if distribution.is_random() and not torch.equal(values, distribution.tape.replay(1)):
+        return Author("draw", distribution, reason)
+    values = values.flatten()
+    if values.numel() > 0 and bool((values == values[0]).all()):
+        return Author("constant", Constant(values[0].item()), reason)
+    return Author("table", distribution, reason)
 
 
 class Authors:

@@ -23,11 +23,13 @@ def computes_one_plus(module: nn.Module, own_name: str) -> bool:
     In the trial, the module's class runs forward on the CPU, with all of its parameters zero. If it computes x * w, its
     output is zero. If the module cannot run alone, the answer is no.
     """
+    kind: Any = type(module)
     for switch in _SWITCHES:
-        given = getattr(module, switch, None)
+        given = module.__dict__.get(switch, getattr(kind, switch, None))
         if isinstance(given, bool):
             return given
-    kind: Any = type(module)
+    if kind.__module__.startswith("torch.nn."):
+        return False
     parameter = module._parameters[own_name]
     assert parameter is not None
     # Attributes that are plain numbers may switch between the two ways.

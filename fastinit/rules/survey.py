@@ -13,9 +13,10 @@ from fastinit.distributed import agreement
 from fastinit.distributed.shards import is_dtensor, is_flattened
 from fastinit.errors import NAMELESS, ParameterError, warn
 from fastinit.plans import Action, Plan, Row, boxes_of
+from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
-from fastinit.rules.roles import RoleName, Roles, Treatment, kind_of, own_type, ruled_treatment
+from fastinit.rules.roles import RoleName, Roles, Treatment, ruled_treatment
 from fastinit.rules.select import Rule, RuleFinder, as_fan
 from fastinit.run.memory import check_tensor
 from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules

@@ -56,7 +56,7 @@ class Source(Protocol):
 @torch.no_grad()
 def fill_all(targets: Sequence[Target], source: Source) -> None:
     """Write targets of any distributions. The orthogonal matrices of all of them are made together."""
-    later = _Later([], [], [], [])
+    later = Later([], [], [], [], [])
     for target in targets:
         _fill(target, source, later)
     source.orthogonal(later.matrices)
@@ -65,19 +65,22 @@ def fill_all(targets: Sequence[Target], source: Source) -> None:
     _fill_spectral(later.spectral, source)
     for rows in later.zeros:
         rows.zero_()
+    for write in later.last:
+        write()
 
 
-class _Later(NamedTuple):
-    """Work that is done together for all targets: orthogonal matrices, copies from them, products of them, and last the
-    rows of zeros."""
+class Later(NamedTuple):
+    """Work that is done together for all targets: orthogonal matrices, copies from them, products of them, the rows of
+    zeros, and last what reads other parameters."""
 
     matrices: list[Matrix]
     copies: list[tuple[torch.Tensor, torch.Tensor]]
     spectral: list[tuple[Target, Spectral]]
     zeros: list[torch.Tensor]
+    last: list[Callable[[], None]]
 
 
-Writer = Callable[[Target, Any, Source, _Later], None]
+Writer = Callable[[Target, Any, Source, Later], None]
 _WRITERS: dict[type[Distribution], Writer] = {}
 
 
@@ -96,7 +99,7 @@ def writes(kind: type[Distribution]) -> Callable[[Writer], Writer]:
     return register
 
 
-def _fill(target: Target, source: Source, later: _Later) -> None:
+def _fill(target: Target, source: Source, later: Later) -> None:
     """Write a target, or add to the lists of work for later."""
     distribution = target.distribution
     writer = _WRITERS.get(type(distribution))
@@ -109,13 +112,13 @@ def _fill(target: Target, source: Source, later: _Later) -> None:
 
 
 @writes(Blocks)
-def _blocks(target: Target, distribution: Blocks, source: Source, later: _Later) -> None:
+def _blocks(target: Target, distribution: Blocks, source: Source, later: Later) -> None:
     for block in blocks_of(target):
         _fill(block, source, later)
 
 
 @writes(ZeroRow)
-def _zero_row(target: Target, distribution: ZeroRow, source: Source, later: _Later) -> None:
+def _zero_row(target: Target, distribution: ZeroRow, source: Source, later: Later) -> None:
     _fill(target._replace(distribution=distribution.rest), source, later)
     tensor, row = target.tensor.detach(), distribution.row - begin_of(target)[0]
     if 0 <= row < len(tensor):
@@ -123,12 +126,12 @@ def _zero_row(target: Target, distribution: ZeroRow, source: Source, later: _Lat
 
 
 @writes(Orthogonal)
-def _orthogonal(target: Target, distribution: Orthogonal, source: Source, later: _Later) -> None:
+def _orthogonal(target: Target, distribution: Orthogonal, source: Source, later: Later) -> None:
     _add_matrix(_flat(target, distribution.column_axis), distribution.gain, later)
 
 
 @writes(DeltaOrthogonal)
-def _delta_orthogonal(target: Target, distribution: DeltaOrthogonal, source: Source, later: _Later) -> None:
+def _delta_orthogonal(target: Target, distribution: DeltaOrthogonal, source: Source, later: Later) -> None:
     target.tensor.detach().zero_()
     middle = _middle(target)
     if middle is not None:
@@ -136,12 +139,12 @@ def _delta_orthogonal(target: Target, distribution: DeltaOrthogonal, source: Sou
 
 
 @writes(Spectral)
-def _spectral(target: Target, distribution: Spectral, source: Source, later: _Later) -> None:
+def _spectral(target: Target, distribution: Spectral, source: Source, later: Later) -> None:
     later.spectral.append((target, distribution))
 
 
 @writes(IdentityPlus)
-def _identity_plus(target: Target, distribution: IdentityPlus, source: Source, later: _Later) -> None:
+def _identity_plus(target: Target, distribution: IdentityPlus, source: Source, later: Later) -> None:
     # The sum is made in memory of its own, so that it is rounded once.
     total = torch.empty(target.tensor.shape, dtype=compute_dtype(target.dtype), device=target.device)
     source.orthogonal([_matrix(_flat(target._replace(tensor=total)), distribution.gain)])
@@ -151,13 +154,13 @@ def _identity_plus(target: Target, distribution: IdentityPlus, source: Source, l
 
 
 @writes(Sparse)
-def _sparse(target: Target, distribution: Sparse, source: Source, later: _Later) -> None:
+def _sparse(target: Target, distribution: Sparse, source: Source, later: Later) -> None:
     source.fill_all([target._replace(distribution=Normal(0.0, distribution.sigma))])
     source.zero_rows(target, distribution.zeros)
 
 
 @writes(LogRange)
-def _log_range(target: Target, distribution: LogRange, source: Source, later: _Later) -> None:
+def _log_range(target: Target, distribution: LogRange, source: Source, later: Later) -> None:
     tensor = target.tensor.detach()
     first = begin_of(target)[-1] + 1
     logs = [math.log(i) for i in range(first, first + tensor.shape[-1])]
@@ -244,7 +247,7 @@ def _unless_all(found: Interval, size: int) -> Interval | None:
     return None if found == (0, size) else found
 
 
-def _add_matrix(flat: _Flat, gain: float, later: _Later) -> None:
+def _add_matrix(flat: _Flat, gain: float, later: Later) -> None:
     if flat.fills_bounding_box():
         later.matrices.append(_matrix(flat, gain))
         return
@@ -304,7 +307,7 @@ def _at(target: Target, middle: Sequence[int]) -> torch.Tensor | None:
 
 
 @writes(Hadamard)
-def _hadamard(target: Target, distribution: Hadamard, source: Source, later: _Later) -> None:
+def _hadamard(target: Target, distribution: Hadamard, source: Source, later: Later) -> None:
     if len(target.shape) > 2:
         target.tensor.detach().zero_()
     tensor = _at(target, tuple(size // 2 for size in target.shape[2:]))
@@ -320,7 +323,7 @@ def _hadamard(target: Target, distribution: Hadamard, source: Source, later: _La
 
 
 @writes(TimeStep)
-def _time_steps(target: Target, distribution: TimeStep, source: Source, later: _Later) -> None:
+def _time_steps(target: Target, distribution: TimeStep, source: Source, later: Later) -> None:
     bounds = Uniform(math.log(distribution.low), math.log(distribution.high))
     dtype = torch.float32 if target.device.type == "mps" else torch.float64
     logs = torch.empty(target.tensor.shape, dtype=dtype, device=target.device)

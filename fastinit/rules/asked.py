@@ -1,0 +1,96 @@
+"""A parameter as the table of roles sees it, and what a test of the table finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from fastinit.run.names import named_modules
+from fastinit.schemes.base import Scheme
+
+
+class Surroundings:
+    """The model around its parameters.
+
+    unwritten: canonical names of parameters whose memory has just been made, and that have no values to keep.
+    """
+
+    def __init__(self, model: nn.Module, unwritten: Collection[str] = ()) -> None:
+        self._model = model
+        self.unwritten = unwritten
+
+    @cached_property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The modules by their canonical names. Of a wrapper and the module in it, which have one name: the latter."""
+        return {each.name: each.module for each in named_modules(self._model)}
+
+    @cached_property
+    def has_adapters(self) -> bool:
+        """Whether the model has layers of PEFT, which list the names of what they add."""
+        return any(hasattr(type(module), "adapter_layer_names") for module in self.modules.values())
+
+
+class Asked:
+    """A parameter of a module, as the tests of the table see it. `name` is canonical, `own_name` that in the module."""
+
+    __slots__ = ("around", "long_axes", "module", "module_type", "name", "own_name", "parameter")
+
+    def __init__(
+        self, around: Surroundings, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor
+    ) -> None:
+        self.around = around
+        self.name = name
+        self.module = module
+        self.module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+        self.own_name = own_name
+        self.parameter = parameter
+        # A lazy parameter has no shape. Counted as a matrix, it reaches the check that reports this.
+        self.long_axes = 2 if nn.parameter.is_lazy(parameter) else long_axes_of(parameter.shape)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the parameter has no values yet that could be kept."""
+        return self.parameter.is_meta or self.name in self.around.unwritten
+
+
+class Found(NamedTuple):
+    """What a test of the table found.
+
+    scheme: the one that the role has, if it has one of its own. zero_row: the row that becomes zero. follows: whether
+    the values follow from those of other parameters, so that nothing else can tell them.
+    """
+
+    reason: str
+    scheme: Scheme | None = None
+    zero_row: int | None = None
+    follows: bool = False
+
+
+Test = Callable[[Asked], Found | None]
+
+
+def long_axes_of(shape: Sequence[int]) -> int:
+    """The number of axes longer than one. A tensor of shape (1, C, 1, 1) counts as a vector."""
+    return sum(size != 1 for size in shape)
+
+
+@lru_cache(maxsize=4096)
+def own_type(module_type: type) -> type:
+    """The class as its author wrote it: the base of what fully_shard, replicate and parametrizations derive from it."""
+    while module_type.__name__.endswith(module_type.__bases__[-1].__name__):
+        first, made_from = module_type.__bases__[0], module_type.__bases__[-1]
+        sharded = len(module_type.__bases__) == 2 and first.__module__.startswith("torch.distributed.")
+        if not sharded and module_type.__name__ != f"Parametrized{made_from.__name__}":
+            break
+        module_type = made_from
+    return module_type
+
+
+def kind_of(module: nn.Module) -> str:
+    """The name of a module's class, as its author wrote it."""
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    return own_type(module_type).__name__
