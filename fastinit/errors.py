@@ -30,6 +30,10 @@ class UncoveredWarning(UserWarning):
     """Some parameters keep their values, because neither a rule nor a role covers them."""
 
 
+class FanWarning(UserWarning):
+    """Nobody chose a convention for fans, and by what the modules compute some parameters would have another std."""
+
+
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 

@@ -19,7 +19,7 @@ from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
 from fastinit.plans import Plan
 from fastinit.recipes.files import Recipe, check_flag, check_model
-from fastinit.recipes.presets import as_recipe
+from fastinit.recipes.presets import as_recipe, preset_names
 from fastinit.rules.depths import check_layers
 from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
 from fastinit.rules.survey import Survey, plan_tensors
@@ -174,9 +174,10 @@ def _plan(
 ) -> Plan:
     recipe = as_recipe(scheme, survey.model)
     own_rules = as_rules(rules)
-    rows = survey.rows(
-        as_scheme(recipe.scheme), recipe.fan if fan is None else fan, RuleFinder([*own_rules, *as_rules(recipe.rules)])
-    )
+    # Whoever published a recipe chose its fans. With a scheme alone, nobody did.
+    if fan is None and (isinstance(scheme, Recipe) or (isinstance(scheme, str) and scheme in preset_names())):
+        fan = recipe.fan
+    rows = survey.rows(as_scheme(recipe.scheme), fan, RuleFinder([*own_rules, *as_rules(recipe.rules)]))
     # A recipe serves many models. Its rules may match nothing in one of them.
     survey.report_unmatched(own_rules, strict)
     groups = survey.wrapper_groups()

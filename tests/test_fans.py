@@ -23,7 +23,7 @@ from fastinit.schemes.fans import (
     keras_fans,
     module_geometry,
     torch_fans,
-    weight_fans,
+    weight_geometry,
 )
 
 
@@ -247,7 +247,7 @@ def test_recurrent_biases_have_the_fans_of_a_square_weight(kind: Any, gates: int
 
 def test_relu_rnn_is_one_map_as_tanhs() -> None:
     module = nn.RNN(5, 4, nonlinearity="relu")
-    assert module_geometry(module, "weight_ih_l0", module.weight_ih_l0.shape) == ((5, 4), 1, 0, 1, 1, False)
+    assert module_geometry(module, "weight_ih_l0", module.weight_ih_l0.shape) == ((5, 4), 1, 0, 1, 1, False, 0)
 
 
 class CustomCell(nn.LSTMCell):
@@ -331,13 +331,13 @@ def test_biases_have_the_fans_of_the_weight_beside(
 ) -> None:
     module: Any = make()
     if by_weight is None:
-        for function in (lambda: module_geometry(module, "bias", (5,)), lambda: weight_fans(module, (5,))):
+        for function in (lambda: module_geometry(module, "bias", (5,)), lambda: weight_geometry(module, (5,))):
             with pytest.raises(ValueError, match="fans need at least 2 dimensions"):
                 function()
         return
     geometry = module_geometry(module, "bias", module.bias.shape)
     assert (geometry.fans, geometry.out_dim) == (by_module, 0)
-    assert weight_fans(module, module.bias.shape) == by_weight
+    assert weight_geometry(module, module.bias.shape).fans == by_weight
 
 
 def test_the_bias_beside_a_spectral_norm_is_planned_without_a_power_iteration() -> None:

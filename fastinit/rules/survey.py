@@ -12,7 +12,7 @@ from fastinit._torch import between_nodes
 from fastinit.capture.own import Authors
 from fastinit.distributed import agreement
 from fastinit.distributed.shards import is_dtensor, is_flattened, local_tensor
-from fastinit.errors import NAMELESS, ParameterError, warn
+from fastinit.errors import NAMELESS, FanWarning, ParameterError, warn
 from fastinit.plans import Action, Plan, Row, boxes_of
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
@@ -43,6 +43,7 @@ class _RowMaker:
     def __init__(self, resolver: Resolver) -> None:
         self._resolve = resolver
         self.warnings: list[str] = []
+        self.disagreements: list[str] = []
 
     def row(
         self,
@@ -63,9 +64,14 @@ class _RowMaker:
         if shape.numel() == 0:
             reason = "empty"
         else:
-            fans, distribution, warning = self._resolve(name, own_name, module, shape, tensor.dtype, treatment)
-            if warning is not None:
-                self.warnings.append(f"{name or NAMELESS}: {warning}")
+            found = self._resolve(name, own_name, module, shape, tensor.dtype, treatment)
+            fans, distribution = found.fans, found.distribution
+            if found.warning is not None:
+                self.warnings.append(f"{name or NAMELESS}: {found.warning}")
+            if found.disagreement is not None:
+                by_torch, by_module, maps = found.disagreement
+                of_maps = f" for each of {maps} maps" if maps > 1 else ""
+                self.disagreements.append(f"{name} ({by_torch:.3g} and {by_module:.3g}{of_maps})")
         frozen = module is not None and not tensor.requires_grad
         dtype, device = tensor.dtype, tensor.device
         return Row(
@@ -76,6 +82,13 @@ class _RowMaker:
         if self.warnings:
             more = f"; and {len(self.warnings) - _SHOWN} more" if len(self.warnings) > _SHOWN else ""
             warn("; ".join(self.warnings[:_SHOWN]) + more)
+        if self.disagreements:
+            more = f" and {len(self.disagreements) - _SHOWN} more" if len(self.disagreements) > _SHOWN else ""
+            warn(
+                f"the std by fan='torch' (the default, from the shape) and by fan='module' (from what the module "
+                f"computes) differs for {', '.join(self.disagreements[:_SHOWN])}{more}; give the fan= that you mean",
+                FanWarning,
+            )
 
 
 _SHOWN = 6
@@ -184,14 +197,14 @@ class Survey:
                     if in_stack:
                         break
 
-    def rows(self, scheme: Scheme, fan: FanConvention, finder: RuleFinder) -> list[Row]:
-        """The rows of all parameters and buffers."""
+    def rows(self, scheme: Scheme, fan: FanConvention | None, finder: RuleFinder) -> list[Row]:
+        """The rows of all parameters and buffers. `fan` None: nobody chose a convention."""
         self._scheme = scheme
         self._finder = finder
         depths = Depths(self._names_in_stacks(), self._layers, of_part=not self._rename.changes_nothing)
         self._authors = Authors(self.model)
         self._is_own = isinstance(scheme, Own)
-        self._maker = _RowMaker(Resolver(as_fan(fan), depths, self._authors))
+        self._maker = _RowMaker(Resolver(None if fan is None else as_fan(fan), depths, self._authors))
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
         self._first: dict[int, tuple[str, Place]] = {}  # id of a parameter -> its first name and place
         self._computed: dict[int, str] = {}  # id of an original -> the weight computed from it

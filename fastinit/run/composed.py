@@ -29,6 +29,7 @@ from fastinit.schemes.distributions import (
     Orthogonal,
     Sparse,
     Spectral,
+    Stack,
     TimeStep,
     Uniform,
     ZeroRow,
@@ -109,7 +110,8 @@ def _fill(target: Target, source: Source, later: _Later) -> None:
 
 
 @writes(Blocks)
-def _blocks(target: Target, distribution: Blocks, source: Source, later: _Later) -> None:
+@writes(Stack)
+def _blocks(target: Target, distribution: Blocks | Stack, source: Source, later: _Later) -> None:
     for block in blocks_of(target):
         _fill(block, source, later)
 
