@@ -323,22 +323,50 @@ def _described(schemes: Sequence[Scheme]) -> str:
 def _made(
     asked: _Asked, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, block: tuple[int, int] | None
 ) -> Distribution:
-    """The distribution that a scheme gives the parameter, or a block of this shape. It is checked.
-
-    A scheme sees one map of a stack. An author's distribution is that of the whole.
-    """
+    """The distribution that a scheme gives the parameter, or a block of this shape. It is checked."""
     try:
-        stacked = 0 if isinstance(scheme, Own) else asked.stacked()
-        distribution = scheme.distribution(_Context(asked, shape[stacked:], dtype, block))
-        check_distribution(distribution)
-        distribution.check(shape[stacked:])
-        if not distribution.same_everywhere:
-            for size in reversed(shape[:stacked]):
-                distribution = Stack(size, distribution)
-        return distribution
+        stacked = 0 if isinstance(scheme, Own) else asked.stacked()  # an author's distribution is that of the whole
+        if not stacked:
+            return _fitted(asked, scheme, shape, dtype, block)
+        return _made_of_maps(asked, scheme, shape, stacked, dtype, block)
     except Exception as error:  # a user's scheme may raise anything
         told = str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"
         raise ParameterError(asked.name, f"{describe(scheme)}: {told}") from error
+
+
+def _made_of_maps(
+    asked: _Asked,
+    scheme: Scheme,
+    shape: tuple[int, ...],
+    stacked: int,
+    dtype: torch.dtype,
+    block: tuple[int, int] | None,
+) -> Distribution:
+    """The distribution of a stack. The scheme sees one map of it.
+
+    A scheme that fits no map, such as dirac, takes the parameter for a convolution, and gets the whole.
+    """
+    try:
+        distribution = _fitted(asked, scheme, shape[stacked:], dtype, block)
+    except ValueError as error:
+        try:
+            return _fitted(asked, scheme, shape, dtype, block)
+        except ValueError:
+            raise error from None
+    if not distribution.same_everywhere:
+        for size in reversed(shape[:stacked]):
+            distribution = Stack(size, distribution)
+    return distribution
+
+
+def _fitted(
+    asked: _Asked, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, block: tuple[int, int] | None
+) -> Distribution:
+    """The distribution that a scheme gives for this shape."""
+    distribution = scheme.distribution(_Context(asked, shape, dtype, block))
+    check_distribution(distribution)
+    distribution.check(shape)
+    return distribution
 
 
 def _with_zero_row(distribution: Distribution, shape: tuple[int, ...], row: int) -> ZeroRow:
