@@ -174,7 +174,7 @@ class Conv1D(nn.Module):
     [
         (nn.Conv2d(64, 64, 3, groups=64), "weight", (9, 576), (9, 9)),
         (nn.ConvTranspose2d(16, 32, 3), "weight", (288, 144), (144, 288)),
-        (Experts(8, 64, 128), "weight", (8192, 1024), (128, 64)),
+        (Experts(8, 64, 128), "weight", (128, 64), (128, 64)),
         (nn.MultiheadAttention(96, 4), "in_proj_weight", (96, 288), (96, 96)),
         (nn.LSTM(10, 20), "weight_hh_l0", (20, 80), (20, 20)),
         (nn.GRU(10, 20), "weight_ih_l0", (10, 60), (10, 20)),

@@ -70,8 +70,8 @@ class _RowMaker:
                 self.warnings.append(f"{name or NAMELESS}: {found.warning}")
             if found.disagreement is not None:
                 by_torch, by_module, maps = found.disagreement
-                of_maps = f" for each of {maps} maps" if maps > 1 else ""
-                self.disagreements.append(f"{name} ({by_torch:.3g} and {by_module:.3g}{of_maps})")
+                of_maps = f" to each of its {maps} maps" if maps > 1 else ""
+                self.disagreements.append(f"{name} {by_torch:.3g} and {by_module:.3g}{of_maps}")
         frozen = module is not None and not tensor.requires_grad
         dtype, device = tensor.dtype, tensor.device
         return Row(
@@ -85,8 +85,9 @@ class _RowMaker:
         if self.disagreements:
             more = f" and {len(self.disagreements) - _SHOWN} more" if len(self.disagreements) > _SHOWN else ""
             warn(
-                f"the std by fan='torch' (the default, from the shape) and by fan='module' (from what the module "
-                f"computes) differs for {', '.join(self.disagreements[:_SHOWN])}{more}; give the fan= that you mean",
+                "the std depends on the convention for fans: fan='torch', the default, reads the shape, and "
+                f"fan='module' what the module computes. They give {', '.join(self.disagreements[:_SHOWN])}{more}; "
+                "pass the fan= that you mean",
                 FanWarning,
             )
 
