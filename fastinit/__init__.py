@@ -6,7 +6,7 @@ from fastinit._version import __version__
 from fastinit.audit.fingerprint import fingerprint
 from fastinit.audit.verify import verify
 from fastinit.capture.contexts import deferred, fused, no_init
-from fastinit.errors import KeptWarning, ParameterError, UncoveredWarning, ZerosWarning
+from fastinit.errors import FanWarning, KeptWarning, ParameterError, UncoveredWarning, ZerosWarning
 from fastinit.functional import (
     calculate_gain,
     constant_,
@@ -75,6 +75,7 @@ __all__ = [
     "Eye",
     "FallbackWarning",
     "FanAxes",
+    "FanWarning",
     "Fans",
     "IdentityPlusOrthogonal",
     "KeptWarning",

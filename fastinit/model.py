@@ -19,7 +19,7 @@ from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
 from fastinit.plans import Plan
 from fastinit.recipes.files import Recipe, check_flag, check_model
-from fastinit.recipes.presets import as_recipe
+from fastinit.recipes.presets import as_recipe, preset_names
 from fastinit.rules.depths import check_layers
 from fastinit.rules.roles import RoleName
 from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
@@ -62,8 +62,9 @@ def init_model_(
         scheme: the scheme for the matrices: a name ("xavier_uniform"), a scheme (`VarianceScaling(2.0)`), a preset
             ("gpt2") or a recipe (`load_recipe`).
         rules: pairs of a selector and a scheme, such as `("*.head.weight", "zeros")`. The first that matches wins.
-        fan: the convention for fan_in and fan_out. "torch" (the default) reads the shape, as torch.nn.init does.
-            "module" looks at what the module computes. "jax", "keras", `Fans(in, out)` and `FanAxes` are others.
+        fan: the convention for fan_in and fan_out. "torch" (the default) reads the shape, as torch.nn.init does; only
+            stacks of maps, such as experts, have the fans of one map. "module" looks at what the module computes.
+            "jax", "keras", `Fans(in, out)` and `FanAxes` are others.
         seed: an int in [0, 2**64). Every value is a pure function of it. None: a seed is drawn.
         generator: the generator that the seed is drawn from. None: torch's default CPU generator, which
             `torch.manual_seed` seeds.
@@ -132,7 +133,8 @@ def plan(
         scheme: the scheme for the matrices: a registered name, a scheme, a preset's name or a recipe.
         rules: `Rule` objects or (selector, scheme) pairs. The first match wins. They come before a recipe's rules.
         fan: the convention for fans, unless a rule has its own: "torch" (as torch.nn.init), "module" (what the module
-            computes), "jax", "keras", `Fans` or `FanAxes`. None: the recipe's convention, or "torch".
+            computes), "jax", "keras", `Fans` or `FanAxes`. None: the recipe's convention; for a scheme alone it is
+            "torch", and a `FanWarning` names the parameters whose std "module" would change by a factor over 1.5.
         seed: an int in [0, 2**64). Every value is a pure function of the seed, the name, the position and the
             distribution. None: every run draws a seed from `generator`, or from torch's default CPU generator. The
             ranks that share DTensors, or hold replicas under a wrapper, then meet and take one of their seeds. All of
@@ -192,9 +194,10 @@ def _plan(
 ) -> Plan:
     recipe = as_recipe(scheme, survey.model)
     own_rules = as_rules(rules)
-    rows = survey.rows(
-        as_scheme(recipe.scheme), recipe.fan if fan is None else fan, RuleFinder([*own_rules, *as_rules(recipe.rules)])
-    )
+    # Whoever published a recipe chose its fans. With a scheme alone, nobody did.
+    if fan is None and (isinstance(scheme, Recipe) or (isinstance(scheme, str) and scheme in preset_names())):
+        fan = recipe.fan
+    rows = survey.rows(as_scheme(recipe.scheme), fan, RuleFinder([*own_rules, *as_rules(recipe.rules)]))
     # A recipe serves many models. Its rules may match nothing in one of them.
     survey.report_unmatched(own_rules, strict)
     groups = survey.wrapper_groups()

@@ -84,6 +84,8 @@ class Mixture(nn.Module):
 class Patterns(nn.Module):
     """A parameter for every kind of value that is not sampled element by element."""
 
+    kernel_size = 3  # so that three dimensions and more are kernels of convolutions
+
     def __init__(self) -> None:
         super().__init__()
         for name, (shape, _) in PATTERNS.items():
@@ -117,6 +119,27 @@ PATTERNS: dict[str, tuple[tuple[int, ...], Any]] = {
     "svd_kernel": ((5, 3, 4), fastinit.Spectral("power")),
     "identity_plus": ((8, 8), "identity_plus_orthogonal"),
 }
+
+
+class Stacks(nn.Module):
+    """Stacks of maps, of which each has a pattern of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, (shape, _) in STACKS.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+
+
+STACKS: dict[str, tuple[tuple[int, ...], Any]] = {
+    "orthogonal": ((5, 4, 6), "orthogonal"),
+    "orthogonal_halves": ((3, 6, 5), Rule("orthogonal_halves", ("orthogonal", "normal"), split=2)),
+    "orthogonal_stacks": ((2, 3, 5, 4), "orthogonal"),
+    "svd": ((3, 4, 5), fastinit.Spectral("linear")),
+    "identity_plus": ((4, 3, 3), "identity_plus_orthogonal"),
+    "eye": ((5, 3, 4), "eye"),
+    "sparse": ((3, 7, 4), fastinit.Sparse(0.4, 0.5)),
+    "zer_o": ((3, 6, 4), "zer_o"),
+}
 # Products of matrices, which are the same to rounding only.
 PRODUCTS = ("delta_orthogonal", "orthogonal", "svd", "identity_plus")
 
@@ -144,6 +167,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
                 Rule("padded_log_range.weight", "log_range"),
             ]
         },
+    ),
+    "stacks": (
+        Stacks,
+        {"rules": [rule if isinstance(rule, Rule) else Rule(name, rule) for name, (_, rule) in STACKS.items()]},
     ),
 }
 

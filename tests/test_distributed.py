@@ -180,7 +180,7 @@ def _assert_close_products(found: dict[str, torch.Tensor], wanted: dict[str, tor
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("model", ["gpt", "mixture", "patterns"])
+@pytest.mark.parametrize("model", ["gpt", "mixture", "patterns", "stacks"])
 @pytest.mark.parametrize(
     ("mesh", "at_most"), [((2,), 99), ((3,), 99), ((4,), 99), ((2, 2), 25), ((1, 2, 2), 30), ((2, 1, 2), 30)], ids=str
 )

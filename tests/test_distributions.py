@@ -40,6 +40,7 @@ from fastinit.schemes.distributions import (
     Orthogonal,
     Sparse,
     Spectral,
+    Stack,
     TimeStep,
     TruncNormal,
     Uniform,
@@ -63,6 +64,7 @@ KINDS: dict[Distribution, tuple[int, ...]] = {
     LogRange(4): (3, 4),
     TimeStep(0.001, 0.1, 0.0001): (5,),
     Blocks(1, (1, 3), (Normal(0.0, 1.0), Uniform(0.0, 1.0))): (3, 4),
+    Stack(2, Orthogonal(0.5, 3, 4)): (2, 3, 4),
     ZeroRow(1, 3, Normal(0.0, 1.0)): (3, 4),
 }
 every_kind = pytest.mark.parametrize(
@@ -135,6 +137,8 @@ WRONG: list[tuple[Distribution, tuple[int, ...]]] = [
     (Blocks(1, (1, 2), (Constant(0.0), Constant(1.0))), (3, 4)),
     (Blocks(2, (1, 2), (Constant(0.0), Constant(1.0))), (3, 4)),
     (Blocks(1, (1, 3), (Constant(0.0), Orthogonal(1.0, 3, 4))), (3, 4)),
+    (Stack(2, Orthogonal(1.0, 3, 4)), (3, 3, 4)),
+    (Stack(2, Orthogonal(1.0, 3, 4)), (2, 3, 5)),
     (ZeroRow(1, 4, Normal(0.0, 1.0)), (3, 4)),
     (ZeroRow(1, 3, LogRange(3)), (3, 4)),
 ]
@@ -333,6 +337,7 @@ of_one = {
     "orthogonal": lambda x: Orthogonal(x, 4, 4),
     "sparse": lambda x: Sparse(x / 6.0, 1, 4),
     "blocks": lambda x: Blocks(0, (2, 2), (Constant(0.0), Constant(x))),
+    "stack": lambda x: Stack(4, Constant(x)),
     "zero_row": lambda x: ZeroRow(0, 4, Normal(0.0, x / 6.0)),
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fastinit
-from fastinit.schemes.distributions import Blocks
+from fastinit.schemes.base import Scheme
+from fastinit.schemes.distributions import Blocks, Normal
 from fastinit.schemes.fans import (
     FAN_NAMES,
     FanAxes,
@@ -23,7 +26,7 @@ from fastinit.schemes.fans import (
     keras_fans,
     module_geometry,
     torch_fans,
-    weight_fans,
+    weight_geometry,
 )
 
 
@@ -247,7 +250,7 @@ def test_recurrent_biases_have_the_fans_of_a_square_weight(kind: Any, gates: int
 
 def test_relu_rnn_is_one_map_as_tanhs() -> None:
     module = nn.RNN(5, 4, nonlinearity="relu")
-    assert module_geometry(module, "weight_ih_l0", module.weight_ih_l0.shape) == ((5, 4), 1, 0, 1, 1, False)
+    assert module_geometry(module, "weight_ih_l0", module.weight_ih_l0.shape) == ((5, 4), 1, 0, 1, 1, False, 0)
 
 
 class CustomCell(nn.LSTMCell):
@@ -331,13 +334,13 @@ def test_biases_have_the_fans_of_the_weight_beside(
 ) -> None:
     module: Any = make()
     if by_weight is None:
-        for function in (lambda: module_geometry(module, "bias", (5,)), lambda: weight_fans(module, (5,))):
+        for function in (lambda: module_geometry(module, "bias", (5,)), lambda: weight_geometry(module, (5,))):
             with pytest.raises(ValueError, match="fans need at least 2 dimensions"):
                 function()
         return
     geometry = module_geometry(module, "bias", module.bias.shape)
     assert (geometry.fans, geometry.out_dim) == (by_module, 0)
-    assert weight_fans(module, module.bias.shape) == by_weight
+    assert weight_geometry(module, module.bias.shape).fans == by_weight
 
 
 def test_the_bias_beside_a_spectral_norm_is_planned_without_a_power_iteration() -> None:
@@ -403,12 +406,269 @@ def test_plan_by_module_has_the_modules_fans_and_their_std() -> None:
         assert std == pytest.approx(math.sqrt(2.0 / fan_in), rel=1e-14), name
 
 
+@pytest.mark.filterwarnings("ignore::fastinit.FanWarning")
 def test_plan_is_by_torch_unless_told() -> None:
     model = Mixed()
-    rows = rows_of(fastinit.plan(model, "kaiming_normal"))
-    for name in MODULE_FANS:
-        parameter = model.get_parameter(name)
-        assert rows[name].fans == nn.init._calculate_fan_in_and_fan_out(parameter), name
+    for rows in (fastinit.plan(model, "kaiming_normal"), fastinit.plan(model, "kaiming_normal", fan="torch")):
+        found = rows_of(rows)
+        for name in MODULE_FANS.keys() - {"experts.weight"}:
+            parameter = model.get_parameter(name)
+            assert found[name].fans == nn.init._calculate_fan_in_and_fan_out(parameter), name
+        assert found["experts.weight"].fans == (10, 6)  # a stack
+
+
+# Stacks of maps
+
+
+class Holder(nn.Module):
+    """A module that nobody knows."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+
+
+class WeightStandardisedConv(Holder):
+    pass
+
+
+class Derived(WeightStandardisedConv):
+    pass
+
+
+class Kernel(Holder):
+    kernel_size = (3, 3)
+
+
+class Grouped(Holder):
+    groups = 2
+
+
+class Modulated(Holder):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight)
+
+
+class Mixer(Holder):
+    """Has a convolution, and a stack of its own."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__(*shape)
+        self.conv1d = nn.Conv1d(4, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv1d(x) @ self.weight
+
+
+class Converter(Holder):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("module", "fans", "stacked"),
+    [
+        (Holder(8, 64, 128), (128, 64), 1),
+        (Holder(1, 64, 128), (128, 64), 1),
+        (Holder(2, 3, 5, 7), (7, 5), 2),
+        (Holder(2, 3, 4, 5, 7), (7, 5), 3),
+        (Mixer(8, 64, 128), (128, 64), 1),
+        (Converter(8, 64, 128), (128, 64), 1),
+        (Holder(64, 128), (128, 64), 0),
+        # An axis of one makes no map: depthwise kernels, a table, stacks of vectors.
+        (Holder(16, 1, 4), (4, 64), 0),
+        (Holder(16, 1, 3, 3), (9, 144), 0),
+        (Holder(8, 64, 1), (64, 8), 0),
+        (Holder(3, 16, 1, 1), (16, 3), 0),
+        (WeightStandardisedConv(6, 4, 3), (12, 18), 0),
+        (Derived(6, 4, 3, 3), (36, 54), 0),
+        (Kernel(6, 4, 3, 3), (36, 54), 0),
+        (Grouped(6, 2, 5), (10, 30), 0),
+        (Modulated(6, 4, 3, 3), (36, 54), 0),
+        (nn.Conv1d(4, 6, 3), (12, 18), 0),
+        (nn.Bilinear(3, 4, 5), (12, 20), 0),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, nn.Module) else str(each),
+)
+def test_three_dimensions_outside_a_convolution_are_a_stack(
+    module: nn.Module, fans: tuple[int, int], stacked: int
+) -> None:
+    shape = module.get_parameter("weight").shape
+    for convention in ("torch", "weight"):
+        geometry = geometry_of(convention, module, "weight", shape)  # type: ignore[arg-type]
+        assert (geometry.fans, geometry.stacked) == (fans, stacked), convention
+    if stacked or isinstance(module, Holder):
+        assert module_geometry(module, "weight", shape) == geometry_of("torch", module, "weight", shape)
+    assert geometry_of("torch", None, "", shape).fans == nn.init._calculate_fan_in_and_fan_out(torch.empty(shape))
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "lecun_normal", "lecun_uniform"],
+)
+def test_a_stack_has_the_std_of_one_map(scheme: str) -> None:
+    of_stack = rows_of(fastinit.plan(Holder(4, 6, 20, 30), scheme))["weight"].distribution
+    assert of_stack == rows_of(fastinit.plan(nn.Linear(30, 20), scheme))["weight"].distribution
+
+
+def test_tensors_without_a_module_have_torchs_fans() -> None:
+    alone, named = torch.empty(8, 64, 128), torch.empty(8, 64, 128)
+    fastinit.init_([alone], "kaiming_uniform", seed=0)
+    fastinit.kaiming_uniform_(named, generator=torch.Generator().manual_seed(0))
+    for tensor in (alone, named):
+        assert 0.99 * math.sqrt(6 / 8192) < tensor.abs().max() <= math.sqrt(6 / 8192)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 7), (3, 7, 4), (2, 3, 4, 4), (6, 96, 80)], ids=str)
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("fan", ["torch", "module"])
+def test_every_map_of_a_stack_is_orthogonal_with_its_own_numbers(
+    shape: tuple[int, ...], backend: str, fan: Any
+) -> None:
+    module = Holder(*shape)
+    fastinit.init_model_(module, "orthogonal", fan=fan, seed=0, backend=backend)
+    maps = module.weight.detach().flatten(0, -3)
+    wide = maps if shape[-1] >= shape[-2] else maps.mT
+    assert (wide @ wide.mT - torch.eye(wide.shape[1])).abs().max() < 1e-5
+    for first in range(len(maps)):
+        for second in range(first):
+            assert (maps[first] - maps[second]).abs().max() > 0.1
+
+
+def test_blocks_of_every_map_of_a_stack() -> None:
+    module = Holder(3, 8, 4)
+    rule = fastinit.Rule("weight", ("orthogonal", "zeros"), split=2)  # along the outputs, as in a gate_up_proj
+    fastinit.init_model_(module, "normal", [rule], seed=0)
+    gate, up = module.weight.detach().chunk(2, dim=1)
+    assert (gate @ gate.mT - torch.eye(4)).abs().max() < 1e-5 and not up.any()
+    row = rows_of(fastinit.plan(module, "normal", [fastinit.Rule("weight", "xavier_normal", split=2)]))["weight"]
+    assert row.fans == (4, 4) and row.distribution.std() == pytest.approx(0.5)
+
+
+def test_a_scheme_of_convolutions_gets_the_whole() -> None:
+    module = Holder(4, 3, 3, 3)
+    fastinit.init_model_(module, "normal", [("weight", "dirac")], seed=0)
+    assert torch.equal(module.weight, nn.init.dirac_(torch.empty(4, 3, 3, 3)))
+    with pytest.raises(fastinit.ParameterError, match=r"weight: identity_plus.*got shape \(3, 5\)"):
+        fastinit.plan(Holder(4, 3, 5), "identity_plus_orthogonal")
+
+
+# Conventions that disagree
+
+
+class Disagreeing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gpt2 = nn.ModuleList(Conv1D(64, 8) for _ in range(2))
+        self.up = nn.ConvTranspose2d(4, 32, 3)
+        self.linear = nn.Linear(8, 64)
+        self.table = nn.Embedding(1000, 8)
+
+
+def warned_by(call: Callable[[], object]) -> list[warnings.WarningMessage]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [each for each in caught if issubclass(each.category, fastinit.FanWarning)]
+
+
+def test_one_warning_names_parameters_and_both_numbers() -> None:
+    (only,) = warned_by(lambda: fastinit.init_model_(Disagreeing(), "kaiming_normal", seed=0))
+    assert only.filename == __file__
+    numbers = [f"{math.sqrt(2 / fan):.3g}" for fan in (64, 8, 288, 36)]
+    for name, by_torch, by_module in (
+        ("gpt2.0.weight", *numbers[:2]),
+        ("gpt2.1.weight", *numbers[:2]),
+        ("up.weight", *numbers[2:]),
+    ):
+        assert f"{name} {by_torch} and {by_module}" in str(only.message)
+    assert "linear" not in str(only.message) and "table" not in str(only.message)
+
+
+DISAGREE: dict[str, tuple[Callable[[], nn.Module], str | Scheme, tuple[str, ...]]] = {
+    "depthwise": (
+        lambda: nn.Conv2d(64, 64, 3, groups=64),
+        fastinit.scheme("kaiming_normal", mode="fan_out"),
+        ("weight 0.0589 and 0.471",),
+    ),
+    "depthwise, fan_in": (lambda: nn.Conv2d(64, 64, 3, groups=64), "kaiming_normal", ()),
+    "transposed": (lambda: nn.ConvTranspose1d(4, 64, 3), "lecun_normal", ("weight 0.0722 and 0.289",)),
+    "lstm": (lambda: nn.LSTM(32, 32), "orthogonal", ("weight_ih_l0", "weight_hh_l0 0.0884 and 0.177 to each of its 4")),
+    "lstm, few outputs": (lambda: nn.LSTM(500, 32), "orthogonal", ("weight_hh_l0",)),
+    "lstm, fan_in": (lambda: nn.LSTM(32, 32), "kaiming_normal", ()),
+    "lstm cell": (lambda: nn.LSTMCell(32, 32), "xavier_uniform", ("weight_ih 0.112 and 0.177 to each of its 4",)),
+    "in_proj": (
+        lambda: nn.MultiheadAttention(16, 2),
+        "orthogonal",
+        ("in_proj_weight 0.144 and 0.25 to each of its 3",),
+    ),
+    "in_proj, below 1.5": (lambda: nn.MultiheadAttention(16, 2), "xavier_uniform", ()),
+    "gpt2": (lambda: Conv1D(48, 16), "kaiming_uniform", ("weight 0.204 and 0.354",)),
+    "gpt2, orthogonal": (lambda: Conv1D(48, 16), "orthogonal", ()),
+    "experts, transposed": (lambda: Experts((4, 16, 64), True), "kaiming_uniform", ("weight 0.177 and 0.354",)),
+    "experts": (lambda: Experts((4, 16, 64), False), "kaiming_uniform", ()),
+    "without fans": (lambda: nn.LSTM(32, 32), "normal", ()),
+    "scaled": (lambda: Conv1D(48, 16), fastinit.Scaled("kaiming_uniform", 0.5), ("weight 0.102 and 0.177",)),
+    "table": (lambda: nn.Embedding(1000, 8), "xavier_uniform", ()),
+    "own": (lambda: nn.LSTM(32, 32), "own", ()),
+}
+
+
+@pytest.mark.parametrize(("make", "scheme", "expected"), DISAGREE.values(), ids=DISAGREE)
+def test_disagreements_are_told_where_the_std_differs(
+    make: Callable[[], nn.Module], scheme: str | Scheme, expected: tuple[str, ...]
+) -> None:
+    found = warned_by(lambda: fastinit.plan(make(), scheme))
+    assert len(found) == (1 if expected else 0)
+    for each in expected:
+        assert each in str(found[0].message)
+    for fan in ("torch", "module", "jax"):  # the caller chose
+        assert not warned_by(lambda fan=fan: fastinit.plan(make(), scheme, fan=fan))  # type: ignore[misc]
+
+
+def test_a_rule_that_says_its_fans_is_not_questioned() -> None:
+    rules = [fastinit.Rule("weight_[ih]h_l0", "orthogonal", fan="torch")]
+    assert not warned_by(lambda: fastinit.plan(nn.LSTM(8, 8), "orthogonal", rules))
+    (only,) = warned_by(lambda: fastinit.plan(nn.LSTM(8, 8), "normal", [("weight_hh_l0", "orthogonal")]))
+    assert "weight_hh_l0" in str(only.message) and "weight_ih_l0" not in str(only.message)
+
+
+def test_recipes_say_their_fans() -> None:
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, groups=64), nn.BatchNorm2d(64))
+    assert not warned_by(lambda: fastinit.plan(model, "resnet_plain"))
+    assert not warned_by(lambda: fastinit.plan(nn.LSTM(8, 8), fastinit.Recipe("orthogonal")))
+
+
+def test_materialising_warns_once() -> None:
+    with torch.device("meta"):
+        model = nn.LSTM(8, 8)
+    (only,) = warned_by(lambda: fastinit.materialize_(model, "orthogonal", device="cpu", seed=0))
+    assert only.filename == __file__
+
+
+def test_many_disagreements_are_counted() -> None:
+    model = nn.ModuleList(Conv1D(64, 8) for _ in range(10))
+    (only,) = warned_by(lambda: fastinit.plan(model, "kaiming_normal"))
+    assert "5.weight" in str(only.message) and "6.weight" not in str(only.message)
+    assert "and 4 more" in str(only.message)
+
+
+def test_equal_shapes_of_two_modules_are_compared_one_by_one() -> None:
+    model = nn.ModuleDict({"linear": nn.Linear(64, 8), "gpt2": Conv1D(64, 8), "last": nn.Linear(8, 64)})
+    model["linear"].weight = nn.Parameter(torch.empty(8, 64))
+    (only,) = warned_by(lambda: fastinit.plan(model, "kaiming_normal"))
+    assert "gpt2.weight" in str(only.message) and "linear" not in str(only.message)
+
+
+def test_a_scheme_that_fits_one_reading_alone_is_not_compared() -> None:
+    @dataclass(frozen=True)
+    class Square:
+        def distribution(self, context: fastinit.Context) -> Any:
+            if context.fans.fan_in == context.fans.fan_out:
+                raise ValueError("expected no square map")
+            return Normal(0.0, context.fans.fan_in**-0.5)
+
+    attention = nn.MultiheadAttention(8, 2)
+    assert not warned_by(lambda: fastinit.plan(attention, "normal", [("in_proj_weight", Square())]))
 
 
 def test_rules_have_fans_of_their_own() -> None:

@@ -68,7 +68,7 @@ def mixed() -> Mixed:
 
 
 def test_plan_has_a_row_for_everything(mixed: Mixed) -> None:
-    names = [row.name for row in fastinit.plan(mixed, "xavier_uniform").rows]
+    names = [row.name for row in fastinit.plan(mixed, "xavier_uniform", fan="torch").rows]
     expected = [name for name, _ in mixed.named_parameters(remove_duplicate=False)]
     expected += [name for name, _ in mixed.named_buffers()]
     assert sorted(names) == sorted(expected)
@@ -76,13 +76,13 @@ def test_plan_has_a_row_for_everything(mixed: Mixed) -> None:
 
 def test_plan_writes_nothing_and_draws_nothing(mixed: Mixed) -> None:
     state = torch.get_rng_state()
-    print(fastinit.plan(mixed, "xavier_uniform"))
+    print(fastinit.plan(mixed, "xavier_uniform", fan="torch"))
     assert torch.equal(state, torch.get_rng_state())
     assert all((parameter == 7.0).all() for parameter in mixed.parameters())
 
 
 def test_default_treatment(mixed: Mixed) -> None:
-    fastinit.init_model_(mixed, "xavier_uniform", seed=0)
+    fastinit.init_model_(mixed, "xavier_uniform", fan="torch", seed=0)
     zeros = ["linear.bias", "conv.bias", "norm.bias", "batch_norm.bias", "centered_norm.weight", "lstm.bias_ih_l0"]
     ones = ["norm.weight", "batch_norm.weight", "group_norm.weight", "plain_norm.weight"]
     matrices = ["linear.weight", "conv.weight", "attention.in_proj_weight", "lstm.weight_hh_l0"]
@@ -205,7 +205,7 @@ def test_a_seed_leaves_the_global_generator_alone(mixed: Mixed) -> None:
 
 
 def test_plan_exports_json(mixed: Mixed) -> None:
-    records = json.loads(fastinit.plan(mixed, "xavier_uniform").to_json())
+    records = json.loads(fastinit.plan(mixed, "xavier_uniform", fan="torch").to_json())
     linear = next(record for record in records if record["name"] == "linear.weight")
     assert linear["scheme"] == "xavier_uniform" and linear["shape"] == [4, 6]
     assert (linear["fan_in"], linear["fan_out"]) == (6, 4)
@@ -245,7 +245,7 @@ def test_custom_schemes_can_be_registered() -> None:
 
 def test_a_plan_prints_as_an_aligned_table(mixed: Mixed) -> None:
     rules = [fastinit.Rule("attention.in_proj_weight", ("eye", "normal", "zeros"), "module", 3), ("scale", "ones")]
-    plan = fastinit.plan(mixed, "xavier_uniform", rules)
+    plan = fastinit.plan(mixed, "xavier_uniform", rules, fan="torch")
     header, *lines = str(plan).splitlines()
     columns = ["name", "kind", "shape", "dtype", "device", "scheme", "fan in/out", "distribution", "std", "why"]
     assert re.split(r"  +", header) == columns

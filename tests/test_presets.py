@@ -674,7 +674,7 @@ def test_every_parameter_is_covered(build: Callable[[], Any], names: tuple[str, 
     model = on_cpu(build)
     count = sum(parameter.numel() for parameter in model.parameters())
     for scheme in ("xavier_uniform", *names):
-        plan = fastinit.plan(model, scheme, strict=True)
+        plan = fastinit.plan(model, scheme, fan="torch", strict=True)
         assert plan.uncovered == ()
         assert plan.numel == count and numel in (0, count)
         assert {row.action for row in plan.rows} <= {"init", "tied", "buffer"}

@@ -459,7 +459,9 @@ def test_schemes_of_the_shape_see_the_blocks() -> None:
 
 def test_every_gate_is_a_map_of_its_own() -> None:
     lstm = nn.LSTM(5, 5)
-    fastinit.init_model_(lstm, "zeros", [Rule("weight_hh*", "eye", fan="module"), ("weight_ih*", "eye")])
+    fastinit.init_model_(
+        lstm, "zeros", [Rule("weight_hh*", "eye", fan="module"), Rule("weight_ih*", "eye", fan="torch")]
+    )
     assert torch.equal(lstm.weight_hh_l0, torch.eye(5).repeat(4, 1))
     assert torch.equal(lstm.weight_ih_l0, torch.eye(20, 5))
 

@@ -275,7 +275,10 @@ def _say(
     split = None if rule is None else rule.split
     base_shape = base.shape(name, parameter)
     try:
-        compared = [_compare(each, base_shape, parameter, module, own_name) for each in schemes]
+        # A scheme sees one map of a stack.
+        stacked = geometry_of(fan, module, own_name, parameter.shape).stacked if parameter.dim() >= 3 else 0
+        shapes = base_shape[stacked:], parameter.shape[stacked:]
+        compared = [_compare(each, shapes, parameter.dtype, module, own_name) for each in schemes]
     except Exception as error:
         raise ParameterError(name, str(error)) from error
     scaled = tuple(
@@ -334,11 +337,12 @@ class _SameFans(Context):
 
 
 def _compare(
-    scheme: Scheme, base_shape: Sequence[int], parameter: torch.Tensor, module: nn.Module, own_name: str
+    scheme: Scheme, shapes: Sequence[Sequence[int]], dtype: torch.dtype, module: nn.Module, own_name: str
 ) -> _Compared:
+    """`shapes` are the base's and the wide model's."""
     sizes, asks_fans = [], False
-    for shape in (base_shape, parameter.shape):
-        context = _SameFans(shape, parameter.dtype, module=module, own_name=own_name, layer=0, layers=1)
+    for shape in shapes:
+        context = _SameFans(shape, dtype, module=module, own_name=own_name, layer=0, layers=1)
         distribution = scheme.distribution(context)
         sizes.append(math.hypot(distribution.mean(), distribution.std()))
         asks_fans = asks_fans or context.asks_fans

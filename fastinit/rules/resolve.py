@@ -19,6 +19,7 @@ from fastinit.schemes.distributions import (
     ZERO,
     Blocks,
     Distribution,
+    Stack,
     ZeroRow,
     check_distribution,
     check_range,
@@ -28,15 +29,25 @@ from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geo
 from fastinit.schemes.named import Own
 
 
+class Disagreement(NamedTuple):
+    """The std of a parameter by torch's fans and by the module's, and the number of maps that the module has in it."""
+
+    by_torch: float
+    by_module: float
+    maps: int
+
+
 class Resolution(NamedTuple):
     """The fans and the distribution of a parameter, and a warning if the dtype spoils the values.
 
     `fans` is None if no scheme asked for them, or if the blocks of the parameter have different ones.
+    `disagreement`: nobody chose a convention for fans, and the module's gives a std that is far from torch's.
     """
 
     fans: Fans | None
     distribution: Distribution
     warning: str | None = None
+    disagreement: Disagreement | None = None
 
 
 class Resolver:
@@ -44,9 +55,11 @@ class Resolver:
 
     Two parameters are equal if the scheme sees no difference between them: scheme, rule, shape and dtype are the same,
     and so are the answers to all further questions of the scheme, in the order in which it asked.
+
+    `fan` None: nobody chose a convention. It is then torch's, and resolutions tell where the module's disagrees.
     """
 
-    def __init__(self, fan: FanConvention, depths: Depths, authors: Authors | None = None) -> None:
+    def __init__(self, fan: FanConvention | None, depths: Depths, authors: Authors | None = None) -> None:
         self._fan = fan
         self._depths = depths
         self._authors = authors
@@ -74,13 +87,15 @@ class Resolver:
         if type(found) is Resolution:
             return found
         fan = self._fan if rule is None or rule.fan is None else rule.fan
-        asked = _Asked(fan, self._depths, self._authors, name, own_name, module, shape)
+        asked = _Asked(fan or "torch", self._depths, self._authors, name, own_name, module, shape)
         while found is not None:
             if type(found) is Resolution:
                 return found
             assert isinstance(found, _Question)
             found = found.next.get(asked.key(found.what))
         resolution = _resolve(asked, treatment, dtype)
+        if fan is None:
+            resolution = resolution._replace(disagreement=_disagreement(asked, treatment, dtype, resolution))
         self._remember(key, asked.path, resolution)
         self._alive += (treatment.scheme, rule, module)
         return resolution
@@ -125,8 +140,9 @@ class _Asked:
         self.own_name = own_name
         self.module = module
         self.shape = shape
+        self.may_be_stack = module is not None and len(shape) >= 3 and fan in ("torch", "module", "weight")
         # All other conventions look at the shape alone, and every key contains the shape.
-        self.looks_at_module = module is not None and (fan == "module" or fan == "weight")
+        self.looks_at_module = self.may_be_stack or (module is not None and fan in ("module", "weight"))
         self.wanted_fans = False
         self.path: list[tuple[str, object]] = []  # each question once
         self._found: dict[str, Any] = {}
@@ -162,6 +178,8 @@ class _Asked:
     def _find(self, what: str) -> Any:
         if what == "geometry":
             return geometry_of(self.fan, self.module, self.own_name, self.shape)
+        if what == "geometry by module":
+            return geometry_of("module", self.module, self.own_name, self.shape)
         if what == "layer":
             return self.depths.layer(self.name)
         if what == "layers":
@@ -181,6 +199,10 @@ class _Asked:
     def geometry(self) -> Geometry:
         geometry: Geometry = self.answer("geometry")
         return geometry
+
+    def stacked(self) -> int:
+        """How many leading dimensions count equal maps."""
+        return self.geometry().stacked if self.may_be_stack else 0
 
 
 class _Context(Context):
@@ -248,10 +270,8 @@ def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolut
         first = of_blocks[0]
         alike = len(set(of_blocks)) == 1 and first.same_everywhere
         distribution = first if alike else Blocks(dim, sizes, tuple(of_blocks))
-        if len(set(sizes)) > 1:
-            asked.wanted_fans = False  # every block has its own fans
     try:
-        if asked.wanted_fans:
+        if asked.wanted_fans and len(set(sizes)) <= 1:  # else every block has its own fans
             fans = asked.geometry().fans
             if sizes and rule is not None and rule.split is not None:
                 fans = block_fans(asked.geometry(), shape, dim, sizes[0])
@@ -264,6 +284,38 @@ def _resolve(asked: _Asked, treatment: Treatment, dtype: torch.dtype) -> Resolut
         raise ParameterError(asked.name, f"{_described(schemes)}{error}") from error
 
 
+# The std by two conventions may differ by this factor before anybody is told.
+_AGREES_WITHIN = 1.5
+
+
+def _disagreement(asked: _Asked, treatment: Treatment, dtype: torch.dtype, by_torch: Resolution) -> Disagreement | None:
+    """How far the values by fan="module" are from those by torch's fans; None if not far, or if no fans matter.
+
+    Rows of embeddings are looked up and never summed, so that no fan is theirs, and both conventions are as good.
+    """
+    given = treatment.scheme
+    is_own = any(isinstance(each, Own) for each in (given if isinstance(given, tuple) else (given,)))
+    alike = by_torch.distribution.same_everywhere and not asked.wanted_fans
+    if alike or is_own or asked.module is None or isinstance(asked.module, (nn.Embedding, nn.EmbeddingBag)):
+        return None
+    other = _Asked("module", asked.depths, asked.authors, asked.name, asked.own_name, asked.module, asked.shape)
+    try:
+        geometry: Geometry = asked.answer("geometry by module")
+        if geometry == asked.geometry():
+            return None
+        by_module = _resolve(other, treatment, dtype).distribution
+    except Exception:  # a scheme that fits only one reading
+        return None
+    finally:
+        asked.path += [each for each in other.path if each[0] != "geometry" and each not in asked.path]
+    if not all(each.told_by_formula for both in (by_torch.distribution, by_module) for each in both.each_block()):
+        return None
+    least, most = sorted((by_torch.distribution.std(), by_module.std()))
+    if not 0.0 < least * _AGREES_WITHIN < most:
+        return None
+    return Disagreement(by_torch.distribution.std(), by_module.std(), geometry.blocks)
+
+
 def _described(schemes: Sequence[Scheme]) -> str:
     return f"{describe(schemes[0])}: " if len(schemes) == 1 else ""
 
@@ -273,13 +325,48 @@ def _made(
 ) -> Distribution:
     """The distribution that a scheme gives the parameter, or a block of this shape. It is checked."""
     try:
-        distribution = scheme.distribution(_Context(asked, shape, dtype, block))
-        check_distribution(distribution)
-        distribution.check(shape)
-        return distribution
+        stacked = 0 if isinstance(scheme, Own) else asked.stacked()  # an author's distribution is that of the whole
+        if not stacked:
+            return _fitted(asked, scheme, shape, dtype, block)
+        return _made_of_maps(asked, scheme, shape, stacked, dtype, block)
     except Exception as error:  # a user's scheme may raise anything
         told = str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"
         raise ParameterError(asked.name, f"{describe(scheme)}: {told}") from error
+
+
+def _made_of_maps(
+    asked: _Asked,
+    scheme: Scheme,
+    shape: tuple[int, ...],
+    stacked: int,
+    dtype: torch.dtype,
+    block: tuple[int, int] | None,
+) -> Distribution:
+    """The distribution of a stack. The scheme sees one map of it.
+
+    A scheme that fits no map, such as dirac, takes the parameter for a convolution, and gets the whole.
+    """
+    try:
+        distribution = _fitted(asked, scheme, shape[stacked:], dtype, block)
+    except ValueError as error:
+        try:
+            return _fitted(asked, scheme, shape, dtype, block)
+        except ValueError:
+            raise error from None
+    if not distribution.same_everywhere:
+        for size in reversed(shape[:stacked]):
+            distribution = Stack(size, distribution)
+    return distribution
+
+
+def _fitted(
+    asked: _Asked, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, block: tuple[int, int] | None
+) -> Distribution:
+    """The distribution that a scheme gives for this shape."""
+    distribution = scheme.distribution(_Context(asked, shape, dtype, block))
+    check_distribution(distribution)
+    distribution.check(shape)
+    return distribution
 
 
 def _with_zero_row(distribution: Distribution, shape: tuple[int, ...], row: int) -> ZeroRow:

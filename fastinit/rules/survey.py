@@ -11,7 +11,7 @@ from torch import nn
 from fastinit._torch import between_nodes
 from fastinit.distributed import agreement
 from fastinit.distributed.shards import is_dtensor, is_flattened
-from fastinit.errors import NAMELESS, ParameterError, warn
+from fastinit.errors import NAMELESS, FanWarning, ParameterError, warn
 from fastinit.plans import Action, Plan, Row, boxes_of
 from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
@@ -36,6 +36,7 @@ class _RowMaker:
     def __init__(self, resolver: Resolver) -> None:
         self._resolve = resolver
         self.warnings: list[str] = []
+        self.disagreements: list[str] = []
 
     def row(
         self,
@@ -56,9 +57,14 @@ class _RowMaker:
         if shape.numel() == 0:
             reason = "empty"
         else:
-            fans, distribution, warning = self._resolve(name, own_name, module, shape, tensor.dtype, treatment)
-            if warning is not None:
-                self.warnings.append(f"{name or NAMELESS}: {warning}")
+            found = self._resolve(name, own_name, module, shape, tensor.dtype, treatment)
+            fans, distribution = found.fans, found.distribution
+            if found.warning is not None:
+                self.warnings.append(f"{name or NAMELESS}: {found.warning}")
+            if found.disagreement is not None:
+                by_torch, by_module, maps = found.disagreement
+                of_maps = f" to each of its {maps} maps" if maps > 1 else ""
+                self.disagreements.append(f"{name} {by_torch:.3g} and {by_module:.3g}{of_maps}")
         frozen = module is not None and not tensor.requires_grad
         dtype, device = tensor.dtype, tensor.device
         return Row(
@@ -69,6 +75,14 @@ class _RowMaker:
         if self.warnings:
             more = f"; and {len(self.warnings) - _SHOWN} more" if len(self.warnings) > _SHOWN else ""
             warn("; ".join(self.warnings[:_SHOWN]) + more)
+        if self.disagreements:
+            more = f" and {len(self.disagreements) - _SHOWN} more" if len(self.disagreements) > _SHOWN else ""
+            warn(
+                "the std depends on the convention for fans: fan='torch', the default, reads the shape, and "
+                f"fan='module' what the module computes. They give {', '.join(self.disagreements[:_SHOWN])}{more}; "
+                "pass the fan= that you mean",
+                FanWarning,
+            )
 
 
 _SHOWN = 6
@@ -187,13 +201,14 @@ class Survey:
                     if in_stack:
                         break
 
-    def rows(self, scheme: Scheme, fan: FanConvention, finder: RuleFinder) -> list[Row]:
-        """The rows of all parameters and buffers."""
+    def rows(self, scheme: Scheme, fan: FanConvention | None, finder: RuleFinder) -> list[Row]:
+        """The rows of all parameters and buffers. `fan` None: nobody chose a convention."""
         self._finder = finder
         depths = Depths(self._names_in_stacks(), self._layers, of_part=not self._rename.changes_nothing)
         self._roles = Roles(self.model, scheme, unwritten=self._unwritten)
         self._is_own = isinstance(scheme, Own)
-        self._maker = _RowMaker(Resolver(as_fan(fan), depths, self._roles.authors))
+        fan = None if fan is None else as_fan(fan)
+        self._maker = _RowMaker(Resolver(fan, depths, self._roles.authors))
         self.kept: dict[RoleName, list[str]] = {}  # frozen and loaded parameters
         self.guessed: set[str] = set()  # maps of which no author's code tells
         self._taken: dict[str, str] = {}  # canonical name -> name in the model

@@ -29,6 +29,7 @@ from fastinit.schemes.distributions import (
     Orthogonal,
     Sparse,
     Spectral,
+    Stack,
     TimeStep,
     Uniform,
     ZeroRow,
@@ -112,7 +113,8 @@ def _fill(target: Target, source: Source, later: Later) -> None:
 
 
 @writes(Blocks)
-def _blocks(target: Target, distribution: Blocks, source: Source, later: Later) -> None:
+@writes(Stack)
+def _blocks(target: Target, distribution: Blocks | Stack, source: Source, later: Later) -> None:
     for block in blocks_of(target):
         _fill(block, source, later)
 

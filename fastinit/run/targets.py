@@ -67,13 +67,20 @@ def blocks_of(target: Target) -> list[Target]:
         if low < high:
             view = tensor.narrow(dim, low - first, high - low)
             shape = torch.Size((*target.shape[:dim], size, *target.shape[dim + 1 :]))
-            at = BoxIndices(indices.offset + begin * indices.strides[dim], indices.strides)
-            within = None
-            if view.shape != shape:
-                within = (*begin_of(target)[:dim], low - begin, *begin_of(target)[dim + 1 :])
-            found.append(Target(target.name, view, shape, target.dtype, target.device, of_block, at, within))
+            within = (*begin_of(target)[:dim], low - begin, *begin_of(target)[dim + 1 :])
+            strides = indices.strides
+            if split.drops_dim:
+                view, shape = view.squeeze(dim), torch.Size(_without(shape, dim))
+                within, strides = _without(within, dim), _without(strides, dim)
+            at = BoxIndices(indices.offset + begin * indices.strides[dim], strides)
+            of_tensor = None if view.shape == shape else within
+            found.append(Target(target.name, view, shape, target.dtype, target.device, of_block, at, of_tensor))
         begin += size
     return found
+
+
+def _without(each: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    return (*each[:dim], *each[dim + 1 :])
 
 
 def sampled_blocks(target: Target) -> list[Target]:

@@ -26,13 +26,14 @@ class Split(NamedTuple):
     """Blocks along dimension `dim`: their sizes, and the distribution of each.
 
     Each distribution is for the shape of its block. With `of_whole`, each is for the shape of the whole tensor, and the
-    block takes its share of the values.
+    block takes its share of the values. With `drops_dim`, the blocks have size 1 along `dim` and are without it.
     """
 
     dim: int
     sizes: tuple[int, ...]
     each: tuple[Distribution, ...]
     of_whole: bool = False
+    drops_dim: bool = False
 
 
 class Distribution(ABC):
@@ -751,6 +752,40 @@ class Blocks(_Compound):
             )
         for size, each in zip(self.sizes, self.each, strict=True):
             each.check((*shape[: self.dim], size, *shape[self.dim + 1 :]))
+
+
+@dataclass(frozen=True, slots=True)
+class Stack(_Compound):
+    """`size` independent tensors of one distribution, stacked along dimension 0: experts, heads."""
+
+    size: int
+    of_each: Distribution
+
+    def __post_init__(self) -> None:
+        _set_sizes(self, "size")
+        check_distribution(self.of_each)
+
+    def __str__(self) -> str:
+        return f"{self.size} of: {self.of_each}"
+
+    def blocks(self) -> Split:
+        return Split(0, (1,) * self.size, (self.of_each,) * self.size, drops_dim=True)
+
+    def each_block(self) -> Iterator[Distribution]:
+        yield from self.of_each.each_block()  # once, since all are alike
+
+    def mean(self) -> float:
+        return self.of_each.mean()
+
+    def std(self) -> float:
+        return self.of_each.std()
+
+    def scaled(self, factor: float) -> Stack:
+        return replace(self, of_each=self.of_each.scaled(factor))
+
+    def check(self, shape: Sequence[int]) -> None:
+        _check_fits(self, shape, tuple(shape[:1]), (self.size,))
+        self.of_each.check(shape[1:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,15 @@
 """fan_in and fan_out of a parameter: the inputs that meet in one output, and the outputs that one input reaches.
 
 Four conventions give them: torch's, JAX's and Keras' read the shape, and "module" looks at what the module computes.
+Only stacks of maps, such as experts, are known to torch's convention, too.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,7 +29,7 @@ class Geometry(NamedTuple):
 
     With `blocks` > 1 (fused projections, gates) the fans are those of one block. With `groups` > 1, dimension 0 counts
     the channels of all groups, and the fans count one group. `given`: the user gave the fans; they do not follow from
-    the shape.
+    the shape. `stacked` leading dimensions count equal maps, and the fans are those of one map.
     """
 
     fans: Fans
@@ -35,6 +38,7 @@ class Geometry(NamedTuple):
     blocks: int = 1
     groups: int = 1
     given: bool = False
+    stacked: int = 0
 
 
 class FanAxes(NamedTuple):
@@ -129,10 +133,63 @@ def keras_fans(shape: Sequence[int]) -> Fans:
     return Fans(max(1, shape[-2] * field), max(1, shape[-1] * field))
 
 
-def weight_fans(module: nn.Module, shape: Sequence[int]) -> Fans:
+def torch_geometry(module: nn.Module | None, shape: Sequence[int]) -> Geometry:
+    """torch's reading of the shape, except that a stack of maps has the fans of one map, (..., out, in).
+
+    Three dimensions and more are a stack in a module that is neither one of torch.nn's nor a convolution. A class is
+    taken for a convolution by its name or a base's ("Conv" in it), by an attribute `kernel_size` or `groups`, or by
+    what its `forward` calls (`F.conv2d`). An axis of length 1 after the first is none of a map's: depthwise kernels
+    (channels, 1, k, k) and stacks of vectors (n, 1, d) keep torch's reading. So do tensors without a module.
+
+    Raises:
+        ValueError: fewer than two dimensions.
+
+    >>> experts = nn.Module()
+    >>> torch_geometry(experts, (8, 64, 128)).fans
+    Fans(fan_in=128, fan_out=64)
+    >>> torch_geometry(nn.Conv1d(64, 8, 128), (8, 64, 128)).fans
+    Fans(fan_in=8192, fan_out=1024)
+    """
+    if len(shape) >= 3 and module is not None and 1 not in shape[1:] and not _is_known_or_convolution(module):
+        return Geometry(
+            Fans(shape[-1], shape[-2]), in_dim=len(shape) - 1, out_dim=len(shape) - 2, stacked=len(shape) - 2
+        )
+    return Geometry(torch_fans(shape))
+
+
+def _is_known_or_convolution(module: Any) -> bool:
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    if _reader_of(module_type) is not None or _is_called_convolution(module_type):
+        return True
+    for name in ("kernel_size", "groups"):
+        size = getattr(module, name, None)
+        if type(size) is int or (isinstance(size, (tuple, list)) and all(type(each) is int for each in size)):
+            return True
+    # What a module holds under such a name (self.conv1d) is a convolution of its own, with its own weight.
+    return any(not hasattr(module, name) for name in _convolutions_in_forward(module_type))
+
+
+_CONVOLUTION = re.compile("[Cc]onv(?!e)")  # without Converter and Convex
+
+
+@lru_cache(maxsize=4096)
+def _is_called_convolution(module_type: type) -> bool:
+    return any(_CONVOLUTION.search(base.__name__) for base in module_type.__mro__)
+
+
+@lru_cache(maxsize=4096)
+def _convolutions_in_forward(module_type: type) -> tuple[str, ...]:
+    """Names of convolutions that `forward` uses: functions, such as conv2d, or attributes."""
+    code = getattr(getattr(module_type, "forward", None), "__code__", None)
+    return tuple(filter(_CONVOLUTION.search, getattr(code, "co_names", ())))
+
+
+def weight_geometry(module: nn.Module | None, shape: Sequence[int]) -> Geometry:
     """torch's fans of the `weight` beside a vector. torch's own reset_parameters bounds a bias by them."""
-    beside = None if len(shape) >= 2 else _shape_of(module, "weight")
-    return torch_fans(shape if beside is None else beside)
+    beside = None if len(shape) >= 2 or module is None else _shape_of(module, "weight")
+    if beside is None:
+        return torch_geometry(module, shape)
+    return Geometry(torch_geometry(module, beside).fans)
 
 
 def _shape_of(module: nn.Module, own_name: str) -> torch.Size | None:
@@ -158,8 +215,8 @@ def module_geometry(module: nn.Module, own_name: str, shape: Sequence[int]) -> G
     - Rows of an Embedding are looked up and never summed. The vocabulary therefore counts for neither fan, and both
       are the width.
     - GPT-2's Conv1D is (in, out).
-    - Three dimensions outside of convolutions are stacked experts: (experts, out, in), or (experts, in, out) if the
-      module has `is_transposed` set.
+    - Three dimensions and more outside of convolutions are a stack of maps, such as experts: (experts, out, in), or
+      (experts, in, out) if the module has `is_transposed` set. `torch_geometry` says what a convolution is.
     - A bias has the fans of the weight beside it.
 
     Raises:
@@ -171,18 +228,19 @@ def module_geometry(module: nn.Module, own_name: str, shape: Sequence[int]) -> G
         for name_beside in (own_name.replace("bias", "weight"), "weight") if "bias" in own_name else ():
             beside = _shape_of(module, name_beside)
             if beside is not None and len(beside) >= 2:
-                return module_geometry(module, name_beside, beside)._replace(in_dim=1, out_dim=0)
+                return module_geometry(module, name_beside, beside)._replace(in_dim=1, out_dim=0, stacked=0)
         raise _no_fans(shape)
-    for kind, geometry in _GEOMETRIES:
-        if isinstance(module, kind):
-            return geometry(module, own_name, shape)
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    read = _reader_of(module_type)
+    if read is not None:
+        return read(module, own_name, shape)
     if _is_conv1d_of_gpt2(module, shape):
         return Geometry(Fans(shape[0], shape[1]), in_dim=0, out_dim=1)
-    if len(shape) == 3:
-        if getattr(module, "is_transposed", False):
-            return Geometry(Fans(shape[1], shape[2]), in_dim=1, out_dim=2)
-        return Geometry(Fans(shape[2], shape[1]), in_dim=2, out_dim=1)
-    return Geometry(torch_fans(shape))
+    if len(shape) >= 3 and getattr(module, "is_transposed", False):
+        return Geometry(
+            Fans(shape[-2], shape[-1]), in_dim=len(shape) - 2, out_dim=len(shape) - 1, stacked=len(shape) - 2
+        )
+    return torch_geometry(module, shape)
 
 
 def _convolution(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
@@ -219,15 +277,18 @@ def _embedding(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
 
 def _is_conv1d_of_gpt2(module: Any, shape: Sequence[int]) -> bool:
     # transformers.pytorch_utils.Conv1D: `nf` is the number of outputs, and the weight is (in, out).
-    return (
-        len(shape) == 2
-        and getattr(module, "nf", None) == shape[1]
-        and any(each.__name__ == "Conv1D" for each in type(module).__mro__)
-    )
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    return len(shape) == 2 and _is_called_conv1d(module_type) and getattr(module, "nf", None) == shape[1]
+
+
+@lru_cache(maxsize=4096)
+def _is_called_conv1d(module_type: type) -> bool:
+    return any(base.__name__ == "Conv1D" for base in module_type.__mro__)
 
 
 _Kind = type[nn.Module] | tuple[type[Any], ...]
-_GEOMETRIES: tuple[tuple[_Kind, Callable[[Any, str, Sequence[int]], Geometry]], ...] = (
+_Reader = Callable[[Any, str, Sequence[int]], Geometry]
+_GEOMETRIES: tuple[tuple[_Kind, _Reader], ...] = (
     (CONVOLUTIONS, _convolution),
     (nn.MultiheadAttention, _attention),
     (nn.RNNBase, _recurrent),
@@ -238,8 +299,16 @@ _GEOMETRIES: tuple[tuple[_Kind, Callable[[Any, str, Sequence[int]], Geometry]], 
 )
 
 
+@lru_cache(maxsize=4096)
+def _reader_of(module_type: type) -> _Reader | None:
+    """What reads the parameters of torch.nn's modules with fans of their own; None for other modules."""
+    return next((read for kind, read in _GEOMETRIES if issubclass(module_type, kind)), None)
+
+
 def geometry_of(convention: FanConvention, module: nn.Module | None, own_name: str, shape: Sequence[int]) -> Geometry:
     """Fans and dimensions of a parameter by any convention. Without a module, "module" and "weight" mean "torch".
+
+    "torch" is `torch_geometry`, which knows stacks of maps.
 
     Raises:
         ValueError: the convention has no fans for this shape.
@@ -253,11 +322,11 @@ def geometry_of(convention: FanConvention, module: nn.Module | None, own_name: s
         return Geometry(axes_fans(shape, convention), in_dim, out_dim)
     if convention == "module" and module is not None:
         return module_geometry(module, own_name, shape)
-    if convention == "weight" and module is not None:
-        return Geometry(weight_fans(module, shape))
+    if convention == "weight":
+        return weight_geometry(module, shape)
     if convention == "keras":
         return Geometry(keras_fans(shape), in_dim=max(0, len(shape) - 2), out_dim=max(0, len(shape) - 1))
-    return Geometry(torch_fans(shape))
+    return torch_geometry(module, shape)
 
 
 def _first(axis: int | tuple[int, ...], dimensions: int) -> int:
