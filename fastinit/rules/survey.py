@@ -29,7 +29,7 @@ from fastinit.run.memory import check_tensor
 from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules
 from fastinit.run.parametrized import computed_weights
 from fastinit.run.places import Place, place_of
-from fastinit.schemes.base import Scheme, as_scheme
+from fastinit.schemes.base import Scheme, as_scheme, as_written
 from fastinit.schemes.fans import FanConvention
 from fastinit.schemes.named import Own
 
@@ -92,14 +92,18 @@ def plan_tensors(
     backend: str = "auto",
 ) -> Plan:
     """A plan that gives every tensor of a list the same scheme. The default `names` are positions: "0", "1", ..."""
-    scheme = as_scheme(scheme)
+    scheme = as_scheme(scheme, lambda made: f"fastinit.init_(tensors, {made})")
     if isinstance(tensors, torch.Tensor):
-        raise TypeError("tensors: expected a list of tensors, got one tensor; pass [tensor]")
-    if isinstance(tensors, nn.Module):
-        raise TypeError(f"tensors: expected a list of tensors, got {type(tensors).__name__}; init_model_ takes models")
-    if not isinstance(tensors, Iterable):
-        raise TypeError(f"tensors: expected a list of tensors, got {type(tensors).__name__}")
+        raise TypeError(
+            "tensors: expected a list of tensors, got one tensor; pass [tensor]: "
+            f"fastinit.init_([tensor], {as_written(scheme)})"
+        )
+    if isinstance(tensors, nn.Module) or not isinstance(tensors, Iterable):
+        raise _no_tensors(tensors, scheme)
     tensors = list(tensors)
+    for each in tensors:
+        if isinstance(each, nn.Module):
+            raise _no_tensors(each, scheme)
     canonical = _checked_names(names, len(tensors))
     treatment = Treatment(scheme, "listed")
     maker = _RowMaker(Resolver(as_fan(fan), Depths(canonical)))
@@ -108,6 +112,13 @@ def plan_tensors(
         rows.append(maker.row(name, "", None, tensor, treatment, Place.of_tensor(tensor)))
     maker.warn()
     return Plan(rows, seed=seed, generator=generator, backend=backend)
+
+
+def _no_tensors(given: object, scheme: Scheme) -> TypeError:
+    message = f"tensors: expected a list of tensors, got {type(given).__name__}"
+    if isinstance(given, nn.Module):
+        message += f"; write fastinit.init_model_(model, {as_written(scheme)})"
+    return TypeError(message)
 
 
 def _checked_names(names: Sequence[str] | None, count: int) -> list[str]:
