@@ -21,7 +21,7 @@ from fastinit.rules.select import as_fan
 from fastinit.rules.survey import plan_tensors
 from fastinit.schemes import named as schemes
 from fastinit.schemes import structured
-from fastinit.schemes.base import Scheme
+from fastinit.schemes.base import Scheme, as_written
 from fastinit.schemes.fans import FanAxes, FanConvention
 from fastinit.schemes.gains import calculate_gain as calculate_gain
 
@@ -39,7 +39,7 @@ def _run(
     *,
     warn_of_empty: bool = False,
 ) -> TensorsT:
-    named = _named(tensor)
+    named = _named(tensor, scheme)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: expected a torch.Generator or None, got {type(generator).__name__}")
     real = {name: each for name, each in named.items() if not is_fake(each)}
@@ -54,13 +54,14 @@ def _run(
     return tensor
 
 
-def _named(tensor: Any) -> dict[str, torch.Tensor]:
+def _named(tensor: Any, scheme: Scheme) -> dict[str, torch.Tensor]:
     """The tensors to fill under the names that their streams have: the empty one, or positions in a list."""
     if isinstance(tensor, torch.Tensor):
         return {"": tensor}
     kind = type(tensor).__name__
     if isinstance(tensor, torch.nn.Module):
-        raise TypeError(f"tensor: expected a tensor or a list of them, got a {kind}; init_model_ takes models")
+        line = f"fastinit.init_model_(model, {as_written(scheme)})"
+        raise TypeError(f"tensor: expected a tensor or a list of them, got a {kind}; write {line}")
     if not isinstance(tensor, Iterable) or hasattr(tensor, "shape"):  # arrays of other libraries can be iterated over
         raise TypeError(f"tensor: expected a torch.Tensor or a list of them, got {kind}")
     named = {str(position): each for position, each in enumerate(tensor)}

@@ -18,14 +18,15 @@ from fastinit.errors import KeptWarning, UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
 from fastinit.plans import Plan
-from fastinit.recipes.files import Recipe, check_flag, check_model
+from fastinit.recipes import presets
+from fastinit.recipes.files import Recipe, check_flag
 from fastinit.recipes.presets import as_recipe, preset_names
 from fastinit.rules.depths import check_layers
 from fastinit.rules.roles import RoleName
 from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
 from fastinit.rules.survey import Survey, plan_tensors
 from fastinit.run.names import Renamer, Renaming, named_parameters
-from fastinit.schemes.base import Scheme, as_scheme
+from fastinit.schemes.base import Context, Scheme, as_scheme, as_written
 from fastinit.schemes.fans import FanConvention
 from fastinit.schemes.named import Own
 
@@ -84,6 +85,7 @@ def init_model_(
     >>> init_model_(model, "xavier_uniform", seed=0).bias.tolist()
     [0.0, 0.0]
     """
+    _check_given(model, scheme, lambda made: f"fastinit.init_model_(model, {made})")
     plan(
         model,
         scheme,
@@ -174,32 +176,38 @@ def _planned(
     unwritten: Collection[str] = (),
 ) -> Plan:
     """`plan`, with the names of parameters whose memory has just been made: they have no values to keep."""
-    check_model(model)
+    _check_given(model, scheme, lambda made: f"fastinit.plan(model, {made})")
     check_flag("strict", strict)
     check_layers(layers)
     survey = Survey(model, Renamer(names), layers, unwritten)
-    made = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict)
+    made = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict, names is not None)
     return _agreed(made, survey.meshes()) if strict else made()
 
 
 def _plan(
     survey: Survey,
-    scheme: str | Scheme | Recipe,
+    given: str | Scheme | Recipe,
     rules: Sequence[Rule | tuple[Selector, Any]] | None,
     fan: FanConvention | None,
     seed: int | None,
     generator: torch.Generator | None,
     backend: str,
     strict: bool,
+    of_part: bool,
 ) -> Plan:
-    recipe = as_recipe(scheme, survey.model)
+    recipe = as_recipe(given, survey.model)
+    scheme = as_scheme(recipe.scheme)
     own_rules = as_rules(rules)
     # Whoever published a recipe chose its fans. With a scheme alone, nobody did.
-    if fan is None and (isinstance(scheme, Recipe) or (isinstance(scheme, str) and scheme in preset_names())):
+    if fan is None and (isinstance(given, Recipe) or (isinstance(given, str) and given in preset_names())):
         fan = recipe.fan
-    rows = survey.rows(as_scheme(recipe.scheme), fan, RuleFinder([*own_rules, *as_rules(recipe.rules)]))
-    # A recipe serves many models. Its rules may match nothing in one of them.
+    rows = survey.rows(scheme, fan, RuleFinder([*own_rules, *as_rules(recipe.rules)]))
     survey.report_unmatched(own_rules, strict)
+    decided = any(at >= len(own_rules) for at in (*survey.matched, *survey.matched_ties))
+    if not of_part:  # a pipeline stage may lack what all rules are for
+        _report_unmatched(recipe, decided, survey.model, strict)
+    if isinstance(given, str) and given in _OF_ONE_STD and any(row.scheme is scheme for row in rows):
+        _warn_of_one_std(given, scheme)
     groups = survey.wrapper_groups()
     made = Plan(
         rows,
@@ -213,6 +221,77 @@ def _plan(
     _report_uncovered(made, strict, survey.failures())
     _report_kept(made, survey.kept)
     return made
+
+
+def _check_given(model: object, scheme: object, line: Callable[[str], str]) -> None:
+    """Raise TypeError unless a model and a scheme were given, with the line to write. `line` makes it for a scheme."""
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        instead = _instead_of(model, scheme)
+        raise TypeError(f"model: expected a torch.nn.Module, got {got}" + (f"; write {instead}" if instead else ""))
+    maker: Any = scheme
+    if callable(scheme) and getattr(scheme, "__module__", "").startswith("fastinit.recipes."):
+        room = "presets." if maker.__module__ == presets.__name__ else ""
+        raise TypeError(
+            f"scheme: expected a name, a scheme or a recipe, got the function {maker.__name__}; write "
+            + line(f"fastinit.{room}{maker.__name__}(model)")
+        )
+    if not isinstance(scheme, (str, Recipe)):
+        as_scheme(maker, line)
+
+
+def _instead_of(model: Any, scheme: object) -> str | None:
+    """The line to write, if what was given as a model shows what was meant."""
+    written = as_written(scheme)
+    if isinstance(scheme, nn.Module):
+        return f"fastinit.init_model_(model, {as_written(model)})"
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        return f"fastinit.init_model_({model.__name__}(...), {written})"
+    if isinstance(model, torch.Tensor):
+        return f"fastinit.init_([tensor], {written})"
+    if isinstance(model, Mapping):
+        return f"fastinit.init_(tensors.values(), {written}, names=list(tensors))"
+    if isinstance(model, Iterable) and not isinstance(model, str):
+        return f"fastinit.init_(tensors, {written}), or fastinit.init_model_(model, {written}) for all of a model"
+    return None
+
+
+# What these names are without arguments, and the same in writing. torch's defaults are made to fill one tensor.
+_OF_ONE_STD = {
+    "normal": ("N(0, 1)", "fastinit.Normal(std=1.0)", "fastinit.Normal(std=0.02)"),
+    "uniform": ("U[0, 1]", "fastinit.Uniform(0.0, 1.0)", "fastinit.Uniform(-0.05, 0.05)"),
+    "trunc_normal": (
+        "N(0, 1) in [-2, 2]",
+        "fastinit.TruncNormal(std=1.0)",
+        "fastinit.TruncNormal(std=0.02, bounds=(-0.04, 0.04))",
+    ),
+}
+
+
+def _warn_of_one_std(name: str, scheme: Scheme) -> None:
+    what, same, smaller = _OF_ONE_STD[name]
+    by_fans = "xavier_uniform" if name == "uniform" else "xavier_normal"
+    std = scheme.distribution(Context(())).std()
+    warn(
+        f'scheme: "{name}" without arguments gives every matrix {what}, std {std:.3g} whatever its size; write '
+        f'{smaller}, or "{by_fans}", which looks at the fans, or {same} if this is meant'
+    )
+
+
+def _report_unmatched(recipe: Recipe, decided: bool, model: nn.Module, strict: bool) -> None:
+    """Warn of a recipe of which no rule matches; under `strict` raise ValueError. `decided`: one of them has decided.
+
+    A recipe serves many models, and some of its rules may match nothing in one of them. If none does, the recipe is
+    for other models, or for other names.
+    """
+    rules = as_rules(recipe.rules)
+    if decided or not rules or RuleFinder(rules).finds_any(model):
+        return
+    of = "the recipe" if recipe.name is None else f"the recipe {recipe.name!r}"
+    message = f"no parameter matches any rule of {of}, which is for other models"
+    if strict:
+        raise ValueError(f"strict: {message}")
+    warn(message)
 
 
 def _report_uncovered(made: Plan, strict: bool, failures: Sequence[str]) -> None:
@@ -298,6 +377,7 @@ def materialize_(
     >>> materialize_(model, "xavier_uniform", device="cpu", seed=0).bias.tolist()
     [0.0, 0.0]
     """
+    _check_given(model, scheme, lambda made: f"fastinit.materialize_(model, {made}, device={str(device)!r})")
     device = torch.device(device)
     if device.type == "meta":
         raise ValueError("device: expected one with memory, got meta")

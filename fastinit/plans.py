@@ -288,9 +288,10 @@ class Plan:
         action: Action | None = None,
         covered: bool | None = None,
     ) -> Plan:
-        """A plan with the selected rows alone. `where` is a glob on the name, a `Where` without a type, or a function.
+        """A plan with the selected rows alone. `where` is a glob on the name, a `Where` or a function of the row.
 
-        A function gets the row. With a seed, the new plan writes the same values to these rows as the whole plan.
+        A `Where` must have neither a type nor a role, for rows have no module. With a seed, the new plan writes the
+        same values to these rows as the whole plan.
 
         Raises:
             TypeError, ValueError: the selector has another type, or the action is unknown.
@@ -516,8 +517,8 @@ def _selection(where: str | Selects | Callable[[Row], bool] | None) -> Callable[
         glob = re.compile(translate(where))
         return lambda row: glob.match(row.name) is not None
     if isinstance(where, Selects):
-        if getattr(where, "type", None) is not None:
-            raise ValueError("where: expected a Where without a type, for rows of a plan have no module")
+        if any(getattr(where, key, None) is not None for key in ("type", "role")):
+            raise ValueError("where: expected a Where without a type and a role, for rows of a plan have no module")
         selects, nowhere = where, torch.nn.Module()
         return lambda row: selects.matches(row.name, nowhere, row.tensor)
     if not callable(where):

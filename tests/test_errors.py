@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from conftest import DTYPES, needs_native
 from torch import nn
 
 import fastinit
+from fastinit.schemes import distributions
 from fastinit.schemes.base import Scheme
 
 FAN_SCHEMES = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "lecun_uniform", "lecun_normal"]
@@ -30,15 +35,141 @@ def assert_refused(bad: torch.Tensor, scheme: str | Scheme, error: type[Exceptio
 
 
 @pytest.mark.parametrize(
-    ("given", "nearest"), [("xavier_unifrom", "xavier_uniform"), ("kaimin_normal", "kaiming_normal")]
+    ("given", "nearest"),
+    [
+        ("xavier_unifrom", "xavier_uniform"),
+        ("kaimin_normal", "kaiming_normal"),
+        ("Xavier_Uniform", "xavier_uniform"),
+        ("glorot_unifrom", "glorot_uniform"),
+        ("he_normal_", "he_normal"),
+    ],
 )
 def test_unknown_scheme_names_the_nearest(given: str, nearest: str) -> None:
     tensor = torch.full((4, 4), 7.0)
-    with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
+    with pytest.raises(
+        ValueError, match=rf"^scheme: got '{given}', did you mean '{nearest}'\? expected one of uniform, "
+    ):
         fastinit.init_([tensor], given)
-    with pytest.raises(ValueError, match="scheme: expected one of"):
-        fastinit.init_model_(nn.Linear(3, 3), "nonsense")
+    with pytest.raises(ValueError, match=r"^scheme: expected one of uniform, .*, dcgan, got 'qqq'$"):
+        fastinit.init_model_(nn.Linear(3, 3), "qqq")
     assert (tensor == 7.0).all()
+
+
+@dataclass(frozen=True)
+class MyScheme:
+    std: float
+
+    def distribution(self, context: fastinit.Context) -> distributions.Distribution:
+        return distributions.Normal(0.0, self.std)
+
+
+# What was given in place of a scheme, and the code that an error puts in its place.
+NO_SCHEMES: list[tuple[Any, str]] = [
+    (fastinit.Normal, "fastinit.Normal(mean=0.0, std=1.0)"),
+    (fastinit.Constant, "fastinit.Constant(value=...)"),
+    (MyScheme, "MyScheme(std=...)"),
+    (nn.init.xavier_uniform_, '"xavier_uniform"'),
+    (nn.init.orthogonal_, '"orthogonal"'),
+    (nn.init.sparse_, 'fastinit.scheme("sparse", sparsity=...)'),
+    (fastinit.kaiming_normal_, '"kaiming_normal"'),
+    (torch.Tensor.normal_, '"normal"'),
+    (functools.partial(nn.init.normal_, std=0.02), 'fastinit.scheme("normal", std=0.02)'),
+    (nn.init.calculate_gain, '"xavier_uniform"'),
+    (lambda tensor: tensor, '"xavier_uniform"'),
+    (0, '"zeros"'),
+    (1.0, '"ones"'),
+    (0.5, "fastinit.Constant(0.5)"),
+    (None, '"xavier_uniform"'),
+    (True, '"xavier_uniform"'),
+    (torch.ones(1000), '"xavier_uniform"'),
+    (fastinit.KEEP, '"xavier_uniform"'),
+    (nn.Linear(3, 3), '"xavier_uniform"'),
+]
+LINES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "init_model_": (lambda given: fastinit.init_model_(nn.Linear(3, 3), given), "fastinit.init_model_(model, {})"),
+    "plan": (lambda given: fastinit.plan(nn.Linear(3, 3), given), "fastinit.plan(model, {})"),
+    "materialize_": (
+        lambda given: fastinit.materialize_(nn.Linear(3, 3, device="meta"), given, device="cpu"),
+        "fastinit.materialize_(model, {}, device='cpu')",
+    ),
+    "init_": (lambda given: fastinit.init_([torch.empty(3)], given), "fastinit.init_(tensors, {})"),
+    "rules": (lambda given: fastinit.Rule("*{3}.weight", given), '("*{3}.weight", {})'),
+}
+
+
+@pytest.mark.parametrize("call", LINES)
+@pytest.mark.parametrize(("given", "instead"), NO_SCHEMES, ids=[code for _, code in NO_SCHEMES])
+def test_what_is_no_scheme_is_answered_with_the_line_to_write(given: Any, instead: str, call: str) -> None:
+    if call == "rules" and given is fastinit.KEEP:
+        return  # a rule may say so
+    make, line = LINES[call]
+    if call == "rules" and given is None:
+        instead = "fastinit.KEEP"
+    with pytest.raises(TypeError) as raised:
+        make(given)
+    message = str(raised.value)
+    assert message.startswith("scheme: expected a name or a scheme object, got ") and len(message) < 300
+    before, after = line.rsplit("{}", 1)
+    assert f"; write {before}{instead}{after}" in message
+
+
+def test_a_number_may_be_meant_as_a_std() -> None:
+    with pytest.raises(TypeError, match=r"or fastinit\.plan\(model, fastinit\.Normal\(std=0\.02\)\) for that std$"):
+        fastinit.plan(nn.Linear(3, 3), 0.02)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (fastinit.presets.gpt2, "fastinit.init_model_(model, fastinit.presets.gpt2(model))"),
+        (fastinit.deepnorm, "fastinit.init_model_(model, fastinit.deepnorm(model))"),
+    ],
+)
+def test_what_makes_a_recipe_is_answered_with_the_call(given: Any, line: str) -> None:
+    with pytest.raises(TypeError, match=f"^scheme: .* got the function .*; write {re.escape(line)}$"):
+        fastinit.init_model_(nn.Linear(3, 3), given)
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda model: model.weight, 'fastinit.init_([tensor], "kaiming_normal")'),
+        (lambda model: [model.weight], 'fastinit.init_(tensors, "kaiming_normal"), or fastinit.init_model_(model, '),
+        (
+            lambda model: model.parameters(),
+            'fastinit.init_(tensors, "kaiming_normal"), or fastinit.init_model_(model, ',
+        ),
+        (
+            lambda model: model.state_dict(),
+            'fastinit.init_(tensors.values(), "kaiming_normal", names=list(tensors))',
+        ),
+        (type, 'fastinit.init_model_(Linear(...), "kaiming_normal")'),
+    ],
+)
+@pytest.mark.parametrize("call", [fastinit.init_model_, fastinit.plan, fastinit.materialize_])
+def test_tensors_in_place_of_a_model_are_answered_with_the_line(
+    make: Callable[[nn.Module], Any], line: str, call: Callable[..., Any]
+) -> None:
+    options = {"device": "cpu"} if call is fastinit.materialize_ else {}
+    with pytest.raises(TypeError, match=f"^model: expected a torch.nn.Module, got .*; write {re.escape(line)}"):
+        call(make(nn.Linear(3, 3)), "kaiming_normal", **options)
+
+
+def test_a_model_in_place_of_tensors_is_answered_with_the_line() -> None:
+    model: Any = nn.Linear(3, 3)
+    for call in (fastinit.init_, lambda given, scheme: fastinit.init_([given], scheme)):
+        with pytest.raises(TypeError, match=r'^tensors: .* got Linear; write fastinit\.init_model_\(model, "ones"\)$'):
+            call(model, "ones")
+        with pytest.raises(
+            TypeError, match=r"write fastinit\.init_model_\(model, fastinit\.Normal\(mean=0\.0, std=0\.02\)\)$"
+        ):
+            call(model, fastinit.Normal(std=0.02))
+    with pytest.raises(TypeError, match=r'^tensor: .* write fastinit\.init_model_\(model, "xavier_uniform"\)$'):
+        fastinit.xavier_uniform_(model)
+    with pytest.raises(TypeError, match=r'^model: .* write fastinit\.init_model_\(model, "ones"\)$'):
+        fastinit.init_model_("ones", model)  # type: ignore[type-var]
+    with pytest.raises(TypeError, match=r'^tensors: .* one tensor; .*: fastinit\.init_\(\[tensor\], "ones"\)$'):
+        fastinit.init_(model.weight, "ones")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +184,7 @@ def test_unknown_scheme_names_the_nearest(given: str, nearest: str) -> None:
         (lambda: fastinit.TruncNormal(0.0, 1.0, (math.nan, 2.0)), "bounds"),
         (
             lambda: fastinit.TruncNormal(unit="sigmas"),
-            "unit: expected one of absolute, sigma, got 'sigmas'; did you mean 'sigma'",
+            r"unit: got 'sigmas', did you mean 'sigma'\? expected one of absolute, sigma",
         ),  # type: ignore[arg-type]
         (lambda: fastinit.Uniform(1.0, 0.0), "expected low <= high, got 1.0 and 0.0"),
         (lambda: fastinit.Uniform(0.0, math.inf), "high: expected a finite number"),

@@ -109,7 +109,7 @@ class Tabled(nn.Linear):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (Tied, {"scheme": "nonsense"}, "scheme: expected one of"),
+        (Tied, {"scheme": "nonsense"}, "scheme: got 'nonsense', did you mean"),
         (Tied, {"rules": [("conv.weight", fastinit.KEEP)]}, r"nothing would write to: conv.weight"),
         (Counted, {}, r"nothing would write to: steps"),
         (Scaled, {}, r"nothing would write to: temperature"),
@@ -137,7 +137,7 @@ def test_buffers_that_the_user_can_compute() -> None:
 def test_unused_rules_warn_once() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fastinit.materialize_(on_meta(Tied), "normal", [("nothing", "zeros")], device="cpu", seed=0)
+        fastinit.materialize_(on_meta(Tied), "xavier_normal", [("nothing", "zeros")], device="cpu", seed=0)
     assert [str(each.message) for each in caught] == ["no parameter matches rule 'nothing'"]
 
 
@@ -269,5 +269,5 @@ def test_init_method_follows_the_generator() -> None:
     own = adapters.init_method("ones", generator=torch.Generator().manual_seed(4))
     own(weights[0])
     assert (weights[0] == 1.0).all()
-    with pytest.raises(ValueError, match="scheme: expected one of"):
+    with pytest.raises(ValueError, match=r"scheme: got 'nonsense', did you mean"):
         adapters.init_method("nonsense")

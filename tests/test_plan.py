@@ -441,7 +441,7 @@ def test_a_plan_takes_presets_and_recipes_for_a_scheme(mixed: Mixed) -> None:
     assert by_name.to_json() == fastinit.plan(mixed, fastinit.preset("bert", mixed), seed=0).to_json()
     assert by_name.to_json() == fastinit.plan(mixed, fastinit.Normal(std=0.02), seed=0).to_json()
     with pytest.raises(
-        ValueError, match=r"^scheme: expected one of uniform, .*, dcgan, got 'brt'; did you mean 'bert'"
+        ValueError, match=r"^scheme: got 'brt', did you mean 'bert'\? expected one of uniform, .*, dcgan"
     ):
         fastinit.plan(mixed, "brt")
     with pytest.raises(TypeError, match="scheme: expected a name or a scheme object, got 3"):

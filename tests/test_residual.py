@@ -377,7 +377,7 @@ def test_globs_are_checked(globs: Any) -> None:
 
 
 def test_the_scheme_for_embeddings_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"^embedding: expected one of .*, got 'norml'; did you mean 'normal'"):
+    with pytest.raises(ValueError, match=r"^embedding: got 'norml', did you mean 'normal'\? expected one of "):
         fastinit.zer_o(encoder_of(1), embedding="norml")
     for given in (None, 3, fastinit.Normal):
         with pytest.raises(TypeError, match=r"^embedding: expected the name of a scheme or a scheme, got "):

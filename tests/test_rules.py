@@ -68,14 +68,26 @@ def _pair(rule: Rule | tuple[Selector, Any]) -> tuple[Selector, Any]:
         (re.compile("s"), ["first.weight", "first.bias", "second.weight", "second.bias", "conv.bias"]),
         (re.compile("^CONV", re.IGNORECASE), ["conv.weight", "conv.bias"]),
         (Where(regex=r"^(first|conv)\.b"), ["first.bias", "conv.bias"]),
-        (nn.Linear, ["first.weight", "first.bias", "second.weight", "second.bias"]),
-        (Special, ["second.weight", "second.bias"]),
-        ((Special, nn.Embedding), ["second.weight", "second.bias", "embed.weight"]),
-        (Where(type="Linear"), ["first.weight", "first.bias", "second.weight", "second.bias"]),
-        (Where(type="torch.nn.modules.conv.Conv2d"), ["conv.weight", "conv.bias"]),
-        (Where(type="_ConvNd"), ["conv.weight", "conv.bias"]),
+        (nn.Linear, ["first.weight", "second.weight"]),
+        (Special, ["second.weight"]),
+        ((Special, nn.Embedding), ["second.weight", "embed.weight"]),
+        ([Special, nn.Embedding], ["second.weight", "embed.weight"]),
+        (Where(type="Linear"), ["first.weight", "second.weight"]),
+        (Where(type="torch.nn.modules.conv.Conv2d"), ["conv.weight"]),
+        (Where(type="_ConvNd"), ["conv.weight"]),
         (Where(type="Conv"), []),
-        (Where(type=("Embedding", Special)), ["second.weight", "second.bias", "embed.weight"]),
+        (Where(type=("Embedding", Special)), ["second.weight", "embed.weight"]),
+        (Where(type="Linear", name="first.*"), ["first.weight"]),
+        (Where(type="Linear", requires_grad=True), ["first.weight"]),
+        (Where(type="Linear", role="bias"), ["first.bias", "second.bias"]),
+        (Where(type="Linear", name="*.bias"), ["first.bias", "second.bias"]),
+        (Where(type="Linear", regex="^first.*bias$"), ["first.bias"]),
+        (Where(type="Linear", dims=1), ["first.bias", "second.bias"]),
+        (Where(type="Linear", shape=(6,)), ["first.bias"]),
+        (Where(role="bias"), ["first.bias", "second.bias", "conv.bias"]),
+        (Where(role=["bias", "frozen"]), ["first.bias", "second.bias", "conv.bias", "second.weight"]),  # type: ignore[arg-type]
+        (Where(frozen=True), ["second.weight"]),
+        (Where(frozen=False, type="Linear"), ["first.weight"]),
         (Where(type=["Embedding"]), ["embed.weight"]),  # type: ignore[arg-type]
         (Where(shape=(None, 4)), ["first.weight", "embed.weight"]),
         (Where(shape=(-1, 4)), ["first.weight", "embed.weight"]),
@@ -127,13 +139,13 @@ def test_the_first_match_wins_across_kinds_of_selectors() -> None:
         ("conv.*", "zeros"),  # in a run of globs, after one that is none
         ("second.bias", "zeros"),
         (nn.Linear, "zeros"),
-        ("first.*", "zeros"),
+        ("first.w*", "zeros"),
         (lambda name, module, parameter: True, "zeros"),
         ("*", "zeros"),
     ]
-    with pytest.warns(UserWarning, match=r"no parameter matches rule 'conv\.\*', rule 'first\.\*', rule '\*'$"):
+    with pytest.warns(UserWarning, match=r"no parameter matches rule 'conv\.\*', rule 'first\.w\*', rule '\*'$"):
         ruled = _ruled(rules)
-    assert ruled == dict(zip(ZOO, (4, 4, 4, 3, 1, 0, 6), strict=True))
+    assert ruled == dict(zip(ZOO, (4, 6, 4, 3, 1, 0, 6), strict=True))
 
 
 _PIECES = ("a", "b", "weight", "h", "0", "10", "[", "]", ".", "..", "(", "|", "\\", "+", "^", "$", "?P<r0>", "é", "\n")
@@ -548,7 +560,7 @@ def _make(**arguments: Any) -> Callable[[], Rule]:
         (_make(select=()), TypeError, "select: expected a glob"),
         (_make(select=int), TypeError, "select: expected a glob"),
         (_make(select=(nn.Linear, "x")), TypeError, "select: expected a glob"),
-        (lambda: Where(), ValueError, "select: expected a name, regex, type, shape, dims or requires_grad, got none"),
+        (lambda: Where(), ValueError, "select: expected one of name, regex, type, shape, "),
         (lambda: Where(name=()), TypeError, "name: expected a glob or several, got ()"),
         (lambda: Where(name=("a", 3)), TypeError, "name: expected a glob or several, got ('a', 3)"),  # type: ignore[arg-type]
         (lambda: Where(regex="("), ValueError, "regex: '(' is no regular expression: missing )"),
@@ -561,6 +573,10 @@ def _make(**arguments: Any) -> Callable[[], Rule]:
         (lambda: Where(dims=-1), ValueError, "dims: expected dims >= 0, got -1"),
         (lambda: Where(dims=True), TypeError, "dims: expected int, got True"),
         (lambda: Where(requires_grad=1), TypeError, "requires_grad: expected bool, got 1"),  # type: ignore[arg-type]
+        (lambda: Where(frozen=1), TypeError, "frozen: expected bool, got 1"),  # type: ignore[arg-type]
+        (lambda: Where(loaded="yes"), TypeError, "loaded: expected bool, got 'yes'"),  # type: ignore[arg-type]
+        (lambda: Where(role="biases"), ValueError, "role: got 'biases', did you mean 'bias'? expected one of map, "),
+        (lambda: Where(role=()), TypeError, "role: expected a role or several, got none"),
     ],
 )  # fmt: skip
 def test_arguments_of_rules_are_checked(make: Callable[[], object], error: type[Exception], message: str) -> None:
@@ -581,6 +597,8 @@ def test_arguments_of_rules_are_checked(make: Callable[[], object], error: type[
         ((nn.Conv2d, nn.Linear), "rule type Conv2d | Linear"),
         (Where(type="torch.nn.modules.linear.Linear"), "rule type Linear"),
         (Where(dims=2, type=Zoo), "rule type Zoo, dims 2"),
+        (Where(role="bias"), "rule role 'bias'"),
+        (Where(role=("map", "bias"), frozen=True), "rule role 'map' | 'bias', frozen True"),
     ],
     ids=str,
 )
@@ -602,9 +620,10 @@ def test_rules_that_match_nothing_are_named_or_refused() -> None:
         fastinit.plan(Zoo(), "normal", rules, strict=True)
 
 
-def test_rules_of_a_recipe_may_match_nothing() -> None:
-    recipe = fastinit.Recipe("normal", [("nowhere", "zeros")])
+def test_rules_of_a_recipe_may_match_nothing_if_one_does() -> None:
+    recipe = fastinit.Recipe("normal", [("nowhere", "zeros"), ("first.weight", "zeros")])
     fastinit.plan(Zoo(), recipe, strict=True)
+    fastinit.plan(Zoo(), recipe, [("first.*", "ones")], strict=True)  # which comes before what matches
     with pytest.warns(UserWarning, match="no parameter matches rule 'neither'$"):
         fastinit.plan(Zoo(), recipe, [("neither", "zeros")])
 
@@ -859,3 +878,182 @@ def test_rows_of_zeros_go_into_recipes_and_through_mup(tmp_path: Path) -> None:
     for given in (recipe, fastinit.mup(Tied(), Tied(), recipe)):
         weight = fastinit.init_model_(Tied(), given, seed=0).embed.weight
         assert (weight == 0.0).all(dim=1).nonzero().flatten().tolist() == [5]
+
+
+class OtherNorm(nn.Module):
+    """A normalisation with other names for its two vectors, or, without `gamma`, Swish with its slope."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.full((4,), 7.0)))
+
+
+@pytest.mark.parametrize(
+    ("make", "weights"),
+    [
+        (lambda: nn.Linear(4, 4), {"weight"}),
+        (lambda: nn.LayerNorm(4), {"weight"}),
+        (lambda: nn.BatchNorm2d(4), {"weight"}),
+        (lambda: nn.ConvTranspose2d(4, 4, 3), {"weight"}),
+        (lambda: nn.Bilinear(4, 4, 4), {"weight"}),
+        (lambda: nn.LSTMCell(4, 4), {"weight_ih", "weight_hh"}),
+        (
+            lambda: nn.LSTM(4, 4, bidirectional=True, proj_size=2),
+            {f"weight_{kind}_l0{way}" for kind in ("ih", "hh", "hr") for way in ("", "_reverse")},
+        ),
+        (lambda: nn.MultiheadAttention(4, 2, add_bias_kv=True), {"in_proj_weight"}),
+        (lambda: nn.PReLU(4), {"weight"}),
+        (lambda: OtherNorm("gamma", "beta"), {"gamma"}),
+        (lambda: OtherNorm("scale", "shift"), {"scale"}),
+        (lambda: OtherNorm("beta"), {"beta"}),
+    ],
+)
+def test_a_type_takes_the_weights_and_leaves_the_biases_to_their_role(
+    make: Callable[[], nn.Module], weights: set[str]
+) -> None:
+    module = make()
+    ruled = _ruled([(type(module), "zeros")], module)
+    own = {name for name in module._parameters if module._parameters[name] is not None}
+    assert {name for name in ruled if name in own} == weights
+    recipe = fastinit.Recipe("zeros", [(Where(type=type(module).__name__), "zeros")])
+    assert {row.name for row in fastinit.plan(module, recipe).rows if row.reason.startswith("rule type")} == weights
+
+
+def test_ones_for_a_norm_do_not_shift_it_and_matrix_schemes_pass_over_biases() -> None:
+    model = nn.ModuleDict({"norm": nn.LayerNorm(4), "linear": nn.Linear(4, 3), "lstm": nn.LSTM(4, 4)})
+    rules: list[tuple[Selector, Any]] = [(nn.LayerNorm, "ones"), (nn.Linear, "xavier_uniform"), (nn.LSTM, "orthogonal")]
+    fastinit.init_model_(model, "zeros", rules, seed=0, strict=True)
+    zero = {name for name, parameter in model.named_parameters() if not parameter.any()}
+    assert zero == {"norm.bias", "linear.bias", "lstm.bias_ih_l0", "lstm.bias_hh_l0"}
+    assert (model["norm"].weight == 1.0).all()
+
+
+def test_keep_and_own_take_the_whole_module() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    before = model[0].bias.clone()
+    rules: list[tuple[Selector, Any]] = [(Where(name="0.*", type=nn.Linear), KEEP), (nn.Linear, "own")]
+    fastinit.init_model_(model, "zeros", rules, seed=0, strict=True)
+    assert torch.equal(model[0].bias, before) and model[1].bias.any()
+
+
+def test_a_type_takes_the_weight_alone_through_wrappers_and_parametrizations() -> None:
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    assert set(_ruled([(nn.Linear, "zeros")], nn.DataParallel(linear))) == {"weight"}
+
+
+def test_a_rule_asks_for_the_role_only_where_it_looks_at_it() -> None:
+    asked: list[str] = []
+
+    def role() -> str:
+        asked.append("asked")
+        return "map"
+
+    linear = nn.Linear(2, 2)
+    names = Names("0.weight", "0.weight", "0.weight")
+    rules = [Rule("*.bias", "zeros"), Rule(nn.Conv2d, "zeros"), Rule(Where(type="Conv2d", role="map"), "zeros")]
+    assert RuleFinder(rules).find(names, linear, linear.weight, role) is None and asked == []
+    for roles, found in (("map", 0), (("table", "map"), 0), ("table", None), ("bias", None)):
+        assert RuleFinder([Rule(Where(role=roles), "zeros")]).find(names, linear, linear.weight, role) == found
+    assert RuleFinder([Rule(Where(role="map"), "zeros")]).find(names, linear, linear.weight) is None
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        (Where(loaded=True), ["0.weight", "1.bias"]),
+        (Where(role="loaded"), ["0.weight", "1.bias"]),
+        (Where(loaded=True, type="Linear"), ["0.weight"]),
+        (Where(loaded=True, role="bias"), ["1.bias"]),
+        (Where(loaded=False), ["0.bias", "1.weight"]),
+    ],
+    ids=str,
+)
+def test_rules_reach_loaded_weights(select: Selector, expected: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].weight._is_hf_initialized = model[1].bias._is_hf_initialized = True  # type: ignore[assignment]
+    assert sorted(_ruled([(select, "zeros")], model)) == expected
+
+
+def test_the_mark_of_loaded_weights_counts_only_where_there_is_memory() -> None:
+    linear = nn.Linear(2, 2, device="meta")
+    linear.weight._is_hf_initialized = True  # type: ignore[assignment]
+    assert not Where(loaded=True).matches("weight", linear, linear.weight)
+    linear.to_empty(device="cpu")
+    linear.weight._is_hf_initialized = True  # type: ignore[assignment]
+    assert Where(loaded=True).matches("weight", linear, linear.weight)
+
+
+def test_pairs_may_be_lists() -> None:
+    rules: Any = [["*.weight", "ones"], [[nn.Linear, nn.Conv2d], "zeros"]]
+    for use in (fastinit.Recipe("zeros", rules).rules, fastinit.Recipe("zeros", tuple(map(tuple, rules))).rules):
+        assert list(use) == [Rule("*.weight", "ones"), Rule((nn.Linear, nn.Conv2d), "zeros")]
+    model = fastinit.init_model_(nn.Linear(3, 3), "zeros", [["weight", "ones"]])  # type: ignore[list-item]
+    assert (model.weight == 1.0).all()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("given", ["gpt2", fastinit.Recipe("zeros", [("nowhere", "ones")])], ids=str)
+def test_a_preset_or_recipe_that_matches_nothing_is_reported(given: str | fastinit.Recipe, strict: bool) -> None:
+    name = "the recipe 'gpt2'" if given == "gpt2" else "the recipe"
+    message = f"no parameter matches any rule of {name}, which is for other models$"
+    if strict:
+        with pytest.raises(ValueError, match=f"^strict: {message}"):
+            fastinit.plan(nn.Linear(3, 3), given, strict=True)
+        return
+    for model in (nn.Linear(3, 3), nn.DataParallel(nn.Linear(3, 3))):
+        with pytest.warns(UserWarning, match=f"^{message}") as caught:
+            fastinit.init_model_(model, given, [("weight", "zeros")])
+        assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_a_recipe_that_matches_nothing_is_reported_once_by_materialize() -> None:
+    with pytest.warns(UserWarning, match="^no parameter matches any rule of the recipe 'gpt2'") as caught:
+        fastinit.materialize_(nn.Linear(3, 3, device="meta"), "gpt2", device="cpu")
+    assert len(caught) == 1
+
+
+def test_a_part_of_a_model_may_lack_all_that_a_recipe_is_for() -> None:
+    fastinit.plan(nn.ModuleDict({"wte": nn.Embedding(3, 3)}), "gpt2", names={"wte": "transformer.wte"}, strict=True)
+
+
+def test_a_preset_without_rules_is_for_any_model() -> None:
+    fastinit.plan(nn.Linear(3, 3), "bert", strict=True)
+
+
+NO_ARGUMENTS = {
+    "normal": "N(0, 1), std 1 whatever its size; write fastinit.Normal(std=0.02), or ",
+    "uniform": "U[0, 1], std 0.289 whatever its size; write fastinit.Uniform(-0.05, 0.05), or ",
+    "trunc_normal": "N(0, 1) in [-2, 2], std 0.88 whatever its size; write fastinit.TruncNormal(std=0.02, ",
+}
+
+
+def _materialized(scheme: Any, rules: Any = None) -> None:
+    fastinit.materialize_(nn.Linear(3, 3, device="meta"), scheme, rules, device="cpu")
+
+
+CALLS: list[Callable[..., object]] = [
+    lambda *given: fastinit.init_model_(nn.Linear(3, 3), *given),
+    lambda *given: fastinit.plan(nn.Linear(3, 3), *given),
+    _materialized,
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=["init_model_", "plan", "materialize_"])
+@pytest.mark.parametrize("name", NO_ARGUMENTS)
+def test_one_std_for_a_whole_model_is_reported_once(name: str, call: Callable[..., object]) -> None:
+    message = f'^scheme: "{name}" without arguments gives every matrix {re.escape(NO_ARGUMENTS[name])}'
+    with pytest.warns(UserWarning, match=message) as caught:
+        call(name)
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("call", CALLS, ids=["init_model_", "plan", "materialize_"])
+def test_one_std_that_somebody_asked_for_is_not_reported(call: Callable[..., object]) -> None:
+    for scheme in (Normal(std=1.0), Uniform(0.0, 1.0), fastinit.scheme("normal", std=0.02), "xavier_normal"):
+        call(scheme)
+    call("xavier_uniform", [("weight", "normal")])
+    call("normal", [("weight", Normal(std=0.02))])  # nothing is left for the scheme
+    fastinit.init_([torch.empty(3, 3)], "normal")
+    fastinit.normal_(torch.empty(3, 3))

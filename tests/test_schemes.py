@@ -14,6 +14,7 @@ from torch import nn
 
 import fastinit
 from fastinit.schemes import distributions
+from fastinit.schemes.base import describe
 from fastinit.schemes.fans import torch_fans
 from fastinit.schemes.named import STD_WITHIN_TWO_SIGMA
 
@@ -59,6 +60,24 @@ def test_fan_schemes_have_torchs_numbers_to_the_last_bit(
     getattr(nn.init, name)(torch.empty(shape), **arguments)
     scheme = fastinit.scheme(name.removesuffix("_"), **arguments)
     assert used == [astuple(scheme.distribution(fastinit.Context(shape)))]
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("glorot_uniform", "xavier_uniform"),
+        ("glorot_normal", "xavier_normal"),
+        ("he_uniform", "kaiming_uniform"),
+        ("he_normal", "kaiming_normal"),
+    ],
+)
+def test_aliases_are_the_same_schemes_and_are_shown_by_their_first_name(alias: str, name: str) -> None:
+    assert fastinit.scheme(alias) == fastinit.scheme(name)
+    assert (
+        fastinit.plan(nn.Linear(3, 3), alias).rows[0].distribution
+        == fastinit.plan(nn.Linear(3, 3), name).rows[0].distribution
+    )
+    assert describe(fastinit.scheme(alias)) == name and alias in fastinit.scheme_names()
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (8, 3, 5, 5), (1, 1), (2, 3, 0)], ids=str)

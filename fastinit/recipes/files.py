@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fastinit.schemes.base import Scheme, as_scheme, check_choice, from_data, to
 from fastinit.schemes.fans import FanAxes, FanConvention
 
 _RECIPE_KEYS = ("name", "source", "scheme", "fan", "rules")
-_WHERE_KEYS = ("name", "regex", "type", "shape", "dims", "requires_grad")
+_WHERE_KEYS = tuple(field.name for field in fields(Where))
 _RULE_KEYS = (*_WHERE_KEYS, "scheme", "keep", "fan", "split", "split_dim", "zero_row", "in_model")
 
 
@@ -222,7 +222,7 @@ def _rule_to_data(rule: Rule, key: str) -> dict[str, Any]:
             if each == "type" and value is not None:
                 types = [_type_name(one) for one in (value if isinstance(value, tuple) else (value,))]
                 value = types[0] if len(types) == 1 else types
-            elif each == "name" and isinstance(value, tuple):
+            elif each in ("name", "role") and isinstance(value, tuple):
                 value = list(value)
             elif each == "shape" and value is not None:
                 value = [-1 if size is None else size for size in value]
@@ -267,7 +267,7 @@ def _rule_from_data(data: Any, key: str) -> Rule:
     for each, value in properties.items():
         if value is None:
             raise ValueError(f"{key}.{each}: expected a value, got null")
-        if each in ("name", "type", "shape") and isinstance(value, list):
+        if each in ("name", "type", "shape", "role") and isinstance(value, list):
             properties[each] = tuple(value)
     fan = _fan_from_data(data["fan"], f"{key}.fan") if "fan" in data else None
     split = data.get("split")

@@ -12,7 +12,7 @@ from fastinit.recipes.files import Recipe, check_model, of_model
 from fastinit.recipes.presets import LAST_NORMS, as_recipe
 from fastinit.rules.depths import Depths
 from fastinit.rules.roles import Roles
-from fastinit.rules.select import Rule, Where, exact_glob
+from fastinit.rules.select import Rule, RuleFinder, Where, exact_glob
 from fastinit.run.names import named_modules, named_parameters
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, scheme_names
 from fastinit.schemes.fans import module_geometry
@@ -269,6 +269,7 @@ def zer_o(model: nn.Module, *, embedding: str | Scheme = Normal(std=0.02)) -> Re
                 stacks.append(exact_glob(name))
     if stacks:
         rules.append(Rule(Where(name=tuple(stacks)), random))
+    rules = [each for each in rules if RuleFinder([each]).finds_any(model)]  # a plan warns if a recipe's match nothing
     source = "Zhao, Schäfer, Anandkumar, TMLR 2022, algorithms 1 and 2"
     return Recipe(zero_o, of_model(rules), fan="module", name="zer_o", source=source)
 

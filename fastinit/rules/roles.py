@@ -7,7 +7,7 @@ read (capture/own.py), and the values that happen to be in memory decide nothing
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from torch import nn
 from fastinit._torch import BATCH_NORMS, CONVOLUTIONS
 from fastinit.capture.own import Author, Authors
 from fastinit.rules.asked import Asked, Found, Surroundings, Test, kind_of, long_axes_of, own_type
+from fastinit.rules.biases import SCALES, SHIFTS, is_bias
 from fastinit.rules.norms import computes_one_plus
 from fastinit.rules.published import (
     LORA_A,
@@ -28,7 +29,7 @@ from fastinit.rules.published import (
     ZEROS,
     published,
 )
-from fastinit.rules.select import KEEP, Rule
+from fastinit.rules.select import KEEP, Rule, is_loaded
 from fastinit.schemes import distributions
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.named import Own
@@ -64,10 +65,6 @@ _MAPS: tuple[tuple[tuple[type, ...], re.Pattern[str], re.Pattern[str]], ...] = (
 )
 
 _NORM_NAME = re.compile(r"Norm(Gated|\dd|\dP)?$")
-# Names for the factor and the summand of a normalisation in torch, transformers, TensorFlow's ports, the Annotated
-# Transformer and Glow.
-_SCALE_NAMES = frozenset({"weight", "gamma", "scale", "g", "a_2"})
-_SHIFT_NAMES = frozenset({"bias", "beta", "shift", "b_2", "loc"})
 # A table of positions or a learned token is added to activations, whatever its shape.
 _ADDED_NAME = re.compile(r"(^|_)pos(ition(al)?)?(_|$)|(^|_)tokens?$|(^|_)emb(ed(ding)?s?)?$")
 
@@ -101,7 +98,7 @@ def _frozen(asked: Asked) -> Found | None:
 
 
 def _loaded(asked: Asked) -> Found | None:
-    if not asked.parameter.__dict__.get("_is_hf_initialized", False) or asked.is_new:
+    if asked.is_new or not is_loaded(asked.parameter):
         return None
     return Found("loaded weights (_is_hf_initialized): kept")
 
@@ -132,7 +129,7 @@ def _table(asked: Asked) -> Found | None:
 
 def _scale(asked: Asked) -> Found | None:
     of_torch = _torch_role(asked.module_type, asked.own_name) == "scale"
-    by_name = asked.own_name in _SCALE_NAMES and asked.long_axes < 2 and _is_norm(asked.module_type)
+    by_name = asked.own_name in SCALES and asked.long_axes < 2 and _is_norm(asked.module_type)
     if not (of_torch or by_name):
         return None
     if computes_one_plus(asked.module, asked.own_name):
@@ -146,22 +143,15 @@ def _bias(asked: Asked) -> Found | None:
         return Found(_shift_reason(asked), ZEROS) if of_torch == "bias" else None
     if asked.long_axes > 1 or asked.own_name in STATE_SPACE_NAMES:
         return None
-    if asked.own_name in _SHIFT_NAMES or (is_bias_name(asked.own_name) and _is_beside_map(asked)):
+    if not is_bias(asked.own_name, asked.module):
+        return None
+    if asked.own_name == "bias" or asked.own_name in SHIFTS or _is_beside_map(asked):
         return Found(_shift_reason(asked), ZEROS)
     return None
 
 
 def _shift_reason(asked: Asked) -> str:
     return "norm shift" if _is_norm(asked.module_type) else "bias"
-
-
-_BIAS_NAME = re.compile(r"(^|_)bias$|^bias_(ih|hh)(_l\d+)?(_reverse)?$|^b_(q|k|v|o)$")
-
-
-@lru_cache(maxsize=4096)
-def is_bias_name(own_name: str) -> bool:
-    """Whether a parameter is called as biases are."""
-    return _BIAS_NAME.search(own_name) is not None
 
 
 def _is_beside_map(asked: Asked) -> bool:
@@ -188,6 +178,13 @@ ROLES: tuple[tuple[RoleName, Test], ...] = (
 )
 
 
+def _first(asked: Asked, table: Sequence[tuple[RoleName, Test]]) -> tuple[RoleName, Found | None]:
+    for role, test in table:
+        if (found := test(asked)) is not None:
+            return role, found
+    return "author", None
+
+
 # ---- what they get ----
 
 
@@ -208,18 +205,16 @@ class Roles:
         self.authors = Authors(model, everything=self._is_own) if authors is None else authors
 
     def role(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> RoleName:
-        """The role of a parameter. `name` is its canonical name, `own_name` its name in `module`."""
-        return self._found(Asked(self._around, name, module, own_name, parameter))[0]
+        """The role that a parameter has, or would have if it were neither frozen nor loaded.
 
-    def _found(self, asked: Asked) -> tuple[RoleName, Found | None]:
-        for role, test in ROLES:
-            if (found := test(asked)) is not None:
-                return role, found
-        return "author", None
+        `name` is its canonical name, `own_name` its name in `module`.
+        """
+        asked = Asked(self._around, name, module, own_name, parameter)
+        return _first(asked, [each for each in ROLES if each[0] not in ("frozen", "loaded")])[0]
 
     def treatment(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> Treatment:
         """The treatment of a parameter that no rule matches."""
-        role, found = self._found(Asked(self._around, name, module, own_name, parameter))
+        role, found = _first(Asked(self._around, name, module, own_name, parameter), ROLES)
         if role == "integer":
             assert found is not None
             return Treatment(None, found.reason, covered=False, role=role)

@@ -13,9 +13,13 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from fastinit.distributed.shards import local_tensor
 from fastinit.errors import ParameterError
+from fastinit.rules.biases import is_bias
+from fastinit.run.names import named_modules
 from fastinit.schemes.base import Scheme, as_scheme, check_choice
 from fastinit.schemes.fans import FAN_NAMES, FanAxes, FanConvention, Fans
+from fastinit.schemes.named import Own
 
 
 class _Keep(Enum):
@@ -31,6 +35,13 @@ KEEP: Final = _Keep.KEEP
 
 _WILDCARD = re.compile(r"[*?\[]")
 
+# What rules call the roles of parameters.
+ROLES: Final = ("map", "table", "scale", "bias", "published", "author", "frozen", "loaded", "integer")
+
+
+# Tells a parameter's role. It is called only if a rule asks.
+AskRole = Callable[[], str]
+
 
 @dataclass(frozen=True)
 class Where:
@@ -40,10 +51,15 @@ class Where:
         name: a glob, or several, that must match the whole canonical name ("*.attn.*.weight").
         regex: a regular expression that is searched for in the canonical name.
         type: types of the module that holds the parameter, or their names ("Linear",
-            "torch.nn.modules.linear.Linear"). A subclass counts, too.
+            "torch.nn.modules.linear.Linear"). A subclass counts, too. A rule takes the module's biases only if the
+            `Where` has a role, a shape or dims, or "bias" in its name or regex, or if the scheme is KEEP or "own".
         shape: a size for every dimension; None or -1 stands for any size.
         dims: the number of dimensions.
         requires_grad: whether the parameter is trained.
+        role: what the parameter is, or several: "map" (a linear map), "table" (an embedding), "scale" (of a
+            normalisation), "bias" (and a normalisation's shift), "published", "author", "integer", "frozen", "loaded".
+        frozen: whether the parameter is not trained; the opposite of requires_grad.
+        loaded: whether transformers has marked the parameter as loaded (`_is_hf_initialized`).
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, the regular expression is invalid, or no argument is
@@ -56,11 +72,14 @@ class Where:
     shape: tuple[int | None, ...] | None = None
     dims: int | None = None
     requires_grad: bool | None = None
+    role: str | tuple[str, ...] | None = None
+    frozen: bool | None = None
+    loaded: bool | None = None
 
     def __post_init__(self) -> None:
         if all(getattr(self, field.name) is None for field in fields(self)):
-            raise ValueError("select: expected a name, regex, type, shape, dims or requires_grad, got none")
-        for several in ("name", "type"):
+            raise ValueError(f"select: expected one of {', '.join(each.name for each in fields(self))}, got none")
+        for several in ("name", "type", "role"):
             if isinstance(getattr(self, several), list):
                 object.__setattr__(self, several, tuple(getattr(self, several)))
         globs = () if self.name is None else self.name if isinstance(self.name, tuple) else (self.name,)
@@ -68,12 +87,17 @@ class Where:
             raise TypeError(f"name: expected a glob or several, got {self.name!r}")
         if not isinstance(self.regex, (str, type(None))):
             raise TypeError(f"regex: expected a string, got {self.regex!r}")
-        for field, kind in (("dims", int), ("requires_grad", bool)):
+        for field, kind in (("dims", int), ("requires_grad", bool), ("frozen", bool), ("loaded", bool)):
             given = getattr(self, field)
             if given is not None and type(given) is not kind:
                 raise TypeError(f"{field}: expected {kind.__name__}, got {given!r}")
         if self.dims is not None and self.dims < 0:
             raise ValueError(f"dims: expected dims >= 0, got {self.dims}")
+        if self.role is not None:
+            if self.role == ():
+                raise TypeError("role: expected a role or several, got none")
+            for role in self._roles:
+                check_choice("role", role, ROLES)
         if self.type == ():
             raise TypeError("type: expected module types or their names, got none")
         for each in self.type if isinstance(self.type, tuple) else (self.type,):
@@ -102,7 +126,18 @@ class Where:
             return True
         return derived["_wild"] is not None and derived["_wild"].match(name) is not None
 
-    def matches(self, name: str, module: nn.Module, parameter: torch.Tensor) -> bool:
+    @property
+    def _roles(self) -> tuple[str, ...]:
+        return self.role if isinstance(self.role, tuple) else () if self.role is None else (self.role,)
+
+    def matches(
+        self,
+        name: str,
+        module: nn.Module,
+        parameter: torch.Tensor,
+        own_name: str | None = None,
+        role: AskRole | None = None,
+    ) -> bool:
         regex = self.__dict__["_regex"]
         return (
             (self.name is None or self._has_name(name))
@@ -110,8 +145,20 @@ class Where:
             and (self.type is None or _is_of_type(module, self.type))
             and (self.dims is None or parameter.dim() == self.dims)
             and (self.requires_grad is None or parameter.requires_grad == self.requires_grad)
+            and (self.frozen is None or parameter.requires_grad != self.frozen)
+            and (self.loaded is None or is_loaded(parameter) == self.loaded)
             and (self.shape is None or _has_shape(parameter, self.shape))
+            and (self.role is None or self._has_role(_own_name(name, own_name), module, parameter, role))
         )
+
+    def _has_role(self, own_name: str, module: nn.Module, parameter: torch.Tensor, ask: AskRole | None) -> bool:
+        # A frozen bias is frozen, and a bias, too.
+        roles = self._roles
+        if ("frozen" in roles and not parameter.requires_grad) or ("loaded" in roles and is_loaded(parameter)):
+            return True
+        if "bias" in roles and is_bias(own_name, module):
+            return True
+        return ask is not None and ask() in roles
 
     def __str__(self) -> str:
         if isinstance(self.name, str) and all(getattr(self, field.name) is None for field in fields(self)[1:]):
@@ -121,8 +168,8 @@ class Where:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A property of a Where in words. Several names or types are alternatives. A type is shown without its module."""
-    if key in ("name", "type") and isinstance(value, tuple):
+    """A property of a Where in words. Several values are alternatives. A type is shown without its module."""
+    if key in ("name", "type", "role") and isinstance(value, tuple):
         if len(value) > 3:
             return f"{_shown(key, value[0])} and {len(value) - 1} more"
         return " | ".join(_shown(key, each) for each in value)
@@ -143,6 +190,16 @@ def flagged(expression: re.Pattern[str]) -> str:
 def exact_glob(name: str) -> str:
     """The glob that matches this name alone."""
     return _WILDCARD.sub(r"[\g<0>]", name)
+
+
+def is_loaded(parameter: torch.Tensor) -> bool:
+    """Whether transformers has marked a parameter as loaded, and it has memory that may hold what was loaded."""
+    return bool(parameter.__dict__.get("_is_hf_initialized", False)) and not local_tensor(parameter).is_meta
+
+
+def _own_name(name: str, given: str | None) -> str:
+    """The name of a parameter in its module: the given one, or the last part of its whole name."""
+    return name.rpartition(".")[2] if given is None else given
 
 
 def _has_shape(parameter: torch.Tensor, shape: tuple[int | None, ...]) -> bool:
@@ -186,7 +243,10 @@ class Rule:
     compared with the name that `named_parameters()` gives.
 
     select: a glob on the whole name ("*.attn.*.weight"), a compiled regular expression (searched for), a module type or
-        a tuple of them, a `Where`, or a function of (canonical name, module, parameter) that returns a bool.
+        a tuple of them, a `Where`, or a function of (canonical name, module, parameter) that returns a bool. A type
+        takes the weights of its modules and leaves their biases to their role, so that (nn.LayerNorm, "ones") does not
+        shift. With KEEP and "own", which speak of a module's own values, it takes the biases, too.
+        `Where(type="Linear", role="bias")` takes them alone.
     scheme: a scheme, the name of one, or KEEP. With a split, it may also be a tuple of schemes, one per block.
     fan: the convention for fans: "torch", "module", "jax", "keras", "weight" (the fans of the weight beside a bias),
         `Fans(in, out)` or `FanAxes`. None: the plan's convention.
@@ -212,13 +272,19 @@ class Rule:
     in_model: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.select, list):
+            object.__setattr__(self, "select", tuple(self.select))
+        self._check_select()
         if isinstance(self.scheme, (tuple, list)):
             if self.split is None:
                 raise ValueError("split: expected one, for a scheme a block was given")
             object.__setattr__(self, "scheme", tuple(map(as_scheme, self.scheme)))
         elif self.scheme is not KEEP:
-            object.__setattr__(self, "scheme", as_scheme(self.scheme))
-        self._check_select()
+            object.__setattr__(self, "scheme", as_scheme(self.scheme, self._line))
+        where: Any = self.__dict__["_where"]
+        of_whole_modules = self.scheme is KEEP or isinstance(self.scheme, Own)
+        spares = isinstance(where, Where) and not of_whole_modules and _speaks_of_weights(where)
+        object.__setattr__(self, "_spares_biases", spares)
         self._check_fan()
         self._check_split()
         if self.zero_row is not None:
@@ -228,6 +294,10 @@ class Rule:
                 raise ValueError(f"zero_row: contradicts KEEP, got {self.zero_row!r}")
         if not isinstance(self.in_model, bool):
             raise TypeError(f"in_model: expected True or False, got {self.in_model!r}")
+
+    def _line(self, scheme: str) -> str:
+        """The rule as its user may write it, for errors. Where no scheme was given, the values may be meant to stay."""
+        return f"({_written(self.select)}, {'fastinit.KEEP' if self.scheme is None else scheme})"
 
     def _check_select(self) -> None:
         select = self.select
@@ -272,10 +342,19 @@ class Rule:
         if isinstance(self.scheme, tuple) and len(self.scheme) != blocks:
             raise ValueError(f"scheme: expected {blocks}, one a block of split={split!r}, got {len(self.scheme)}")
 
-    def matches(self, name: str, module: nn.Module, parameter: torch.Tensor) -> bool:
+    def matches(
+        self,
+        name: str,
+        module: nn.Module,
+        parameter: torch.Tensor,
+        own_name: str | None = None,
+        role: AskRole | None = None,
+    ) -> bool:
         where: Any = self.__dict__["_where"]
         if isinstance(where, Where):
-            return where.matches(name, module, parameter)
+            if not where.matches(name, module, parameter, own_name, role):
+                return False
+            return not (self.__dict__["_spares_biases"] and is_bias(_own_name(name, own_name), module))
         if isinstance(where, re.Pattern):
             return where.search(name) is not None
         try:
@@ -307,6 +386,23 @@ class Rule:
         if isinstance(where, re.Pattern):
             where = Where(regex=flagged(where))  # a recipe file gives it back in this form
         return f"rule {where if isinstance(where, Where) else getattr(where, '__name__', where)}"
+
+
+def _speaks_of_weights(where: Where) -> bool:
+    """Whether a type stands alone for the weights of its modules: nothing else tells which parameters are meant."""
+    if where.type is None or where.role is not None or where.shape is not None or where.dims is not None:
+        return False
+    patterns = where.name if isinstance(where.name, tuple) else (where.name,)
+    return not any("bias" in pattern for pattern in (*patterns, where.regex) if pattern is not None)
+
+
+def _written(select: Any) -> str:
+    """A selector as its user wrote it."""
+    if isinstance(select, tuple):
+        return f"({', '.join(map(_written, select))})"
+    if isinstance(select, str):
+        return f'"{select}"'
+    return select.__name__ if isinstance(select, type) else repr(select)
 
 
 def _is_truth(found: object) -> bool:
@@ -355,7 +451,7 @@ def as_rules(given: Sequence[Rule | tuple[Selector, Any]] | None) -> tuple[Rule,
     for each in listed:
         if isinstance(each, Rule):
             rules.append(each)
-        elif isinstance(each, tuple) and len(each) == 2:
+        elif isinstance(each, (tuple, list)) and len(each) == 2:
             rules.append(Rule(*each))
         else:
             raise TypeError(f"rules: expected Rule objects or (selector, scheme) pairs, got {each!r}")
@@ -393,24 +489,43 @@ class RuleFinder:
             self.rules, [at for at in positions if self.rules[at].in_model and self.rules[at].name_patterns]
         )
 
-    def find(self, names: tuple[str, str, str], module: nn.Module, parameter: torch.Tensor) -> int | None:
+    def find(
+        self,
+        names: tuple[str, str, str],
+        module: nn.Module,
+        parameter: torch.Tensor,
+        role: AskRole | None = None,
+    ) -> int | None:
         """The position of the first rule that matches, or None. `names` are `Names`; functions of rules get `name`.
+
+        `role` tells the parameter's role, one of ROLES, however it is frozen or loaded. Without it, only biases, frozen
+        and loaded parameters are known.
 
         Raises:
             ParameterError: a rule's function raised an error, or returned neither True nor False.
         """
         name, in_model, full = names
-        position = self._all.find(name, module, parameter)
+        own_name = in_model.rpartition(".")[2]
+        position = self._all.find(name, module, parameter, own_name, role)
         if name == in_model == full:
             return position
         found = [position]
         if full != in_model:
-            found.append(self._spelled.find(full, module, parameter))
+            found.append(self._spelled.find(full, module, parameter, own_name, role))
         # "layers.0" of the model may be "layers.24" of the whole, and the whole has a "layers.0", too. Rules made from
         # the whole find the name in the whole. So the name in the model is tried only if they find nothing.
-        if name != in_model and self._in_model.find(name, module, parameter) is None:
-            found.append(self._in_model.find(in_model, module, parameter))
+        if name != in_model and self._in_model.find(name, module, parameter, own_name, role) is None:
+            found.append(self._in_model.find(in_model, module, parameter, own_name, role))
         return min((each for each in found if each is not None), default=None)
+
+    def finds_any(self, model: nn.Module) -> bool:
+        """Whether a rule matches any parameter of a model."""
+        for each in named_modules(model):
+            for own_name, parameter in each.module._parameters.items():
+                name, full_name = each.names_of(own_name)
+                if parameter is not None and self.find((name, name, full_name), each.module, parameter) is not None:
+                    return True
+        return False
 
 
 def _spells_wrapper(pattern: str) -> bool:
@@ -438,10 +553,12 @@ class _FirstMatch:
             self._steps.append((re.compile("|".join(globs)), -1))
             globs.clear()
 
-    def find(self, name: str, module: nn.Module, parameter: torch.Tensor) -> int | None:
+    def find(
+        self, name: str, module: nn.Module, parameter: torch.Tensor, own_name: str, role: AskRole | None
+    ) -> int | None:
         for expression, position in self._steps:
             if expression is None:
-                if self._rules[position].matches(name, module, parameter):
+                if self._rules[position].matches(name, module, parameter, own_name, role):
                     return position
             elif (match := expression.match(name)) is not None:
                 return int((match.lastgroup or "r0")[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from fastinit.run.memory import check_tensor
 from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules
 from fastinit.run.parametrized import computed_weights
 from fastinit.run.places import Place, place_of
-from fastinit.schemes.base import Scheme, as_scheme
+from fastinit.schemes.base import Scheme, as_scheme, as_written
 from fastinit.schemes.fans import FanConvention
 from fastinit.schemes.named import Own
 
@@ -99,14 +100,18 @@ def plan_tensors(
     backend: str = "auto",
 ) -> Plan:
     """A plan that gives every tensor of a list the same scheme. The default `names` are positions: "0", "1", ..."""
-    scheme = as_scheme(scheme)
+    scheme = as_scheme(scheme, lambda made: f"fastinit.init_(tensors, {made})")
     if isinstance(tensors, torch.Tensor):
-        raise TypeError("tensors: expected a list of tensors, got one tensor; pass [tensor]")
-    if isinstance(tensors, nn.Module):
-        raise TypeError(f"tensors: expected a list of tensors, got {type(tensors).__name__}; init_model_ takes models")
-    if not isinstance(tensors, Iterable):
-        raise TypeError(f"tensors: expected a list of tensors, got {type(tensors).__name__}")
+        raise TypeError(
+            "tensors: expected a list of tensors, got one tensor; pass [tensor]: "
+            f"fastinit.init_([tensor], {as_written(scheme)})"
+        )
+    if isinstance(tensors, nn.Module) or not isinstance(tensors, Iterable):
+        raise _no_tensors(tensors, scheme)
     tensors = list(tensors)
+    for each in tensors:
+        if isinstance(each, nn.Module):
+            raise _no_tensors(each, scheme)
     canonical = _checked_names(names, len(tensors))
     treatment = Treatment(scheme, "listed")
     maker = _RowMaker(Resolver(as_fan(fan), Depths(canonical)))
@@ -115,6 +120,13 @@ def plan_tensors(
         rows.append(maker.row(name, "", None, tensor, treatment, Place.of_tensor(tensor)))
     maker.warn()
     return Plan(rows, seed=seed, generator=generator, backend=backend)
+
+
+def _no_tensors(given: object, scheme: Scheme) -> TypeError:
+    message = f"tensors: expected a list of tensors, got {type(given).__name__}"
+    if isinstance(given, nn.Module):
+        message += f"; write fastinit.init_model_(model, {as_written(scheme)})"
+    return TypeError(message)
 
 
 def _checked_names(names: Sequence[str] | None, count: int) -> list[str]:
@@ -237,7 +249,7 @@ class Survey:
         name = canonical if self._rename.changes_nothing else self._rename(canonical)
         if id(parameter) in self._first:
             first_name, first = self._first[id(parameter)]
-            self._match_tie(name, canonical, full_name, first_name, module, parameter)
+            self._match_tie(name, canonical, full_name, first_name, own_name, module, parameter)
             place = place_of(module, own_name, parameter, first)
             return _kept(name, "tied", kind, parameter, f"tied to {first_name}", place)
         place = place_of(module, own_name, parameter)
@@ -262,18 +274,34 @@ class Survey:
             reason = "buffer: materialize_ restores it" if buffer.is_meta else "buffer: kept"
         return _kept(name, "buffer", kind, buffer, reason, Place.of_tensor(buffer))
 
+    def _position(
+        self, name: str, canonical: str, full_name: str, own_name: str, module: nn.Module, parameter: torch.Tensor
+    ) -> int | None:
+        """The position of the rule that matches a parameter."""
+        if not self._finder.rules:
+            return None
+        role = partial(self._roles.role, canonical, module, own_name, parameter)
+        return self._finder.find((name, canonical, full_name), module, parameter, role)
+
     def _match_tie(
-        self, name: str, canonical: str, full_name: str, first_name: str, module: nn.Module, parameter: nn.Parameter
+        self,
+        name: str,
+        canonical: str,
+        full_name: str,
+        first_name: str,
+        own_name: str,
+        module: nn.Module,
+        parameter: nn.Parameter,
     ) -> None:
         """Note a rule that matches a tied parameter by a name other than its first."""
-        position = self._finder.find((name, canonical, full_name), module, parameter)
+        position = self._position(name, canonical, full_name, own_name, module, parameter)
         if position is not None:
             self.matched_ties.setdefault(position, (name, first_name))
 
     def _treatment(
         self, name: str, canonical: str, full_name: str, own_name: str, module: nn.Module, parameter: torch.Tensor
     ) -> Treatment:
-        position = self._finder.find((name, canonical, full_name), module, parameter) if self._finder.rules else None
+        position = self._position(name, canonical, full_name, own_name, module, parameter)
         if position is not None:
             self.matched.add(position)
             return ruled_treatment(self._finder.rules[position], module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import math
 import re
@@ -115,11 +116,14 @@ class Scheme(Protocol):
 
 
 def check_choice(name: str, given: object, choices: Sequence[str]) -> None:
-    """Raise ValueError, with the nearest choice, unless `given` is one of them."""
+    """Raise ValueError, with the nearest choice first, unless `given` is one of them."""
     if given not in choices:
-        nearest = difflib.get_close_matches(str(given), choices, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {given!r}{hint}")
+        lower = {each.lower(): each for each in choices}
+        nearest = difflib.get_close_matches(str(given).lower(), lower, n=1)
+        expected = f"expected one of {', '.join(choices)}"
+        if nearest:
+            raise ValueError(f"{name}: got {given!r}, did you mean {lower[nearest[0]]!r}? {expected}")
+        raise ValueError(f"{name}: {expected}, got {given!r}")
 
 
 _MAKERS: dict[str, Callable[..., Scheme]] = {}
@@ -178,19 +182,88 @@ def scheme(name: str, **arguments: Any) -> Scheme:
         raise ValueError(f"scheme {name!r}: {error}") from error
 
 
-def as_scheme(given: str | Scheme) -> Scheme:
-    """A scheme unchanged, or the registered scheme of that name with its defaults."""
+def as_scheme(given: str | Scheme, line: Callable[[str], str] = str) -> Scheme:
+    """A scheme unchanged, or the registered scheme of that name with its defaults.
+
+    `line` makes, from the code for a scheme, the line that errors tell the user to write.
+
+    Raises:
+        ValueError: the name is unknown; the message has the nearest one.
+        TypeError: neither a name nor a scheme; the message has the line to write.
+    """
     if isinstance(given, str):
         return scheme(given)
     # isinstance of a protocol takes microseconds, so each type is checked once.
     if type(given) not in _SCHEME_TYPES:
         if isinstance(given, type) or not isinstance(given, Scheme):
-            raise TypeError(f"scheme: expected a name or a scheme object, got {given!r}")
+            raise TypeError(
+                f"scheme: expected a name or a scheme object, got {_in_words(given)}; write {_instead_of(given, line)}"
+            )
         _SCHEME_TYPES.add(type(given))
     return given
 
 
 _SCHEME_TYPES: set[type] = set()
+
+
+def _in_words(given: object) -> str:
+    """What was given, on one short line."""
+    if isinstance(given, type):
+        return f"the class {given.__name__}"
+    if _function_name(given) is not None:
+        return f"the function {_function_name(given)}"
+    if given is None or isinstance(given, (int, float, list, tuple, dict)):
+        return repr(given) if len(repr(given)) < 100 else f"a {type(given).__name__}"
+    return f"a {type(given).__name__}" if isinstance(given, (nn.Module, torch.Tensor)) else repr(given)
+
+
+def _function_name(given: object) -> str | None:
+    given = given.func if isinstance(given, functools.partial) else given
+    return getattr(given, "__name__", None) if callable(given) and not isinstance(given, (type, nn.Module)) else None
+
+
+def _instead_of(given: Any, line: Callable[[str], str]) -> str:
+    """The line to write instead of one that has no scheme where one is expected."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        if given in (0, 1):
+            return line('"ones"' if given else '"zeros"')
+        alone = line(f"fastinit.Constant({given!r})")
+        return f"{alone} for that value, or {line(f'fastinit.Normal(std={given!r})')} for that std"
+    if isinstance(given, type) and hasattr(given, "distribution"):
+        return line(_call(given))
+    # xavier_uniform_, of torch.nn.init or of fastinit.functional, fills a tensor. Its scheme is "xavier_uniform".
+    name = (_function_name(given) or "").rstrip("_")
+    if name not in _MAKERS:
+        return line('"xavier_uniform"')
+    parameters = inspect.signature(_MAKERS[name]).parameters
+    arguments = {each.name: each.empty for each in parameters.values() if each.default is each.empty}
+    if isinstance(given, functools.partial):
+        arguments |= {key: value for key, value in given.keywords.items() if key in parameters}
+    return line(f'fastinit.scheme("{name}", {_listed(arguments)})' if arguments else f'"{name}"')
+
+
+def _call(kind: Any) -> str:
+    """The call of a scheme's class, with all its arguments."""
+    package = "fastinit." if kind.__module__.startswith("fastinit.") else ""
+    arguments = {key: each.default for key, each in inspect.signature(kind).parameters.items()}
+    return f"{package}{kind.__name__}({_listed(arguments)})"
+
+
+def _listed(arguments: Mapping[str, Any]) -> str:
+    """Arguments of a call; "..." stands for those without a default."""
+    empty = inspect.Parameter.empty
+    return ", ".join(f"{key}={'...' if value is empty else repr(value)}" for key, value in arguments.items())
+
+
+def as_written(given: object) -> str:
+    """The code for a scheme, for lines that errors show: what the user gave, if it is one."""
+    if isinstance(given, str):
+        return f'"{given}"'
+    if isinstance(given, type) or not isinstance(given, Scheme):
+        return '"xavier_uniform"'
+    name = _name_alone(given)
+    package = "fastinit." if type(given).__module__.startswith("fastinit.") else ""
+    return f"{package}{given!r}" if name is None else f'"{name}"'
 
 
 def describe(given: Scheme) -> str:
