@@ -17,7 +17,7 @@ from fastinit.distributed.shards import Box, is_dtensor, local_boxes, local_tens
 from fastinit.errors import ParameterError
 from fastinit.run import engine
 from fastinit.run.index_maps import box_of
-from fastinit.run.places import Assignment, Place
+from fastinit.run.places import Assignment, Place, current_tensors
 from fastinit.run.streams import as_seed
 from fastinit.run.targets import Target
 from fastinit.schemes.base import Scheme, check_choice, describe
@@ -189,6 +189,7 @@ class Plan:
         self._seed_groups = frozenset(seed_groups)
         self._strict = strict
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
+        self._places = [(row.name, row.place) for row in self._written]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
         self._lock = threading.Lock()
         self._prepared: engine.Program | None = None
@@ -210,7 +211,7 @@ class Plan:
             engine.check_modes()
         for row in self._ties:
             row.place.check_tied(row.name)
-        tensors = [row.place.current(row.name) for row in self._written]
+        tensors = current_tensors(self._places)
         with self._lock:
             program = self._prepared
             if program is None or not program.is_for(tensors):
