@@ -9,6 +9,7 @@ they are. docs/MIGRATING.md lists what differs from torch.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -17,11 +18,16 @@ import torch
 
 from fastinit._torch import in_fake_mode, is_fake, uncompiled
 from fastinit.distributed.shards import local_tensor
+from fastinit.rules.depths import Depths
+from fastinit.rules.resolve import Resolver
+from fastinit.rules.roles import Treatment
 from fastinit.rules.select import as_fan
 from fastinit.rules.survey import plan_tensors
+from fastinit.run import direct
 from fastinit.schemes import named as schemes
 from fastinit.schemes import structured
 from fastinit.schemes.base import Scheme, as_written
+from fastinit.schemes.distributions import Distribution
 from fastinit.schemes.fans import FanAxes, FanConvention
 from fastinit.schemes.gains import calculate_gain as calculate_gain
 
@@ -45,6 +51,11 @@ def _run(
     real = {name: each for name, each in named.items() if not is_fake(each)}
     if real and in_fake_mode():
         raise ValueError("tensor: has memory, but is given inside FakeTensorMode; initialise it outside")
+    if isinstance(tensor, torch.Tensor) and real and direct.takes(tensor):
+        distribution = _distribution(scheme, fan, tensor.shape, tensor.dtype, _sign(scheme))
+        if distribution is not None:
+            direct.fill(tensor, distribution, generator)
+            return tensor
     plan = plan_tensors(real.values(), scheme, names=list(real), fan=fan, generator=generator)
     if warn_of_empty and any(each.numel() == 0 for each in named.values()):
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=4)
@@ -52,6 +63,25 @@ def _run(
         plan = plan.filter(lambda row: not local_tensor(row.tensor).is_meta)
     plan.run_()
     return tensor
+
+
+@functools.lru_cache(maxsize=4096)
+def _distribution(
+    scheme: Any, fan: FanConvention, shape: torch.Size, dtype: torch.dtype, sign: float
+) -> Distribution | None:
+    """The distribution of a tensor whose values come from their own random words; None for any other, and for errors
+    and warnings, which are the business of plans."""
+    try:
+        found = Resolver(as_fan(fan), Depths([""]))("", "", None, shape, dtype, Treatment(scheme, "listed"))
+    except Exception:
+        return None
+    sampled = found.warning is None and found.distribution.needs == "element"
+    return found.distribution if sampled and found.distribution.blocks() is None else None
+
+
+def _sign(scheme: Scheme) -> float:
+    """The sign of a constant: -0.0 equals 0.0, and yet is written in another way."""
+    return math.copysign(1.0, scheme.value) if isinstance(scheme, schemes.Constant) else 0.0
 
 
 def _named(tensor: Any, scheme: Scheme) -> dict[str, torch.Tensor]:

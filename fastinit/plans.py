@@ -18,7 +18,7 @@ from fastinit.errors import ParameterError, ZerosWarning, warn
 from fastinit.run import engine
 from fastinit.run.index_maps import box_of
 from fastinit.run.memory import was_set_to_zero
-from fastinit.run.places import Assignment, Place
+from fastinit.run.places import Assignment, Place, current_tensors
 from fastinit.run.streams import as_seed
 from fastinit.run.targets import Target
 from fastinit.schemes.base import Scheme, check_choice, describe
@@ -192,6 +192,7 @@ class Plan:
         self._strict = strict
         self._guessed = guessed  # names of linear maps of which no author's code tells
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
+        self._places = [(row.name, row.place) for row in self._written]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
         self._lock = threading.Lock()
         self._prepared: engine.Program | None = None
@@ -213,7 +214,7 @@ class Plan:
             engine.check_modes()
         for row in self._ties:
             row.place.check_tied(row.name)
-        tensors = [row.place.current(row.name) for row in self._written]
+        tensors = current_tensors(self._places)
         with self._lock:
             program = self._prepared
             if program is None or not program.is_for(tensors):

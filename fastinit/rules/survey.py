@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,7 @@ class _RowMaker:
 
 
 _SHOWN = 6
+_NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
 
 
 def plan_tensors(
@@ -206,7 +208,7 @@ class Survey:
     def _names_in_stacks(self) -> Iterator[str]:
         """Names that contain the numbers of all layers: one name per module if its own name has a number, else all."""
         for each in self._modules:
-            in_stack = any(part.isdigit() for part in each.name.split("."))
+            in_stack = _NUMBERED.search(each.name) is not None
             for own_name, parameter in each.module._parameters.items():
                 if parameter is not None:
                     yield self._rename(each.names_of(own_name)[0])

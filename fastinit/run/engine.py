@@ -162,6 +162,7 @@ class Program:
         self._obstacles = tuple(obstacles)
         self._tensors = list(tensors)
         self._has_shards = bool(distributed)
+        self._all_have_addresses = all(target.device.type in NATIVE_DEVICES for target in every)
         self._layout = self._layout_of(self._tensors)
         # Memory on these devices can be checked, whichever backend fills it.
         checked = [target for target in targets if target.device.type in NATIVE_DEVICES]
@@ -192,7 +193,9 @@ class Program:
     def _layout_of(self, tensors: Sequence[torch.Tensor]) -> tuple[list[Any], ...]:
         """How the local tensors lie that have an address; those of other devices are looked up by their identity."""
         local = list(map(local_tensor, tensors)) if self._has_shards else list(tensors)
-        return _layout([tensor for tensor in local if tensor.device.type in (*NATIVE_DEVICES, "meta")])
+        if not self._all_have_addresses:
+            local = [tensor for tensor in local if tensor.device.type in (*NATIVE_DEVICES, "meta")]
+        return _layout(local)
 
     def _is_native(self, target: Target, obstacles: dict[str, str]) -> bool:
         if self._backend == "torch":

@@ -40,7 +40,7 @@ _USUAL_TYPES = frozenset({torch.nn.Parameter, torch.Tensor})
 _USUAL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
 
-def _is_usual(tensor: torch.Tensor) -> bool:
+def is_usual(tensor: torch.Tensor) -> bool:
     """Whether a tensor is of the usual kind, in which the checks below find nothing.
 
     This comes first, because these checks take most of the time of planning a model of thousands of parameters.
@@ -60,7 +60,7 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
         TypeError: not a tensor, a wrapper around others, or of another layout.
         ValueError: a lazy parameter, an inference tensor, or a lazily negated or conjugated view.
     """
-    if _is_usual(tensor):
+    if is_usual(tensor):
         return
     check_dense(tensor, name)
     if local_tensor(tensor).is_inference() and not torch.is_inference_mode_enabled():

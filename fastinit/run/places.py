@@ -5,6 +5,7 @@ A plan follows its model: it never writes to a tensor that the model does not ha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -90,6 +91,16 @@ class Place:
         """Raise ParameterError unless a tied parameter is still the same object as the first one."""
         if self.first is not None and self.tensor() is not self.first.tensor():
             raise ParameterError(name, "was tied to another parameter when planned, and is not now; make a new plan")
+
+
+def current_tensors(named: Iterable[tuple[str, Place]]) -> list[torch.Tensor]:
+    """What `current` gives for each place of a name. Every run of a plan asks for all of its tensors."""
+    found = []
+    for name, place in named:
+        # The common case by itself, since a call costs more than all of it.
+        tensor = None if place._holder is None or place._computed is not None else place._holder.get(place._own_name)
+        found.append(place.current(name) if tensor is None else tensor)
+    return found
 
 
 def place_of(module: nn.Module, own_name: str, tensor: torch.Tensor, first: Place | None = None) -> Place:
