@@ -41,6 +41,7 @@ from fastinit.rules.select import KEEP, Rule, Where
 from fastinit.run.engine import FallbackWarning
 from fastinit.schemes.base import Context, Scheme, register_scheme, scheme, scheme_names
 from fastinit.schemes.fans import FanAxes, Fans
+from fastinit.schemes.gates import Chrono, ForgetBias, LogOfUniform
 from fastinit.schemes.named import (
     Constant,
     DepthScaled,
@@ -51,6 +52,7 @@ from fastinit.schemes.named import (
     Uniform,
     VarianceScaling,
 )
+from fastinit.schemes.ramps import Ramp
 from fastinit.schemes.structured import (
     DeltaOrthogonal,
     Dirac,
@@ -67,6 +69,7 @@ from fastinit.schemes.structured import (
 __all__ = [
     "KEEP",
     "STREAM_VERSION",
+    "Chrono",
     "Constant",
     "Context",
     "DeltaOrthogonal",
@@ -77,8 +80,10 @@ __all__ = [
     "FanAxes",
     "FanWarning",
     "Fans",
+    "ForgetBias",
     "IdentityPlusOrthogonal",
     "KeptWarning",
+    "LogOfUniform",
     "LogRange",
     "MuP",
     "Normal",
@@ -86,6 +91,7 @@ __all__ = [
     "Own",
     "ParameterError",
     "Plan",
+    "Ramp",
     "Recipe",
     "Row",
     "Rule",

@@ -108,6 +108,8 @@ PATTERNS: dict[str, tuple[tuple[int, ...], Any]] = {
     "hadamard_kernel": ((7, 3, 3, 2), "zer_o"),
     "log_range": ((5, 9), "log_range"),
     "time_step": ((11,), "time_step"),
+    "log_of_uniform": ((11, 3), "log_of_uniform"),
+    "ramp": ((5, 9), fastinit.Ramp(0.5, -1.0)),
     "one_block_random": ((8, 9), Rule("one_block_random", ("zeros", "normal", "eye"), split=(2, 5, 1))),
     "delta_orthogonal": ((9, 4, 3, 3), "delta_orthogonal"),
     "orthogonal": ((11, 6), "orthogonal"),

@@ -170,7 +170,8 @@ CASES: dict[str, Case] = {
 ELSEWHERE = {
     "constant", "zeros", "ones", "eye", "dirac", "orthogonal", "delta_orthogonal", "svd",
     "identity_plus_orthogonal", "sparse", "zer_o", "log_range",
-    "time_step", "scaled", "depth_scaled", "own",
+    "time_step", "scaled", "depth_scaled", "own", "chrono", "forget_bias", "log_of_uniform", "ramp", "rwkv7_mix",
+    "rwkv7_ramp", "rwkv7_scale",
 }  # fmt: skip
 
 

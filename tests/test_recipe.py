@@ -70,6 +70,13 @@ SCHEMES: dict[str, list[dict[str, Any]]] = {
     "zer_o": [{}],
     "log_range": [{}],
     "time_step": [{}, {"low": 1e-4, "high": 0.5, "floor": 1e-5}],
+    "chrono": [{"t_max": 784}],
+    "forget_bias": [{}, {"value": 2.0}],
+    "log_of_uniform": [{}, {"low": 0.5, "high": 2.0}],
+    "ramp": [{"first": 1.15, "last": 1.05}],
+    "rwkv7_mix": [{}, {"power": 0.2, "exponent": 4.0}],
+    "rwkv7_ramp": [{}, {"base": -5.5, "zigzag": 2.5, "decay": 6.0, "linear": 0.1, "head_size": 32}],
+    "rwkv7_scale": [{}, {"exponent": 1.0}],
 }
 _CASES = [(name, arguments) for name, each in SCHEMES.items() for arguments in each]
 

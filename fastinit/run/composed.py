@@ -20,13 +20,16 @@ from fastinit.run.orthogonal import Matrix, compute_dtype, workspace_bytes
 from fastinit.run.targets import Target, begin_of, blocks_of, indices_of, name_of_block
 from fastinit.schemes.distributions import (
     Blocks,
+    Chrono,
     DeltaOrthogonal,
     Distribution,
     Hadamard,
     IdentityPlus,
+    LogOfUniform,
     LogRange,
     Normal,
     Orthogonal,
+    Series,
     Sparse,
     Spectral,
     Stack,
@@ -324,13 +327,43 @@ def _hadamard(target: Target, distribution: Hadamard, source: Source, later: Lat
     tensor.copy_(torch.from_numpy(signs * distribution.scale))
 
 
+@writes(Series)
+def _series(target: Target, distribution: Series, source: Source, later: Later) -> None:
+    tensor, first = target.tensor.detach(), begin_of(target)[-1]
+    values = distribution.values[first : first + tensor.shape[-1]]
+    tensor.copy_(torch.tensor(values, dtype=torch.float64))
+
+
 @writes(TimeStep)
 def _time_steps(target: Target, distribution: TimeStep, source: Source, later: Later) -> None:
-    bounds = Uniform(math.log(distribution.low), math.log(distribution.high))
+    logs = _uniform(target, math.log(distribution.low), math.log(distribution.high), source)
+    steps = (max(distribution.floor, math.exp(each)) for each in logs)
+    _write(target, [inverse_softplus(step) for step in steps])
+
+
+@writes(LogOfUniform)
+def _log_of_uniform(target: Target, distribution: LogOfUniform, source: Source, later: Later) -> None:
+    _write(target, [math.log(each) for each in _uniform(target, distribution.low, distribution.high, source)])
+
+
+@writes(Chrono)
+def _chrono(target: Target, distribution: Chrono, source: Source, later: Later) -> None:
+    # A unit has one random number, that of its index in the first gate, whichever of its gates the tensor holds.
+    first, count, units = begin_of(target)[0], target.tensor.shape[0], distribution.units
+    shape = torch.Size((units,))
+    of_units = target._replace(tensor=target.tensor.new_empty(shape), shape=shape, begin=None)
+    logs = [math.log(each) for each in _uniform(of_units, distribution.low, distribution.high, source)]
+    _write(target, [distribution.gates[i // units] * logs[i % units] for i in range(first, first + count)])
+
+
+def _uniform(target: Target, low: float, high: float, source: Source) -> list[float]:
+    """Uniform values in float64 with the random numbers of the target's elements, in row-major order."""
     dtype = torch.float32 if target.device.type == "mps" else torch.float64
-    logs = torch.empty(target.tensor.shape, dtype=dtype, device=target.device)
-    source.fill_all([target._replace(tensor=logs, dtype=dtype, distribution=bounds)])
-    # Python computes them for every device, so that all devices get the same values.
-    steps = (max(distribution.floor, math.exp(each)) for each in logs.flatten().tolist())
-    values = torch.tensor([inverse_softplus(step) for step in steps], dtype=torch.float64)
-    target.tensor.detach().copy_(values.reshape(target.tensor.shape))
+    drawn = torch.empty(target.tensor.shape, dtype=dtype, device=target.device)
+    source.fill_all([target._replace(tensor=drawn, dtype=dtype, distribution=Uniform(low, high))])
+    return drawn.flatten().tolist()
+
+
+def _write(target: Target, values: Sequence[float]) -> None:
+    """Write values that Python has computed: for every device, so that all devices get the same ones."""
+    target.tensor.detach().copy_(torch.tensor(values, dtype=torch.float64).reshape(target.tensor.shape))

@@ -1,0 +1,69 @@
+"""Presets by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from fastinit.recipes.files import Recipe
+from fastinit.recipes.presets.language import bert, gpt2, llama, llama_depth, t5
+from fastinit.recipes.presets.recurrent import mamba
+from fastinit.recipes.presets.vision import ViTMode, dcgan, resnet, vit
+from fastinit.schemes.base import Scheme, as_scheme, check_choice, scheme_names
+
+
+def _mode(mode: ViTMode) -> Callable[[nn.Module | None], Recipe]:
+    return lambda model: vit(model, mode=mode)
+
+
+def _resnet_plain(model: nn.Module | None) -> Recipe:
+    return resnet(model, zero_init_residual=False)
+
+
+_PRESETS: dict[str, Callable[[nn.Module | None], Recipe]] = {
+    "gpt2": gpt2,
+    "llama": llama,
+    "llama_depth": llama_depth,
+    "vit": vit,
+    "vit_jax": _mode("jax"),
+    "vit_jax_nlhb": _mode("jax_nlhb"),
+    "vit_moco": _mode("moco"),
+    "bert": bert,
+    "t5": t5,
+    "mamba": mamba,
+    "resnet": resnet,
+    "resnet_plain": _resnet_plain,
+    "dcgan": dcgan,
+}
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names of the presets."""
+    return tuple(_PRESETS)
+
+
+def preset(name: str, model: nn.Module | None = None) -> Recipe:
+    """The preset `name` for a model, to look at, to save or to extend.
+
+    `fastinit.presets` has the presets as functions, with their arguments.
+
+    Raises:
+        TypeError: no model.
+        ValueError: unknown name, or a model that lacks what the preset must know.
+
+    >>> print(preset("gpt2").to_toml().splitlines()[2])
+    scheme = { name = "normal", std = 0.02 }
+    """
+    check_choice("preset", name, preset_names())
+    return _PRESETS[name](model)
+
+
+def as_recipe(given: str | Scheme | Recipe, model: nn.Module | None) -> Recipe:
+    """A recipe as it is; the preset of that name; or a recipe of the scheme, or of the scheme of that name, alone."""
+    if isinstance(given, Recipe):
+        return given
+    if isinstance(given, str) and given not in scheme_names():
+        check_choice("scheme", given, (*scheme_names(), *preset_names()))
+        return preset(given, model)
+    return Recipe(as_scheme(given))
