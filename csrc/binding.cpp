@@ -191,6 +191,24 @@ void fill_table(const py::buffer& buffer, uint64_t seed, int threads) {
   });
 }
 
+// Fills one tensor: a prepared row as bytes, of which any number of tensors are filled, and the tensor's own address.
+void fill_row(const py::bytes& row, uint64_t address, uint64_t seed, int threads) {
+  char* bytes = nullptr;
+  py::ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(row.ptr(), &bytes, &size) != 0) throw py::error_already_set();
+  Task task;
+  if (size != static_cast<py::ssize_t>(sizeof(task))) {
+    throw py::value_error("row: expected " + std::to_string(sizeof(task)) + " bytes, got " + std::to_string(size));
+  }
+  std::memcpy(&task, bytes, sizeof(task));
+  task.data = address;
+  check_threads(threads);
+  check_prepared(&task, 1);
+  const char* isa = forced_isa();
+  call_interruptibly(
+      [&](const std::function<bool()>& should_stop) { return fill_cpu(&task, 1, seed, threads, isa, should_stop); });
+}
+
 bool fits_orthogonal_cpu(int64_t rows, int64_t columns) { return orthogonal_cpu_fits(rows, columns, forced_isa()); }
 
 void orthogonal_cpu_table(const py::buffer& buffer, uint64_t seed, int threads) {
@@ -358,6 +376,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("task_dtype", &task_dtype);
   module.def("prepare", &prepare_table, py::arg("table"));
   module.def("fill_cpu", &fill_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
+  module.def("fill_row", &fill_row, py::arg("row"), py::arg("address"), py::arg("seed"), py::arg("threads"));
   module.def("orthogonal_dtype", &orthogonal_dtype);
   module.def("orthogonal_cpu_fits", &fits_orthogonal_cpu, py::arg("rows"), py::arg("columns"));
   module.def("orthogonal_cpu", &orthogonal_cpu_table, py::arg("table"), py::arg("seed"), py::arg("threads"));

@@ -285,6 +285,30 @@ def in_fake_mode() -> bool:
     return mode is not None and key is not None and mode(key) is not None
 
 
+def _none() -> None:
+    return None
+
+
+def _one() -> int:
+    return 1
+
+
+_function_modes: Callable[[], int] = _stack_size or _one
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", _one)
+_transforms: Callable[[], Any] = getattr(getattr(torch._C, "_functorch", None), "maybe_current_level", _none)
+
+
+def in_modes() -> bool:
+    """Whether someone else gets to see or change calls of torch: a TorchFunctionMode or TorchDispatchMode, or one of
+    torch.func's transforms. Without the means to know: yes, and what asks takes its longer way."""
+    return bool(_function_modes() or _dispatch_modes()) or _transforms() is not None
+
+
+# Counts up the versions of tensors, as an operation in place does. The public function asks for their types first.
+increment_version: Callable[[Any], None] = getattr(
+    torch._C, "_increment_version", torch.autograd.graph.increment_version
+)
+
 # Whether a tensor is what torch.func.vmap, grad or functionalize hand to a function: a wrapper that looks like a plain
 # tensor. Without the means to know: no, and torch refuses to give its address.
 in_transform: Callable[[torch.Tensor], bool] = getattr(

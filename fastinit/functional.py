@@ -27,7 +27,6 @@ from fastinit.run import direct
 from fastinit.schemes import named as schemes
 from fastinit.schemes import structured
 from fastinit.schemes.base import Scheme, as_written
-from fastinit.schemes.distributions import Distribution
 from fastinit.schemes.fans import FanAxes, FanConvention
 from fastinit.schemes.gains import calculate_gain as calculate_gain
 
@@ -39,23 +38,26 @@ TensorsT = TypeVar("TensorsT", bound=torch.Tensor | Sequence[torch.Tensor])
 @uncompiled
 def _run(
     tensor: TensorsT,
-    scheme: Scheme,
+    make: Callable[..., Scheme],
+    arguments: tuple[Any, ...] = (),
     generator: torch.Generator | None = None,
     fan: FanConvention = "torch",
     *,
     warn_of_empty: bool = False,
 ) -> TensorsT:
+    """Fill a tensor, or those of a list, as the scheme make(*arguments) says."""
+    if direct.takes(tensor) and _are_plain(arguments) and (generator is None or type(generator) is torch.Generator):
+        alone: torch.Tensor = tensor  # type: ignore[assignment]
+        row = _row(alone.shape, alone.dtype, fan, make, *arguments)
+        if row is not None and direct.fill(alone, row, generator):
+            return tensor
+    scheme = make(*arguments)
     named = _named(tensor, scheme)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: expected a torch.Generator or None, got {type(generator).__name__}")
     real = {name: each for name, each in named.items() if not is_fake(each)}
     if real and in_fake_mode():
         raise ValueError("tensor: has memory, but is given inside FakeTensorMode; initialise it outside")
-    if isinstance(tensor, torch.Tensor) and real and direct.takes(tensor):
-        distribution = _distribution(scheme, fan, tensor.shape, tensor.dtype, _sign(scheme))
-        if distribution is not None:
-            direct.fill(tensor, distribution, generator)
-            return tensor
     plan = plan_tensors(real.values(), scheme, names=list(real), fan=fan, generator=generator)
     if warn_of_empty and any(each.numel() == 0 for each in named.values()):
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=4)
@@ -65,23 +67,34 @@ def _run(
     return tensor
 
 
-@functools.lru_cache(maxsize=4096)
-def _distribution(
-    scheme: Any, fan: FanConvention, shape: torch.Size, dtype: torch.dtype, sign: float
-) -> Distribution | None:
-    """The distribution of a tensor whose values come from their own random words; None for any other, and for errors
-    and warnings, which are the business of plans."""
+# By the types of the arguments, too: 1 equals 1.0 and True, and is not taken wherever they are.
+@functools.lru_cache(maxsize=4096, typed=True)
+def _row(
+    shape: torch.Size, dtype: torch.dtype, fan: FanConvention, make: Callable[..., Scheme], *arguments: Any
+) -> direct.PreparedRow | None:
+    """What fills a tensor directly. None: a plan has to, or has to tell an error or a warning, at every call."""
     try:
-        found = Resolver(as_fan(fan), Depths([""]))("", "", None, shape, dtype, Treatment(scheme, "listed"))
+        treatment = Treatment(make(*arguments), "listed")
+        found = Resolver(as_fan(fan), Depths([""]))("", "", None, shape, dtype, treatment)
+        return None if found.warning is not None else direct.prepared_row(found.distribution, shape, dtype)
     except Exception:
         return None
-    sampled = found.warning is None and found.distribution.needs == "element"
-    return found.distribution if sampled and found.distribution.blocks() is None else None
 
 
-def _sign(scheme: Scheme) -> float:
-    """The sign of a constant: -0.0 equals 0.0, and yet is written in another way."""
-    return math.copysign(1.0, scheme.value) if isinstance(scheme, schemes.Constant) else 0.0
+def _are_plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether equal arguments of equal types always mean the same. -0.0 equals 0.0, and is written in another way."""
+    for each in arguments:
+        kind = type(each)
+        if kind is float:
+            if each == 0.0 and math.copysign(1.0, each) < 0.0:
+                return False
+        elif kind is not int and kind is not str:
+            return False
+    return True
+
+
+def _trunc_normal(mean: float, std: float, a: float, b: float) -> Scheme:
+    return schemes.TruncNormal(mean, std, (a, b))
 
 
 def _named(tensor: Any, scheme: Scheme) -> dict[str, torch.Tensor]:
@@ -122,7 +135,7 @@ def uniform_(tensor: TensorsT, a: float = 0.0, b: float = 1.0, generator: torch.
     >>> bool(weight.abs().max() <= 0.1)
     True
     """
-    return _run(tensor, schemes.Uniform(a, b), generator)
+    return _run(tensor, schemes.Uniform, (a, b), generator)
 
 
 def normal_(
@@ -143,7 +156,7 @@ def normal_(
     >>> bool(0.015 < weight.std() < 0.025)
     True
     """
-    return _run(tensor, schemes.Normal(mean, std), generator)
+    return _run(tensor, schemes.Normal, (mean, std), generator)
 
 
 def trunc_normal_(
@@ -172,7 +185,7 @@ def trunc_normal_(
     >>> bool(weight.abs().max() <= 0.04)
     True
     """
-    return _run(tensor, schemes.TruncNormal(mean, std, (a, b)), generator)
+    return _run(tensor, _trunc_normal, (mean, std, a, b), generator)
 
 
 def constant_(tensor: TensorsT, val: float) -> TensorsT:
@@ -189,7 +202,7 @@ def constant_(tensor: TensorsT, val: float) -> TensorsT:
     >>> constant_(torch.empty(3), 0.5)
     tensor([0.5000, 0.5000, 0.5000])
     """
-    return _run(tensor, schemes.Constant(val))
+    return _run(tensor, schemes.Constant, (val,))
 
 
 def ones_(tensor: TensorsT) -> TensorsT:
@@ -204,7 +217,7 @@ def ones_(tensor: TensorsT) -> TensorsT:
     >>> ones_(torch.empty(3))
     tensor([1., 1., 1.])
     """
-    return _run(tensor, schemes.Constant(1.0))
+    return _run(tensor, schemes.Constant, (1.0,))
 
 
 def zeros_(tensor: TensorsT) -> TensorsT:
@@ -219,7 +232,7 @@ def zeros_(tensor: TensorsT) -> TensorsT:
     >>> zeros_(torch.empty(3))
     tensor([0., 0., 0.])
     """
-    return _run(tensor, schemes.Constant(0.0))
+    return _run(tensor, schemes.Constant, (0.0,))
 
 
 def xavier_uniform_(tensor: TensorsT, gain: float = 1.0, generator: torch.Generator | None = None) -> TensorsT:
@@ -241,7 +254,7 @@ def xavier_uniform_(tensor: TensorsT, gain: float = 1.0, generator: torch.Genera
     >>> bool(weight.abs().max() <= 1.0)  # sqrt(6 / (4 + 2))
     True
     """
-    return _run(tensor, schemes.xavier_uniform(gain), generator)
+    return _run(tensor, schemes.xavier_uniform, (gain,), generator)
 
 
 def xavier_normal_(tensor: TensorsT, gain: float = 1.0, generator: torch.Generator | None = None) -> TensorsT:
@@ -263,7 +276,7 @@ def xavier_normal_(tensor: TensorsT, gain: float = 1.0, generator: torch.Generat
     >>> bool(0.09 < weight.std() < 0.11)  # sqrt(2 / 200)
     True
     """
-    return _run(tensor, schemes.xavier_normal(gain), generator)
+    return _run(tensor, schemes.xavier_normal, (gain,), generator)
 
 
 def kaiming_uniform_(
@@ -293,7 +306,7 @@ def kaiming_uniform_(
     >>> bool(weight.abs().max() <= 1.0)  # sqrt(2) sqrt(3 / 6)
     True
     """
-    return _run(tensor, schemes.kaiming_uniform(a, _lower(mode), nonlinearity), generator, warn_of_empty=True)
+    return _run(tensor, schemes.kaiming_uniform, (a, _lower(mode), nonlinearity), generator, warn_of_empty=True)
 
 
 def kaiming_normal_(
@@ -323,7 +336,7 @@ def kaiming_normal_(
     >>> bool(0.09 < weight.std() < 0.11)  # sqrt(2 / 200)
     True
     """
-    return _run(tensor, schemes.kaiming_normal(a, _lower(mode), nonlinearity), generator, warn_of_empty=True)
+    return _run(tensor, schemes.kaiming_normal, (a, _lower(mode), nonlinearity), generator, warn_of_empty=True)
 
 
 def lecun_uniform_(tensor: TensorsT, generator: torch.Generator | None = None) -> TensorsT:
@@ -344,7 +357,7 @@ def lecun_uniform_(tensor: TensorsT, generator: torch.Generator | None = None) -
     >>> bool(weight.abs().max() <= 1.0)  # sqrt(3 / 3)
     True
     """
-    return _run(tensor, schemes.lecun_uniform(), generator)
+    return _run(tensor, schemes.lecun_uniform, (), generator)
 
 
 def lecun_normal_(tensor: TensorsT, generator: torch.Generator | None = None) -> TensorsT:
@@ -367,7 +380,7 @@ def lecun_normal_(tensor: TensorsT, generator: torch.Generator | None = None) ->
     >>> bool(0.09 < weight.std() < 0.11)  # sqrt(1 / 100)
     True
     """
-    return _run(tensor, schemes.lecun_normal(), generator)
+    return _run(tensor, schemes.lecun_normal, (), generator)
 
 
 def eye_(tensor: TensorsT) -> TensorsT:
@@ -384,7 +397,7 @@ def eye_(tensor: TensorsT) -> TensorsT:
     tensor([[1., 0., 0.],
             [0., 1., 0.]])
     """
-    return _run(tensor, structured.Eye())
+    return _run(tensor, structured.Eye)
 
 
 def dirac_(tensor: TensorsT, groups: int = 1) -> TensorsT:
@@ -406,7 +419,7 @@ def dirac_(tensor: TensorsT, groups: int = 1) -> TensorsT:
             [[0., 0., 0.],
              [0., 1., 0.]]])
     """
-    return _run(tensor, structured.Dirac(groups))
+    return _run(tensor, structured.Dirac, (groups,))
 
 
 def orthogonal_(tensor: TensorsT, gain: float = 1, generator: torch.Generator | None = None) -> TensorsT:
@@ -429,7 +442,7 @@ def orthogonal_(tensor: TensorsT, gain: float = 1, generator: torch.Generator | 
     >>> torch.allclose(weight @ weight.T, torch.eye(3), atol=1e-6)
     True
     """
-    return _run(tensor, structured.Orthogonal(gain), generator)
+    return _run(tensor, structured.Orthogonal, (gain,), generator)
 
 
 def sparse_(tensor: TensorsT, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None) -> TensorsT:
@@ -450,7 +463,7 @@ def sparse_(tensor: TensorsT, sparsity: float, std: float = 0.01, generator: tor
     >>> (sparse_(torch.empty(4, 3), 0.5) == 0).sum(dim=0)
     tensor([2, 2, 2])
     """
-    return _run(tensor, structured.Sparse(sparsity, std), generator)
+    return _run(tensor, structured.Sparse, (sparsity, std), generator)
 
 
 def delta_orthogonal_(tensor: TensorsT, gain: float = 1.0, generator: torch.Generator | None = None) -> TensorsT:
@@ -476,7 +489,7 @@ def delta_orthogonal_(tensor: TensorsT, gain: float = 1.0, generator: torch.Gene
     >>> torch.allclose(middle.T @ middle, torch.eye(2), atol=1e-6), weight[:, :, 0].any().item()
     (True, False)
     """
-    return _run(tensor, structured.DeltaOrthogonal(gain), generator)
+    return _run(tensor, structured.DeltaOrthogonal, (gain,), generator)
 
 
 Spectrum = str | tuple[float, ...] | Callable[[int], Sequence[float]]
@@ -509,7 +522,7 @@ def spectral_(
     >>> torch.allclose(torch.linalg.svdvals(weight), torch.tensor([2.0, 1.0]), atol=1e-6)
     True
     """
-    return _run(tensor, structured.Spectral(values, gain), generator)
+    return _run(tensor, structured.Spectral, (values, gain), generator)
 
 
 Axis = int | Sequence[int]
@@ -557,7 +570,7 @@ def variance_scaling_(
     if in_axes is not None or out_axes is not None or batch_axes != ():
         axes = FanAxes(-2 if in_axes is None else in_axes, -1 if out_axes is None else out_axes, batch_axes)
         fan = as_fan(axes, "")  # the function has no argument called fan
-    return _run(tensor, schemes.VarianceScaling(scale, mode, distribution), generator, fan)
+    return _run(tensor, schemes.VarianceScaling, (scale, mode, distribution), generator, fan)
 
 
 def _as_axes(given: Any) -> Any:

@@ -50,6 +50,11 @@ int chosen_instruction_set(const char* isa) {
 bool fill_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa,
               const std::function<bool()>& should_stop) {
   const FillRange fill_range = fill_range_of(chosen_instruction_set(isa));
+  if (num_tasks == 1 && tasks->numel <= kChunk) {  // sharing out one chunk takes longer than filling a small one
+    const DefaultFpEnvironment environment;
+    fill_range(*tasks, derive_stream(tasks->name_id, seed), 0, tasks->numel, /*streaming=*/false);
+    return true;
+  }
   std::vector<int64_t> numels(static_cast<size_t>(num_tasks));
   int64_t bytes = 0;
   for (int64_t i = 0; i < num_tasks; ++i) {

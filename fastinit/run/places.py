@@ -31,7 +31,7 @@ class Place:
     `first` is the place of the parameter that this one is tied to, if it is tied.
     """
 
-    __slots__ = ("_computed", "_holder", "_own_name", "_tensor", "first")
+    __slots__ = ("_tensor", "computed", "first", "holder", "own_name")
 
     def __init__(
         self,
@@ -42,9 +42,9 @@ class Place:
         first: Place | None = None,
     ) -> None:
         self._tensor = tensor
-        self._holder = holder
-        self._own_name = own_name
-        self._computed = computed
+        self.holder = holder
+        self.own_name = own_name
+        self.computed = computed
         self.first = first
 
     @staticmethod
@@ -60,13 +60,13 @@ class Place:
     @property
     def assignment(self) -> Assignment | None:
         """How to set the weight, if it is a computed one."""
-        return None if self._computed is None else self._computed.setter
+        return None if self.computed is None else self.computed.setter
 
     def tensor(self) -> torch.Tensor:
         """The tensor that the model has now; if it has none of this name, the one that it had."""
-        if self._holder is None:
+        if self.holder is None:
             return self._tensor
-        found = self._holder.get(self._own_name)
+        found = self.holder.get(self.own_name)
         return self._tensor if found is None else found
 
     def current(self, name: str) -> torch.Tensor:
@@ -75,11 +75,11 @@ class Place:
         Raises:
             ParameterError: the model has no such parameter any more, or computes it from others than planned.
         """
-        if self._computed is not None and not self._computed.is_current():
+        if self.computed is not None and not self.computed.is_current():
             raise ParameterError(name, "is not computed as it was when it was planned; make a new plan")
-        if self._holder is None:
+        if self.holder is None:
             return self._tensor
-        found = self._holder.get(self._own_name)
+        found = self.holder.get(self.own_name)
         if found is None:
             raise ParameterError(
                 name, "its module has no parameter of this name any more (parametrised or removed); make a new plan"
@@ -98,7 +98,7 @@ def current_tensors(named: Iterable[tuple[str, Place]]) -> list[torch.Tensor]:
     found = []
     for name, place in named:
         # The common case by itself, since a call costs more than all of it.
-        tensor = None if place._holder is None or place._computed is not None else place._holder.get(place._own_name)
+        tensor = None if place.holder is None or place.computed is not None else place.holder.get(place.own_name)
         found.append(place.current(name) if tensor is None else tensor)
     return found
 
