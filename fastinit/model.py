@@ -62,7 +62,8 @@ def init_model_(
         model: any module whose parameters have memory. Parameters may be DTensors.
         scheme: the scheme for the matrices: a name ("xavier_uniform"), a scheme (`VarianceScaling(2.0)`), a preset
             ("gpt2") or a recipe (`load_recipe`).
-        rules: pairs of a selector and a scheme, such as `("*.head.weight", "zeros")`. The first that matches wins.
+        rules: pairs of a selector and a scheme, such as `("*.head.weight", "zeros")`. The first that matches wins. A
+            module type takes the weights of its modules, and not their biases.
         fan: the convention for fan_in and fan_out. "torch" (the default) reads the shape, as torch.nn.init does; only
             stacks of maps, such as experts, have the fans of one map. "module" looks at what the module computes.
             "jax", "keras", `Fans(in, out)` and `FanAxes` are others.
@@ -71,7 +72,8 @@ def init_model_(
             `torch.manual_seed` seeds.
         backend: "native" refuses tensors that the native code cannot fill, "torch" goes through torch.nn.init, "auto"
             chooses.
-        strict: whether to refuse parameters that no rule and no default covers, and rules that match nothing.
+        strict: whether to refuse parameters that no rule and no default covers, and rules, or a recipe, that match
+            nothing.
         names: the canonical names in the whole model, if `model` is a part of one: a pipeline stage, or the experts of
             a rank.
         layers: the number of layers of the whole model, for schemes that look at the depth.

@@ -232,7 +232,7 @@ def test_a_pipeline_stage_gets_the_values_of_the_whole_model() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"by": "layers"}, "by: expected one of depth, layer, got 'layers'"),
+        ({"by": "layers"}, r"by: got 'layers', did you mean 'layer'\? expected one of depth, layer"),
         ({"branches": 0.0}, "branches, coefficient: expected branches > 0"),
         ({"coefficient": -1.0}, "branches, coefficient: expected"),
         ({"exponent": math.nan}, "exponent: expected a finite number"),

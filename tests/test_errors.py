@@ -303,6 +303,7 @@ def test_tensors_changed_after_planning_are_refused(change: Callable[[torch.Tens
     assert (weight == 7.0).all()
 
 
+@pytest.mark.filterwarnings("ignore::fastinit.ZerosWarning")
 def test_tensors_moved_after_planning_are_followed() -> None:
     module = nn.Linear(6, 5)
     plan = fastinit.plan(module, "normal", seed=0)

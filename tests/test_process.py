@@ -88,7 +88,7 @@ def fill_all():
             fastinit.init_([torch.empty(1100, 1100, dtype=dtype)], scheme, seed=0)
     fastinit.sparse_(torch.empty(1100, 1100), 0.5)
     fastinit.init_([torch.empty(1100, 1100)], "orthogonal", backend="torch", seed=0)
-    fastinit.init_model_(model, "normal", seed=0)
+    fastinit.init_model_(model, fastinit.Normal(), seed=0)
     fastinit.fingerprint(wide)
 
 torch.rand(2000, 2000) @ torch.rand(2000, 2000)
@@ -255,7 +255,7 @@ model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(100)], nn.Embedding
 fastinit.init_model_(nn.Linear(3, 3), "xavier_uniform")  # what is loaded once
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 fastinit.init_model_(model, "xavier_uniform")
-fastinit.init_model_(model.to(memory_format=torch.preserve_format), "trunc_normal")
+fastinit.init_model_(model.to(memory_format=torch.preserve_format), fastinit.TruncNormal())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     assert int(run(code)) < 16 * 1024  # KiB

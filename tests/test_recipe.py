@@ -652,6 +652,7 @@ def test_other_suffixes_are_not_written(tmp_path: Path) -> None:
 
 _KEYS = (
     "name", "source", "scheme", "fan", "rules", "regex", "type", "shape", "dims", "requires_grad", "keep", "split",
+    "role", "frozen", "loaded",
     "split_dim", "std", "mean", "bounds", "value", "factor", "gain", "mode", "nonlinearity", "a", "groups", "layers",
     "unit", "std_is", "low", "high", "in_axis", "batch_axis", "sparsity", "floor", "",
 )  # fmt: skip

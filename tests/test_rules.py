@@ -340,7 +340,7 @@ def test_keep_leaves_values_alone_and_covers() -> None:
     plan = fastinit.plan(model, "normal", [("first.*", KEEP), (nn.Embedding, KEEP)], seed=0, strict=True)
     plan.run_()
     kept = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
-    assert kept == ["first.weight", "first.bias", "embed.weight"]
+    assert kept == ["first.weight", "first.bias", "second.weight", "embed.weight"]  # the second is frozen
     assert {row.name: row.reason for row in plan.rows}["first.bias"] == "rule 'first.*': kept"
 
 
@@ -923,7 +923,7 @@ def test_a_type_takes_the_weights_and_leaves_the_biases_to_their_role(
 def test_ones_for_a_norm_do_not_shift_it_and_matrix_schemes_pass_over_biases() -> None:
     model = nn.ModuleDict({"norm": nn.LayerNorm(4), "linear": nn.Linear(4, 3), "lstm": nn.LSTM(4, 4)})
     rules: list[tuple[Selector, Any]] = [(nn.LayerNorm, "ones"), (nn.Linear, "xavier_uniform"), (nn.LSTM, "orthogonal")]
-    fastinit.init_model_(model, "zeros", rules, seed=0, strict=True)
+    fastinit.init_model_(model, "zeros", rules, seed=0, strict=True, fan="torch")
     zero = {name for name, parameter in model.named_parameters() if not parameter.any()}
     assert zero == {"norm.bias", "linear.bias", "lstm.bias_ih_l0", "lstm.bias_hh_l0"}
     assert (model["norm"].weight == 1.0).all()

@@ -110,6 +110,9 @@ class World:
 def _serve(connection: Connection[Any, Any], rank: int, size: int, store: str | None) -> None:
     """A rank's life: checks from the connection, one after another, until that is closed."""
     warnings.simplefilter("error")
+    warnings.filterwarnings(
+        "ignore", 'scheme: "(normal|uniform|trunc_normal)" without arguments'
+    )  # as in pyproject.toml
     torch.set_num_threads(1)
 
     def join() -> None:
