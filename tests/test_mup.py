@@ -369,6 +369,7 @@ def test_depthwise_convolutions_have_the_fans_of_the_base() -> None:
     assert stds(wide, fastinit.mup(wide, base, recipe))["weight"] == pytest.approx(1 / 3, rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::fastinit.KeptWarning")
 def test_loaded_weights_are_kept() -> None:
     wide = MLP(64)
     wide.hidden.weight._is_hf_initialized = True  # type: ignore[attr-defined]

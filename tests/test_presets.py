@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -498,6 +499,47 @@ def test_dcgan(make: Callable[[], nn.Module]) -> None:
     check_preset(model, "dcgan", expected)
 
 
+class Sines(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 96), nn.Linear(96, 96), nn.Linear(96, 3))
+
+
+@pytest.mark.parametrize("omega", [30.0, 5])
+def test_siren(omega: float) -> None:
+    model = nn.ModuleDict({"field": Sines()})
+    bound = math.sqrt(6.0 / 96.0) / omega
+    expected = [
+        (r"^field\.net\.0\.weight$", uniform(1.0 / 2.0)),
+        (r"^field\.net\.[12]\.weight$", uniform(bound)),
+        (r"^field\.net\.0\.bias$", uniform(2.0**-0.5)),
+        (r"^field\.net\.[12]\.bias$", uniform(96.0**-0.5)),
+    ]
+    plan = fastinit.plan(model, presets.siren(model, omega=omega), seed=11, strict=True)
+    for row in plan.rows:
+        law = law_of(row.name, expected)
+        assert law is not None
+        check_stated(row.distribution, law, row.name)
+    wrapped = nn.DataParallel(model)
+    rows = fastinit.plan(wrapped, presets.siren(wrapped, omega=omega), strict=True).rows
+    assert [row.distribution for row in rows] == [row.distribution for row in plan.rows]
+
+
+def test_siren_keeps_the_distribution_of_activations() -> None:
+    """Sitzmann et al. 2020, theorem 1.8: before every sine N(0, 1), after it arcsine of std 1 / sqrt(2)."""
+    sizes = [1, *[1024] * 5]
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
+    fastinit.init_model_(model, "siren", seed=0)
+    signal = torch.linspace(-1.0, 1.0, 512)[:, None]
+    with torch.no_grad():
+        for layer, linear in enumerate(model):
+            before = 30.0 * linear(signal)
+            if layer > 1:
+                assert float((before - 30.0 * linear.bias).std()) == pytest.approx(1.0, abs=0.15)  # type: ignore[operator]
+            signal = before.sin()
+            assert float(signal.std()) == pytest.approx(0.5**0.5, abs=0.05)
+
+
 def test_llama_depth() -> None:
     model = zoo.Llama(width=128, depth=3)
     expected: list[tuple[str, Law | None]] = [(r"norm\.weight$", constant(1.0)), (r"^tok_embeddings", normal(1.0))]
@@ -690,9 +732,10 @@ def test_every_parameter_is_covered(build: Callable[[], Any], names: tuple[str, 
         ("llama_depth", r"llama_depth: expected a model with output\.weight"),
         ("vit_jax_nlhb", r"vit: mode 'jax_nlhb': expected a model with head\.bias"),
         ("resnet", "resnet: zero_init_residual: expected a model with blocks that have bn3"),
+        ("siren", "siren: expected a model with linear maps"),
     ],
 )
-@pytest.mark.parametrize("model", [None, nn.Sequential(nn.Linear(3, 3))], ids=["no model", "another model"])
+@pytest.mark.parametrize("model", [None, nn.Sequential(nn.Conv1d(3, 3, 1))], ids=["no model", "another model"])
 def test_presets_say_what_they_need(name: str, message: str, model: nn.Module | None) -> None:
     with pytest.raises(ValueError, match=message):
         fastinit.preset(name, model)
@@ -714,7 +757,7 @@ def test_unknown_presets(given: str) -> None:
     with pytest.raises(ValueError, match=rf"preset: got '{given}', did you mean '.*'\? expected one of gpt2, "):
         fastinit.preset(given)
     with pytest.raises(
-        ValueError, match=rf"scheme: got '{given}', did you mean '.*'\? expected one of uniform, .* dcgan"
+        ValueError, match=rf"scheme: got '{given}', did you mean '.*'\? expected one of uniform, .* siren"
     ):
         fastinit.init_model_(nn.Linear(2, 2), given)
 
@@ -748,6 +791,7 @@ def test_presets_state_their_source(name: str) -> None:
         "llama_depth": lambda: fastinit.preset(name, zoo.Llama(32, 1)),
         "vit_jax_nlhb": lambda: fastinit.preset(name, zoo.VisionTransformer(32, 1)),
         "resnet": lambda: fastinit.preset(name, zoo.ResNet(*zoo.RESNET18, width=8)),
+        "siren": lambda: fastinit.preset(name, Sines()),
     }.get(name, lambda: fastinit.preset(name))()
     assert made.name == name and made.source
 
@@ -769,6 +813,8 @@ def test_what_is_no_model_is_refused(name: str, model: Any) -> None:
         (lambda: fastinit.presets.gpt2(std="a"), TypeError, "std: expected a number, got 'a'"),
         (lambda: fastinit.presets.vit(mode=None), ValueError, "mode: expected one of"),
         (lambda: fastinit.presets.resnet(zero_init_residual="no"), TypeError, "zero_init_residual: expected True or"),
+        (lambda: fastinit.presets.siren(Sines(), omega=0), ValueError, "omega: expected omega > 0, got 0"),
+        (lambda: fastinit.presets.convnext(layer_scale="a"), TypeError, "value: expected a number, got 'a'"),
         (lambda: fastinit.preset(3), ValueError, "preset: expected one of"),
         (lambda: fastinit.plan(nn.Linear(2, 2), 3), TypeError, "scheme: expected"),
     ],

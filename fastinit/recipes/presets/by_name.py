@@ -9,7 +9,7 @@ from torch import nn
 from fastinit.recipes.files import Recipe
 from fastinit.recipes.presets.language import bert, gpt2, llama, llama_depth, t5
 from fastinit.recipes.presets.recurrent import mamba
-from fastinit.recipes.presets.vision import ViTMode, dcgan, resnet, vit
+from fastinit.recipes.presets.vision import ViTMode, convnext, dcgan, deit, dinov2, resnet, siren, swin, vit
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, scheme_names
 
 
@@ -29,12 +29,17 @@ _PRESETS: dict[str, Callable[[nn.Module | None], Recipe]] = {
     "vit_jax": _mode("jax"),
     "vit_jax_nlhb": _mode("jax_nlhb"),
     "vit_moco": _mode("moco"),
+    "deit": deit,
+    "dinov2": dinov2,
+    "convnext": convnext,
+    "swin": swin,
     "bert": bert,
     "t5": t5,
     "mamba": mamba,
     "resnet": resnet,
     "resnet_plain": _resnet_plain,
     "dcgan": dcgan,
+    "siren": siren,
 }
 
 

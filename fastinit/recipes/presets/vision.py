@@ -1,4 +1,4 @@
-"""Presets of image models: transformers, residual nets, GANs."""
+"""Presets of image models: transformers, convolutional nets, GANs, fields of sines."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ from typing import Literal
 
 from torch import nn
 
-from fastinit.recipes.files import Recipe, check_flag
+from fastinit.recipes.files import Recipe, check_flag, of_model
 from fastinit.recipes.presets.parts import (
     TORCH_BIAS,
     TORCH_WEIGHT,
     ZEROS,
     check_given,
+    check_positive,
     config_of,
+    normal_of,
     shape_of,
     torch_defaults,
 )
-from fastinit.rules.select import Rule, Where
+from fastinit.rules.select import Rule, Where, exact_glob
+from fastinit.run.names import named_modules
 from fastinit.schemes.base import check_choice
-from fastinit.schemes.named import Constant, Normal, kaiming_normal, lecun_normal, xavier_uniform
+from fastinit.schemes.named import (
+    Constant,
+    Normal,
+    Uniform,
+    VarianceScaling,
+    kaiming_normal,
+    lecun_normal,
+    xavier_uniform,
+)
 
 ViTMode = Literal["", "jax", "jax_nlhb", "moco"]
 
@@ -31,14 +42,14 @@ def vit(model: nn.Module | None = None, *, mode: ViTMode = "") -> Recipe:
     "": N(0, 0.02^2), the patch embedding as torch has it. "jax" (Dosovitskiy et al. 2021, and its code):
     xavier_uniform, head zero, patch embedding lecun_normal, biases of MLPs N(0, 1e-6^2); "jax_nlhb": the head's bias
     -log(classes). "moco" (Chen, Xie, He 2021): xavier_uniform with q, k and v each by itself. Class and register
-    tokens N(0, 1e-6^2), position embeddings N(0, 0.02^2). timm 1.0.31, models/vision_transformer.py:
-    init_weights_vit_*. timm truncates at +-2, a hundred sigma, which changes nothing.
+    tokens N(0, 1e-6^2), position embeddings and distillation tokens N(0, 0.02^2). timm 1.0.31,
+    models/vision_transformer.py: init_weights_vit_*. timm truncates at +-2, a hundred sigma, which changes nothing.
     """
     check_given(model)
     check_choice("mode", mode, ("", "jax", "jax_nlhb", "moco"))
     small = Normal(std=config_of(model, "initializer_range", 0.02))
     rules = [
-        Rule(re.compile(r"(^|\.)(pos_embed|position_embeddings|embeddings\.cls_token)$"), small),
+        Rule(re.compile(r"(^|\.)(pos_embed|dist_token|position_embeddings|embeddings\.cls_token)$"), small),
         Rule(re.compile(r"(^|\.)(cls|reg)_token$"), Normal(std=1e-6)),
         Rule(re.compile(r"(^|\.)mask_token$"), ZEROS),
     ]
@@ -51,7 +62,8 @@ def vit(model: nn.Module | None = None, *, mode: ViTMode = "") -> Recipe:
             if shape is None:
                 raise ValueError("vit: mode 'jax_nlhb': expected a model with head.bias, got none")
             bias = Constant(-math.log(shape[0]))
-        rules += [Rule(re.compile(r"(^|\.)head\.weight$"), ZEROS), Rule(re.compile(r"(^|\.)head\.bias$"), bias)]
+        rules.append(Rule(re.compile(r"(^|\.)head(_dist)?\.weight$"), ZEROS))
+        rules.append(Rule(re.compile(r"(^|\.)head(_dist)?\.bias$"), bias))
         rules += [Rule("*patch_embed.proj.weight", lecun_normal()), Rule("*mlp*.bias", Normal(std=1e-6))]
     if mode == "moco":
         rules.append(Rule("*.qkv.weight", xavier_uniform(), fan="module", split=3))
@@ -60,6 +72,102 @@ def vit(model: nn.Module | None = None, *, mode: ViTMode = "") -> Recipe:
         rules,
         name=f"vit_{mode}" if mode else "vit",
         source="timm, models/vision_transformer.py: init_weights_vit_*; transformers, modeling_vit.py",
+    )
+
+
+def deit(model: nn.Module | None = None) -> Recipe:
+    """As `vit` for timm's names, N(0, 0.02^2) for the distillation token. For transformers' names all matrices are
+    N(0, 0.02^2), and all tokens and position embeddings zero.
+
+    Touvron et al. 2021; timm 1.0.31, models/deit.py; transformers 5.24, models/deit/modeling_deit.py.
+    """
+    tokens = r"(^|\.)embeddings\.(cls_token|distillation_token|position_embeddings)$"
+    like = vit(model)
+    return Recipe(
+        like.scheme,
+        [(re.compile(tokens), ZEROS), *like.rules],
+        name="deit",
+        source="Touvron et al. 2021; timm, models/deit.py; transformers, modeling_deit.py",
+    )
+
+
+def dinov2(model: nn.Module | None = None, *, layer_scale: float | None = None) -> Recipe:
+    """As `vit`; the factors of LayerScale are `layer_scale`, mask tokens zero.
+
+    The authors (dinov2/models/vision_transformer.py; LayerScale in configs/ssl_default_config.yaml) and timm: factors
+    1e-5, register tokens N(0, 1e-6^2), the patch embedding as torch has it. transformers 5.24
+    (models/dinov2/modeling_dinov2.py): factors of the config's layerscale_value, 1, as for a checkpoint that is loaded
+    next; register tokens zero; class token and patch embedding N(0, 0.02^2).
+
+    Oquab et al. 2023; Darcet et al. 2023.
+    """
+    like = vit(model)
+    factor = Constant(layer_scale if layer_scale is not None else 1e-5)
+    of_config = Constant(layer_scale if layer_scale is not None else config_of(model, "layerscale_value", 1.0))
+    rules = [
+        Rule(re.compile(r"\.ls[12]\.gamma$"), factor),
+        Rule(re.compile(r"\.layer_scale[12]\.lambda1$"), of_config),
+        Rule(re.compile(r"(^|\.)embeddings\.register_tokens$"), ZEROS),
+        Rule(re.compile(r"(^|\.)register_tokens$"), Normal(std=1e-6)),
+        *like.rules,
+    ]
+    return Recipe(
+        like.scheme,
+        rules,
+        name="dinov2",
+        source="dinov2, models/vision_transformer.py; timm, vision_transformer.py; transformers, modeling_dinov2.py",
+    )
+
+
+def convnext(model: nn.Module | None = None, *, std: float | None = None, layer_scale: float | None = None) -> Recipe:
+    """N(0, 0.02^2) for all convolutions and linear maps; LayerScale 1e-6; ConvNeXt V2: both vectors of the global
+    response normalisation zero.
+
+    Liu et al. 2022 (facebookresearch/ConvNeXt, models/convnext.py), Woo et al. 2023, section 3; timm 1.0.31,
+    models/convnext.py; transformers 5.24, models/convnext and convnextv2, whose config's layer_scale_init_value is
+    used. The authors and timm truncate at +-2, a hundred sigma, which changes nothing.
+    """
+    check_given(model)
+    factor = layer_scale if layer_scale is not None else config_of(model, "layer_scale_init_value", 1e-6)
+    return Recipe(
+        normal_of(model, std),
+        [
+            (re.compile(r"\.grn\.(weight|bias|gamma|beta)$"), ZEROS),
+            (re.compile(r"\.(gamma|layer_scale_parameter)$"), Constant(factor)),
+        ],
+        name="convnext",
+        source="Liu et al. 2022; Woo et al. 2023; timm, models/convnext.py; transformers, modeling_convnext*.py",
+    )
+
+
+def swin(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
+    """N(0, 0.02^2) for all linear maps; temperatures of Swin V2 log 10.
+
+    The authors (microsoft/Swin-Transformer, models/swin_transformer.py), timm 1.0.31 (models/swin_transformer*.py) and
+    torchvision: tables of relative positions N(0, 0.02^2), the patch embedding as torch has it; in V2 (not
+    torchvision's) the normalisations that end a branch are zero. transformers 5.24 (models/swin, swinv2): the patch
+    embedding N(0, 0.02^2), tables of positions zero. Truncations at +-2, a hundred sigma, change nothing.
+
+    Liu et al. 2021; Liu et al. 2022, "Swin Transformer V2", section 3.
+    """
+    check_given(model)
+    normal = normal_of(model, std)
+    rules = [
+        Rule(re.compile(r"\.relative_position_bias\.relative_position_bias_table$"), ZEROS),
+        Rule(re.compile(r"(^|\.)(position_embeddings|mask_token)$"), ZEROS),
+        Rule(re.compile(r"\.relative_position_bias_table$"), normal),
+        Rule(re.compile(r"\.logit_scale$"), Constant(math.log(10.0))),
+        Rule(re.compile(r"\.attn\.(q_bias|v_bias)$"), ZEROS),
+        *torch_defaults("*patch_embed.proj"),
+        *torch_defaults("features.0.0"),
+    ]
+    if shape_of(model, r"blocks\.\d+\.attn\.logit_scale$") is not None:
+        rules.append(Rule(re.compile(r"\.blocks\.\d+\.norm[12]\.weight$"), ZEROS))
+    return Recipe(
+        normal,
+        rules,
+        name="swin",
+        source="Swin-Transformer, models/swin_transformer*.py; timm; torchvision; transformers, modeling_swin*.py",
     )
 
 
@@ -113,4 +221,34 @@ def dcgan(model: nn.Module | None = None) -> Recipe:
         [(Where(regex=r"(^|\.)weight$", type="_BatchNorm"), Normal(1.0, 0.02))],
         name="dcgan",
         source="Radford, Metz, Chintala 2016, section 4; pytorch/examples, dcgan/main.py",
+    )
+
+
+def siren(model: nn.Module | None = None, *, omega: float = 30.0) -> Recipe:
+    """A network of sines sin(omega (W x + b)): U[-1 / n, 1 / n] for the first layer of n inputs, U[-c, c] with
+    c = sqrt(6 / n) / omega for all others; biases as torch has them, U(+-1 / sqrt(n)).
+
+    Sitzmann et al. 2020, sections 3.2 and 1.5 of the supplement; vsitzmann/siren, modules.py: first_layer_sine_init,
+    sine_init. The first layer is the first linear map that the model registers.
+
+    Raises:
+        TypeError, ValueError: omega is no number > 0, or there is no model, or one without linear maps.
+    """
+    check_given(model)
+    check_positive("omega", omega)
+    maps = []
+    for each in [] if model is None else named_modules(model):
+        if isinstance(each.module, nn.Linear):
+            maps.append((each.names_of("weight")[0], each.module.in_features))
+    if not maps:
+        raise ValueError("siren: expected a model with linear maps, whose first layer has another bound, got none")
+    name, inputs = maps[0]
+    return Recipe(
+        VarianceScaling(2.0 / omega**2, "fan_in", "uniform"),
+        [
+            *of_model([Rule(exact_glob(name), Uniform(-1.0 / inputs, 1.0 / inputs))]),
+            Rule(Where(type="Linear", dims=1), TORCH_BIAS, fan="weight"),
+        ],
+        name="siren",
+        source="Sitzmann et al. 2020, section 3.2, supplement 1.5; vsitzmann/siren, modules.py",
     )
