@@ -233,7 +233,7 @@ def _check_given(model: object, scheme: object, line: Callable[[str], str]) -> N
         raise TypeError(f"model: expected a torch.nn.Module, got {got}" + (f"; write {instead}" if instead else ""))
     maker: Any = scheme
     if callable(scheme) and getattr(scheme, "__module__", "").startswith("fastinit.recipes."):
-        room = "presets." if maker.__module__ == presets.__name__ else ""
+        room = "presets." if maker.__module__.startswith(presets.__name__) else ""
         raise TypeError(
             f"scheme: expected a name, a scheme or a recipe, got the function {maker.__name__}; write "
             + line(f"fastinit.{room}{maker.__name__}(model)")

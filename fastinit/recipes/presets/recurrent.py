@@ -10,7 +10,7 @@ from fastinit.recipes.files import Recipe
 from fastinit.recipes.presets.parts import TORCH_WEIGHT, check_given, config_of, normal_of
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.named import Constant, DepthScaled, VarianceScaling
-from fastinit.schemes.structured import TimeStep
+from fastinit.schemes.structured import LogRange, TimeStep
 
 
 def mamba(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
@@ -33,6 +33,8 @@ def mamba(model: nn.Module | None = None, *, std: float | None = None) -> Recipe
     return Recipe(
         normal,
         [
+            ("*.A_log", LogRange()),
+            ("*.D", Constant(1.0)),
             ("*.dt_proj.weight", dt_proj),
             (re.compile(r"\.(dt_proj\.bias|dt_bias)$"), steps),
             ("*.conv1d.weight", TORCH_WEIGHT),
