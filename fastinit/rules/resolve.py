@@ -25,7 +25,16 @@ from fastinit.schemes.distributions import (
     check_range,
     range_warning,
 )
-from fastinit.schemes.fans import FanConvention, Fans, Geometry, block_fans, geometry_of
+from fastinit.schemes.fans import (
+    FanConvention,
+    Fans,
+    Geometry,
+    block_fans,
+    geometry_of,
+    is_stack,
+    module_geometry,
+    reads_as_torch,
+)
 from fastinit.schemes.named import Own
 
 
@@ -141,8 +150,8 @@ class _Asked:
         self.module = module
         self.shape = shape
         self.may_be_stack = module is not None and len(shape) >= 3 and fan in ("torch", "module", "weight")
-        # All other conventions look at the shape alone, and every key contains the shape.
-        self.looks_at_module = self.may_be_stack or (module is not None and fan in ("module", "weight"))
+        # All other conventions look at the shape alone, which every key contains, and at whether it is a stack's.
+        self.looks_at_module = module is not None and (fan == "module" or fan == "weight")
         self.wanted_fans = False
         self.path: list[tuple[str, object]] = []  # each question once
         self._found: dict[str, Any] = {}
@@ -178,8 +187,13 @@ class _Asked:
     def _find(self, what: str) -> Any:
         if what == "geometry":
             return geometry_of(self.fan, self.module, self.own_name, self.shape)
+        if what == "stack":
+            return is_stack(self.module, self.shape)
         if what == "geometry by module":
-            return geometry_of("module", self.module, self.own_name, self.shape)
+            assert self.module is not None
+            if reads_as_torch(self.module, self.shape):
+                return None
+            return module_geometry(self.module, self.own_name, self.shape)
         if what == "layer":
             return self.depths.layer(self.name)
         if what == "layers":
@@ -197,6 +211,8 @@ class _Asked:
         return author.distribution
 
     def geometry(self) -> Geometry:
+        if self.may_be_stack and not self.looks_at_module:
+            self.answer("stack")
         geometry: Geometry = self.answer("geometry")
         return geometry
 
@@ -300,8 +316,8 @@ def _disagreement(asked: _Asked, treatment: Treatment, dtype: torch.dtype, by_to
         return None
     other = _Asked("module", asked.depths, asked.authors, asked.name, asked.own_name, asked.module, asked.shape)
     try:
-        geometry: Geometry = asked.answer("geometry by module")
-        if geometry == asked.geometry():
+        geometry: Geometry | None = asked.answer("geometry by module")
+        if geometry is None or geometry == asked.geometry():
             return None
         by_module = _resolve(other, treatment, dtype).distribution
     except Exception:  # a scheme that fits only one reading

@@ -150,11 +150,16 @@ def torch_geometry(module: nn.Module | None, shape: Sequence[int]) -> Geometry:
     >>> torch_geometry(nn.Conv1d(64, 8, 128), (8, 64, 128)).fans
     Fans(fan_in=8192, fan_out=1024)
     """
-    if len(shape) >= 3 and module is not None and 1 not in shape[1:] and not _is_known_or_convolution(module):
+    if is_stack(module, shape):
         return Geometry(
             Fans(shape[-1], shape[-2]), in_dim=len(shape) - 1, out_dim=len(shape) - 2, stacked=len(shape) - 2
         )
     return Geometry(torch_fans(shape))
+
+
+def is_stack(module: nn.Module | None, shape: Sequence[int]) -> bool:
+    """Whether a parameter of this shape is a stack of maps to `torch_geometry`."""
+    return len(shape) >= 3 and module is not None and 1 not in shape[1:] and not _is_known_or_convolution(module)
 
 
 def _is_known_or_convolution(module: Any) -> bool:
@@ -241,6 +246,15 @@ def module_geometry(module: nn.Module, own_name: str, shape: Sequence[int]) -> G
             Fans(shape[-2], shape[-1]), in_dim=len(shape) - 2, out_dim=len(shape) - 1, stacked=len(shape) - 2
         )
     return torch_geometry(module, shape)
+
+
+def reads_as_torch(module: Any, shape: Sequence[int]) -> bool:
+    """Whether `module_geometry` is torch's for certain: a quick answer for most parameters."""
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    read = _reader_of(module_type)
+    if read is None:
+        return len(shape) == 2 and not _is_called_conv1d(module_type)
+    return read is _convolution and module.groups == 1 and not module.transposed
 
 
 def _convolution(module: Any, own_name: str, shape: Sequence[int]) -> Geometry:
