@@ -99,9 +99,34 @@ def assert_everything_serves(make: Make, *, own: bool = True) -> None:
     if own:
         again = plain(make, 2)
         before = {name: each.detach().clone() for name, each in again.named_parameters()}
-        fastinit.init_model_(again, "own", seed=SEED)
+        init_(again, "own")
         assert_as_its_author_builds_it(make, again)
-        assert any(not same(each, before[name]) for name, each in again.named_parameters())
+        trained = any(each.requires_grad for each in again.parameters())
+        assert any(not same(each, before[name]) for name, each in again.named_parameters()) is trained
+        assert_a_scheme_replaces_draws_alone(make)
+
+
+def init_(model: nn.Module, scheme: str) -> None:
+    with warnings.catch_warnings():  # that frozen parameters are kept, and of fans
+        warnings.simplefilter("ignore", fastinit.KeptWarning)
+        warnings.simplefilter("ignore", fastinit.FanWarning)
+        fastinit.init_model_(model, scheme, seed=SEED)
+
+
+def assert_a_scheme_replaces_draws_alone(make: Make) -> None:
+    """What the author sets, arranges or freezes stays, and what the author draws is drawn (biases become zero)."""
+    model, other = plain(make, 0), dict(plain(make, 1).named_parameters())
+    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    init_(model, "kaiming_normal")
+    for name, parameter in model.named_parameters():
+        found = parameter.detach()
+        if same(before[name], other[name].detach()) or not parameter.requires_grad:
+            assert same(before[name], found), f"{name} is no longer what its author makes of it"
+        elif found.dim() > 1 and found.numel() > 1:
+            assert found.std() > 0, f"{name} is drawn by its author, and constant now"
+        if found.dim() == 3 and "experts" in name:
+            of_one_map = [math.sqrt(2 / found.shape[axis]) for axis in (-1, -2)]
+            assert any(abs(found.std().item() / std - 1) < 0.1 for std in of_one_map), name
 
 
 # ---- transformers ----
