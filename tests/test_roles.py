@@ -67,30 +67,29 @@ OF_TORCH: dict[str, tuple[tuple[Any, ...], dict[str, Any], dict[str, str]]] = {
 }  # fmt: skip
 
 # They hold no parameters themselves, cannot be made without other modules, or get their shape later.
-OTHERS = set(
-    [
-        "Module",
-        "Sequential",
-        "ModuleList",
-        "ModuleDict",
-        "ParameterList",
-        "ParameterDict",
-        "Container",
-        "DataParallel",
-        "Transformer",
-        "TransformerEncoder",
-        "TransformerDecoder",
-        "TransformerEncoderLayer",
-        "TransformerDecoderLayer",
-        "AdaptiveLogSoftmaxWithLoss",
-        "RNNBase",
-        "RNNCellBase",
-        "FractionalMaxPool2d",
-        "FractionalMaxPool3d",
-    ]
-)
+OTHERS = {
+    "Module",
+    "Sequential",
+    "ModuleList",
+    "ModuleDict",
+    "ParameterList",
+    "ParameterDict",
+    "Container",
+    "DataParallel",
+    "Transformer",
+    "TransformerEncoder",
+    "TransformerDecoder",
+    "TransformerEncoderLayer",
+    "TransformerDecoderLayer",
+    "AdaptiveLogSoftmaxWithLoss",
+    "RNNBase",
+    "RNNCellBase",
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
+}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of classes that torch deprecates
 def test_every_class_of_torch_nn_with_parameters_is_listed() -> None:
     for name, kind in inspect.getmembers(nn, inspect.isclass):
         if not issubclass(kind, nn.Module) or name in OF_TORCH or name in OTHERS or name.startswith("Lazy"):
