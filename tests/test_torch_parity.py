@@ -709,7 +709,10 @@ def test_functions_refuse_what_is_no_tensor(name: str) -> None:
         (np.zeros(0), "tensor: expected a torch.Tensor or a list of them, got ndarray"),
         ("weight", r"tensor\[0\]: expected a torch.Tensor, got str"),
         ([torch.ones(3, 3), np.zeros((3, 3))], r"tensor\[1\]: expected a torch.Tensor, got ndarray"),
-        (nn.Linear(2, 2), "tensor: expected a tensor or a list of them, got a Linear; init_model_ takes models"),
+        (
+            nn.Linear(2, 2),
+            r"tensor: expected a tensor or a list of them, got a Linear; write fastinit\.init_model_\(model, ",
+        ),
     ):
         with pytest.raises(TypeError, match=f"^{message}"):
             call(functional, name, wrong)
