@@ -25,6 +25,7 @@
 #include "core/fp_environment.h"
 #include "core/prepare.h"
 #include "core/stream.h"
+#include "direct.h"
 
 namespace py = pybind11;
 
@@ -191,22 +192,22 @@ void fill_table(const py::buffer& buffer, uint64_t seed, int threads) {
   });
 }
 
-// Fills one tensor: a prepared row as bytes, of which any number of tensors are filled, and the tensor's own address.
-void fill_row(const py::bytes& row, uint64_t address, uint64_t seed, int threads) {
-  char* bytes = nullptr;
-  py::ssize_t size = 0;
-  if (PyBytes_AsStringAndSize(row.ptr(), &bytes, &size) != 0) throw py::error_already_set();
-  Task task;
-  if (size != static_cast<py::ssize_t>(sizeof(task))) {
-    throw py::value_error("row: expected " + std::to_string(sizeof(task)) + " bytes, got " + std::to_string(size));
-  }
-  std::memcpy(&task, bytes, sizeof(task));
-  task.data = address;
-  check_threads(threads);
-  check_prepared(&task, 1);
-  const char* isa = forced_isa();
-  call_interruptibly(
-      [&](const std::function<bool()>& should_stop) { return fill_cpu(&task, 1, seed, threads, isa, should_stop); });
+// To let go of the interpreter's lock takes longer than to fill so few elements.
+constexpr int64_t kFilledUnderLock = 4096;
+
+bool fill_directly(Direct& direct, py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan,
+                   py::handle generator) {
+  return direct.fill(tensor, make, arguments, fan, generator, [](const Task& task, uint64_t seed, int threads) {
+    check_threads(threads);
+    check_prepared(&task, 1);
+    const char* isa = forced_isa();
+    if (task.numel <= kFilledUnderLock) {
+      fill_cpu(&task, 1, seed, 1, isa, [] { return false; });
+      return;
+    }
+    call_interruptibly(
+        [&](const std::function<bool()>& should_stop) { return fill_cpu(&task, 1, seed, threads, isa, should_stop); });
+  });
 }
 
 bool fits_orthogonal_cpu(int64_t rows, int64_t columns) { return orthogonal_cpu_fits(rows, columns, forced_isa()); }
@@ -376,7 +377,10 @@ PYBIND11_MODULE(_C, module) {
   module.def("task_dtype", &task_dtype);
   module.def("prepare", &prepare_table, py::arg("table"));
   module.def("fill_cpu", &fill_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
-  module.def("fill_row", &fill_row, py::arg("row"), py::arg("address"), py::arg("seed"), py::arg("threads"));
+  py::class_<Direct>(module, "Direct")
+      .def(py::init<py::object, const py::dict&>(), py::arg("resolve"), py::arg("torch"))
+      .def("fill", &fill_directly, py::arg("tensor"), py::arg("make"), py::arg("arguments"), py::arg("fan"),
+           py::arg("generator"));
   module.def("orthogonal_dtype", &orthogonal_dtype);
   module.def("orthogonal_cpu_fits", &fits_orthogonal_cpu, py::arg("rows"), py::arg("columns"));
   module.def("orthogonal_cpu", &orthogonal_cpu_table, py::arg("table"), py::arg("seed"), py::arg("threads"));

@@ -285,24 +285,15 @@ def in_fake_mode() -> bool:
     return mode is not None and key is not None and mode(key) is not None
 
 
-def _none() -> None:
-    return None
-
-
-def _one() -> int:
-    return 1
-
-
-_function_modes: Callable[[], int] = _stack_size or _one
-_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", _one)
-_transforms: Callable[[], Any] = getattr(getattr(torch._C, "_functorch", None), "maybe_current_level", _none)
-
-
-def in_modes() -> bool:
-    """Whether someone else gets to see or change calls of torch: a TorchFunctionMode or TorchDispatchMode, or one of
-    torch.func's transforms. Without the means to know: yes, and what asks takes its longer way."""
-    return bool(_function_modes() or _dispatch_modes()) or _transforms() is not None
-
+# Each gives something true if somebody else gets to see or change calls of torch: TorchFunctionModes, dispatch modes,
+# torch.func's transforms. None: there are no means to know.
+MODES: tuple[Callable[[], Any], ...] | None = (
+    (_stack_size, torch._C._len_torch_dispatch_stack, torch._C._functorch.maybe_current_level)
+    if _stack_size is not None
+    and hasattr(torch._C, "_len_torch_dispatch_stack")
+    and hasattr(getattr(torch._C, "_functorch", None), "maybe_current_level")
+    else None
+)
 
 # Counts up the versions of tensors, as an operation in place does. The public function asks for their types first.
 increment_version: Callable[[Any], None] = getattr(
@@ -314,6 +305,9 @@ increment_version: Callable[[Any], None] = getattr(
 in_transform: Callable[[torch.Tensor], bool] = getattr(
     getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", lambda tensor: False
 )
+
+
+is_compiling: Callable[[], bool] = torch.compiler.is_dynamo_compiling
 
 
 def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -9,24 +9,24 @@ they are. docs/MIGRATING.md lists what differs from torch.
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 
-from fastinit._torch import in_fake_mode, is_fake, uncompiled
+from fastinit._torch import in_fake_mode, is_compiling, is_fake, uncompiled
 from fastinit.distributed.shards import local_tensor
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Treatment
 from fastinit.rules.select import as_fan
 from fastinit.rules.survey import plan_tensors
-from fastinit.run import direct
+from fastinit.run.direct import short_way
 from fastinit.schemes import named as schemes
 from fastinit.schemes import structured
 from fastinit.schemes.base import Scheme, as_written
+from fastinit.schemes.distributions import Distribution
 from fastinit.schemes.fans import FanAxes, FanConvention
 from fastinit.schemes.gains import calculate_gain as calculate_gain
 
@@ -35,7 +35,6 @@ Fan = Literal["fan_in", "fan_out"]
 TensorsT = TypeVar("TensorsT", bound=torch.Tensor | Sequence[torch.Tensor])
 
 
-@uncompiled
 def _run(
     tensor: TensorsT,
     make: Callable[..., Scheme],
@@ -46,11 +45,20 @@ def _run(
     warn_of_empty: bool = False,
 ) -> TensorsT:
     """Fill a tensor, or those of a list, as the scheme make(*arguments) says."""
-    if direct.takes(tensor) and _are_plain(arguments) and (generator is None or type(generator) is torch.Generator):
-        alone: torch.Tensor = tensor  # type: ignore[assignment]
-        row = _row(alone.shape, alone.dtype, fan, make, *arguments)
-        if row is not None and direct.fill(alone, row, generator):
-            return tensor
+    if not is_compiling() and _fill_directly(tensor, make, arguments, fan, generator):
+        return tensor
+    return _run_plan(tensor, make, arguments, generator, fan, warn_of_empty)
+
+
+@uncompiled
+def _run_plan(
+    tensor: TensorsT,
+    make: Callable[..., Scheme],
+    arguments: tuple[Any, ...],
+    generator: torch.Generator | None,
+    fan: FanConvention,
+    warn_of_empty: bool,
+) -> TensorsT:
     scheme = make(*arguments)
     named = _named(tensor, scheme)
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -60,37 +68,23 @@ def _run(
         raise ValueError("tensor: has memory, but is given inside FakeTensorMode; initialise it outside")
     plan = plan_tensors(real.values(), scheme, names=list(real), fan=fan, generator=generator)
     if warn_of_empty and any(each.numel() == 0 for each in named.values()):
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=4)
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=5)
     if any(local_tensor(each).is_meta for each in real.values()):
         plan = plan.filter(lambda row: not local_tensor(row.tensor).is_meta)
     plan.run_()
     return tensor
 
 
-# By the types of the arguments, too: 1 equals 1.0 and True, and is not taken wherever they are.
-@functools.lru_cache(maxsize=4096, typed=True)
-def _row(
-    shape: torch.Size, dtype: torch.dtype, fan: FanConvention, make: Callable[..., Scheme], *arguments: Any
-) -> direct.PreparedRow | None:
-    """What fills a tensor directly. None: a plan has to, or has to tell an error or a warning, at every call."""
-    try:
-        treatment = Treatment(make(*arguments), "listed")
-        found = Resolver(as_fan(fan), Depths([""]))("", "", None, shape, dtype, treatment)
-        return None if found.warning is not None else direct.prepared_row(found.distribution, shape, dtype)
-    except Exception:
-        return None
+def _distribution(
+    tensor: torch.Tensor, make: Callable[..., Scheme], arguments: tuple[Any, ...], fan: FanConvention
+) -> Distribution | None:
+    """The distribution of a tensor; None: a plan has to give a warning, at every call."""
+    treatment = Treatment(make(*arguments), "listed")
+    found = Resolver(as_fan(fan), Depths([""]))("", "", None, tensor.shape, tensor.dtype, treatment)
+    return found.distribution if found.warning is None else None
 
 
-def _are_plain(arguments: tuple[Any, ...]) -> bool:
-    """Whether equal arguments of equal types always mean the same. -0.0 equals 0.0, and is written in another way."""
-    for each in arguments:
-        kind = type(each)
-        if kind is float:
-            if each == 0.0 and math.copysign(1.0, each) < 0.0:
-                return False
-        elif kind is not int and kind is not str:
-            return False
-    return True
+_fill_directly = short_way(_distribution)
 
 
 def _trunc_normal(mean: float, std: float, a: float, b: float) -> Scheme:

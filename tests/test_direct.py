@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import mmap
 import random
+import sys
+import threading
 import warnings
 from collections.abc import Callable
 from hashlib import blake2b
@@ -14,8 +17,12 @@ import pytest
 import torch
 from conftest import needs_native
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastinit import functional
+import fastinit
+from fastinit import _native, functional
 from fastinit.run import direct, engine
 
 pytestmark = needs_native
@@ -23,7 +30,7 @@ pytestmark = needs_native
 Tensor = torch.Tensor
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 OTHER_DTYPES = [torch.complex64, torch.int32, torch.bool, torch.uint8]
-SHAPES = [(), (1,), (0,), (3, 0), (1, 1), (4, 4), (7, 5), (6, 4, 3), (4, 2, 3, 3), (40, 33), (210, 330)]
+SHAPES = [(), (1,), (0,), (3, 0), (1, 1), (4, 4), (7, 5), (6, 4, 3), (4, 2, 3, 3), (40, 33), (70, 130)]
 FILLED = [
     2.0,
     0,
@@ -70,6 +77,7 @@ ARGUMENTS: dict[str, Callable[[random.Random], tuple[Any, ...]]] = {
     ),
 }
 DIMENSIONS = {"dirac_": (3, 4), "eye_": (2,), "sparse_": (2,)}
+DIMENSIONS |= {name: (2, 3, 4) for name in ARGUMENTS if name.startswith(("xavier", "kaiming", "lecun"))}
 RANDOM = {name for name in ARGUMENTS if name not in ("constant_", "ones_", "zeros_", "eye_", "dirac_")}
 
 
@@ -188,21 +196,227 @@ def call(name: str, case: int) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_both_ways_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = range(60 if name in ("orthogonal_", "sparse_") else 300)
+    cases = range(30 if name in ("orthogonal_", "sparse_") else 200)
     ways: list[bool] = []
-    fill = direct.fill
+    fill = functional._fill_directly
 
     def noted(*arguments: Any) -> bool:
         ways.append(fill(*arguments))
         return ways[-1]
 
-    monkeypatch.setattr(direct, "fill", noted)
+    monkeypatch.setattr(functional, "_fill_directly", noted)
     short = [call(name, case) for case in cases]
-    monkeypatch.setattr(direct, "takes", lambda tensor: False)
-    went = len(ways)
+    monkeypatch.setattr(functional, "_fill_directly", lambda *arguments: False)
     long = [call(name, case) for case in cases]
-    assert len(ways) == went
     for ours, wanted in zip(short, long, strict=True):
         assert repr(ours) == repr(wanted)
     if name not in ("orthogonal_", "sparse_"):
         assert sum(ways) > len(cases) / 8  # enough of them went the short way
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each call went the short way."""
+    ways: list[bool] = []
+    fill = functional._fill_directly
+
+    def noted(*arguments: Any) -> bool:
+        ways.append(fill(*arguments))
+        return ways[-1]
+
+    monkeypatch.setattr(functional, "_fill_directly", noted)
+    return ways
+
+
+def normal(seed: int) -> Tensor:
+    return functional.normal_(torch.empty(4, 4), generator=torch.Generator().manual_seed(seed))
+
+
+class Functions(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called += 1
+        return function(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [Functions, Operations])
+def test_modes_see_what_they_saw(make: Callable[[], Any], short: list[bool]) -> None:
+    wanted = normal(3)
+    with make() as mode:
+        given = normal(3)
+    assert short == [True, False] and mode.called > 0
+    assert torch.equal(given, wanted)
+
+
+def test_inside_of_torch_func(short: list[bool]) -> None:
+    wanted, kept = normal(3), torch.empty(4, 4)
+
+    def drawn(x: Tensor) -> Tensor:
+        functional.normal_(kept, generator=torch.Generator().manual_seed(3))
+        return x.sum()
+
+    torch.func.grad(drawn)(torch.ones(2))
+    assert short == [True, False] and torch.equal(kept, wanted)
+    escaped: list[Tensor] = []
+    torch.func.vmap(lambda x: escaped.append(x) or x)(torch.zeros(2, 3))
+    with pytest.raises(TypeError, match=r"inside torch\.func"):
+        functional.normal_(escaped[0])
+    assert short[-1] is False
+
+
+def test_fake_mode(short: list[bool]) -> None:
+    tensor = torch.zeros(3)
+    with FakeTensorMode(), pytest.raises(ValueError, match="inside FakeTensorMode"):
+        functional.ones_(tensor)
+    assert short == [False] and not tensor.any()
+
+
+def test_inference_mode(short: list[bool]) -> None:
+    wanted, plain = normal(3), torch.empty(4, 4)
+    with torch.inference_mode():
+        functional.normal_(plain, generator=torch.Generator().manual_seed(3))
+        assert torch.equal(normal(3), wanted)
+    assert torch.equal(plain, wanted)
+    assert short == [True, True, False]
+
+
+def test_compiled() -> None:
+    compiled = torch.compile(lambda x: functional.ones_(x) + 1, backend="eager")
+    assert compiled(torch.zeros(3)).tolist() == [2.0, 2.0, 2.0]
+
+
+def test_memory_that_went_since_the_last_call(short: list[bool]) -> None:
+    tensor = functional.normal_(torch.empty(8))
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(fastinit.ParameterError, match="was it freed"):
+        functional.normal_(tensor)
+    tensor.untyped_storage().resize_(16)
+    with pytest.raises(fastinit.ParameterError, match="was it freed"):
+        functional.normal_(tensor)
+    assert short == [True, False, False]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/maps")
+def test_memory_that_is_mapped_read_only(short: list[bool]) -> None:
+    mapped = np.frombuffer(mmap.mmap(-1, 4096, prot=mmap.PROT_READ), dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensor = torch.from_numpy(mapped)
+    with pytest.raises(fastinit.ParameterError, match="read-only"):
+        functional.normal_(tensor)
+    assert short == [False]
+
+
+def test_equal_arguments_that_differ() -> None:
+    zero = functional.constant_(torch.empty(2), 0.0)
+    assert not zero.signbit().any() and functional.constant_(torch.empty(2), -0.0).signbit().all()
+    assert not functional.constant_(torch.empty(2), 0).signbit().any()
+    weight = torch.empty(2, 2, 3)
+    functional.dirac_(weight, 1)
+    for groups in (1.0, True):
+        with pytest.raises(TypeError, match="groups"):
+            functional.dirac_(weight, groups)  # type: ignore[arg-type]
+    changing = torch.tensor(1.0)
+    assert functional.constant_(torch.empty(1), changing).item() == 1.0  # type: ignore[arg-type]
+    assert functional.constant_(torch.empty(1), changing.add_(1.0)).item() == 2.0  # type: ignore[arg-type]
+
+
+def test_every_call_of_a_thread_has_its_own_seed(short: list[bool]) -> None:
+    firsts: list[float] = []
+
+    def draw() -> None:
+        for _ in range(200):
+            firsts.append(functional.uniform_(torch.empty(1, dtype=torch.float64)).item())
+
+    threads = [threading.Thread(target=draw) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(short) and len(set(firsts)) == len(firsts) == 800
+
+
+def test_more_calls_than_are_kept(short: list[bool]) -> None:
+    for size in range(1, 4200):
+        functional.ones_(torch.empty(size, 1))
+    assert all(short) and functional.ones_(torch.empty(7, 1)).sum() == 7.0
+
+
+def test_a_version_is_counted_up_when_the_fill_fails(monkeypatch: pytest.MonkeyPatch, short: list[bool]) -> None:
+    tensor = functional.ones_(torch.empty(4))
+    version = tensor._version
+    monkeypatch.setenv("FASTINIT_FORCE_ISA", "none")
+    with pytest.raises(ValueError, match="FASTINIT_FORCE_ISA"):
+        functional.ones_(tensor)
+    assert short == [True] and tensor._version == version + 1
+
+
+def test_threads_share_a_larger_tensor(short: list[bool]) -> None:
+    wanted = torch.empty(700, 700)
+    with Operations():
+        functional.normal_(wanted, generator=torch.Generator().manual_seed(1))
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        given = functional.normal_(torch.empty(700, 700), generator=torch.Generator().manual_seed(1))
+        torch.set_num_threads(before)
+        assert torch.equal(given, wanted)
+    assert short == [False, True, True, True]
+    functional.ones_(torch.empty(2**20 + 1))
+    assert short[-1] is False
+
+
+@pytest.mark.parametrize("missing", ["modes", "exchange_api"])
+def test_a_torch_without_the_means(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing == "modes":
+        monkeypatch.setattr(direct, "MODES", None)
+    else:
+        monkeypatch.delattr(Tensor, "__dlpack_c_exchange_api__")
+    assert direct.short_way(functional._distribution)(torch.empty(3), list, (), "torch", None) is False
+
+
+def native(row: Any, **changed: Any) -> Any:
+    found = direct._torch_functions(Tensor.__dlpack_c_exchange_api__, direct.MODES)  # type: ignore[attr-defined,arg-type]
+    return _native.module.Direct(lambda *arguments: row, found | changed)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("row", [(b"", True), (bytes(1000), True), 5, (b"",), ("", 5)])
+def test_rows_that_are_none_are_refused(row: Any) -> None:
+    tensor = torch.zeros(3)
+    with pytest.raises((ValueError, RuntimeError), match=r"row|cast"):
+        native(row).fill(tensor, list, (), "torch", None)
+    assert not tensor.any()
+
+
+def test_a_row_that_was_not_prepared_is_refused() -> None:
+    size = _native.module.task_dtype()["itemsize"]  # type: ignore[union-attr]
+    assert native((bytes(size), False)).fill(torch.zeros(3), list, (), "torch", None) is False  # of 0 elements
+    like = direct._row(fastinit.schemes.distributions.Constant(5.0), torch.empty(3))
+    assert like is not None
+    tensor = torch.zeros(3)
+    spoilt = bytes([like[0][-1] ^ 1])
+    with pytest.raises(ValueError, match="was not prepared"):
+        native((like[0][:-1] + spoilt, False)).fill(tensor, list, (), "torch", None)
+    assert not tensor.any()
+    native(like).fill(tensor, list, (), "torch", None)
+    assert tensor.tolist() == [5.0, 5.0, 5.0]
+
+
+def test_what_the_native_call_is_made_with() -> None:
+    with pytest.raises(KeyError, match="tensor_types"):
+        _native.module.Direct(list, {})  # type: ignore[union-attr]
+    with pytest.raises((TypeError, ValueError)):
+        native(None, exchange_api=5)

@@ -1,71 +1,88 @@
 """The short way of one tensor to its values: a dense tensor on the CPU, all of it drawn from one distribution.
 
-Values, seeds and versions are those of the long way (plans.py, engine.py), which costs many times as much as filling a
-small tensor does. The long way takes everything else, and tells what is wrong.
+It is one call of native code (csrc/direct.h). Values, seeds and versions are those of the long way (plans.py,
+engine.py), which costs many times as much as filling a small tensor does. The long way takes everything else, and tells
+what is wrong.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from fastinit import _native
-from fastinit._torch import in_modes, increment_version
-from fastinit.run.memory import is_usual
-from fastinit.run.streams import draw_seed
+from fastinit._torch import MODES, increment_version
 from fastinit.run.table import Table
 from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Distribution
 
-_MOST = 2**20  # elements; filling more takes longer than the long way
+# Of a tensor, what makes its values and arguments by which it is made; the distribution, or None for the long way.
+Resolve = Callable[[torch.Tensor, Callable[..., Any], tuple[Any, ...], Any], Distribution | None]
 
 
-class PreparedRow(NamedTuple):
-    """A row of the native table, for any tensor of its size and dtype: only the address is left to be set."""
-
-    task: bytes
-    nbytes: int  # of the tensor
-    element_bytes: int
-    is_random: bool
+# Write to a tensor as the scheme make(*arguments) says, under the empty name, with a seed of a generator or None; or do
+# nothing: False.
+Fill = Callable[[object, Callable[..., Any], tuple[Any, ...], object, torch.Generator | None], bool]
 
 
-def takes(tensor: object) -> bool:
-    """Whether something is a tensor that may go the short way, as far as it shows without its memory."""
-    return (
-        _native.module is not None
-        and isinstance(tensor, torch.Tensor)
-        and is_usual(tensor)
-        and tensor.is_cpu
-        and tensor.is_contiguous()
-        and not in_modes()
-    )
+def short_way(resolve: Resolve) -> Fill:
+    """A function that fills single tensors. What `resolve` gives for one tensor holds for all of its shape and dtype.
 
-
-def prepared_row(distribution: Distribution, shape: torch.Size, dtype: torch.dtype) -> PreparedRow | None:
-    """The row for a distribution; None: only the long way leads to such values.
-
-    Raises:
-        ParameterError: the distribution cannot be sampled in this dtype.
+    Without the native code, or torch's table of functions that tell where a tensor lies, the function does nothing.
     """
-    numel = shape.numel()
-    if distribution.needs != "element" or distribution.blocks() is not None or not 0 < numel <= _MOST:
+    exchange_api = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if _native.module is None or exchange_api is None or MODES is None:
+        return lambda tensor, make, arguments, fan, generator: False
+
+    def row(
+        tensor: torch.Tensor, make: Callable[..., Any], arguments: tuple[Any, ...], fan: Any
+    ) -> tuple[bytes, bool] | None:
+        try:
+            return _row(resolve(tensor, make, arguments, fan), tensor)
+        except Exception:  # for the long way to tell
+            return None
+
+    fill: Fill = _native.module.Direct(row, _torch_functions(exchange_api, MODES)).fill
+    return fill
+
+
+def _row(distribution: Distribution | None, tensor: torch.Tensor) -> tuple[bytes, bool] | None:
+    """A row of the native table, of which the address is set later, and whether it is random."""
+    if distribution is None or distribution.needs != "element" or distribution.blocks() is not None:
         return None
-    tensor = torch.empty(numel, dtype=dtype, device="cpu")
-    rows = Table([Target("", tensor, tensor.shape, dtype, tensor.device, distribution)]).rows
-    return PreparedRow(rows.tobytes(), numel * dtype.itemsize, dtype.itemsize, distribution.is_random())
+    # Another tensor, since the address of this one may be of no use.
+    like = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    rows = Table([Target("", like, like.shape, like.dtype, like.device, distribution)]).rows
+    return rows.tobytes(), distribution.is_random()
 
 
-def fill(tensor: torch.Tensor, row: PreparedRow, generator: torch.Generator | None) -> bool:
-    """Write to a tensor that `takes` accepts, under the empty name. False: nothing is done, since its memory is not as
-    usual: freed, too small, of another owner, or at an odd address."""
-    address, storage = tensor.data_ptr(), tensor.untyped_storage()
-    end = storage.data_ptr() + storage.nbytes()
-    if address % row.element_bytes or address + row.nbytes > end or not storage.resizable():
-        return False
-    seed = draw_seed(generator) if row.is_random else 0
-    try:
-        _native.module.fill_row(row.task, address, seed, torch.get_num_threads())  # type: ignore[union-attr]
-    finally:  # an interrupted fill has written something, too
-        increment_version((tensor,))
-    return True
+def _torch_functions(exchange_api: object, modes: tuple[Callable[[], Any], ...]) -> dict[str, Any]:
+    tensor, storage = torch.Tensor, torch.UntypedStorage
+    return {
+        "exchange_api": exchange_api,
+        "modes": modes,
+        "tensor_types": (torch.Tensor, torch.nn.Parameter),
+        "generator_type": torch.Generator,
+        "is_on_cpu": _is_on_cpu,
+        "is_neg": tensor.is_neg,
+        "is_inference": tensor.is_inference,
+        "untyped_storage": tensor.untyped_storage,
+        "storage_address": storage.data_ptr,
+        "storage_bytes": storage.nbytes,
+        "storage_resizable": storage.resizable,
+        "new_word": _new_word,
+        "random_": tensor.random_,
+        "get_num_threads": torch.get_num_threads,
+        "increment_version": increment_version,
+    }
+
+
+def _is_on_cpu(generator: torch.Generator) -> bool:
+    return generator.device.type == "cpu"
+
+
+def _new_word() -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.empty((), dtype=torch.int64, device="cpu")

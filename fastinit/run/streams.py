@@ -5,12 +5,11 @@ from __future__ import annotations
 import operator
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from fastinit._native import STREAM_VERSION
-from fastinit._torch import in_modes
 
 _PHILOX_ROUNDS = 10
 _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -71,34 +70,9 @@ def as_seed(given: object) -> int | None:
     return seed
 
 
-# Tensors of one element, into which seeds are drawn, and their memory: making a tensor takes longer than drawing.
-# Whoever draws takes one out, so that neither another thread nor a signal's handler writes to it meanwhile.
-_unused: list[tuple[torch.Tensor, memoryview]] = []
-
-
-def _memory_for_a_seed() -> tuple[torch.Tensor, memoryview]:
-    try:
-        return _unused.pop()
-    except IndexError:
-        with torch.inference_mode(False):
-            bits = torch.empty(1, dtype=torch.int64, device="cpu")
-        words: Any = bits.numpy().view("u8")
-        return bits, memoryview(words)
-
-
 def draw_seed(generator: torch.Generator | None) -> int:
     """64 bits from `generator`, or from torch's default CPU generator, which `torch.manual_seed` governs."""
+    device = "cpu" if generator is None else generator.device
     # Without explicit ends random_ draws 63 bits. These ends are the whole range of int64.
-    if in_modes() or (generator is not None and generator.device != _CPU):
-        device = "cpu" if generator is None else generator.device
-        drawn = torch.empty((), dtype=torch.int64, device=device).random_(_LEAST, None, generator=generator)
-        return int(drawn.item()) & 0xFFFFFFFFFFFFFFFF
-    bits, view = memory = _memory_for_a_seed()
-    bits.random_(_LEAST, None, generator=generator)
-    seed: int = view[0]
-    _unused.append(memory)
-    return seed
-
-
-_LEAST = -(2**63)
-_CPU = torch.device("cpu")
+    bits = torch.empty((), dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
+    return int(bits.item()) & 0xFFFFFFFFFFFFFFFF

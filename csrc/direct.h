@@ -1,0 +1,321 @@
+// A call for one small tensor, in which Python's part would take longer than the values. It looks at the tensor and at
+// its memory, finds the prepared row of equal calls, draws a seed, fills, and counts up the tensor's version.
+//
+// Torch's own functions do what only torch can; they are handed in as Python objects. Where a tensor lies is read
+// through DLPack's exchange table, which torch publishes for this purpose, so that no torch header is needed.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "core/task.h"
+
+namespace fastinit {
+namespace py = pybind11;
+
+// From dlpack.h, version 1: structs whose layout does not change within a major version.
+namespace dlpack {
+
+struct Tensor {
+  void* data;
+  struct {
+    int32_t type;
+    int32_t id;
+  } device;
+  int32_t ndim;
+  struct {
+    uint8_t code;
+    uint8_t bits;
+    uint16_t lanes;
+  } dtype;
+  const int64_t* shape;
+  const int64_t* strides;
+  uint64_t byte_offset;
+};
+
+struct ExchangeApi {
+  uint32_t major;
+  uint32_t minor;
+  ExchangeApi* previous;
+  void* others[3];
+  int (*tensor_from)(void* object, Tensor* out);  // null if the framework has none
+};
+
+constexpr uint32_t kMajor = 1;
+constexpr int32_t kCpu = 1;
+constexpr uint8_t kFloat = 2;
+constexpr uint8_t kBfloat = 4;
+
+}  // namespace dlpack
+
+class Direct {
+ public:
+  // Filling more elements takes longer than all of Python's part.
+  static constexpr int64_t kMostElements = int64_t{1} << 20;
+  static constexpr size_t kMostRows = 4096;  // kept; then all are forgotten
+
+  // `resolve(tensor, make, arguments, fan)` gives (prepared row, whether it is random) for tensors like this one, or
+  // None if they are not for this class. `torch` has the functions and types of torch that are used, by the members'
+  // names. Each of `modes` gives something true if somebody else gets to see or change calls of torch.
+  Direct(py::object resolve, const py::dict& torch)
+      : resolve_(std::move(resolve)),
+        tensor_types_(torch["tensor_types"]),
+        modes_(torch["modes"]),
+        generator_type_(torch["generator_type"]),
+        is_on_cpu_(torch["is_on_cpu"]),
+        is_neg_(torch["is_neg"]),
+        is_inference_(torch["is_inference"]),
+        untyped_storage_(torch["untyped_storage"]),
+        storage_address_(torch["storage_address"]),
+        storage_bytes_(torch["storage_bytes"]),
+        storage_resizable_(torch["storage_resizable"]),
+        new_word_(torch["new_word"]),
+        random_(torch["random_"]),
+        get_num_threads_(torch["get_num_threads"]),
+        increment_version_(torch["increment_version"]) {
+    const py::capsule exchange_api(torch["exchange_api"]);
+    const auto* api = static_cast<const dlpack::ExchangeApi*>(exchange_api.get_pointer());
+    while (api != nullptr && api->major > dlpack::kMajor) api = api->previous;
+    if (api == nullptr || api->major != dlpack::kMajor || api->tensor_from == nullptr) {
+      throw py::value_error("exchange_api: expected one of DLPack 1 that describes tensors");
+    }
+    tensor_from_ = api->tensor_from;
+  }
+
+  // Fills a tensor as make(*arguments) says, and returns true; or does nothing, and returns false: the tensor, its
+  // memory or the arguments are not of the usual kind.
+  template <class Fill>
+  bool fill(py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan, py::handle generator,
+            const Fill& fill_task) {
+    const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
+    bool known_type = false;
+    for (const py::handle each : tensor_types_) known_type = known_type || each.ptr() == type;
+    const bool usual_generator =
+        generator.is_none() || reinterpret_cast<PyObject*>(Py_TYPE(generator.ptr())) == generator_type_.ptr();
+    if (!known_type || !usual_generator) return false;
+    for (const py::handle mode : modes_) {
+      if (PyObject_IsTrue(call(mode).ptr()) != 0) return false;
+    }
+    Lies lies;
+    std::string key;
+    if (!look(tensor, lies) || !append(key, lies, make, arguments, fan)) return false;
+    auto found = rows_.find(key);
+    if (found == rows_.end()) {
+      Row row = resolved(tensor, make, arguments, fan);  // runs Python, which may do anything to the rows
+      if (rows_.size() >= kMostRows) rows_.clear();
+      found = rows_.insert_or_assign(std::move(key), std::move(row)).first;
+      if (!look(tensor, lies)) return false;
+    }
+    if (!found->second.usable) return false;
+    Task task = found->second.task;
+    const bool is_random = found->second.is_random;
+    if (lies.numel != task.numel || !has_memory(tensor, lies)) return false;
+    if (is_true(is_neg_, tensor) || is_true(is_inference_, tensor)) return false;
+    if (!generator.is_none() && !is_true(is_on_cpu_, generator)) return false;
+    task.data = lies.address;
+    const uint64_t seed = is_random ? drawn_seed(generator) : 0;
+    const int threads = task.numel <= kOneThread ? 1 : py::cast<int>(call(get_num_threads_));
+    try {
+      fill_task(task, seed, threads);
+    } catch (...) {  // an interrupted fill has written something, too
+      call(increment_version_, py::make_tuple(tensor));
+      throw;
+    }
+    call(increment_version_, py::make_tuple(tensor));
+    return true;
+  }
+
+ private:
+  // One thread fills so few elements, however many there may be.
+  static constexpr int64_t kOneThread = 65536;
+
+  // How a contiguous tensor of the CPU lies.
+  struct Lies {
+    uint64_t address;
+    int64_t numel;
+    Dtype dtype;
+    int32_t ndim;
+    const int64_t* shape;
+  };
+
+  struct Row {
+    bool usable = false;
+    bool is_random = false;
+    Task task{};
+    py::object make;  // its address is in the key
+  };
+
+  // A tensor of one element, of 64 bits, for a seed.
+  struct Word {
+    py::object tensor;
+    const uint64_t* bits;
+  };
+
+  template <class... Arguments>
+  static py::object call(py::handle function, const Arguments&... arguments) {
+    PyObject* const given[] = {nullptr, arguments.ptr()...};
+    PyObject* const result = PyObject_Vectorcall(
+        function.ptr(), given + 1, sizeof...(arguments) | PY_VECTORCALL_ARGUMENTS_OFFSET, /*kwnames=*/nullptr);
+    if (result == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+  }
+
+  template <class... Arguments>
+  static bool is_true(py::handle function, const Arguments&... arguments) {
+    return call(function, arguments...).ptr() == Py_True;
+  }
+
+  template <class... Arguments>
+  static uint64_t number(py::handle function, const Arguments&... arguments) {
+    const uint64_t value = PyLong_AsUnsignedLongLong(call(function, arguments...).ptr());
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return value;
+  }
+
+  // Where a tensor lies. False if it is not a contiguous one of the CPU in a native dtype. Torch refuses to tell of
+  // tensors without memory of their own: sparse and nested ones, those inside torch.func.
+  bool look(py::handle tensor, Lies& lies) const {
+    dlpack::Tensor seen;
+    if (tensor_from_(tensor.ptr(), &seen) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    if (seen.device.type != dlpack::kCpu || seen.dtype.lanes != 1) return false;
+    if (seen.dtype.code == dlpack::kFloat && seen.dtype.bits == 32) {
+      lies.dtype = Dtype::kFloat32;
+    } else if (seen.dtype.code == dlpack::kBfloat && seen.dtype.bits == 16) {
+      lies.dtype = Dtype::kBfloat16;
+    } else if (seen.dtype.code == dlpack::kFloat && seen.dtype.bits == 16) {
+      lies.dtype = Dtype::kFloat16;
+    } else if (seen.dtype.code == dlpack::kFloat && seen.dtype.bits == 64) {
+      lies.dtype = Dtype::kFloat64;
+    } else {
+      return false;
+    }
+    int64_t numel = 1;
+    for (int32_t dim = seen.ndim - 1; dim >= 0; --dim) {
+      const int64_t size = seen.shape[dim];
+      if (size != 1 && seen.strides[dim] != numel) return false;
+      if (size < 1 || size > kMostElements / numel) return false;
+      numel *= size;
+    }
+    lies.address = reinterpret_cast<uint64_t>(seen.data) + seen.byte_offset;
+    lies.numel = numel;
+    lies.ndim = seen.ndim;
+    lies.shape = seen.shape;
+    return lies.address != 0 && lies.address % static_cast<uint64_t>(element_bytes(lies.dtype)) == 0;
+  }
+
+  template <class Number>
+  static void append_bytes(std::string& key, Number number) {
+    char bytes[sizeof(number)];
+    std::memcpy(bytes, &number, sizeof(number));
+    key.append(bytes, sizeof(bytes));
+  }
+
+  static bool append_text(std::string& key, py::handle text) {
+    Py_ssize_t size = 0;
+    const char* letters = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+    if (letters == nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+    key += 's';
+    append_bytes(key, size);
+    key.append(letters, static_cast<size_t>(size));
+    return true;
+  }
+
+  // Everything that decides about the row. False if that cannot be told by the bits of numbers and the letters of
+  // strings, which never change. Only exact types count: True equals 1, and is another argument.
+  static bool append(std::string& key, const Lies& lies, py::handle make, const py::tuple& arguments, py::handle fan) {
+    if (!PyUnicode_CheckExact(fan.ptr())) return false;
+    append_bytes(key, make.ptr());
+    append_bytes(key, lies.dtype);
+    append_bytes(key, lies.ndim);
+    for (int32_t dim = 0; dim < lies.ndim; ++dim) append_bytes(key, lies.shape[dim]);
+    if (!append_text(key, fan)) return false;
+    for (const py::handle each : arguments) {
+      if (PyFloat_CheckExact(each.ptr())) {
+        key += 'f';
+        append_bytes(key, PyFloat_AS_DOUBLE(each.ptr()));
+      } else if (PyLong_CheckExact(each.ptr())) {
+        int overflow = 0;
+        const long long value = PyLong_AsLongLongAndOverflow(each.ptr(), &overflow);
+        if (overflow != 0) return false;
+        key += 'i';
+        append_bytes(key, value);
+      } else if (!PyUnicode_CheckExact(each.ptr()) || !append_text(key, each)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  Row resolved(py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan) const {
+    Row row;
+    row.make = py::reinterpret_borrow<py::object>(make);
+    const py::object found = call(resolve_, tensor, make, arguments, fan);
+    if (found.is_none()) return row;
+    const auto [bytes, is_random] = py::cast<std::pair<std::string, bool>>(found);
+    if (bytes.size() != sizeof(Task)) {
+      throw py::value_error("resolve: expected a row of " + std::to_string(sizeof(Task)) + " bytes, got " +
+                            std::to_string(bytes.size()));
+    }
+    std::memcpy(&row.task, bytes.data(), sizeof(Task));
+    row.is_random = is_random;
+    row.usable = true;
+    return row;
+  }
+
+  // Whether all elements lie in the tensor's storage, and torch allocated that: other memory may be mapped read-only.
+  bool has_memory(py::handle tensor, const Lies& lies) const {
+    const py::object storage = call(untyped_storage_, tensor);
+    const uint64_t end = number(storage_address_, storage) + number(storage_bytes_, storage);
+    const uint64_t bytes = static_cast<uint64_t>(lies.numel * element_bytes(lies.dtype));
+    return lies.address + bytes <= end && is_true(storage_resizable_, storage);
+  }
+
+  // 64 bits from a generator of the CPU. The word is taken out of the pool meanwhile: another thread, or a signal's
+  // handler, may draw at the same time.
+  uint64_t drawn_seed(py::handle generator) {
+    Word word;
+    if (words_.empty()) {
+      word.tensor = call(new_word_);
+      dlpack::Tensor seen;
+      if (tensor_from_(word.tensor.ptr(), &seen) != 0) throw py::error_already_set();
+      word.bits = static_cast<const uint64_t*>(seen.data);
+    } else {
+      word = std::move(words_.back());
+      words_.pop_back();
+    }
+    PyObject* const given[] = {nullptr, word.tensor.ptr(), least_.ptr(), Py_None, generator.ptr()};
+    PyObject* const keyword = generator.is_none() ? nullptr : generator_keyword_.ptr();
+    PyObject* const drawn = PyObject_Vectorcall(random_.ptr(), given + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, keyword);
+    if (drawn == nullptr) throw py::error_already_set();
+    Py_DECREF(drawn);
+    const uint64_t seed = *word.bits;
+    words_.push_back(std::move(word));
+    return seed;
+  }
+
+  const py::object resolve_;
+  const py::tuple tensor_types_, modes_;
+  const py::object generator_type_, is_on_cpu_, is_neg_, is_inference_, untyped_storage_, storage_address_,
+      storage_bytes_, storage_resizable_, new_word_, random_, get_num_threads_, increment_version_;
+  // random_ without ends draws 63 bits. From here on, without an end, it draws all 64.
+  const py::int_ least_{std::numeric_limits<int64_t>::min()};
+  const py::tuple generator_keyword_ = py::make_tuple("generator");
+  int (*tensor_from_)(void*, dlpack::Tensor*) = nullptr;
+  std::unordered_map<std::string, Row> rows_;
+  std::vector<Word> words_;
+};
+
+}  // namespace fastinit
