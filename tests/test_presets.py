@@ -756,7 +756,7 @@ def test_t5_needs_the_width_of_a_head() -> None:
 def test_unknown_presets(given: str) -> None:
     with pytest.raises(ValueError, match=f"preset: expected one of gpt2, .*got '{given}'; did you mean '"):
         fastinit.preset(given)
-    with pytest.raises(ValueError, match=f"scheme: expected one of uniform, .* siren, got '{given}'; did you mean '"):
+    with pytest.raises(ValueError, match=f"scheme: expected one of uniform, .* whisper, got '{given}'; did you mean '"):
         fastinit.init_model_(nn.Linear(2, 2), given)
 
 
