@@ -757,7 +757,7 @@ def test_unknown_presets(given: str) -> None:
     with pytest.raises(ValueError, match=rf"preset: got '{given}', did you mean '.*'\? expected one of gpt2, "):
         fastinit.preset(given)
     with pytest.raises(
-        ValueError, match=rf"scheme: got '{given}', did you mean '.*'\? expected one of uniform, .* siren"
+        ValueError, match=rf"scheme: got '{given}', did you mean '.*'\? expected one of uniform, .* whisper"
     ):
         fastinit.init_model_(nn.Linear(2, 2), given)
 

@@ -7,6 +7,7 @@ parameter. tests/test_presets.py has the formulas.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,6 +88,27 @@ WINDOWS = {"embed_dim": 32, "depths": [1, 1], "num_heads": [2, 2], "image_size":
 PATCHES = {"image_size": 32, "patch_size": 8}
 DINO = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, **PATCHES}
 
+TOKENS = {"vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2}
+TOWERS = {
+    "text_config": {**TRANSFORMER, **TOKENS, "initializer_factor": 0.5},
+    "vision_config": {**TRANSFORMER, **PATCHES, "hidden_size": 32, "num_hidden_layers": 3, "initializer_range": 0.03},
+}
+DECODER = {**TRANSFORMER, **TOKENS, "num_key_value_heads": 2, "pad_token_id": 0}
+T5 = {
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 3,
+    "vocab_size": 100,
+    "decoder_start_token_id": 0,
+}
+SPEECH = {
+    **TOKENS, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "pad_token_id": 3,
+    "decoder_start_token_id": 4, "max_source_positions": 50, "max_target_positions": 20,
+}  # fmt: skip
+
 Case = tuple[str, Callable[[], nn.Module]]
 
 OF_TRANSFORMERS: dict[str, Case] = {
@@ -113,12 +135,89 @@ OF_TRANSFORMERS: dict[str, Case] = {
     "DINOv2 with registers": (
         "dinov2", of_transformers("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", **DINO)
     ),
+    "CLIP": ("clip", of_transformers("CLIPModel", "CLIPConfig", **TOWERS, projection_dim=24)),
+    "CLIP, another factor": (
+        "clip", of_transformers("CLIPModel", "CLIPConfig", **TOWERS, initializer_factor=0.7, logit_scale_init_value=1.0)
+    ),
+    "CLIP, classes": ("clip", of_transformers("CLIPForImageClassification", "CLIPConfig", **TOWERS)),
+    "CLIP, images": (
+        "clip", of_transformers("CLIPVisionModelWithProjection", "CLIPVisionConfig", **TRANSFORMER, **PATCHES)
+    ),
+    "CLIP, text": (
+        "clip", of_transformers("CLIPTextModelWithProjection", "CLIPTextConfig", **TRANSFORMER, **TOKENS)
+    ),
+    "Whisper": ("whisper", of_transformers("WhisperForConditionalGeneration", "WhisperConfig", **SPEECH)),
+    "Whisper, classes": (
+        "whisper",
+        of_transformers("WhisperForAudioClassification", "WhisperConfig", **SPEECH, use_weighted_layer_sum=True),
+    ),
+    "Mixtral": (
+        "mixtral",
+        of_transformers("MixtralForCausalLM", "MixtralConfig", **DECODER, num_local_experts=4, initializer_range=0.03),
+    ),
+    "Qwen2-MoE": (
+        "qwen_moe",
+        of_transformers(
+            "Qwen2MoeForCausalLM", "Qwen2MoeConfig", **DECODER, num_experts=4, moe_intermediate_size=32,
+            shared_expert_intermediate_size=32,
+        ),
+    ),
+    "Qwen3-MoE": (
+        "qwen_moe",
+        of_transformers(
+            "Qwen3MoeForCausalLM", "Qwen3MoeConfig", **DECODER, num_experts=4, moe_intermediate_size=32, head_dim=16
+        ),
+    ),
+    "DeepSeek-V3": (
+        "deepseek_v3",
+        of_transformers(
+            "DeepseekV3ForCausalLM", "DeepseekV3Config", **{**DECODER, "num_key_value_heads": 4}, n_routed_experts=4,
+            moe_intermediate_size=32, n_group=2, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1,
+            q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
+        ),
+    ),
+    "T5, classes of tokens": ("t5", of_transformers("T5ForTokenClassification", "T5Config", **T5, num_labels=5)),
+    "T5, classes": ("t5", of_transformers("T5ForSequenceClassification", "T5Config", **T5, num_labels=5)),
+    "T5, answers": ("t5", of_transformers("T5ForQuestionAnswering", "T5Config", **T5)),
+    "BERT, classes of tokens": (
+        "bert", of_transformers("BertForTokenClassification", "BertConfig", **TRANSFORMER, vocab_size=100)
+    ),
+    "GPT-2, classes": (
+        "gpt2", of_transformers("GPT2ForSequenceClassification", "GPT2Config", n_embd=64, n_layer=2, n_head=4, **TOKENS)
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("preset", "make"), OF_TRANSFORMERS.values(), ids=OF_TRANSFORMERS.keys())
 def test_presets_are_what_transformers_does(preset: str, make: Callable[[], nn.Module]) -> None:
     assert differing(make, preset) == {}
+
+
+@pytest.mark.parametrize(("kind", "config"), [("SiglipModel", "SiglipConfig"), ("Siglip2Model", "Siglip2Config")])
+def test_siglip_is_what_transformers_does_but_for_logits_and_truncation(kind: str, config: str) -> None:
+    images = {**TRANSFORMER, "patch_size": 8, **({"image_size": 32} if kind == "SiglipModel" else {"num_patches": 16})}
+    text = {**TRANSFORMER, "vocab_size": 100}
+    make = of_transformers(kind, config, text_config=text, vision_config=images)
+    found = differing(make, "siglip")
+    assert (found.pop("logit_scale"), found.pop("logit_bias")) == (("2.30259", "0"), ("-10", "0"))
+    assert sorted(found) == [
+        "text_model.head.weight",
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.head.attention.out_proj.weight",
+    ]
+    for ours, theirs in found.values():
+        assert ours.split(" in ")[0] == theirs.split(" in ")[0] and theirs.endswith("in [-2, 2]")
+    assert set(differing(make, fastinit.presets.siglip(logit_scale=0.0, logit_bias=0.0))) == set(found)
+
+
+def test_mamba2_of_transformers_is_mamba() -> None:
+    make = of_transformers(
+        "Mamba2ForCausalLM", "Mamba2Config", **TOKENS, hidden_size=64, num_hidden_layers=2, state_size=16, num_heads=8,
+        head_dim=16, n_groups=2,
+    )  # fmt: skip
+    found = differing(make, "mamba")
+    assert all(name.endswith("dt_bias") for name in found)  # random steps, which tests/test_presets.py looks at
+    assert {name.rpartition(".")[2] for name in differing(make, "mamba2")} > {"A_log"}
 
 
 SMALL_STAGES: Mapping[str, Any] = {"num_classes": 10, "depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)}
@@ -160,6 +259,74 @@ def test_swin_v2_is_what_torchvision_does() -> None:
     sizes = {"patch_size": [4, 4], "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": [4, 4]}
     blocks = {"block": models.SwinTransformerBlockV2, "downsample_layer": models.PatchMergingV2}
     assert differing(lambda: models.SwinTransformer(**sizes, **blocks, num_classes=10), "swin") == {}
+
+
+NET: Mapping[str, Any] = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
+ATTENTION: Mapping[str, Any] = {
+    **NET, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": 24,
+    "attention_head_dim": 8,
+}  # fmt: skip
+
+
+def of_diffusers(kind: str, **arguments: Any) -> Callable[[], nn.Module]:
+    return lambda: getattr(library_of_models("diffusers"), kind)(**arguments)  # type: ignore[no-any-return]
+
+
+@pytest.mark.zoo
+def test_controlnet_is_what_diffusers_does() -> None:
+    make = of_diffusers("ControlNetModel", **ATTENTION)
+    assert differing(make, "controlnet") == {}
+    model = fastinit.init_model_(make(), "controlnet", seed=0)
+    zero = [name for name, weight in model.named_parameters() if name.endswith(".weight") and not weight.any()]
+    assert len(zero) == len(model.controlnet_down_blocks) + 2  # type: ignore[arg-type]
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("make", "ends"),
+    [
+        (
+            of_diffusers(
+                "UNet2DModel", **NET, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            ),
+            r"resnets\.\d+\.conv2|attentions\.\d+\.to_out\.0|^conv_out",
+        ),
+        (
+            of_diffusers("UNet2DConditionModel", **ATTENTION, up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")),
+            r"resnets\.\d+\.conv2|attentions\.\d+\.proj_out|^conv_out",
+        ),
+    ],
+    ids=["without text", "with text"],
+)  # fmt: skip
+def test_the_unet_of_diffusers_differs_in_its_zeros(make: Callable[[], nn.Module], ends: str) -> None:
+    found = differing(make, "unet")
+    wanted = {name for name, _ in make().named_parameters() if re.search(rf"({ends})\.(weight|bias)$", name)}
+    assert set(found) == wanted and len(wanted) > 10
+    assert {ours for ours, _ in found.values()} == {"0"} and all(theirs[:2] == "U[" for _, theirs in found.values())
+
+
+@pytest.mark.zoo
+def test_dit_by_the_names_of_diffusers() -> None:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "num_layers": 2, "sample_size": 8}
+    model = of_diffusers("DiTTransformer2DModel", **sizes, patch_size=2, num_embeds_ada_norm=10)()
+    rows = {row.name: row for row in fastinit.plan(model, "dit", strict=True).rows if row.action == "init"}
+    zero = {name for name, row in rows.items() if str(row.distribution) == "0" and name.endswith("weight")}
+    assert zero == {
+        "transformer_blocks.0.norm1.linear.weight", "transformer_blocks.1.norm1.linear.weight", "proj_out_1.weight",
+        "proj_out_2.weight",
+    }  # fmt: skip
+    assert all(str(row.distribution) == "0" for name, row in rows.items() if name.endswith("bias"))
+    embedded = [name for name, row in rows.items() if row.distribution == Normal(0.0, 0.02)]
+    assert len(embedded) == 6 and all("_embedder." in name for name in embedded)
+    patch = rows["pos_embed.proj.weight"].distribution
+    assert patch is not None and patch.bounds()[1] == pytest.approx(math.sqrt(6.0 / (4 * 2 * 2 + 32)))
+    others = {name for name in rows if name.endswith("weight")} - zero - {*embedded, "pos_embed.proj.weight"}
+    for name in others:
+        outputs, inputs = rows[name].shape
+        distribution = rows[name].distribution
+        assert distribution is not None
+        assert distribution.bounds()[1] == pytest.approx(math.sqrt(6.0 / (inputs + outputs))), name
 
 
 def test_the_comparison_notices_another_std_kind_value_and_row() -> None:

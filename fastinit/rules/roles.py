@@ -107,8 +107,10 @@ def _map(asked: Asked) -> Found | None:
     of_torch = _torch_role(asked.module_type, asked.own_name)
     if of_torch is not None:
         return Found(f"linear map of {kind_of(asked.module)}") if of_torch == "map" else None
+    if nn.parameter.is_lazy(asked.parameter):
+        return Found(f"linear map of {kind_of(asked.module)}")
     shape = asked.parameter.shape
-    if asked.long_axes < 2 or _is_norm(asked.module_type):
+    if asked.long_axes < 2 or _is_norm(asked.module_type) or _is_of_stack(asked):
         return None
     # A leading axis of 1 stands for the batch: the tensor is added to activations.
     if (len(shape) > 2 and shape[0] == 1) or _ADDED_NAME.search(asked.own_name):
@@ -141,9 +143,9 @@ def _bias(asked: Asked) -> Found | None:
     of_torch = _torch_role(asked.module_type, asked.own_name)
     if of_torch is not None:
         return Found(_shift_reason(asked), ZEROS) if of_torch == "bias" else None
-    if asked.long_axes > 1 or asked.own_name in STATE_SPACE_NAMES:
-        return None
-    if not is_bias(asked.own_name, asked.module):
+    if _is_of_stack(asked):
+        return Found(f"biases of a stack of {asked.parameter.shape[0]} maps", ZEROS)
+    if asked.long_axes > 1 or asked.own_name in STATE_SPACE_NAMES or not is_bias(asked.own_name, asked.module):
         return None
     if asked.own_name == "bias" or asked.own_name in SHIFTS or _is_beside_map(asked):
         return Found(_shift_reason(asked), ZEROS)
@@ -152,6 +154,15 @@ def _bias(asked: Asked) -> Found | None:
 
 def _shift_reason(asked: Asked) -> str:
     return "norm shift" if _is_norm(asked.module_type) else "bias"
+
+
+def _is_of_stack(asked: Asked) -> bool:
+    """Whether a parameter holds the biases of a stack of maps beside it: gate_up_proj_bias of experts."""
+    shape = asked.parameter.shape
+    if len(shape) != 2 or not is_bias(asked.own_name, asked.module):
+        return False
+    own = (parameter for parameter in asked.module._parameters.values() if parameter is not None)
+    return any(not nn.parameter.is_lazy(each) and each.dim() == 3 and each.shape[0] == shape[0] for each in own)
 
 
 def _is_beside_map(asked: Asked) -> bool:

@@ -40,7 +40,7 @@ class Chrono:
     then forgets within about 1 + e^b steps. For a GRU, whose update gate does both, that gate's bias is b. The biases
     of the other gates are zero. torch adds two biases up, so `bias_ih` gets these values and `bias_hh` zeros.
 
-    Tallec, Ollivier, ICLR 2018, section 2, equation 16.
+    Tallec, Ollivier, ICLR 2018, section 2 (chrono initialisation).
 
     Args:
         t_max: the longest dependency, in steps.
@@ -76,7 +76,7 @@ class ForgetBias:
 
     torch adds two biases up, so `bias_ih` gets these values and `bias_hh` zeros.
 
-    Gers, Schmidhuber, Cummins 2000; Jozefowicz, Zaremba, Sutskever, ICML 2015, section 3.1 (value 1).
+    Gers, Schmidhuber, Cummins 2000; Jozefowicz, Zaremba, Sutskever, ICML 2015 (value 1).
 
     Raises:
         ValueError: value is not finite; in use, the parameter is no bias of an LSTM.

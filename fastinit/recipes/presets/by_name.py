@@ -7,8 +7,22 @@ from collections.abc import Callable
 from torch import nn
 
 from fastinit.recipes.files import Recipe
-from fastinit.recipes.presets.language import bert, gpt2, llama, llama_depth, t5
-from fastinit.recipes.presets.recurrent import mamba
+from fastinit.recipes.presets.diffusion import controlnet, dit, unet
+from fastinit.recipes.presets.language import (
+    bert,
+    deepseek_v3,
+    gpt2,
+    llama,
+    llama_depth,
+    mixtral,
+    modded_nanogpt,
+    nanochat,
+    nanogpt,
+    qwen_moe,
+    t5,
+)
+from fastinit.recipes.presets.multimodal import clip, siglip, whisper
+from fastinit.recipes.presets.recurrent import mamba, mamba2, rwkv7
 from fastinit.recipes.presets.vision import ViTMode, convnext, dcgan, deit, dinov2, resnet, siren, swin, vit
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, scheme_names
 
@@ -23,23 +37,37 @@ def _resnet_plain(model: nn.Module | None) -> Recipe:
 
 _PRESETS: dict[str, Callable[[nn.Module | None], Recipe]] = {
     "gpt2": gpt2,
+    "nanogpt": nanogpt,
+    "modded_nanogpt": modded_nanogpt,
+    "nanochat": nanochat,
     "llama": llama,
     "llama_depth": llama_depth,
+    "mixtral": mixtral,
+    "qwen_moe": qwen_moe,
+    "deepseek_v3": deepseek_v3,
+    "bert": bert,
+    "t5": t5,
+    "mamba": mamba,
+    "mamba2": mamba2,
+    "rwkv7": rwkv7,
     "vit": vit,
     "vit_jax": _mode("jax"),
     "vit_jax_nlhb": _mode("jax_nlhb"),
     "vit_moco": _mode("moco"),
     "deit": deit,
     "dinov2": dinov2,
-    "convnext": convnext,
     "swin": swin,
-    "bert": bert,
-    "t5": t5,
-    "mamba": mamba,
+    "convnext": convnext,
     "resnet": resnet,
     "resnet_plain": _resnet_plain,
     "dcgan": dcgan,
+    "unet": unet,
+    "controlnet": controlnet,
+    "dit": dit,
     "siren": siren,
+    "clip": clip,
+    "siglip": siglip,
+    "whisper": whisper,
 }
 
 
