@@ -51,8 +51,8 @@ def init_model_(
 ) -> ModuleT:
     """Initialise every parameter of `model` in one pass, and return it.
 
-    Matrices get `scheme`, biases zeros, normalisation weights ones, padding rows zeros. `rules` come before these
-    defaults. A parameter that several modules share is written once. `fastinit.plan` takes the same arguments and
+    Linear maps get `scheme`, biases zeros, normalisation weights ones. What the model's author sets to a constant or
+    computes stays so, and frozen parameters are kept. `rules` come before these defaults. A parameter that several modules share is written once. `fastinit.plan` takes the same arguments and
     shows the outcome without writing.
 
     The value of a weight depends only on the seed, its canonical name, its position and its distribution. It does not
@@ -121,16 +121,17 @@ def plan(
     Every parameter and every buffer has a row with the reason for its treatment. The first rule that matches decides.
     Where none matches:
 
+    - Linear maps and embeddings get the scheme. The padding row of an embedding is zero.
     - Biases get zeros. Normalisation weights get ones, or zeros where the module computes 1 + weight.
-    - LoRA adapters, state spaces and slopes get their published values.
-    - Everything else with two dimensions or more gets the scheme. The padding row of an embedding is zero.
-    - Other vectors, integers, loaded weights (`_is_hf_initialized`) and all buffers are kept.
+    - Adapters, state spaces and slopes get their published values.
+    - Constants, patterns and tables that the author's own code gives stay what they are, and so do its draws for all
+      other parameters. Where no such code can be read, these are kept, and a warning names them.
+    - Frozen and loaded (`_is_hf_initialized`) parameters are kept, and a warning counts them. So are all buffers.
 
-    A parameter that several modules share is initialised once, under the first of its names in the order of
-    `model.named_parameters()`. Frozen parameters are initialised like others, and stay frozen. Parametrised weights are
-    set through `right_inverse`, so that the effective weight follows the scheme. DTensors are planned by their global
-    shape, and this rank writes its part of them. Parameters on the meta device can be planned; `materialize_` writes
-    them.
+    docs/ROLES.md has the whole table. A parameter that several modules share is initialised once, under the first of
+    its names in the order of `model.named_parameters()`. Parametrised weights are set through `right_inverse`, so that
+    the effective weight follows the scheme. DTensors are planned by their global shape, and this rank writes its part
+    of them. Parameters on the meta device can be planned; `materialize_` writes them.
 
     Args:
         model: any module. Parameters may be on the meta device.
