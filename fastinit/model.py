@@ -52,8 +52,8 @@ def init_model_(
     """Initialise every parameter of `model` in one pass, and return it.
 
     Linear maps get `scheme`, biases zeros, normalisation weights ones. What the model's author sets to a constant or
-    computes stays so, and frozen parameters are kept. `rules` come before these defaults. A parameter that several modules share is written once. `fastinit.plan` takes the same arguments and
-    shows the outcome without writing.
+    computes stays so, and frozen parameters are kept. `rules` come before these defaults. A parameter that several
+    modules share is written once. `fastinit.plan` takes the same arguments and shows the outcome without writing.
 
     The value of a weight depends only on the seed, its canonical name, its position and its distribution. It does not
     depend on the device, the number of threads, the memory format or the rest of the model.
