@@ -539,7 +539,7 @@ def test_bits_of_whole_models(make: Callable[[], nn.Module], scheme: str | Schem
     twin = make().to(dtype)
     model = copy.deepcopy(twin).to(DEVICE)
     for each in (model, twin):
-        fastinit.init_model_(each, scheme, seed=3, backend="native")
+        fastinit.init_model_(each, scheme, fan="torch", seed=3, backend="native")
     assert_same_parameters(model, twin)
 
 
