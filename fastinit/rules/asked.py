@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fastinit.run.names import named_modules
+from fastinit.run.names import NamedModule
 from fastinit.schemes.base import Scheme
 
 
@@ -19,19 +19,19 @@ class Surroundings:
     unwritten: canonical names of parameters whose memory has just been made, and that have no values to keep.
     """
 
-    def __init__(self, model: nn.Module, unwritten: Collection[str] = ()) -> None:
-        self._model = model
+    def __init__(self, modules: Sequence[NamedModule], unwritten: Collection[str] = ()) -> None:
+        self._modules = modules
         self.unwritten = unwritten
 
     @cached_property
     def modules(self) -> Mapping[str, nn.Module]:
         """The modules by their canonical names. Of a wrapper and the module in it, which have one name: the latter."""
-        return {each.name: each.module for each in named_modules(self._model)}
+        return {each.name: each.module for each in self._modules}
 
     @cached_property
     def has_adapters(self) -> bool:
         """Whether the model has layers of PEFT, which list the names of what they add."""
-        return any(hasattr(type(module), "adapter_layer_names") for module in self.modules.values())
+        return any(hasattr(kind, "adapter_layer_names") for kind in {type(each.module) for each in self._modules})
 
 
 class Asked:

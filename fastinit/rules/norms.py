@@ -24,10 +24,8 @@ def computes_one_plus(module: nn.Module, own_name: str) -> bool:
     output is zero. If the module cannot run alone, the answer is no.
     """
     kind: Any = type(module)
-    for switch in _SWITCHES:
-        given = module.__dict__.get(switch, getattr(kind, switch, None))
-        if isinstance(given, bool):
-            return given
+    if (given := _switch(module)) is not None:
+        return given
     if kind.__module__.startswith("torch.nn."):
         return False
     parameter = module._parameters[own_name]
@@ -40,6 +38,19 @@ def computes_one_plus(module: nn.Module, own_name: str) -> bool:
             return False  # and nothing to remember
         _answers[key] = _passes_at_zero(module, parameter.numel())
     return _answers[key]
+
+
+def has_switch(module: nn.Module) -> bool:
+    """Whether an attribute of a module tells how it computes."""
+    return _switch(module) is not None
+
+
+def _switch(module: nn.Module) -> bool | None:
+    for switch in _SWITCHES:
+        given = module.__dict__.get(switch, getattr(type(module), switch, None))
+        if isinstance(given, bool):
+            return given
+    return None
 
 
 def _passes_at_zero(module: nn.Module, size: int) -> bool:

@@ -33,6 +33,8 @@ LORA_EMBEDDING_B = re.compile(r"(^|\.)lora_embedding_B(\.|$)")
 _IA3 = re.compile(r"(^|\.)ia3_l(\.|$)")
 
 
+# Where torch.nn's classes hold what belongs to a method, one of these is in the name.
+PUBLISHED_WORDS = ("lora_", "ia3_l", "dt_proj")
 STATE_SPACE_NAMES = frozenset({"A_log", "D", "dt_bias"})
 
 
@@ -46,7 +48,7 @@ def published(asked: Asked) -> Found | None:
         return None
     if own_name in STATE_SPACE_NAMES or (own_name == "bias" and asked.name.endswith("dt_proj.bias")):
         return _of_state_space(asked)
-    initial = getattr(asked.module, "init_values", None)  # of timm and its kin
+    initial = asked.module.__dict__.get("init_values")  # of timm and its kin
     if isinstance(initial, (int, float)) and len(asked.module._parameters) == 1:
         return Found(f"vector of {kind_of(asked.module)}: its init_values", Constant(float(initial)))
     if kind_of(asked.module).endswith("GRN"):  # Woo et al. 2023, section 3: global response normalisation

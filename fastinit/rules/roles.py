@@ -18,18 +18,20 @@ from fastinit._torch import BATCH_NORMS, CONVOLUTIONS
 from fastinit.capture.own import Author, Authors
 from fastinit.rules.asked import Asked, Found, Surroundings, Test, kind_of, long_axes_of, own_type
 from fastinit.rules.biases import SCALES, SHIFTS, is_bias
-from fastinit.rules.norms import computes_one_plus
+from fastinit.rules.norms import computes_one_plus, has_switch
 from fastinit.rules.published import (
     LORA_A,
     LORA_A_NAME,
     LORA_EMBEDDING_B,
     LORA_ZERO,
     ONES,
+    PUBLISHED_WORDS,
     STATE_SPACE_NAMES,
     ZEROS,
     published,
 )
 from fastinit.rules.select import KEEP, Rule, is_loaded
+from fastinit.run.names import NamedModule, named_modules
 from fastinit.schemes import distributions
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.named import Own
@@ -206,14 +208,16 @@ class Roles:
         self,
         model: nn.Module,
         scheme: Scheme,
-        authors: Authors | None = None,
         *,
+        modules: Sequence[NamedModule] | None = None,
         unwritten: Collection[str] = (),
     ) -> None:
-        self._around = Surroundings(model, unwritten)
+        self._around = Surroundings(named_modules(model) if modules is None else modules, unwritten)
+        self._plain: dict[int, bool] = {}  # id of a module
+        self._known: dict[tuple[Any, ...], Treatment] = {}
         self._scheme = scheme
         self._is_own = isinstance(scheme, Own)
-        self.authors = Authors(model, everything=self._is_own) if authors is None else authors
+        self.authors = Authors(model, everything=self._is_own)
 
     def role(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> RoleName:
         """The role that a parameter has, or would have if it were neither frozen nor loaded.
@@ -225,6 +229,28 @@ class Roles:
 
     def treatment(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> Treatment:
         """The treatment of a parameter that no rule matches."""
+        plain = self._plain.get(id(module))
+        if plain is None:
+            plain = self._plain[id(module)] = self._is_plain(name, module)
+        if not (plain and parameter.requires_grad) or "_is_hf_initialized" in parameter.__dict__:
+            return self._treatment(name, module, own_name, parameter)
+        key = type(module), own_name, module.__dict__.get("padding_idx")
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._treatment(name, module, own_name, parameter)
+        return found
+
+    def _is_plain(self, name: str, module: nn.Module) -> bool:
+        """Whether a module is one of torch.nn's, of which nobody else tells: equal ones are treated alike."""
+        return (
+            type(module).__module__.startswith("torch.nn.modules.")
+            and not (self._is_own or self._around.has_adapters or self.authors.tell_of(module))
+            and not any(word in name for word in PUBLISHED_WORDS)
+            and not has_switch(module)
+            and not isinstance(module, nn.PReLU)  # which has its own slope
+        )
+
+    def _treatment(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> Treatment:
         role, found = _first(Asked(self._around, name, module, own_name, parameter), ROLES)
         if role == "integer":
             assert found is not None

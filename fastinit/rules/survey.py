@@ -219,7 +219,7 @@ class Survey:
         """The rows of all parameters and buffers. `fan` None: nobody chose a convention."""
         self._finder = finder
         depths = Depths(self._names_in_stacks(), self._layers, of_part=not self._rename.changes_nothing)
-        self._roles = Roles(self.model, scheme, unwritten=self._unwritten)
+        self._roles = Roles(self.model, scheme, modules=self._modules, unwritten=self._unwritten)
         self._is_own = isinstance(scheme, Own)
         fan = None if fan is None else as_fan(fan)
         self._maker = _RowMaker(Resolver(fan, depths, self._roles.authors))
