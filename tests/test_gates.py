@@ -36,7 +36,7 @@ def biases(model: nn.Module, which: str) -> list[torch.Tensor]:
 def test_chrono(make: Any, gates: int) -> None:
     units, t_max = 400, 784
     model = make(units)
-    fastinit.init_model_(model, "orthogonal", [("*bias_*", fastinit.Chrono(t_max))], seed=0)
+    fastinit.init_model_(model, "xavier_uniform", [("*bias_*", fastinit.Chrono(t_max))], seed=0, fan="module")
     for bias in biases(model, "hh"):
         assert not bias.any()
     law = stats.uniform(1.0, t_max - 2.0)
@@ -87,7 +87,7 @@ def test_a_shard_of_chrono_has_the_values_of_the_whole(begin: int) -> None:
 @pytest.mark.parametrize("make", [CELLS["LSTM"][0], CELLS["LSTMCell"][0]], ids=["LSTM", "LSTMCell"])
 def test_forget_bias(make: Any) -> None:
     model = make(5)
-    fastinit.init_model_(model, "orthogonal", [("*bias_*", fastinit.ForgetBias(2.0))], seed=0)
+    fastinit.init_model_(model, "xavier_uniform", [("*bias_*", fastinit.ForgetBias(2.0))], seed=0, fan="module")
     for bias in biases(model, "ih"):
         assert bias.view(4, 5).tolist() == [[0.0] * 5, [2.0] * 5, [0.0] * 5, [0.0] * 5]
     for bias in biases(model, "hh"):

@@ -128,10 +128,12 @@ def convnext(model: nn.Module | None = None, *, std: float | None = None, layer_
     used. The authors and timm truncate at +-2, a hundred sigma, which changes nothing.
     """
     check_given(model)
+    normal = normal_of(model, std)
     factor = layer_scale if layer_scale is not None else config_of(model, "layer_scale_init_value", 1e-6)
     return Recipe(
-        normal_of(model, std),
+        normal,
         [
+            (re.compile(r"\.(dwconv|conv_dw)\.weight$"), normal),
             (re.compile(r"\.grn\.(weight|bias|gamma|beta)$"), ZEROS),
             (re.compile(r"\.(gamma|layer_scale_parameter)$"), Constant(factor)),
         ],
