@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from fastinit.capture.own import check_not_read
 from fastinit.capture.tapes import drop_tapes
 from fastinit.capture.twins import twin_tapes
 from fastinit.distributed import agreement
@@ -179,6 +180,7 @@ def _planned(
     unwritten: Collection[str] = (),
 ) -> Plan:
     """`plan`, with the names of parameters whose memory has just been made: they have no values to keep."""
+    check_not_read()
     _check_given(model, scheme, lambda made: f"fastinit.plan(model, {made})")
     check_flag("strict", strict)
     check_layers(layers)
@@ -381,6 +383,7 @@ def materialize_(
     [0.0, 0.0]
     """
     _check_given(model, scheme, lambda made: f"fastinit.materialize_(model, {made}, device={str(device)!r})")
+    check_not_read()
     device = torch.device(device)
     if device.type == "meta":
         raise ValueError("device: expected one with memory, got meta")

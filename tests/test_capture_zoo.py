@@ -182,6 +182,7 @@ LOADED = {
 @needs_native
 @pytest.mark.parametrize("context", ["fused", "no_init", "no_init(check)", "deferred"])
 @pytest.mark.parametrize("which", LOADED)
+@pytest.mark.filterwarnings("ignore::fastinit.KeptWarning")
 def test_from_pretrained_keeps_what_it_loads_and_initialises_the_rest(which: str, context: str, tmp_path: Path) -> None:
     make = transformers_model(*TRANSFORMERS[which])
     files = pytest.importorskip("safetensors.torch")

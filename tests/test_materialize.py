@@ -64,8 +64,12 @@ def test_it_is_the_model_that_was_built_with_memory(scheme: str, dtype: torch.dt
     if dtype is not None:
         wanted.to(dtype)
         wanted.norm.running_mean = torch.zeros(8, dtype=dtype)
-    fastinit.init_model_(wanted, scheme, seed=SEED)
-    given = fastinit.materialize_(on_meta(Tied), scheme, device="cpu", dtype=dtype, seed=SEED)
+    rules = [
+        ("frozen.weight", scheme),
+        ("frozen.bias", "zeros"),
+    ]  # which would else be kept where it can be
+    fastinit.init_model_(wanted, scheme, rules, seed=SEED)
+    given = fastinit.materialize_(on_meta(Tied), scheme, rules, device="cpu", dtype=dtype, seed=SEED)
     assert_same(wanted, given)
     assert given.head.weight is given.embed.weight
     assert not given.frozen.weight.requires_grad and given.conv.weight.requires_grad
@@ -142,8 +146,9 @@ def test_unused_rules_warn_once() -> None:
 
 
 def test_plans_on_meta_can_be_read_and_not_run() -> None:
-    plan = fastinit.plan(on_meta(Tied), "xavier_uniform", seed=0)
-    assert "embed.weight" in str(plan) and plan.numel == fastinit.plan(Tied(), "xavier_uniform").numel
+    rules = [("frozen.*", "zeros")]
+    plan = fastinit.plan(on_meta(Tied), "xavier_uniform", rules, seed=0)
+    assert "embed.weight" in str(plan) and plan.numel == fastinit.plan(Tied(), "xavier_uniform", rules).numel
     with pytest.raises(ValueError, match=r"is on the meta device and has no memory; use fastinit.materialize_"):
         plan.run_()
 

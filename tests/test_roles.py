@@ -85,6 +85,7 @@ OTHERS = {
     "RNNBase",
     "RNNCellBase",
     "FractionalMaxPool2d",
+    "Unflatten",
     "FractionalMaxPool3d",
 }
 
@@ -299,6 +300,21 @@ def test_values_decide_nothing_and_zeros_are_said() -> None:
     for parameter in unwritten.parameters():
         parameter.untyped_storage().copy_(torch.zeros_like(parameter).untyped_storage())  # new memory may be zero
     fastinit.init_model_(unwritten, SCHEME, seed=0)
+
+
+@pytest.mark.parametrize("name", ["init_weights", "reset_parameters"])
+def test_code_that_calls_fastinit_itself_is_not_asked(name: str) -> None:
+    def of_itself(model: nn.Module) -> None:
+        fastinit.init_model_(model, SCHEME, seed=0)
+
+    def on_a_device(model: nn.Module) -> None:
+        fastinit.materialize_(model, SCHEME, device="cpu", seed=0)
+
+    for code in (of_itself, on_a_device, fastinit.adapters.init_weights(SCHEME, seed=0)):
+        model = type("Model", (nn.Sequential,), {name: code})(nn.Linear(3, 3), nn.LayerNorm(3))
+        getattr(model, name)()
+        plan = fastinit.plan(model, SCHEME, seed=0, strict=True)
+        assert [row.reason for row in plan.rows] == ["linear map of Linear", "bias", "norm scale", "norm shift"]
 
 
 # ---- frozen parameters ----

@@ -299,6 +299,7 @@ def test_parametrised_weights(kind: str) -> None:
 # ---- through torch ----
 
 
+@pytest.mark.filterwarnings("ignore::fastinit.ZerosWarning")
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 def test_through_torch(backend: str, request: pytest.FixtureRequest) -> None:
     if backend == "auto":

@@ -6,6 +6,7 @@ import copy
 import inspect
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -138,15 +139,26 @@ def _cannot_run(code: str, error: Exception) -> str:
     return f"{code} cannot run on a copy: {type(error).__name__}: {error}"
 
 
+_of_thread = threading.local()
+
+
+def check_not_read() -> None:
+    """Raise RuntimeError if the caller is a model's own code, which is being read on a copy."""
+    if getattr(_of_thread, "is_reading", False):
+        raise RuntimeError("it calls fastinit itself, which decides without it")
+
+
 @contextmanager
 def _nothing_drawn() -> Iterator[None]:
     """Keep the states of the random number generators of Python and NumPy. torch's draws are recorded, not made."""
     python, numpy = random.getstate(), np.random.get_state()
+    _of_thread.is_reading = True
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        _of_thread.is_reading = False
         random.setstate(python)
         np.random.set_state(numpy)
 
@@ -273,7 +285,7 @@ def _has_reset_code(module_type: type) -> bool:
     """Whether a class of somebody else than torch has reset code, or overrides torch's."""
     for name in (*_OF_MODULE, *_OF_MODEL, "reset_lora_parameters", "_init_weights"):
         method = getattr(module_type, name, None)
-        if callable(method) and not str(getattr(method, "__module__", "")).startswith("torch."):
+        if callable(method) and not str(getattr(method, "__module__", "")).startswith(("torch.", "fastinit.")):
             return True
     return False
 
