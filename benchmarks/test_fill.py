@@ -1,4 +1,4 @@
-"""One tensor of 64 million values: every distribution and dtype, one thread and all."""
+"""One tensor of 64 million values: every distribution and dtype, one thread and all. And calls for small tensors."""
 
 from __future__ import annotations
 
@@ -50,3 +50,27 @@ def test_fill(race: Callable[..., None], threads: int, contestant: str, name: st
     slow = contestant == "torch"
     group = f"{name}, {dtype}, 8192 x 8192, {threads} thread{'s' * (threads > 1)}"
     race(group, contestant, tensor.numel(), lambda: work(tensor), rounds=rounds if slow else 9, warm=0 if slow else 1)
+
+
+# Whose kernels differ; eye and dirac are constants with a diagonal.
+CALLS = ["zeros_", "uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "kaiming_normal_", "eye_", "orthogonal_"]
+_CALLS_A_ROUND = 200
+
+
+@pytest.mark.parametrize("contestant", ["torch", "fastinit"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("order", [1, 4, 16, 64, 256])
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(race: Callable[..., None], contestant: str, name: str, dtype: str, order: int) -> None:
+    """Calls for one matrix of 1 to 65 536 elements: no slower than torch. The rate counts calls."""
+    if name == "orthogonal_" and dtype == "bfloat16":
+        pytest.skip("torch has no decomposition in bfloat16")
+    matrix = torch.zeros(order, order, dtype=DTYPES[dtype])
+    initialise = getattr(torch.nn.init if contestant == "torch" else fastinit.functional, name)
+    calls = _CALLS_A_ROUND if order < 64 else 20
+
+    def work() -> None:
+        for _ in range(calls):
+            initialise(matrix)
+
+    race(f"{name} of {order} x {order}, {dtype} (calls a second)", contestant, calls, work, rounds=20)

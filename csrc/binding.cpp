@@ -377,6 +377,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("task_dtype", &task_dtype);
   module.def("prepare", &prepare_table, py::arg("table"));
   module.def("fill_cpu", &fill_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
+  module.def("layout_of", &layout_of, py::arg("exchange_api"), py::arg("tensors"));
   py::class_<Direct>(module, "Direct")
       .def(py::init<py::object, const py::dict&>(), py::arg("resolve"), py::arg("torch"))
       .def("fill", &fill_directly, py::arg("tensor"), py::arg("make"), py::arg("arguments"), py::arg("fan"),

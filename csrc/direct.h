@@ -48,12 +48,53 @@ struct ExchangeApi {
   int (*tensor_from)(void* object, Tensor* out);  // null if the framework has none
 };
 
-constexpr uint32_t kMajor = 1;
+// The function of the table in a capsule that tells where a tensor lies. It returns 0, or raises a Python exception.
+using TensorFrom = int (*)(void*, Tensor*);
+inline TensorFrom tensor_from(const py::capsule& exchange_api) {
+  const auto* api = static_cast<const ExchangeApi*>(exchange_api.get_pointer());
+  while (api != nullptr && api->major > 1) api = api->previous;
+  if (api == nullptr || api->major != 1 || api->tensor_from == nullptr) {
+    throw py::value_error("exchange_api: expected one of DLPack 1 that describes tensors");
+  }
+  return api->tensor_from;
+}
+
 constexpr int32_t kCpu = 1;
 constexpr uint8_t kFloat = 2;
 constexpr uint8_t kBfloat = 4;
 
 }  // namespace dlpack
+
+template <class Number>
+void append_bytes(std::string& to, Number number) {
+  char bytes[sizeof(number)];
+  std::memcpy(bytes, &number, sizeof(number));
+  to.append(bytes, sizeof(bytes));
+}
+
+// Where and how tensors lie, as bytes: address, device, dtype, shape and strides of each. None if torch does not tell,
+// as of tensors without memory.
+inline py::object layout_of(const py::capsule& exchange_api, const py::list& tensors) {
+  const dlpack::TensorFrom tensor_from = dlpack::tensor_from(exchange_api);
+  std::string bytes;
+  bytes.reserve(64 * tensors.size());
+  for (const py::handle each : tensors) {
+    dlpack::Tensor seen;
+    if (tensor_from(each.ptr(), &seen) != 0) {
+      PyErr_Clear();
+      return py::none();
+    }
+    append_bytes(bytes, reinterpret_cast<uint64_t>(seen.data) + seen.byte_offset);
+    append_bytes(bytes, seen.device);
+    append_bytes(bytes, seen.dtype);
+    append_bytes(bytes, seen.ndim);
+    for (int32_t dim = 0; dim < seen.ndim; ++dim) {
+      append_bytes(bytes, seen.shape[dim]);
+      append_bytes(bytes, seen.strides[dim]);
+    }
+  }
+  return py::bytes(bytes);
+}
 
 class Direct {
  public:
@@ -79,15 +120,8 @@ class Direct {
         new_word_(torch["new_word"]),
         random_(torch["random_"]),
         get_num_threads_(torch["get_num_threads"]),
-        increment_version_(torch["increment_version"]) {
-    const py::capsule exchange_api(torch["exchange_api"]);
-    const auto* api = static_cast<const dlpack::ExchangeApi*>(exchange_api.get_pointer());
-    while (api != nullptr && api->major > dlpack::kMajor) api = api->previous;
-    if (api == nullptr || api->major != dlpack::kMajor || api->tensor_from == nullptr) {
-      throw py::value_error("exchange_api: expected one of DLPack 1 that describes tensors");
-    }
-    tensor_from_ = api->tensor_from;
-  }
+        increment_version_(torch["increment_version"]),
+        tensor_from_(dlpack::tensor_from(py::capsule(torch["exchange_api"]))) {}
 
   // Fills a tensor as make(*arguments) says, and returns true; or does nothing, and returns false: the tensor, its
   // memory or the arguments are not of the usual kind.
@@ -101,7 +135,9 @@ class Direct {
         generator.is_none() || reinterpret_cast<PyObject*>(Py_TYPE(generator.ptr())) == generator_type_.ptr();
     if (!known_type || !usual_generator) return false;
     for (const py::handle mode : modes_) {
-      if (PyObject_IsTrue(call(mode).ptr()) != 0) return false;
+      const int is_on = PyObject_IsTrue(call(mode).ptr());
+      if (is_on < 0) throw py::error_already_set();
+      if (is_on > 0) return false;
     }
     Lies lies;
     std::string key;
@@ -116,7 +152,7 @@ class Direct {
     if (!found->second.usable) return false;
     Task task = found->second.task;
     const bool is_random = found->second.is_random;
-    if (lies.numel != task.numel || !has_memory(tensor, lies)) return false;
+    if (lies.numel != task.numel || lies.dtype != task.dtype || !has_memory(tensor, lies)) return false;
     if (is_true(is_neg_, tensor) || is_true(is_inference_, tensor)) return false;
     if (!generator.is_none() && !is_true(is_on_cpu_, generator)) return false;
     task.data = lies.address;
@@ -213,13 +249,6 @@ class Direct {
     return lies.address != 0 && lies.address % static_cast<uint64_t>(element_bytes(lies.dtype)) == 0;
   }
 
-  template <class Number>
-  static void append_bytes(std::string& key, Number number) {
-    char bytes[sizeof(number)];
-    std::memcpy(bytes, &number, sizeof(number));
-    key.append(bytes, sizeof(bytes));
-  }
-
   static bool append_text(std::string& key, py::handle text) {
     Py_ssize_t size = 0;
     const char* letters = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
@@ -313,7 +342,7 @@ class Direct {
   // random_ without ends draws 63 bits. From here on, without an end, it draws all 64.
   const py::int_ least_{std::numeric_limits<int64_t>::min()};
   const py::tuple generator_keyword_ = py::make_tuple("generator");
-  int (*tensor_from_)(void*, dlpack::Tensor*) = nullptr;
+  const dlpack::TensorFrom tensor_from_;
   std::unordered_map<std::string, Row> rows_;
   std::vector<Word> words_;
 };

@@ -14,6 +14,7 @@ import torch
 
 from fastinit import _native
 from fastinit._torch import MODES, increment_version
+from fastinit.run.memory import EXCHANGE_API
 from fastinit.run.table import Table
 from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Distribution
@@ -30,10 +31,9 @@ Fill = Callable[[object, Callable[..., Any], tuple[Any, ...], object, torch.Gene
 def short_way(resolve: Resolve) -> Fill:
     """A function that fills single tensors. What `resolve` gives for one tensor holds for all of its shape and dtype.
 
-    Without the native code, or torch's table of functions that tell where a tensor lies, the function does nothing.
+    Without the native code, or what it needs of torch, the function does nothing.
     """
-    exchange_api = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    if _native.module is None or exchange_api is None or MODES is None:
+    if _native.module is None or EXCHANGE_API is None or MODES is None:
         return lambda tensor, make, arguments, fan, generator: False
 
     def row(
@@ -44,7 +44,7 @@ def short_way(resolve: Resolve) -> Fill:
         except Exception:  # for the long way to tell
             return None
 
-    fill: Fill = _native.module.Direct(row, _torch_functions(exchange_api, MODES)).fill
+    fill: Fill = _native.module.Direct(row, _torch_functions(MODES)).fill
     return fill
 
 
@@ -58,10 +58,10 @@ def _row(distribution: Distribution | None, tensor: torch.Tensor) -> tuple[bytes
     return rows.tobytes(), distribution.is_random()
 
 
-def _torch_functions(exchange_api: object, modes: tuple[Callable[[], Any], ...]) -> dict[str, Any]:
+def _torch_functions(modes: tuple[Callable[[], Any], ...]) -> dict[str, Any]:
     tensor, storage = torch.Tensor, torch.UntypedStorage
     return {
-        "exchange_api": exchange_api,
+        "exchange_api": EXCHANGE_API,
         "modes": modes,
         "tensor_types": (torch.Tensor, torch.nn.Parameter),
         "generator_type": torch.Generator,

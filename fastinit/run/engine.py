@@ -7,22 +7,21 @@ not apply. Nothing is written before everything was checked.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
 from functools import cache
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from fastinit import _native
-from fastinit._torch import in_fake_mode
+from fastinit._torch import in_fake_mode, increment_version
 from fastinit.distributed import agreement
 from fastinit.distributed.shards import local_tensor
 from fastinit.errors import ParameterError, warn
 from fastinit.run import composed, cuda, matrix_table, orthogonal, torch_source
 from fastinit.run.exact import exact_arithmetic, safe_threads
 from fastinit.run.index_maps import BoxIndices
-from fastinit.run.memory import check_overlaps, check_writable, memory_span
+from fastinit.run.memory import EXCHANGE_API, check_overlaps, check_writable, memory_span
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.places import Assignment
 from fastinit.run.streams import draw_seed
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("auto", "native", "torch")
 NATIVE_DEVICES = ("cpu", "cuda")
+_CPU = torch.device("cpu")
 
 
 class FallbackWarning(UserWarning):
@@ -45,6 +45,8 @@ def _obstacle(target: Target) -> str | None:
     """Why the native code cannot fill a tensor, or None."""
     if _native.module is None:
         return f"the native code is not available ({_native.reason})"
+    if target.device == _CPU and target.dtype in DTYPES:  # first, since nearly all are
+        return None
     device = target.device.type
     if device not in NATIVE_DEVICES:
         return f"the native code is built without a backend for {device}"
@@ -137,8 +139,10 @@ class Program:
         self._compared_meshes = compared_meshes
         self._backend = backend
         every = [*targets, *(target for target, _ in assigned)]
-        unallocated = next((target.name for target in every if target.device.type == "meta"), None)
-        if unallocated is not None:
+        # Of each device: to ask a device for its type takes as long as most checks of a tensor.
+        kinds = {device: device.type for device in {target.device for target in every}}
+        if "meta" in kinds.values():
+            unallocated = next(target.name for target in every if kinds[target.device] == "meta")
             raise ParameterError(
                 unallocated,
                 "is on the meta device and has no memory; use fastinit.materialize_, or allocate the model first "
@@ -162,21 +166,21 @@ class Program:
         self._obstacles = tuple(obstacles)
         self._tensors = list(tensors)
         self._has_shards = bool(distributed)
-        self._all_have_addresses = all(target.device.type in NATIVE_DEVICES for target in every)
+        self._all_have_addresses = all(kind in NATIVE_DEVICES for kind in kinds.values())
         self._layout = self._layout_of(self._tensors)
         # Memory on these devices can be checked, whichever backend fills it.
-        checked = [target for target in targets if target.device.type in NATIVE_DEVICES]
+        checked = [target for target in targets if kinds[target.device] in NATIVE_DEVICES]
         spans = [(memory_span(target.tensor, target.name), target.name) for target in checked]
         check_overlaps(spans)
-        check_writable([each for each, target in zip(spans, checked, strict=True) if target.device.type == "cpu"])
-        on_cpu = [target for target in self._native if target.device.type == "cpu"]
+        check_writable([each for each, target in zip(spans, checked, strict=True) if kinds[target.device] == "cpu"])
+        on_cpu = [target for target in self._native if kinds[target.device] == "cpu"]
         on_cuda: dict[torch.device, list[Target]] = {}
         for target in self._native:
-            if target.device.type == "cuda":
+            if kinds[target.device] == "cuda":
                 on_cuda.setdefault(target.device, []).append(target)
         self._cpu_table = Table(on_cpu) if on_cpu else None
         self._cuda_tables = [cuda.CudaTable(Table(of_device), device) for device, of_device in on_cuda.items()]
-        self._devices = {target.device for target in every}
+        self._devices = set(kinds)
         self._written = [target.tensor for target in (*self._native, *self._composed)]
         self._written += [tensor for _, tensor in distributed]
         ours = [*self._native, *self._composed, *(target for target, _ in assigned)]
@@ -190,7 +194,7 @@ class Program:
             and self._layout_of(tensors) == self._layout
         )
 
-    def _layout_of(self, tensors: Sequence[torch.Tensor]) -> tuple[list[Any], ...]:
+    def _layout_of(self, tensors: Sequence[torch.Tensor]) -> object:
         """How the local tensors lie that have an address; those of other devices are looked up by their identity."""
         local = list(map(local_tensor, tensors)) if self._has_shards else list(tensors)
         if not self._all_have_addresses:
@@ -225,10 +229,11 @@ class Program:
             elif self._native or self._composed or self._assigned:
                 seed = 0  # nothing depends on it
         # An assignment can fail, so all of them are prepared before anything is written.
-        with exact_arithmetic(self._devices) if self._assigned else nullcontext():
-            prepared = [
-                self._prepare(target, assignment, seed, given_seed, generator) for target, assignment in self._assigned
-            ]
+        prepared: list[object] = []
+        if self._assigned:
+            with exact_arithmetic(self._devices):
+                for target, assignment in self._assigned:
+                    prepared.append(self._prepare(target, assignment, seed, given_seed, generator))
         try:
             if self._native:
                 assert seed is not None
@@ -242,14 +247,15 @@ class Program:
                     composed.fill_all(self._composed, NativeSource(seed))
         finally:  # an interrupted run has written something, too
             if self._written:
-                torch.autograd.graph.increment_version(self._written)
+                increment_version(self._written)
         if self._fallback:
             with exact_arithmetic(self._devices):
                 for target in self._fallback:
                     torch_source.fill(target, given_seed, generator)
-        with safe_threads():
-            for (_, assignment), values in zip(self._assigned, prepared, strict=True):
-                assignment.commit(values)
+        if self._assigned:
+            with safe_threads():
+                for (_, assignment), values in zip(self._assigned, prepared, strict=True):
+                    assignment.commit(values)
 
     def _prepare(
         self,
@@ -279,12 +285,17 @@ def _check_torch_writes(target: Target) -> None:
         raise ParameterError(target.name, str(error)) from error
 
 
-def _layout(tensors: list[torch.Tensor]) -> tuple[list[Any], ...]:
+def _layout(tensors: list[torch.Tensor]) -> object:
     """Where and how tensors lie: address, shape, strides, dtype. A storage that is resized or freed moves.
 
-    Each property is one pass in C, because every run of a plan looks at all of its tensors, which may be ten thousand.
-    Shapes and strides are kept as hashes: so many tuples that stay would set the garbage collector off.
+    Every run of a plan looks at all of its tensors, which may be ten thousand: in one native call, or, if some of them
+    are such as no native code can look at, in one pass in C for each property.
     """
+    if _native.module is not None and EXCHANGE_API is not None:
+        layout: bytes | None = _native.module.layout_of(EXCHANGE_API, tensors)
+        if layout is not None:
+            return layout
+    # Shapes and strides are kept as hashes: so many tuples that stay would set the garbage collector off.
     return (
         list(map(torch.Tensor.data_ptr, tensors)),
         list(map(hash, map(attrgetter("shape"), tensors))),

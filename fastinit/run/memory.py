@@ -36,17 +36,20 @@ def _is_plain(tensor_type: type[torch.Tensor]) -> bool:
     return tensor_type.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
 
 
-_USUAL_TYPES = frozenset({torch.nn.Parameter, torch.Tensor})
+# Torch's table of functions that tell native code where a tensor lies (DLPack). None: this torch has none.
+EXCHANGE_API: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+USUAL_TYPES = frozenset({torch.nn.Parameter, torch.Tensor})
 _USUAL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
 
-def is_usual(tensor: torch.Tensor) -> bool:
+def _is_usual(tensor: torch.Tensor) -> bool:
     """Whether a tensor is of the usual kind, in which the checks below find nothing.
 
     This comes first, because these checks take most of the time of planning a model of thousands of parameters.
     """
     return (
-        type(tensor) in _USUAL_TYPES
+        type(tensor) in USUAL_TYPES
         and tensor.dtype in _USUAL_DTYPES
         and tensor.layout is torch.strided
         and not (tensor.is_nested or tensor.is_neg() or tensor.is_inference() or in_transform(tensor))
@@ -60,7 +63,7 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
         TypeError: not a tensor, a wrapper around others, or of another layout.
         ValueError: a lazy parameter, an inference tensor, or a lazily negated or conjugated view.
     """
-    if is_usual(tensor):
+    if _is_usual(tensor):
         return
     check_dense(tensor, name)
     if local_tensor(tensor).is_inference() and not torch.is_inference_mode_enabled():

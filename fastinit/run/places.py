@@ -42,7 +42,7 @@ class Place:
         first: Place | None = None,
     ) -> None:
         self._tensor = tensor
-        self.holder = holder
+        self.holder: dict[str, Any] = {own_name: tensor} if holder is None else holder
         self.own_name = own_name
         self.computed = computed
         self.first = first
@@ -64,8 +64,6 @@ class Place:
 
     def tensor(self) -> torch.Tensor:
         """The tensor that the model has now; if it has none of this name, the one that it had."""
-        if self.holder is None:
-            return self._tensor
         found = self.holder.get(self.own_name)
         return self._tensor if found is None else found
 
@@ -77,8 +75,6 @@ class Place:
         """
         if self.computed is not None and not self.computed.is_current():
             raise ParameterError(name, "is not computed as it was when it was planned; make a new plan")
-        if self.holder is None:
-            return self._tensor
         found = self.holder.get(self.own_name)
         if found is None:
             raise ParameterError(
@@ -98,7 +94,7 @@ def current_tensors(named: Iterable[tuple[str, Place]]) -> list[torch.Tensor]:
     found = []
     for name, place in named:
         # The common case by itself, since a call costs more than all of it.
-        tensor = None if place.holder is None or place.computed is not None else place.holder.get(place.own_name)
+        tensor = place.holder.get(place.own_name) if place.computed is None else None
         found.append(place.current(name) if tensor is None else tensor)
     return found
 

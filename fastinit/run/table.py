@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from fastinit import _native
 from fastinit.errors import ParameterError
-from fastinit.run.index_maps import IndexMap, index_maps
+from fastinit.run.index_maps import index_maps
 from fastinit.run.streams import name_id
 from fastinit.run.targets import Target, indices_of_tensor, sampled_blocks
 
@@ -33,50 +34,27 @@ class Table:
     """
 
     def __init__(self, targets: Sequence[Target]) -> None:
-        whole_tensors: list[tuple[Target, int]] = []  # and addresses; one row each, of consecutive elements
-        mapped: list[tuple[Target, int, IndexMap]] = []
-        for target in targets:
-            is_whole = target.indices is None and target.begin is None and target.tensor.is_contiguous()
-            if is_whole and target.distribution.blocks() is None:
-                whole_tensors.append((target, target.tensor.data_ptr()))
-                continue
-            for block in sampled_blocks(target):
-                address, itemsize = block.tensor.data_ptr(), block.tensor.element_size()
-                for index_map in index_maps(block.tensor, indices_of_tensor(block)):
-                    mapped.append((block, address + index_map.data_offset * itemsize, index_map))
-
-        table = np.zeros(len(whole_tensors) + len(mapped), dtype=_task_dtype())
-        table["data"] = [address for _, address in whole_tensors] + [address for _, address, _ in mapped]
-        if whole_tensors:
-            rows = table[: len(whole_tensors)]
-            rows["numel"] = rows["row_length"] = [target.tensor.numel() for target, _ in whole_tensors]
-            rows["rows_per_slab"] = rows["element_memory_step"] = 1
-        if mapped:
-            rows = table[len(whole_tensors) :]
-            columns = zip(*(index_map for _, _, index_map in mapped), strict=True)
-            for field, column in zip(IndexMap._fields, columns, strict=True):
-                if field != "data_offset":
-                    rows[field] = column
-        owners = [target for target, _ in whole_tensors] + [target for target, _, _ in mapped]
-        for row in np.flatnonzero(table["data"] % 8):
-            owner, address = owners[row], int(table["data"][row])
-            itemsize = owner.tensor.element_size()
-            if address % itemsize:
+        owners: list[Target] = []
+        rows: list[bytes] = []
+        pack = _task_struct().pack
+        for target, address, index_map in _parts(targets):
+            if address % 8 and address % (itemsize := target.tensor.element_size()):
                 raise ParameterError(
-                    owner.name,
+                    target.name,
                     f"its memory begins at an address that is not a multiple of the {itemsize} bytes of an element; "
                     "clone() it first",
                 )
-        distributions: list[Any] = [owner.distribution for owner in owners]  # all of them sampled
-        table["name_id"] = np.frombuffer(b"".join([name_id(owner.name) for owner in owners]), dtype="V16")
-        table["dtype"] = [DTYPES[owner.tensor.dtype] for owner in owners]
-        table["distribution"] = [distribution.code for distribution in distributions]
-        parameters = [distribution.parameters() for distribution in distributions]
-        table["parameter"] = [numbers + _PADDING[len(numbers)] for numbers in parameters]
+            distribution: Any = target.distribution  # all of them sampled
+            parameters = distribution.parameters()
+            parameters += _PADDING[len(parameters)]
+            dtype = DTYPES[target.tensor.dtype]
+            rows.append(pack(address, *index_map, name_id(target.name), *parameters, dtype, distribution.code))
+            owners.append(target)
+        table = np.frombuffer(bytearray().join(rows), dtype=_task_dtype())
         error = _module().prepare(table)
         if error is not None:
             row, code = error
-            reason = _PREPARE_ERRORS[code].format(dtype=owners[row].tensor.dtype, distribution=distributions[row])
+            reason = _PREPARE_ERRORS[code].format(dtype=owners[row].dtype, distribution=owners[row].distribution)
             raise ParameterError(owners[row].name, reason)
         table.setflags(write=False)
         self.rows = table
@@ -98,3 +76,30 @@ def _module() -> Any:
 def _task_dtype() -> np.dtype[np.void]:
     dtype: np.dtype[np.void] = np.dtype(_module().task_dtype())
     return dtype
+
+
+def _parts(targets: Sequence[Target]) -> Iterator[tuple[Target, int, tuple[int, ...]]]:
+    """For each row: whose elements it has, the address of the first one, and the fields from `numel` on that say where
+    the others are."""
+    for target in targets:
+        tensor = target.tensor
+        is_whole = target.indices is None and target.begin is None and tensor.is_contiguous()
+        if is_whole and target.distribution.blocks() is None:
+            numel = tensor.numel()
+            yield target, tensor.data_ptr(), (numel, 0, numel, 1, 0, 0, 1, 0, 0)  # one row of consecutive elements
+            continue
+        for block in sampled_blocks(target):
+            for data_offset, *index_map in index_maps(block.tensor, indices_of_tensor(block)):
+                address = block.tensor.data_ptr() + data_offset * block.tensor.element_size()
+                yield block, address, tuple(index_map)
+
+
+_CODES = {"u8": "Q", "i8": "q", "V16": "16s", "5f8": "5d", "i4": "i"}
+
+
+@cache
+def _task_struct() -> struct.Struct:
+    """A row of the table: fields that are set here, one after the other, and room for those that `prepare` sets."""
+    layout = _module().task_dtype()
+    fields = "=" + "".join(_CODES[each] for each in layout["formats"])
+    return struct.Struct(f"{fields}{layout['itemsize'] - struct.calcsize(fields)}x")
