@@ -242,15 +242,20 @@ def test_removing_the_parametrization_changes_no_value(make: Callable[[], nn.Mod
 
 
 @each_module
-def test_frozen_originals_are_written_and_stay_frozen(make: Callable[[], nn.Module]) -> None:
+@pytest.mark.filterwarnings("ignore::fastinit.KeptWarning")  # of the bias
+def test_frozen_originals_are_written_by_a_rule_and_stay_frozen(make: Callable[[], nn.Module]) -> None:
     module = make().requires_grad_(False)
+    before = module.weight.detach().clone()  # type: ignore[union-attr]
     fastinit.init_model_(module, "normal", seed=3)
+    assert close(module.weight, before)  # type: ignore[arg-type]
+    fastinit.init_model_(module, "normal", [("weight", "normal")], seed=3)
     assert close(module.weight, plain(module, "normal"))  # type: ignore[arg-type]
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
 @each_module
 @pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.filterwarnings("ignore::fastinit.KeptWarning")
 def test_rules_see_whether_the_weight_is_trained(make: Callable[[], nn.Module], frozen: bool) -> None:
     module = make().requires_grad_(not frozen)
     rules = [Rule(Where(name="weight", requires_grad=False), KEEP)]
