@@ -46,9 +46,9 @@ def test_inference_tensors_are_written_in_inference_mode_only() -> None:
         fastinit.normal_(tensor)
 
 
-def test_frozen_parameters_are_initialised_and_stay_frozen() -> None:
+def test_frozen_parameters_are_initialised_by_a_rule_and_stay_frozen() -> None:
     module = nn.Linear(3, 3).requires_grad_(False)
-    fastinit.init_model_(module, "ones")
+    fastinit.init_model_(module, "zeros", [("*", "ones")])
     assert not module.weight.requires_grad and (module.weight == 1).all()
 
 

@@ -328,6 +328,7 @@ def test_32_bit_hashes_of_names_collide() -> None:
     assert len({name_id(name)[:8] for name in names}) == len({name_id(name)[8:] for name in names}) == len(names)
 
 
+@pytest.mark.filterwarnings("ignore::fastinit.KeptWarning")
 def test_loaded_weights_stay() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     loaded = model[0].weight.detach().clone()

@@ -50,7 +50,7 @@ class Chrono:
 
     >>> lstm = nn.LSTM(4, 8)
     >>> import fastinit
-    >>> _ = fastinit.init_model_(lstm, "orthogonal", [("bias_*", Chrono(100))], seed=0)
+    >>> _ = fastinit.init_model_(lstm, "orthogonal", [("bias_*", Chrono(100))], fan="module", seed=0)
     >>> bool((lstm.bias_ih_l0[:8] == -lstm.bias_ih_l0[8:16]).all()), bool((lstm.bias_hh_l0 == 0).all())
     (True, True)
     """
@@ -83,7 +83,7 @@ class ForgetBias:
 
     >>> lstm = nn.LSTM(4, 2)
     >>> import fastinit
-    >>> _ = fastinit.init_model_(lstm, "orthogonal", [("bias_*", ForgetBias())], seed=0)
+    >>> _ = fastinit.init_model_(lstm, "orthogonal", [("bias_*", ForgetBias())], fan="module", seed=0)
     >>> lstm.bias_ih_l0.tolist()
     [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
