@@ -155,6 +155,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
             "rules": [
                 Rule("qkv.weight", ("normal", "trunc_normal"), split=(7, 14)),
                 Rule("none", "normal"),
+                Rule("column", "normal"),
+                Rule("row", "normal"),
                 Rule("conv.bias", fastinit.Uniform(-0.5, 0.25)),
             ],
             "fan": "module",
