@@ -172,6 +172,7 @@ ELSEWHERE = {
     "identity_plus_orthogonal", "sparse", "zer_o", "log_range",
     "time_step", "scaled", "depth_scaled", "own", "chrono", "forget_bias", "log_of_uniform", "ramp", "rwkv7_mix",
     "rwkv7_ramp", "rwkv7_scale",
+    "glorot_uniform", "glorot_normal", "he_uniform", "he_normal",  # other names of xavier_* and kaiming_*
 }  # fmt: skip
 
 
