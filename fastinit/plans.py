@@ -217,9 +217,10 @@ class Plan:
         tensors = current_tensors(self._places)
         with self._lock:
             program = self._prepared
-            if program is None or not program.is_for(tensors):
+            is_new = program is None or not program.is_for(tensors)
+            if program is None or is_new:
                 program = self._prepared = self._made(tensors)
-        if self._guessed:
+        if is_new and self._guessed:
             self._warn_of_zeros(tensors)
         program.run_(self.seed, self._generator)
 

@@ -546,6 +546,7 @@ def test_manual_seed_governs_parametrised_weights_too() -> None:
     assert torch.equal(*outcomes) and not torch.equal(outcomes[0], module.weight)
 
 
+@pytest.mark.filterwarnings("ignore::fastinit.KeptWarning")
 @pytest.mark.zoo
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_an_adapter_of_peft_starts_at_zero() -> None:
