@@ -273,7 +273,13 @@ _OF_ONE_STD = {
 }
 
 
+warned_of_one_std: set[str] = set()  # names of schemes: each is told once in a process
+
+
 def _warn_of_one_std(name: str, scheme: Scheme) -> None:
+    if name in warned_of_one_std:
+        return
+    warned_of_one_std.add(name)
     what, same, smaller = _OF_ONE_STD[name]
     by_fans = "xavier_uniform" if name == "uniform" else "xavier_normal"
     std = scheme.distribution(Context(())).std()

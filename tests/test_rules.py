@@ -1041,9 +1041,13 @@ CALLS: list[Callable[..., object]] = [
 
 @pytest.mark.parametrize("call", CALLS, ids=["init_model_", "plan", "materialize_"])
 @pytest.mark.parametrize("name", NO_ARGUMENTS)
-def test_one_std_for_a_whole_model_is_reported_once(name: str, call: Callable[..., object]) -> None:
+def test_one_std_for_a_whole_model_is_reported_once(
+    name: str, call: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastinit.model, "warned_of_one_std", set())
     message = f'^scheme: "{name}" without arguments gives every matrix {re.escape(NO_ARGUMENTS[name])}'
     with pytest.warns(UserWarning, match=message) as caught:
+        call(name)
         call(name)
     assert len(caught) == 1 and caught[0].filename == __file__
 
