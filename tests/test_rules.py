@@ -1047,8 +1047,7 @@ def test_one_std_for_a_whole_model_is_reported_once(
     monkeypatch.setattr(fastinit.model, "warned_of_one_std", set())
     message = f'^scheme: "{name}" without arguments gives every matrix {re.escape(NO_ARGUMENTS[name])}'
     with pytest.warns(UserWarning, match=message) as caught:
-        call(name)
-        call(name)
+        _ = [call(name), call(name)]
     assert len(caught) == 1 and caught[0].filename == __file__
 
 
