@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -420,6 +420,12 @@ def test_a_wrapper_changes_no_role(wrap: Callable[[nn.Module], nn.Module]) -> No
     plain = fastinit.plan(made(), SCHEME, seed=0).rows
     wrapped = fastinit.plan(wrap(made()), SCHEME, seed=0).rows
     assert [(row.name, row.reason) for row in plain] == [(row.name, row.reason) for row in wrapped]
+
+
+def test_rules_call_the_roles_as_the_table_does() -> None:
+    from fastinit.rules import roles, select
+
+    assert set(select.ROLES) == set(get_args(roles.RoleName)) == {name for name, _ in roles.ROLES} | {"author"}
 
 
 def test_a_new_role_is_one_line_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ class Treatment(NamedTuple):
     covered: bool = True
     zero_row: int | None = None  # the index along dimension 0 that becomes zero
     rule: Rule | None = None
-    role: RoleName | None = None  # None: a rule or the scheme "own" decided
+    role: RoleName | None = None  # None: a rule decided, or there is no module
 
 
 # ---- the tests of the table ----
