@@ -43,6 +43,7 @@ from run import processor
 
 import fastinit
 from fastinit import _native
+from fastinit.cli.demo import GPT2, Size
 from fastinit.plans import Plan
 from fastinit.rules.survey import plan_tensors
 from fastinit.run import engine
@@ -531,6 +532,38 @@ def orthogonal(
     return Work(label, numel, 4 * numel, contestants, wanted, whole_calls=True, one_launch=one_launch)
 
 
+def one_tensor(size: int, settings: Settings) -> Work:
+    """A call of the function that bears torch's name: all overhead, the upload of a table included."""
+    tensor = torch.empty(size, device=settings.device)
+    contestants: dict[str, Callable[[], object]] = {
+        "torch": partial(torch.nn.init.normal_, tensor, 0.0, STD),
+        "fastinit": partial(fastinit.functional.normal_, tensor, 0.0, STD),
+        "fill": partial(tensor.fill_, 0.5),
+    }
+    return Work(f"normal_ of one tensor of {size}, float32", size, 4 * size, contestants)
+
+
+def built_under_fused(settings: Settings) -> Work:
+    """A model's own constructor on the device, as it is and under fused()."""
+    size = Size(24, max(16, 1024 // settings.model_divisor // 16 * 16), 16, 50304 // settings.model_divisor, 1024)
+    numel = sum(parameter.numel() for parameter in GPT2(size._replace(layers=1)).parameters())
+    width = size.width
+    numel += (size.layers - 1) * (12 * width * width + 13 * width)
+
+    def plain() -> None:
+        with torch.device(settings.device):
+            GPT2(size)
+
+    def fused() -> None:
+        with torch.device(settings.device), fastinit.fused(seed=0):
+            GPT2(size)
+
+    contestants: dict[str, Callable[[], object]] = {"torch": plain, "fastinit": fused}
+    return Work(
+        f"constructor of GPT-2, {size.layers} layers of {width}", numel, 4 * numel, contestants, whole_calls=True
+    )
+
+
 def transposed(dtype_name: str, settings: Settings) -> Work:
     """A matrix that lies column by column: neighbours of the index lie a column apart."""
     dtype = DTYPES[dtype_name]
@@ -556,7 +589,8 @@ def column_shard(dtype_name: str, settings: Settings) -> Work:
     columns = 2048
     rows = max(1, (1 << 30) // settings.divisor // dtype.itemsize // columns)
     tensor = torch.empty(rows, columns, dtype=dtype, device=settings.device)
-    table = Table(targets_of(plan_tensors([tensor], SCHEMES["uniform"], seed=0, backend="native"))).rows.copy()
+    whole = Table(targets_of(plan_tensors([tensor], SCHEMES["uniform"], seed=0, backend="native"))).rows
+    table = np.frombuffer(bytearray(whole.tobytes()), whole.dtype)  # copy() would leave out what prepare() wrote
     table["global_offset"], table["row_length"], table["rows_per_slab"] = columns, columns, rows
     table["row_index_step"], table["row_memory_step"] = 8 * columns, columns
     return Work(
@@ -582,6 +616,9 @@ def works(settings: Settings, quick: bool) -> Iterator[tuple[str, Callable[[], W
     yield "GPT-2 XL", gpt2
     yield "Llama 3 8B, first run", partial(llama, first_run=True)
     yield "10 000 tensors, first run", partial(many_small, settings, first_run=True)
+    yield "constructor of GPT-2", partial(built_under_fused, settings)
+    for size in (10, 65_536):
+        yield f"one tensor of {size}", partial(one_tensor, size, settings)
     for dtype_name in () if quick else ("float16", "float64"):
         for kind in ("uniform", "normal", "trunc_normal"):
             yield f"{kind}, {dtype_name}", partial(large_fill, kind, dtype_name, settings)
@@ -969,7 +1006,10 @@ def everything(arguments: argparse.Namespace) -> int:
     # Without what takes long, if there is little time.
     chosen = "not cuda" if runner.left() > 180.0 else "not cuda and not slow"
     rest = pytest_command("tests", "-m", chosen, *["--collect-only"] * dry)
-    runner.run(Part("other tests", rest, runner.left(), "tests.log", " in "))
+    if arguments.gpu_only:
+        runner.skip("other tests", "asked for what needs a GPU")
+    else:
+        runner.run(Part("other tests", rest, runner.left(), "tests.log", " in "))
     record.load()
     print("\n" + render(record.data))
     print(f"\nin {out}; " + (f"FAILED: {', '.join(runner.failed)}" if runner.failed else "all parts passed"))
@@ -983,6 +1023,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smaller tensors, fewer samples, no counters")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU: figures mean nothing")
     parser.add_argument("--seconds", type=float, default=MOST_SECONDS, help="with --all: the most that it may take")
+    parser.add_argument("--gpu-only", action="store_true", help="with --all: without tests that need no GPU")
     parser.add_argument("--append", action="store_true", help="add to the gpu.json that is there")
     parser.add_argument("--small-plan", action="store_true", help="a few MB of everything, for sanitizers")
     parser.add_argument(

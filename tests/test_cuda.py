@@ -543,6 +543,95 @@ def test_bits_of_whole_models(make: Callable[[], nn.Module], scheme: str | Schem
     assert_same_parameters(model, twin)
 
 
+def test_models_built_under_fused_and_deferred_have_the_bits_of_the_cpu() -> None:
+    with fastinit.fused(seed=3):
+        twin = transformer()
+    with torch.device(DEVICE), fastinit.fused(seed=3):
+        model = transformer()
+    with fastinit.deferred():
+        pending = transformer()
+    fastinit.materialize_(pending, "own", seed=3, device=DEVICE)
+    for each in (model, pending):
+        assert all(parameter.device.type == DEVICE.type for parameter in each.parameters())
+        assert_same_parameters(each, twin)
+
+
+def test_code_under_fused_that_moves_its_model_has_the_bits_of_the_cpu() -> None:
+    with fastinit.fused(seed=4):
+        model = nn.Sequential(nn.Linear(30, 50).to(DEVICE), nn.Conv2d(3, 4, 5, device=DEVICE))
+        nn.init.trunc_normal_(model[0].weight, std=0.02)
+        with torch.no_grad():
+            model[1].weight.mul_(0.5)
+    with fastinit.fused(seed=4):
+        twin = nn.Sequential(nn.Linear(30, 50), nn.Conv2d(3, 4, 5))
+        nn.init.trunc_normal_(twin[0].weight, std=0.02)
+        with torch.no_grad():
+            twin[1].weight.mul_(0.5)
+    assert_same_parameters(model, twin)
+
+
+FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "uniform_": (-0.5, 1.5),
+    "normal_": (0.5, 2.0),
+    "trunc_normal_": (0.0, 1.0, -1.5, 2.0),
+    "constant_": (0.3,),
+    "ones_": (),
+    "eye_": (),
+    "xavier_uniform_": (2.0,),
+    "xavier_normal_": (),
+    "kaiming_uniform_": (1.0, "fan_out"),
+    "kaiming_normal_": (),
+    "sparse_": (0.3,),
+}
+
+
+@by_dtype
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_that_bear_the_names_of_torch_have_the_bits_of_the_cpu(name: str, dtype: torch.dtype) -> None:
+    function = getattr(fastinit.functional, name)
+    for shape in ((7, 5), (300, 70)):
+        results = []
+        for device in (DEVICE, CPU):
+            torch.manual_seed(21)
+            results.append(function(marked(shape, dtype, device), *FUNCTIONS[name]))
+        assert_same(results[0], results[1], shape)
+
+
+@pytest.fixture
+def ranks_of_four() -> Iterator[Callable[[int], None]]:
+    """Makes this process be any rank of four, beside which there are no others."""
+    pytest.importorskip("torch.testing._internal.distributed.fake_pg")  # registers the backend
+
+    def become(rank: int) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        torch.distributed.init_process_group("fake", store=torch.distributed.HashStore(), rank=rank, world_size=4)
+
+    yield become
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_shards_are_slices_of_what_the_cpu_gives(ranks_of_four: Callable[[int], None]) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    rows, columns = 50, 36
+    whole = on_cpu("w", (rows, columns), DISTRIBUTIONS["normal"], torch.bfloat16)
+    for rank in range(4):
+        ranks_of_four(rank)
+        mesh = init_device_mesh(DEVICE.type, (4,))
+        for dimension in (0, 1):
+            expected = whole.chunk(4, dimension)[rank]
+            local = marked(tuple(expected.shape), torch.bfloat16)
+            shard = DTensor.from_local(
+                local, mesh, [Shard(dimension)], run_check=False, shape=whole.shape, stride=whole.stride()
+            )
+            plan_of({"w": shard}, DISTRIBUTIONS["normal"]).run_()
+            assert_same(local, expected, (rank, dimension))
+
+
 def test_models_of_several_dtypes_and_devices_in_one_plan() -> None:
     tensors = {
         f"{number}": marked((number + 3, 5), DTYPES[number % 4], DEVICE if number % 3 else CPU) for number in range(30)
