@@ -10,42 +10,46 @@ namespace fastinit {
 inline namespace FASTINIT_ISA {
 
 constexpr int kThreads = 256;  // of a block
+constexpr int kWarps = kThreads / kLanes;
+static_assert(kPieceRows == kLanes, "a row a lane");
 
-// A task whose elements follow each other in the global index and in memory. A thread computes two Philox blocks at a
-// time: neighbours where 16 bytes hold both, else kThreads apart, so that a warp writes 512 bytes without a gap. In
-// double one, for lack of registers.
+// Values that follow each other in the global index and in memory.
+struct Run {
+  uint64_t block;    // a multiple of a power of two that is above all units
+  uint64_t address;  // of its first value
+  int begin, end;    // of the values from there on, those to be filled
+  int first, step;   // of what is drawn at a time, a warp draws the first, the one `step` later, and so on
+};
+
+// A thread computes two Philox blocks at a time: neighbours where 16 bytes hold both, else a warp's lanes apart, so
+// that a warp writes 512 bytes without a gap. In double one, for lack of registers.
 template <class Element, class Source>
-FASTINIT_DEVICE void fill_contiguous(const Task& task, Source& source, int64_t chunk) {
+FASTINIT_DEVICE void fill_run(Source& source, const Run& run) {
   constexpr int kBlockValues = Source::kBlockValues;
   constexpr int kStoreValues = 16 / static_cast<int>(sizeof(Element));
   constexpr bool kNeighbours = kStoreValues > kBlockValues;
   constexpr int kBlocks = sizeof(Element) == sizeof(double) ? 1 : 2;
   constexpr int kStores = kNeighbours ? 1 : kBlocks;
-  constexpr int kStride = kNeighbours ? 1 : kThreads;
+  constexpr int kStride = kNeighbours ? 1 : kLanes;
+  constexpr int kUnits = kBlocks * kLanes;
 
-  const int64_t block = first_block(task) + chunk * kChunkUnits;
-  const int64_t before = block * kBlockValues - task.map.global_offset;  // local index of the chunk's value 0
-  const uint64_t address = task.data + static_cast<uint64_t>(before) * sizeof(Element);
-  // Of the chunk's values, those of the task.
-  const int begin = before < 0 ? static_cast<int>(-before) : 0;
-  const int64_t left = task.numel - before;
-  const int end = left < kChunkUnits * kBlockValues ? static_cast<int>(left) : kChunkUnits * kBlockValues;
+  const int begin = run.begin;
+  const int end = run.end;
   // At so many places from `begin` on, 16 bytes may be stored together.
-  const unsigned together = address % 16 == 0 && end - begin >= kStoreValues ? end - begin - kStoreValues + 1 : 0;
+  const unsigned together = run.address % 16 == 0 && end - begin >= kStoreValues ? end - begin - kStoreValues + 1 : 0;
 
-  const int thread = static_cast<int>(threadIdx.x);
-  // From an even unit on, so that neighbours are aligned like the chunk.
-  for (int unit = begin / kBlockValues / 2 * 2 + (kNeighbours ? 2 * thread : thread); unit * kBlockValues < end;
-       unit += kBlocks * kThreads) {
-    // A sum without a carry, as chunks are cut: what depends on the upper half alone is computed outside the loop.
-    const uint64_t first = static_cast<uint64_t>(block) | static_cast<uint32_t>(unit);
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  for (int unit = (begin / (kBlockValues * kUnits) + run.first) * kUnits + (kNeighbours ? 2 * lane : lane);
+       unit * kBlockValues < end; unit += run.step * kUnits) {
+    // A sum without a carry, as runs are cut: what depends on the upper half alone is computed outside the loop.
+    const uint64_t first = run.block | static_cast<uint32_t>(unit);
     typename Source::Value values[kBlocks * kBlockValues];
     source.template draw<kBlocks, kStride>(first, values);
     FASTINIT_UNROLL
     for (int i = 0; i < kStores; ++i) {
       Packed packed = pack<Element, kStoreValues>(values + i * kStoreValues);
       const int at = (unit + i * kStride) * kBlockValues;
-      const uint64_t place = address + static_cast<uint64_t>(at) * sizeof(Element);
+      const uint64_t place = run.address + static_cast<uint64_t>(at) * sizeof(Element);
       if (static_cast<unsigned>(at - begin) < together) {
         store_together(place, packed, 16);
       } else {
@@ -60,14 +64,58 @@ FASTINIT_DEVICE void fill_contiguous(const Task& task, Source& source, int64_t c
   }
 }
 
-// 64-bit division takes a hundred instructions; most indices are small.
-FASTINIT_DEVICE int64_t divide(int64_t a, int64_t b) {
-  const uint64_t numerator = static_cast<uint64_t>(a);
-  const uint64_t denominator = static_cast<uint64_t>(b);
-  if ((numerator | denominator) >> 32 == 0) {
-    return static_cast<uint32_t>(numerator) / static_cast<uint32_t>(denominator);
+// A piece of a contiguous task: every kChunkPieces-th part of a chunk, so that the warps of a block write side by side.
+template <class Element, int kBlockValues>
+FASTINIT_DEVICE Run contiguous_run(const Task& task, int64_t piece) {
+  constexpr int kValues = kChunkUnits * kBlockValues;
+  const int64_t block = first_block(task) + piece / kChunkPieces * kChunkUnits;
+  const int64_t before = block * kBlockValues - task.map.global_offset;  // local index of the chunk's value 0
+  const int64_t left = task.numel - before;
+  Run run;
+  run.block = static_cast<uint64_t>(block);
+  run.address = task.data + static_cast<uint64_t>(before) * sizeof(Element);
+  run.begin = before < 0 ? static_cast<int>(-before) : 0;
+  run.end = left < kValues ? static_cast<int>(left) : kValues;
+  run.first = static_cast<int>(piece % kChunkPieces);
+  run.step = kChunkPieces;
+  return run;
+}
+
+// Row number `rows` of a task, counted through its slabs.
+struct Row {
+  int64_t global_index;   // of its first element
+  int64_t memory_offset;  // of its first element, in elements
+  int64_t length;         // the task may end within its last row
+
+  FASTINIT_DEVICE Row(const Task& task, int64_t rows) {
+    const IndexMap& map = task.map;
+    const int64_t slab = divide(rows, map.rows_per_slab);
+    const int64_t row = rows - slab * map.rows_per_slab;
+    global_index = map.global_offset + slab * map.slab_index_step + row * map.row_index_step;
+    memory_offset = slab * map.slab_memory_step + row * map.row_memory_step;
+    const int64_t left = task.numel - rows * map.row_length;
+    length = left < map.row_length ? left : map.row_length;
   }
-  return static_cast<int64_t>(numerator / denominator);
+};
+
+// A piece of a task of long rows (chunks.h).
+template <class Element, int kBlockValues>
+FASTINIT_DEVICE Run row_run(const Task& task, int64_t piece) {
+  constexpr int kValues = kPieceUnits * kBlockValues;
+  const int64_t pieces = pieces_along(task);
+  const int64_t rows = divide(piece, pieces);
+  Run run{};
+  if (rows * task.map.row_length >= task.numel) return run;  // beyond the last
+  const Row row(task, rows);
+  const int64_t block = (row.global_index / kValues + (piece - rows * pieces)) * kPieceUnits;
+  const int64_t before = block * kBlockValues - row.global_index;  // index in the row of the block's value 0
+  const int64_t left = row.length - before;
+  run.block = static_cast<uint64_t>(block);
+  run.address = task.data + static_cast<uint64_t>(row.memory_offset + before) * sizeof(Element);
+  run.begin = before < 0 ? static_cast<int>(-before) : 0;
+  run.end = left < kValues ? static_cast<int>(left > 0 ? left : 0) : kValues;
+  run.step = 1;
+  return run;
 }
 
 // Where a local element lies, and how far its row goes on from there.
@@ -97,7 +145,8 @@ struct Unit {
   int skipped;          // values of the block before it
   int end;              // and up to the last
 
-  FASTINIT_DEVICE Unit(const Task& task, int64_t unit, int block_values) {
+  FASTINIT_DEVICE Unit(const Task& task, int64_t unit) {
+    const int block_values = 1 << block_bits(task.dtype);
     const IndexMap& map = task.map;
     int64_t run_begin = map.global_offset;  // global indices
     int64_t run_numel = task.numel;
@@ -111,7 +160,7 @@ struct Unit {
       run_begin += slab * map.slab_index_step + (rows - slab * map.rows_per_slab) * map.row_index_step;
       local_index = rows * map.row_length;
       run_numel = task.numel - local_index < map.row_length ? task.numel - local_index : map.row_length;
-      block = static_cast<uint64_t>(run_begin / block_values + (unit - rows * units));
+      block = static_cast<uint64_t>((run_begin >> block_bits(task.dtype)) + (unit - rows * units));
     }
     const int64_t before = static_cast<int64_t>(block) * block_values - run_begin;  // of the run, its index at value 0
     const int64_t left = run_numel - before;
@@ -132,8 +181,80 @@ FASTINIT_DEVICE Packed pack_block(const uint64_t (&bits)[4], Dtype dtype) {
 }
 FASTINIT_DEVICE Packed pack_block(const uint64_t (&bits)[2], Dtype) { return pack<double, 2>(bits); }
 
-// Any task: shards of columns, transposed and padded views, channels_last. The source is made anew for every block:
-// what it holds would not fit into registers beside the index map.
+// A lane's next values: of those of two Philox blocks, from value `skipped` on.
+template <class Value>
+FASTINIT_DEVICE void skip(const Value (&block)[4], const Value (&next)[4], int skipped, Value (&values)[4]) {
+  Value both[7] = {block[0], block[1], block[2], block[3], next[0], next[1], next[2]};
+  FASTINIT_UNROLL
+  for (int i = 0; i < 5; ++i) both[i] = skipped & 2 ? both[i + 2] : both[i];
+  FASTINIT_UNROLL
+  for (int i = 0; i < 4; ++i) values[i] = skipped & 1 ? both[i + 1] : both[i];
+}
+template <class Value>
+FASTINIT_DEVICE void skip(const Value (&block)[2], const Value (&next)[2], int skipped, Value (&values)[2]) {
+  values[0] = skipped & 1 ? block[1] : block[0];
+  values[1] = skipped & 1 ? next[0] : block[1];
+}
+
+// A piece of a task of neighbouring rows (chunks.h), by a warp. All lanes are at the same column, so that what they
+// store lies together; where rows do not begin with Philox blocks, a lane therefore holds a block until it has the next
+// one.
+template <class MakeSource>
+FASTINIT_DEVICE void fill_across(const Task& task, const MakeSource& make_source, int64_t piece) {
+  using Source = decltype(make_source());
+  constexpr int kBlockValues = Source::kBlockValues;
+  const IndexMap& map = task.map;
+  const int bytes = static_cast<int>(element_bytes(task.dtype));
+
+  const ColumnPieces pieces(task);
+  const int64_t chunk = piece / kChunkPieces;
+  const int64_t chunk_of_rows = divide(chunk, pieces.number);
+  const int64_t column = (chunk - chunk_of_rows * pieces.number) * pieces.columns;
+  const int64_t left_in_row = map.row_length - column;
+  const int columns = left_in_row < pieces.columns ? static_cast<int>(left_in_row) : pieces.columns;
+
+  const int64_t first = (chunk_of_rows * kChunkPieces + piece % kChunkPieces) * kLanes;
+  if (first * map.row_length >= task.numel) return;  // beyond the last
+  const int64_t rows = first + static_cast<int>(threadIdx.x) % kLanes;
+  const bool exists = rows * map.row_length < task.numel;
+  const Row row(task, exists ? rows : 0);
+  const int64_t left = exists ? row.length - column : 0;
+  const int end = left < columns ? static_cast<int>(left) : columns;
+  const uint64_t index = static_cast<uint64_t>(row.global_index + column);
+  const uint64_t block = index / kBlockValues;
+  const int skipped = static_cast<int>(index % kBlockValues);
+  const uint64_t step = static_cast<uint64_t>(map.element_memory_step) * static_cast<uint64_t>(bytes);
+  uint64_t place = task.data + static_cast<uint64_t>(row.memory_offset) * static_cast<uint64_t>(bytes) + step * column;
+
+  const bool holds = row_skips(task, block_bits(task.dtype)) != 0;
+  const int draws = (columns + (holds ? kBlockValues - 1 : 0) + kBlockValues - 1) / kBlockValues;
+  typename Source::Value held[kBlockValues]{};
+  typename Source::Value drawn[kBlockValues]{};
+  int at = holds ? -kBlockValues : 0;
+  Source source = make_source();
+  FASTINIT_ROLL
+  for (int i = 0; at < columns; ++i, at += kBlockValues) {
+    if (i < draws) source.template draw<1, 0>(block + static_cast<uint64_t>(i), drawn);
+    typename Source::Value values[kBlockValues];
+    FASTINIT_UNROLL
+    for (int k = 0; k < kBlockValues; ++k) values[k] = drawn[k];
+    if (holds) {
+      skip(held, drawn, skipped, values);
+      FASTINIT_UNROLL
+      for (int k = 0; k < kBlockValues; ++k) held[k] = drawn[k];
+      if (at < 0) continue;
+    }
+    Packed packed = pack_block(values, task.dtype);
+    FASTINIT_UNROLL
+    for (int k = 0; k < kBlockValues; ++k) {
+      const uint64_t bits = packed.pop(bytes);
+      if (at + k < end) store_element(place, bits, bytes);
+      place += step;
+    }
+  }
+}
+
+// Any task. The source is made anew for every block: what it holds would not fit into registers beside the index map.
 template <class MakeSource>
 FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source, int64_t chunk, int64_t units) {
   using Source = decltype(make_source());
@@ -142,7 +263,7 @@ FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source
   const int chunk_units = units - chunk_begin < kChunkUnits ? static_cast<int>(units - chunk_begin) : kChunkUnits;
   FASTINIT_ROLL
   for (int i = static_cast<int>(threadIdx.x); i < chunk_units; i += kThreads) {
-    const Unit unit(task, chunk_begin + i, kBlockValues);
+    const Unit unit(task, chunk_begin + i);
     if (unit.skipped >= unit.end) continue;
     typename Source::Value values[kBlockValues];
     make_source().template draw<1, 0>(unit.block, values);
@@ -179,81 +300,102 @@ struct ChunkRange {
   }
 };
 
+// The pieces of chunks, in turn among the warps of the block.
+template <class Fill>
+FASTINIT_DEVICE void for_each_piece(const ChunkRange& chunks, const Fill& fill) {
+  const int warp = static_cast<int>(threadIdx.x) / kLanes;
+  chunks.for_each([&](int64_t chunk) {
+    // Some other one first in every chunk: else one warp might have all the short pieces.
+    const int turn = static_cast<int>(static_cast<uint32_t>(chunk) * 0x9E3779B9u >> 16);
+    FASTINIT_ROLL
+    for (int i = warp; i < kChunkPieces; i += kWarps) fill(chunk * kChunkPieces + (i + turn) % kChunkPieces);
+  });
+}
+
 template <class Element, class Source>
-FASTINIT_DEVICE void fill_contiguous(const Task& task, Source source, const ChunkRange& chunks) {
-  chunks.for_each([&](int64_t chunk) { fill_contiguous<Element>(task, source, chunk); });
+FASTINIT_DEVICE void fill_together(const Task& task, Source source, const ChunkRange& chunks) {
+  constexpr int kBlockValues = Source::kBlockValues;
+  for_each_piece(chunks, [&](int64_t piece) {
+    const Run run = is_contiguous(task) ? contiguous_run<Element, kBlockValues>(task, piece)
+                                        : row_run<Element, kBlockValues>(task, piece);
+    fill_run<Element>(source, run);
+  });
 }
 
-template <class MakeSource>
-FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source, const ChunkRange& chunks) {
-  const int64_t units = num_units(task);
-  chunks.for_each([&](int64_t chunk) { fill_mapped(task, make_source, chunk, units); });
-}
-
-// Float samples: all that differs between contiguous tasks of three dtypes is the store.
-template <class MakeSource>
-FASTINIT_DEVICE void fill_float(const Task& task, const MakeSource& make_source, const ChunkRange& chunks) {
-  if (!is_contiguous(task)) {
-    fill_mapped(task, make_source, chunks);
-  } else if (task.dtype == Dtype::kFloat32) {
-    fill_contiguous<float>(task, make_source(), chunks);
-  } else if (task.dtype == Dtype::kFloat16) {
-    fill_contiguous<Float16>(task, make_source(), chunks);
-  } else {
-    fill_contiguous<Bfloat16>(task, make_source(), chunks);
-  }
-}
-
-template <class MakeSource>
-FASTINIT_DEVICE void fill_double(const Task& task, const MakeSource& make_source, const ChunkRange& chunks) {
-  if (is_contiguous(task)) {
-    fill_contiguous<double>(task, make_source(), chunks);
-  } else {
-    fill_mapped(task, make_source, chunks);
-  }
-}
-
-FASTINIT_DEVICE void fill_unsampled(const Task& task, const ChunkRange& chunks) {
-  const bool everywhere = task.sampler.kind == Distribution::kConstant;
-  if (everywhere && is_contiguous(task)) {
-    switch (element_bytes(task.dtype)) {
-      case 8:
-        return fill_contiguous<double>(task, ConstantSource<2>(task), chunks);
-      case 4:
-        return fill_contiguous<float>(task, ConstantSource<4>(task), chunks);
-      default:
-        return fill_contiguous<Float16>(task, ConstantSource<4>(task), chunks);
+// The ways to fill a task, each for all of its chunks.
+struct Together {
+  // All that differs between three dtypes is the store.
+  template <class MakeSource>
+  static FASTINIT_DEVICE void fill(const Task& task, const MakeSource& make_source, const ChunkRange& chunks) {
+    using Source = decltype(make_source());
+    if constexpr (Source::kBlockValues == 2) {
+      fill_together<double>(task, make_source(), chunks);
+    } else if (task.dtype == Dtype::kFloat32) {
+      fill_together<float>(task, make_source(), chunks);
+    } else if (task.dtype == Dtype::kFloat16 || std::is_same_v<typename Source::Value, uint64_t>) {
+      fill_together<Float16>(task, make_source(), chunks);
+    } else {
+      fill_together<Bfloat16>(task, make_source(), chunks);
     }
   }
-  if (task.dtype == Dtype::kFloat64) {
-    fill_mapped(task, [&] { return DiagonalSource<2>(task); }, chunks);
-  } else {
-    fill_mapped(task, [&] { return DiagonalSource<4>(task); }, chunks);
-  }
-}
+};
 
-FASTINIT_DEVICE void fill_chunks(const Task& task, uint64_t seed, const SharedQuantile& hot, const ChunkRange& chunks) {
+struct Across {
+  template <class MakeSource>
+  static FASTINIT_DEVICE void fill(const Task& task, const MakeSource& make_source, const ChunkRange& chunks) {
+    for_each_piece(chunks, [&](int64_t piece) { fill_across(task, make_source, piece); });
+  }
+};
+
+struct Mapped {
+  template <class MakeSource>
+  static FASTINIT_DEVICE void fill(const Task& task, const MakeSource& make_source, const ChunkRange& chunks) {
+    const int64_t units = num_units(task);
+    chunks.for_each([&](int64_t chunk) { fill_mapped(task, make_source, chunk, units); });
+  }
+};
+
+// Every way derives the stream for itself. If they shared it, the compiler would compute the round keys before it knows
+// the way, and keep them in registers of every thread instead of those that a warp shares.
+template <class Way>
+FASTINIT_DEVICE void fill_by(const Task& task, uint64_t seed, const SharedQuantile& hot, const ChunkRange& chunks) {
   using Uniform = UniformF32<ScalarLanes>;
   using Normal = NormalF32<ScalarLanes, SharedQuantile, /*kTruncated=*/false>;
   using TruncNormal = NormalF32<ScalarLanes, SharedQuantile, /*kTruncated=*/true>;
   const Sampler& sampler = task.sampler;
+  const bool is_double = task.dtype == Dtype::kFloat64;
   if (sampler.kind == Distribution::kConstant || sampler.kind == Distribution::kDiagonal) {
-    return fill_unsampled(task, chunks);
+    // Only units are of diagonals (chunks.h).
+    constexpr bool kDiagonal = std::is_same_v<Way, Mapped>;
+    using Source4 = std::conditional_t<kDiagonal, DiagonalSource<4>, ConstantSource<4>>;
+    using Source2 = std::conditional_t<kDiagonal, DiagonalSource<2>, ConstantSource<2>>;
+    if (is_double) return Way::fill(task, [&] { return Source2(task); }, chunks);
+    return Way::fill(task, [&] { return Source4(task); }, chunks);
   }
   const Stream derived = derive_stream(task.name_id, seed);
   const Stream stream{uniform(derived.key), uniform(derived.counter_high)};
-  if (task.dtype == Dtype::kFloat64) {
+  if (is_double) {
     if (sampler.kind == Distribution::kUniform) {
-      fill_double(task, [&] { return DoubleSource<UniformF64>(stream, UniformF64(sampler, stream)); }, chunks);
+      Way::fill(task, [&] { return DoubleSource<UniformF64>(stream, UniformF64(sampler, stream)); }, chunks);
     } else {
-      fill_double(task, [&] { return DoubleSource<NormalF64>(stream, NormalF64(sampler, stream)); }, chunks);
+      Way::fill(task, [&] { return DoubleSource<NormalF64>(stream, NormalF64(sampler, stream)); }, chunks);
     }
   } else if (sampler.kind == Distribution::kUniform) {
-    fill_float(task, [&] { return FloatSource<Uniform>(stream, Uniform(sampler, stream)); }, chunks);
+    Way::fill(task, [&] { return FloatSource<Uniform>(stream, Uniform(sampler, stream)); }, chunks);
   } else if (sampler.kind == Distribution::kNormal) {
-    fill_float(task, [&] { return FloatSource<Normal>(stream, Normal(sampler, stream, hot)); }, chunks);
+    Way::fill(task, [&] { return FloatSource<Normal>(stream, Normal(sampler, stream, hot)); }, chunks);
   } else {
-    fill_float(task, [&] { return FloatSource<TruncNormal>(stream, TruncNormal(sampler, stream, hot)); }, chunks);
+    Way::fill(task, [&] { return FloatSource<TruncNormal>(stream, TruncNormal(sampler, stream, hot)); }, chunks);
+  }
+}
+
+FASTINIT_DEVICE void fill_chunks(const Task& task, uint64_t seed, const SharedQuantile& hot, const ChunkRange& chunks) {
+  if (has_long_rows(task) || (is_contiguous(task) && task.sampler.kind != Distribution::kDiagonal)) {
+    fill_by<Together>(task, seed, hot, chunks);
+  } else if (has_neighbouring_rows(task)) {
+    fill_by<Across>(task, seed, hot, chunks);
+  } else {
+    fill_by<Mapped>(task, seed, hot, chunks);
   }
 }
 
