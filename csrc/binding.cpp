@@ -195,19 +195,34 @@ void fill_table(const py::buffer& buffer, uint64_t seed, int threads) {
 // To let go of the interpreter's lock takes longer than to fill so few elements.
 constexpr int64_t kFilledUnderLock = 4096;
 
+// Whether a tensor may be filled by a call of its own: what is captured into a graph needs more care.
+bool takes_directly(const Direct::Place& place) {
+#if defined(FASTINIT_CUDA)
+  return !place.on_cuda || !is_capturing_cuda(place.device, place.stream);
+#else
+  return !place.on_cuda;
+#endif
+}
+
+void fill_task_directly(const Task& task, uint64_t seed, const Direct::Place& place) {
+  check_prepared(&task, 1);
+#if defined(FASTINIT_CUDA)
+  if (place.on_cuda) return fill_cuda_single(task, seed, place.device, place.stream);
+#endif
+  check_threads(place.threads);
+  const char* isa = forced_isa();
+  if (task.numel <= kFilledUnderLock) {
+    fill_cpu(&task, 1, seed, 1, isa, [] { return false; });
+    return;
+  }
+  call_interruptibly([&](const std::function<bool()>& should_stop) {
+    return fill_cpu(&task, 1, seed, place.threads, isa, should_stop);
+  });
+}
+
 bool fill_directly(Direct& direct, py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan,
                    py::handle generator) {
-  return direct.fill(tensor, make, arguments, fan, generator, [](const Task& task, uint64_t seed, int threads) {
-    check_threads(threads);
-    check_prepared(&task, 1);
-    const char* isa = forced_isa();
-    if (task.numel <= kFilledUnderLock) {
-      fill_cpu(&task, 1, seed, 1, isa, [] { return false; });
-      return;
-    }
-    call_interruptibly(
-        [&](const std::function<bool()>& should_stop) { return fill_cpu(&task, 1, seed, threads, isa, should_stop); });
-  });
+  return direct.fill(tensor, make, arguments, fan, generator, takes_directly, fill_task_directly);
 }
 
 bool fits_orthogonal_cpu(int64_t rows, int64_t columns) { return orthogonal_cpu_fits(rows, columns, forced_isa()); }

@@ -597,6 +597,38 @@ def test_functions_that_bear_the_names_of_torch_have_the_bits_of_the_cpu(name: s
         assert_same(results[0], results[1], shape)
 
 
+@needs_gpu
+def test_functions_that_bear_the_names_of_torch_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastinit.functional, "_run_plan", lambda *arguments: pytest.fail("took the long way"))
+    tensor = marked((300, 70))
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    for where in (torch.cuda.current_stream(), stream):
+        with torch.cuda.stream(where):
+            torch.cuda._sleep(10**7)  # whoever writes on another stream is earlier than the zeros
+            tensor.zero_()
+            torch.manual_seed(5)
+            version, launches = tensor._version, native().cuda_launches()
+            fastinit.functional.normal_(tensor)
+            assert native().cuda_launches() == launches + 1 and tensor._version == version + 1
+        where.synchronize()
+        torch.manual_seed(5)
+        assert_same(tensor, fastinit.functional.normal_(marked((300, 70), device=CPU)))
+
+
+@needs_gpu
+def test_functions_that_bear_the_names_of_torch_are_refused_in_graphs(graph: Any) -> None:
+    tensor, other = marked(1000), marked(1000)
+    fastinit.functional.normal_(tensor)
+    before = tensor.clone()
+    with torch.cuda.graph(graph):
+        other.zero_()  # torch warns of a graph of nothing
+        with pytest.raises(ValueError, match="seed: expected an int while a CUDA graph is captured"):
+            fastinit.functional.normal_(tensor)
+    graph.replay()
+    assert_same(tensor, before)
+
+
 @pytest.fixture
 def ranks_of_four() -> Iterator[Callable[[int], None]]:
     """Makes this process be any rank of four, beside which there are no others."""

@@ -9,7 +9,7 @@
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
-constexpr int kThreads = 256;  // of a block
+constexpr int kThreads = 128;  // of a block
 
 // A task whose elements follow each other in the global index and in memory. A thread computes two Philox blocks at a
 // time: neighbours where 16 bytes hold both, else kThreads apart, so that a warp writes 512 bytes without a gap. In

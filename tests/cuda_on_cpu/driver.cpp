@@ -52,7 +52,7 @@ __attribute__((visibility("default"))) int fill(const void* image, long long num
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(std::min<long long>(
       num_chunks, static_cast<long long>(cuda_on_cpu::multiprocessors) * cuda_on_cpu::blocks_per_multiprocessor)));
-  config.blockDim = dim3(256);
+  config.blockDim = dim3(128);  // kThreads of fill_chunk.h
   const auto* tasks = static_cast<const Task*>(image);
   return cudaLaunchKernelEx(&config, ptx_fill_kernel, reinterpret_cast<uint64_t>(tasks),
                             reinterpret_cast<uint64_t>(tasks + num_tasks), static_cast<uint32_t>(num_tasks),
