@@ -263,10 +263,11 @@ std::pair<py::array_t<uint8_t>, int64_t> cuda_table(const py::buffer& buffer) {
 }
 
 void fill_cuda_table(uint64_t address, int64_t num_tasks, int64_t num_chunks, uint64_t seed, int device,
-                     uint64_t stream) {
+                     uint64_t stream, uint64_t seed_address) {
   check_device_table(address, num_tasks, "num_tasks");
   check_device_table(address, num_chunks, "num_chunks");
-  fill_cuda({address, num_tasks, num_chunks}, seed, device, stream);
+  if (seed_address % alignof(uint64_t) != 0) throw std::invalid_argument("seed_address: expected a multiple of 8");
+  fill_cuda({address, num_tasks, num_chunks}, seed, seed_address, device, stream);
 }
 
 bool fits_orthogonal_cuda(int64_t rows, int64_t columns, int32_t dtype, int device) {
@@ -408,7 +409,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("HAS_CUDA") = true;
   module.def("cuda_table", &cuda_table, py::arg("table"));
   module.def("fill_cuda", &fill_cuda_table, py::arg("address"), py::arg("num_tasks"), py::arg("num_chunks"),
-             py::arg("seed"), py::arg("device"), py::arg("stream"));
+             py::arg("seed"), py::arg("device"), py::arg("stream"), py::arg("seed_address") = 0);
   module.def("orthogonal_cuda_fits", &fits_orthogonal_cuda, py::arg("rows"), py::arg("columns"), py::arg("dtype"),
              py::arg("device"));
   module.def("orthogonal_cuda", &orthogonal_cuda_table, py::arg("address"), py::arg("num_matrices"),

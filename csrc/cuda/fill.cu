@@ -58,10 +58,14 @@ FASTINIT_DEVICE SharedQuantile copy_quantile(SharedQuantile::Pair* pairs) {
 // tasks: [num_tasks]; first_chunk: [num_tasks + 1], prefix sums of num_chunks(task), the last of which is num_chunks.
 // Blocks take the chunks of all tasks in turn: which block fills a chunk, and when, changes no value.
 //
+// The seed lies on the device if seed_on_device is not null: a captured graph then gives other values when it is
+// replayed with another one there.
+//
 // tasks is not __restrict__. So the compiler reads again (from L1) what a strided task needs, rather than keep it in
 // registers, of which the kernel has none left.
 __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
-    fill_kernel(const Task* tasks, const int* __restrict__ first_chunk, int num_tasks, int num_chunks, uint64_t seed) {
+    fill_kernel(const Task* tasks, const int* __restrict__ first_chunk, int num_tasks, int num_chunks, uint64_t seed,
+                const uint64_t* __restrict__ seed_on_device) {
   __shared__ SharedQuantile::Pair hot_pairs[SharedQuantile::kEntries];
   const SharedQuantile hot = copy_quantile(hot_pairs);
   const int step = static_cast<int>(gridDim.x);
@@ -69,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
     const int index = uniform(find_task(first_chunk, num_tasks, chunk));
     const int begin = first_chunk[index];
     const ChunkRange chunks{chunk - begin, first_chunk[index + 1] - begin, step};
-    fill_chunks(tasks[index], seed, hot, chunks);
+    fill_chunks(tasks[index], seed_on_device == nullptr ? seed : *seed_on_device, hot, chunks);
     chunk += (chunks.count - chunks.first + step - 1) / step * step;  // this block's first chunk beyond the task
   }
 }
@@ -112,12 +116,12 @@ int64_t write_cuda_table(const Task* tasks, int64_t num_tasks, void* image) {
   return chunks;
 }
 
-void fill_cuda(const CudaTable& table, uint64_t seed, int device, uint64_t stream) {
+void fill_cuda(const CudaTable& table, uint64_t seed, uint64_t seed_address, int device, uint64_t stream) {
   if (table.num_chunks == 0) return;
   const auto* tasks = reinterpret_cast<const Task*>(table.address);
   const auto* first_chunk = reinterpret_cast<const int*>(tasks + table.num_tasks);
   launch_fill(fill_kernel, table.num_chunks, device, stream, tasks, first_chunk, static_cast<int>(table.num_tasks),
-              static_cast<int>(table.num_chunks), seed);
+              static_cast<int>(table.num_chunks), seed, reinterpret_cast<const uint64_t*>(seed_address));
 }
 
 void fill_cuda_single(const Task& task, uint64_t seed, int device, uint64_t stream) {

@@ -154,7 +154,10 @@ class _Common:
 
 def _fill_together(of: _Common, batch: Sequence[Matrix], source: Source) -> None:
     found = [_tall(matrix)[0] for matrix in batch]
-    gains = torch.tensor([matrix.gain for matrix in batch], dtype=of.dtype, device=of.device)
+    # A blocking copy would wait for the stream of a GPU.
+    gains = torch.tensor([matrix.gain for matrix in batch], dtype=of.dtype, device="cpu").to(
+        of.device, non_blocking=True
+    )
     begin, end = of.columns
     make_columns = _grouped_columns if of.in_groups else _columns
     if of.by_rows:

@@ -78,7 +78,7 @@ int main() {
   const int64_t num_chunks = write_cuda_table(tasks.data(), num_tasks, image.data());
   cuda_on_cpu::multiprocessors = 3;
   cuda_on_cpu::order_seed = 5;
-  fill_cuda({reinterpret_cast<uint64_t>(image.data()), num_tasks, num_chunks}, kSeed, 0, 0);
+  fill_cuda({reinterpret_cast<uint64_t>(image.data()), num_tasks, num_chunks}, kSeed, 0, 0, 0);
 
   int failures = cuda_launches() == 1 ? 0 : 1;
   const auto compare = [&](const char* what) {
@@ -96,5 +96,14 @@ int main() {
     fill_cuda_single(tasks[i], kSeed, 0, 0);
   }
   compare("alone");
+  // As a captured graph is replayed with another seed in the device's memory.
+  uint64_t seed_on_device = 0;
+  for (const uint64_t seed : {kSeed + 1, kSeed}) {
+    seed_on_device = seed;
+    fill_cuda({reinterpret_cast<uint64_t>(image.data()), num_tasks, num_chunks}, 0,
+              reinterpret_cast<uint64_t>(&seed_on_device), 0, 0);
+    if (seed != kSeed && by_cpu == by_cuda) ++failures;
+  }
+  compare("with a seed on the device");
   return failures == 0 ? 0 : 1;
 }
