@@ -50,8 +50,15 @@ int64_t cuda_table_bytes(int64_t num_tasks);
 int64_t write_cuda_table(const Task* tasks, int64_t num_tasks, void* image);
 
 // Enqueues one kernel on a stream (a cudaStream_t) of `device`, and does not wait for it. Throws std::runtime_error if
-// the CUDA run-time refuses; nothing was enqueued then.
-void fill_cuda(const CudaTable& table, uint64_t seed, int device, uint64_t stream);
+// the CUDA run-time refuses; nothing was enqueued then. If seed_address is not 0, the kernel reads the seed there, in
+// the device's memory.
+void fill_cuda(const CudaTable& table, uint64_t seed, uint64_t seed_address, int device, uint64_t stream);
+
+// The same for one task, which travels with the launch: nothing is uploaded.
+void fill_cuda_single(const Task& task, uint64_t seed, int device, uint64_t stream);
+
+// Whether the work on a stream is being captured into a graph.
+bool is_capturing_cuda(int device, uint64_t stream);
 
 // Whether orthogonal_cuda takes a matrix of this size on this device.
 bool orthogonal_cuda_fits(int64_t rows, int64_t columns, Dtype dtype, int device);

@@ -195,19 +195,34 @@ void fill_table(const py::buffer& buffer, uint64_t seed, int threads) {
 // To let go of the interpreter's lock takes longer than to fill so few elements.
 constexpr int64_t kFilledUnderLock = 4096;
 
+// Whether a tensor may be filled by a call of its own: what is captured into a graph needs more care.
+bool takes_directly(const Direct::Place& place) {
+#if defined(FASTINIT_CUDA)
+  return !place.on_cuda || !is_capturing_cuda(place.device, place.stream);
+#else
+  return !place.on_cuda;
+#endif
+}
+
+void fill_task_directly(const Task& task, uint64_t seed, const Direct::Place& place) {
+  check_prepared(&task, 1);
+#if defined(FASTINIT_CUDA)
+  if (place.on_cuda) return fill_cuda_single(task, seed, place.device, place.stream);
+#endif
+  check_threads(place.threads);
+  const char* isa = forced_isa();
+  if (task.numel <= kFilledUnderLock) {
+    fill_cpu(&task, 1, seed, 1, isa, [] { return false; });
+    return;
+  }
+  call_interruptibly([&](const std::function<bool()>& should_stop) {
+    return fill_cpu(&task, 1, seed, place.threads, isa, should_stop);
+  });
+}
+
 bool fill_directly(Direct& direct, py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan,
                    py::handle generator) {
-  return direct.fill(tensor, make, arguments, fan, generator, [](const Task& task, uint64_t seed, int threads) {
-    check_threads(threads);
-    check_prepared(&task, 1);
-    const char* isa = forced_isa();
-    if (task.numel <= kFilledUnderLock) {
-      fill_cpu(&task, 1, seed, 1, isa, [] { return false; });
-      return;
-    }
-    call_interruptibly(
-        [&](const std::function<bool()>& should_stop) { return fill_cpu(&task, 1, seed, threads, isa, should_stop); });
-  });
+  return direct.fill(tensor, make, arguments, fan, generator, takes_directly, fill_task_directly);
 }
 
 bool fits_orthogonal_cpu(int64_t rows, int64_t columns) { return orthogonal_cpu_fits(rows, columns, forced_isa()); }
@@ -248,10 +263,11 @@ std::pair<py::array_t<uint8_t>, int64_t> cuda_table(const py::buffer& buffer) {
 }
 
 void fill_cuda_table(uint64_t address, int64_t num_tasks, int64_t num_chunks, uint64_t seed, int device,
-                     uint64_t stream) {
+                     uint64_t stream, uint64_t seed_address) {
   check_device_table(address, num_tasks, "num_tasks");
   check_device_table(address, num_chunks, "num_chunks");
-  fill_cuda({address, num_tasks, num_chunks}, seed, device, stream);
+  if (seed_address % alignof(uint64_t) != 0) throw std::invalid_argument("seed_address: expected a multiple of 8");
+  fill_cuda({address, num_tasks, num_chunks}, seed, seed_address, device, stream);
 }
 
 bool fits_orthogonal_cuda(int64_t rows, int64_t columns, int32_t dtype, int device) {
@@ -393,7 +409,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("HAS_CUDA") = true;
   module.def("cuda_table", &cuda_table, py::arg("table"));
   module.def("fill_cuda", &fill_cuda_table, py::arg("address"), py::arg("num_tasks"), py::arg("num_chunks"),
-             py::arg("seed"), py::arg("device"), py::arg("stream"));
+             py::arg("seed"), py::arg("device"), py::arg("stream"), py::arg("seed_address") = 0);
   module.def("orthogonal_cuda_fits", &fits_orthogonal_cuda, py::arg("rows"), py::arg("columns"), py::arg("dtype"),
              py::arg("device"));
   module.def("orthogonal_cuda", &orthogonal_cuda_table, py::arg("address"), py::arg("num_matrices"),

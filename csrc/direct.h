@@ -46,20 +46,21 @@ struct ExchangeApi {
   ExchangeApi* previous;
   void* others[3];
   int (*tensor_from)(void* object, Tensor* out);  // null if the framework has none
+  int (*current_stream)(int32_t device_type, int32_t device_id, void** out);
 };
 
-// The function of the table in a capsule that tells where a tensor lies. It returns 0, or raises a Python exception.
-using TensorFrom = int (*)(void*, Tensor*);
-inline TensorFrom tensor_from(const py::capsule& exchange_api) {
+// The table in a capsule. Its functions return 0, or raise a Python exception.
+inline const ExchangeApi& exchange_api_of(const py::capsule& exchange_api) {
   const auto* api = static_cast<const ExchangeApi*>(exchange_api.get_pointer());
   while (api != nullptr && api->major > 1) api = api->previous;
   if (api == nullptr || api->major != 1 || api->tensor_from == nullptr) {
     throw py::value_error("exchange_api: expected one of DLPack 1 that describes tensors");
   }
-  return api->tensor_from;
+  return *api;
 }
 
 constexpr int32_t kCpu = 1;
+constexpr int32_t kCuda = 2;
 constexpr uint8_t kFloat = 2;
 constexpr uint8_t kBfloat = 4;
 
@@ -75,7 +76,7 @@ void append_bytes(std::string& to, Number number) {
 // Where and how tensors lie, as bytes: address, device, dtype, shape and strides of each. None if torch does not tell,
 // as of tensors without memory.
 inline py::object layout_of(const py::capsule& exchange_api, const py::list& tensors) {
-  const dlpack::TensorFrom tensor_from = dlpack::tensor_from(exchange_api);
+  const auto tensor_from = dlpack::exchange_api_of(exchange_api).tensor_from;
   std::string bytes;
   bytes.reserve(64 * tensors.size());
   for (const py::handle each : tensors) {
@@ -121,13 +122,22 @@ class Direct {
         random_(torch["random_"]),
         get_num_threads_(torch["get_num_threads"]),
         increment_version_(torch["increment_version"]),
-        tensor_from_(dlpack::tensor_from(py::capsule(torch["exchange_api"]))) {}
+        api_(dlpack::exchange_api_of(py::capsule(torch["exchange_api"]))) {}
+
+  // Where a tensor is to be filled.
+  struct Place {
+    bool on_cuda;
+    int device;       // of CUDA
+    uint64_t stream;  // the device's current one
+    int threads;      // of the CPU
+  };
 
   // Fills a tensor as make(*arguments) says, and returns true; or does nothing, and returns false: the tensor, its
-  // memory or the arguments are not of the usual kind.
-  template <class Fill>
+  // memory or the arguments are not of the usual kind. `takes(place)` says whether fill_task(task, seed, place) can do
+  // it there.
+  template <class Takes, class Fill>
   bool fill(py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan, py::handle generator,
-            const Fill& fill_task) {
+            const Takes& takes, const Fill& fill_task) {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
     bool known_type = false;
     for (const py::handle each : tensor_types_) known_type = known_type || each.ptr() == type;
@@ -156,10 +166,19 @@ class Direct {
     if (is_true(is_neg_, tensor) || is_true(is_inference_, tensor)) return false;
     if (!generator.is_none() && !is_true(is_on_cpu_, generator)) return false;
     task.data = lies.address;
+    Place place{lies.device.type == dlpack::kCuda, lies.device.id, 0, 1};
+    if (place.on_cuda) {
+      void* stream = nullptr;
+      if (api_.current_stream == nullptr) return false;
+      if (api_.current_stream(lies.device.type, lies.device.id, &stream) != 0) throw py::error_already_set();
+      place.stream = reinterpret_cast<uint64_t>(stream);
+    } else if (task.numel > kOneThread) {
+      place.threads = py::cast<int>(call(get_num_threads_));
+    }
+    if (!takes(place)) return false;
     const uint64_t seed = is_random ? drawn_seed(generator) : 0;
-    const int threads = task.numel <= kOneThread ? 1 : py::cast<int>(call(get_num_threads_));
     try {
-      fill_task(task, seed, threads);
+      fill_task(task, seed, place);
     } catch (...) {  // an interrupted fill has written something, too
       call(increment_version_, py::make_tuple(tensor));
       throw;
@@ -172,8 +191,9 @@ class Direct {
   // One thread fills so few elements, however many there may be.
   static constexpr int64_t kOneThread = 65536;
 
-  // How a contiguous tensor of the CPU lies.
+  // How a contiguous tensor lies.
   struct Lies {
+    decltype(dlpack::Tensor::device) device;
     uint64_t address;
     int64_t numel;
     Dtype dtype;
@@ -215,15 +235,16 @@ class Direct {
     return value;
   }
 
-  // Where a tensor lies. False if it is not a contiguous one of the CPU in a native dtype. Torch refuses to tell of
-  // tensors without memory of their own: sparse and nested ones, those inside torch.func.
+  // Where a tensor lies. False if it is not a contiguous one of the CPU or of CUDA in a native dtype. Torch refuses to
+  // tell of tensors without memory of their own: sparse and nested ones, those inside torch.func.
   bool look(py::handle tensor, Lies& lies) const {
     dlpack::Tensor seen;
-    if (tensor_from_(tensor.ptr(), &seen) != 0) {
+    if (api_.tensor_from(tensor.ptr(), &seen) != 0) {
       PyErr_Clear();
       return false;
     }
-    if (seen.device.type != dlpack::kCpu || seen.dtype.lanes != 1) return false;
+    if ((seen.device.type != dlpack::kCpu && seen.device.type != dlpack::kCuda) || seen.dtype.lanes != 1) return false;
+    lies.device = seen.device;
     if (seen.dtype.code == dlpack::kFloat && seen.dtype.bits == 32) {
       lies.dtype = Dtype::kFloat32;
     } else if (seen.dtype.code == dlpack::kBfloat && seen.dtype.bits == 16) {
@@ -319,7 +340,7 @@ class Direct {
     if (words_.empty()) {
       word.tensor = call(new_word_);
       dlpack::Tensor seen;
-      if (tensor_from_(word.tensor.ptr(), &seen) != 0) throw py::error_already_set();
+      if (api_.tensor_from(word.tensor.ptr(), &seen) != 0) throw py::error_already_set();
       word.bits = static_cast<const uint64_t*>(seen.data);
     } else {
       word = std::move(words_.back());
@@ -342,7 +363,7 @@ class Direct {
   // random_ without ends draws 63 bits. From here on, without an end, it draws all 64.
   const py::int_ least_{std::numeric_limits<int64_t>::min()};
   const py::tuple generator_keyword_ = py::make_tuple("generator");
-  const dlpack::TensorFrom tensor_from_;
+  const dlpack::ExchangeApi& api_;
   std::unordered_map<std::string, Row> rows_;
   std::vector<Word> words_;
 };

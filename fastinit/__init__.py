@@ -39,6 +39,7 @@ from fastinit.recipes.residual import deepnorm, fixup, residual_zeros, t_fixup, 
 from fastinit.rules.roles import lora_rules
 from fastinit.rules.select import KEEP, Rule, Where
 from fastinit.run.engine import FallbackWarning
+from fastinit.run.streams import derive_seed
 from fastinit.schemes.base import Context, Scheme, register_scheme, scheme, scheme_names
 from fastinit.schemes.fans import FanAxes, Fans
 from fastinit.schemes.gates import Chrono, ForgetBias, LogOfUniform
@@ -114,6 +115,7 @@ __all__ = [
     "deepnorm",
     "deferred",
     "delta_orthogonal_",
+    "derive_seed",
     "dirac_",
     "eye_",
     "fingerprint",

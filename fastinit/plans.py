@@ -19,7 +19,7 @@ from fastinit.run import engine
 from fastinit.run.index_maps import box_of
 from fastinit.run.memory import was_set_to_zero
 from fastinit.run.places import Assignment, Place, current_tensors
-from fastinit.run.streams import as_seed
+from fastinit.run.streams import as_seed, as_seed_of_run
 from fastinit.run.targets import Target
 from fastinit.schemes.base import Scheme, check_choice, describe
 from fastinit.schemes.distributions import Distribution
@@ -197,19 +197,28 @@ class Plan:
         self._lock = threading.Lock()
         self._prepared: engine.Program | None = None
 
-    def run_(self) -> None:
+    def run_(self, seed: int | torch.Tensor | None = None) -> None:
         """Write all values, in one pass. With a seed, running again gives the same bits.
+
+        Args:
+            seed: in place of the plan's own, for this run; the ranks of a distributed model must give the same. A
+                tensor of one int64 or uint64 element means the number of these 64 bits. On a CUDA device the kernel
+                reads it there, and nothing waits for it. A captured graph then gives new values at every replay for
+                which another seed is written to that tensor, which must be kept as long as the graph.
 
         The run writes the parameters that the model has now. A parameter that was replaced after planning is written if
         it is as planned.
 
         Raises:
+            TypeError, ValueError: the seed is not one.
             ParameterError: a tensor has no memory (meta), or lost it; its shape, dtype or device is not as planned; the
                 model no longer has the parameter; or a parametrisation cannot take the weight. Nothing is written
                 then.
             RuntimeError: the CUDA kernel cannot be launched; or the plan of a distributed model has no seed, and a rank
                 of its meshes did not come (distributed/agreement.py).
         """
+        generator = self._generator if seed is None else None
+        seed = self.seed if seed is None else as_seed_of_run(seed)
         if self._written:
             engine.check_modes()
         for row in self._ties:
@@ -222,7 +231,7 @@ class Plan:
                 program = self._prepared = self._made(tensors)
         if is_new and self._guessed:
             self._warn_of_zeros(tensors)
-        program.run_(self.seed, self._generator)
+        program.run_(seed, generator)
 
     def _warn_of_zeros(self, tensors: Sequence[torch.Tensor]) -> None:
         """Warn of linear maps that somebody set to zero, if no code tells that they should be zero."""

@@ -5,7 +5,7 @@ nvcc decided (contraction, rounding modes, alignment of vector accesses) is run 
 needs the same cuda_runtime.h, for threadIdx, barriers and shuffles.
 
     nvcc -O3 -arch=compute_90 -ptx --fmad=false -o kernel.ptx kernel.cu
-    python tests/ptx_to_cpp.py kernel.ptx --entry-name fill -o kernel_ptx.cpp
+    python tests/ptx_to_cpp.py kernel.ptx --entry-name fill_kernel -o kernel_ptx.cpp
     g++ -std=c++17 -O1 -ffp-contract=off -fno-strict-aliasing -Itests/cuda_on_cpu -c kernel_ptx.cpp
 
 Every entry becomes `extern "C" void ptx_<name>(...)`. A scalar .param is a number of its type; a structure is
@@ -833,14 +833,17 @@ def main() -> int:
     parser.add_argument(
         "--rename", action="append", default=[], metavar="MANGLED=NAME", help="of any number of entries"
     )
-    parser.add_argument("--entry-name", metavar="NAME", help="of the only entry")
+    parser.add_argument("--entry-name", metavar="NAME", help="of the kernel that has this name")
     arguments = parser.parse_args()
     ptx = arguments.ptx.read_text()
     entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
     names = dict(each.split("=", 1) for each in arguments.rename)
-    if arguments.entry_name and len(entries) == 1:
-        names[entries[0]] = arguments.entry_name
-    elif arguments.entry_name or not names.keys() <= set(entries):
+    wanted = arguments.entry_name
+    mangled = f"{len(wanted)}{wanted}" if wanted else ""
+    found = [each for each in entries if mangled and mangled in each]
+    if len(found) == 1:
+        names[found[0]] = wanted
+    elif wanted or not names.keys() <= set(entries):
         parser.error(f"the file's entries are {', '.join(entries)}")
     try:
         cpp = translate(ptx, names)

@@ -597,6 +597,38 @@ def test_functions_that_bear_the_names_of_torch_have_the_bits_of_the_cpu(name: s
         assert_same(results[0], results[1], shape)
 
 
+@needs_gpu
+def test_functions_that_bear_the_names_of_torch_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastinit.functional, "_run_plan", lambda *arguments: pytest.fail("took the long way"))
+    tensor = marked((300, 70))
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    for where in (torch.cuda.current_stream(), stream):
+        with torch.cuda.stream(where):
+            torch.cuda._sleep(10**7)  # whoever writes on another stream is earlier than the zeros
+            tensor.zero_()
+            torch.manual_seed(5)
+            version, launches = tensor._version, native().cuda_launches()
+            fastinit.functional.normal_(tensor)
+            assert native().cuda_launches() == launches + 1 and tensor._version == version + 1
+        where.synchronize()
+        torch.manual_seed(5)
+        assert_same(tensor, fastinit.functional.normal_(marked((300, 70), device=CPU)))
+
+
+@needs_gpu
+def test_functions_that_bear_the_names_of_torch_are_refused_in_graphs(graph: Any) -> None:
+    tensor, other = marked(1000), marked(1000)
+    fastinit.functional.normal_(tensor)
+    before = tensor.clone()
+    with torch.cuda.graph(graph):
+        other.zero_()  # torch warns of a graph of nothing
+        with pytest.raises(ValueError, match="seed: expected an int while a CUDA graph is captured"):
+            fastinit.functional.normal_(tensor)
+    graph.replay()
+    assert_same(tensor, before)
+
+
 @pytest.fixture
 def ranks_of_four() -> Iterator[Callable[[int], None]]:
     """Makes this process be any rank of four, beside which there are no others."""
@@ -1143,6 +1175,56 @@ def test_graph_without_a_seed_is_refused(graph: Any) -> None:
     assert (other == 0).all() and (tensor == MARK).all()
     plan.run_()
     assert (tensor != MARK).all()
+
+
+@needs_gpu
+def test_graph_replays_with_the_seed_that_is_on_the_device(graph: Any) -> None:
+    model = transformer().to(DEVICE)
+    plan = fastinit.plan(model, "xavier_uniform", seed=None, backend="native")
+    seed = torch.tensor(1, device=DEVICE)
+    with torch.cuda.graph(graph):
+        plan.run_(seed=seed)
+    for value in (7, 2**62 + 5, -3):
+        seed.fill_(value)
+        graph.replay()
+        twin = fastinit.init_model_(transformer(), "xavier_uniform", seed=value % 2**64)
+        assert_same_parameters(model, twin)
+
+
+@needs_gpu
+def test_graph_with_a_seed_on_the_device_is_refused_for_what_no_kernel_fills(graph: Any) -> None:
+    other = marked(1000)
+    model = nn.Linear(3000, 3000).to(DEVICE)
+    before = model.weight.detach().clone()
+    plan = fastinit.plan(model, "orthogonal", seed=None, backend="native")
+    seed = torch.tensor(1, device=DEVICE)
+    with torch.cuda.graph(graph):
+        other.zero_()  # torch warns of a graph of nothing
+        with pytest.raises(ValueError, match="seed: a tensor serves a CUDA graph only where kernels"):
+            plan.run_(seed=seed)
+    assert_same(model.weight, before)
+
+
+def test_a_seed_on_the_device_gives_the_values_of_its_number() -> None:
+    for dtype in (torch.int64, torch.uint64):
+        for tensors in ({"w": marked(9000)}, {"w": marked(9000), "on the CPU": marked(50, device=CPU)}):
+            plan_of(tensors, DISTRIBUTIONS["normal"], seed=None).run_(seed=torch.tensor([6], dtype=dtype).to(DEVICE))
+            for name, tensor in tensors.items():
+                expected = on_cpu(name, tensor.shape, DISTRIBUTIONS["normal"], tensor.dtype, 6)
+                assert_same(tensor, expected, name)
+
+
+@needs_gpu
+def test_a_seed_on_the_device_is_not_waited_for() -> None:
+    tensor, seed = marked(1000), torch.tensor(1, device=DEVICE)
+    plan = plan_of({"w": tensor}, DISTRIBUTIONS["normal"], seed=None)
+    plan.run_(seed=seed)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        plan.run_(seed=seed)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @needs_gpu

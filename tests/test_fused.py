@@ -413,6 +413,33 @@ def test_a_cast_copy_has_the_rounded_values() -> None:
     assert torch.equal(narrow, source.to(torch.bfloat16))
 
 
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_what_is_moved_to_another_device_is_made_there(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other device is the same one under another name: tests/test_cuda.py has real ones."""
+    elsewhere = torch.device("cpu", 0)
+
+    def device_of(function: object, args: tuple[object, ...], *rest: object) -> torch.device:
+        return elsewhere if elsewhere in args or function is torch.Tensor.cuda else torch.device("cpu")
+
+    with fastinit.fused(seed=0):
+        expected = [torch.randn(20, 10), torch.randn(20, 10).abs(), torch.randn(10, 20).t()[2:7]]
+    written: list[object] = []
+    monkeypatch.setattr(recorder, "_device_of", device_of)
+    settle = recorder.Recorder.settle
+    with fastinit.fused(seed=0):
+        monkeypatch.setattr(
+            recorder.Recorder, "settle", lambda self, these: written.extend(these := list(these)) or settle(self, these)
+        )
+        given = [torch.randn(20, 10), torch.randn(20, 10).abs(), torch.randn(10, 20).t()[2:7]]
+        moved = [each.to(elsewhere, dtype) for each in given]
+        moved.append(given[0].cuda())
+        assert not written
+        monkeypatch.setattr(recorder.Recorder, "settle", settle)
+    for each, source in zip(moved, [*expected, expected[0]], strict=True):
+        assert torch.equal(each, source.to(each.dtype)) and each.data_ptr() != source.data_ptr()
+
+
 def test_foreach_and_out() -> None:
     with fastinit.fused(seed=0):
         many = [torch.randn(10) for _ in range(3)]

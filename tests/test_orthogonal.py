@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from conftest import DTYPES, needs_native
 from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastinit
 from fastinit.run import engine, matrix_table, orthogonal
@@ -53,10 +55,20 @@ def product_of_reflectors(
 
 @pytest.fixture(params=["small", "products"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Small matrices by the native code, or like large ones by products of whole matrices."""
-    if request.param == "products":
+    """Small matrices by the native code, or like large ones by products of whole matrices.
+
+    "grouped": by products, with panels in groups as on a GPU.
+    """
+    if request.param != "small":
         monkeypatch.setattr(matrix_table, "_is_small", lambda matrix: False)
+    if request.param == "grouped":
+        monkeypatch.setattr(orthogonal, "makes_groups", lambda device: True)
     return str(request.param)
+
+
+in_every_way = pytest.mark.parametrize("way", ["small", "products", "grouped"], indirect=True)
+by_products = pytest.mark.parametrize("way", ["products"], indirect=True)
+in_groups = pytest.mark.parametrize("way", ["grouped"], indirect=True)
 
 
 def matrix(shape: tuple[int, int], name: str = "w", dtype: torch.dtype = torch.float32, gain: float = 1.0) -> Matrix:
@@ -71,6 +83,7 @@ def filled(shape: tuple[int, ...], scheme: fastinit.Scheme | str = "orthogonal",
     return tensor
 
 
+@in_every_way
 @pytest.mark.parametrize(("panel", "strip"), [(3, 1), (7, 2), (32, 64), (192, 64)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matrices_are_the_product_of_their_reflectors(
@@ -98,6 +111,7 @@ def test_delta_orthogonal_kernels_are_orthogonal_at_their_middle() -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-6)
 
 
+@in_every_way
 @pytest.mark.parametrize("workspace", [0, 2**14, 2**25])
 def test_matrices_of_one_shape_are_computed_together_as_alone(workspace: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orthogonal, "WORKSPACE_BYTES", workspace)
@@ -108,6 +122,7 @@ def test_matrices_of_one_shape_are_computed_together_as_alone(workspace: int, mo
         torch.testing.assert_close(tensor.double(), wanted, rtol=0, atol=3e-6)
 
 
+@in_every_way
 @pytest.mark.parametrize("shape", [(4, 4), (64, 64), (100, 60), (60, 100), (256, 256), (300, 256)], ids=str)
 def test_the_other_matrices_change_not_a_bit(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orthogonal, "WORKSPACE_BYTES", 2**28)
@@ -147,6 +162,7 @@ def ranged(whole: Matrix, rows: tuple[int, int] | None = None, columns: tuple[in
     return tensor
 
 
+@in_every_way
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300), (260, 260)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_ranges_of_rows_and_columns_are_those_of_the_whole(shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -171,6 +187,7 @@ def test_ranges_that_are_none_are_refused() -> None:
         ranged(matrix((6, 4)), None, (-1, 2))
 
 
+@in_every_way
 @pytest.mark.parametrize("shape", [(256, 256), (1024, 1024), (1024, 256), (256, 1024)], ids=str)
 def test_they_are_as_orthogonal_as_torchs(shape: tuple[int, int]) -> None:
     def error(q: torch.Tensor) -> float:
@@ -198,6 +215,7 @@ class Zeros:
             target.tensor.zero_()
 
 
+@in_every_way
 @pytest.mark.parametrize("shape", [(1, 1), (8, 8), (8, 5), (5, 8), (400, 400)], ids=str)
 def test_zeros_leave_no_reflector_without_direction(shape: tuple[int, int]) -> None:
     for batch in (1, 3):
@@ -205,6 +223,113 @@ def test_zeros_leave_no_reflector_without_direction(shape: tuple[int, int]) -> N
         orthogonal.fill(matrices, Zeros())
         for each in matrices:
             assert torch.equal(each.tensor, torch.eye(*shape))
+
+
+# ---- Panels in groups, as on a GPU ----
+
+
+class Counted(TorchDispatchMode):
+    """Counts calls of torch's operators, and those among them that are more than a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.launches = 0, 0
+
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: object, args: tuple[object, ...] = (), kwargs: Any = None
+    ) -> object:
+        self.calls += 1
+        self.launches += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+class Tables(NativeSource):
+    """Counts tables, and the most bytes of random values in one."""
+
+    tables, most = 0, 0
+
+    def fill_all(self, targets: Sequence[Target]) -> None:
+        self.tables += 1
+        self.most = max(self.most, sum(target.tensor.nbytes for target in targets))
+        super().fill_all(targets)
+
+
+def plain_and_grouped(matrices: Sequence[Matrix], monkeypatch: pytest.MonkeyPatch) -> Tables:
+    """Fill matrices in groups, and compare them with those made panel by panel."""
+    source = Tables(SEED)
+    wanted = [each._replace(tensor=torch.full_like(each.tensor, torch.nan)) for each in matrices]
+    orthogonal.fill(matrices, source)
+    with monkeypatch.context() as patch:
+        patch.setattr(orthogonal, "makes_groups", lambda device: False)
+        orthogonal.fill(wanted, NativeSource(SEED))
+    for found, plain in zip(matrices, wanted, strict=True):
+        tolerance = 1e-6 if found.tensor.dtype == torch.float32 else 1e-14
+        torch.testing.assert_close(found.tensor, plain.tensor, rtol=0, atol=tolerance)
+    return source
+
+
+@in_groups
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("workspace", [0, 2**17, 2**22])  # a panel in a group, several, all
+@pytest.mark.parametrize("shape", [(96, 96), (100, 100), (200, 72), (72, 200), (90, 85)], ids=str)
+def test_panels_in_groups_are_those_one_by_one(
+    shape: tuple[int, int], workspace: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orthogonal, "WORKSPACE_BYTES", workspace)
+    monkeypatch.setattr(orthogonal, "LEAST", 32)  # reflectors in a panel
+    matrices = [matrix(shape, name, dtype, gain) for name, gain in (("a", 1.0), ("b", 0.5), ("c", 2.0))]
+    plain_and_grouped(matrices, monkeypatch)
+    for columns in ((20, 45), (32, 64), (shape[1] - 3, shape[1])):
+        box = torch.full((shape[0], columns[1] - columns[0]), torch.nan, dtype=dtype)
+        plain_and_grouped([matrices[0]._replace(tensor=box, columns=columns)], monkeypatch)
+    turned = torch.full(shape[::-1], torch.nan, dtype=dtype).mT  # values along columns, and a tensor along columns
+    plain_and_grouped(
+        [matrices[0]._replace(indices=BoxIndices(3, (1, shape[0]))), matrices[0]._replace(tensor=turned)], monkeypatch
+    )
+
+
+@in_groups
+@pytest.mark.parametrize(
+    ("order", "count", "workspace", "tables"),
+    [
+        (320, 1, 2**25, 1),
+        (320, 4, 2**25, 1),
+        (320, 4, 2**22, 2),  # two matrices at a time
+        (330, 1, 2**25, 2),  # five panels, and one of 10
+        (320, 1, 2**20, 2),  # four panels, and the first one
+        (320, 3, 2**20, 6),  # one matrix at a time
+        (320, 1, 0, 5),
+    ],
+)
+def test_groups_are_as_large_as_the_workspace(
+    order: int, count: int, workspace: int, tables: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orthogonal, "WORKSPACE_BYTES", workspace)
+    matrices = [matrix((order, order), str(position)) for position in range(count)]
+    source = plain_and_grouped(matrices, monkeypatch)
+    assert source.tables == tables
+    assert 2 * source.most <= workspace or workspace == 0  # beside V there is V T
+
+
+class Nothing:
+    """A source that leaves memory as it is."""
+
+    def fill_all(self, targets: Sequence[Target]) -> None: ...
+
+
+@by_products
+def test_groups_take_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most an eighth of the calls, counted without memory: 301 of 2673. Without views: 97 of 914."""
+    monkeypatch.setattr(orthogonal, "WORKSPACE_BYTES", 2**28)
+    of = matrix((1, 1))._replace(tensor=torch.empty(4096, 4096, device="meta"), shape=(4096, 4096))
+    counts = []
+    for grouped in (False, True):
+        monkeypatch.setattr(orthogonal, "makes_groups", lambda device, grouped=grouped: grouped)
+        with Counted() as counted:
+            orthogonal.fill([of], Nothing())
+        counts.append(counted)
+    panels, groups = counts
+    assert groups.calls <= panels.calls / 8 and groups.launches <= panels.launches / 8
 
 
 # ---- Haar: the law, not only the orthogonality. Every test rejects at a probability of 1e-6. ----
@@ -312,6 +437,7 @@ def test_low_precision_is_rounded_once_from_float32(dtype: torch.dtype) -> None:
         assert (filled(shape, dtype=dtype) == filled(shape).to(dtype)).double().mean() > 0.99
 
 
+@in_every_way
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_layout_gives_the_same_matrix(dtype: torch.dtype) -> None:
     plain = filled((12, 6, 3, 3), dtype=dtype)

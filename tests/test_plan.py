@@ -540,3 +540,53 @@ def test_errors_carry_the_name_and_can_be_pickled() -> None:
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.name, again.problem, str(again)) == ("w", caught.value.problem, str(caught.value))
     assert isinstance(again, ValueError) and isinstance(again, TypeError)
+
+
+# ---- the seed of one run ----
+
+
+def test_a_run_takes_a_seed_of_its_own() -> None:
+    first, other = nn.Linear(20, 30), nn.Linear(20, 30)
+    for given in (5, np.int64(5), torch.tensor(5), torch.tensor([5], dtype=torch.uint64)):
+        plan = fastinit.plan(first, "xavier_uniform", seed=1)
+        plan.run_(seed=given)
+        fastinit.init_model_(other, "xavier_uniform", seed=5)
+        assert torch.equal(first.weight, other.weight)
+        plan.run_()
+        fastinit.init_model_(other, "xavier_uniform", seed=1)
+        assert torch.equal(first.weight, other.weight)
+    fastinit.plan(first, "orthogonal", generator=torch.Generator()).run_(seed=torch.tensor(-1))
+    fastinit.init_model_(other, "orthogonal", seed=2**64 - 1)
+    assert torch.equal(first.weight, other.weight)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.tensor(1.0), "one int64 or uint64 element, got torch.float32 of shape ()"),
+        (torch.tensor([1, 2]), "one int64 or uint64 element, got torch.int64 of shape (2,)"),
+        (torch.tensor(1, dtype=torch.int32), "got torch.int32"),
+        (torch.empty((), dtype=torch.int64, device="meta"), "on the CPU or on a CUDA device, got one on meta"),
+        (-1, "expected 0 <= seed < 2**64, got -1"),
+        ("1", "expected an int or None, got str"),
+        (True, "expected an int or None, got bool"),
+    ],
+)
+def test_a_seed_of_a_run_that_is_none_is_refused(given: object, message: str) -> None:
+    model = nn.Linear(4, 4)
+    before = model.weight.detach().clone()
+    plan = fastinit.plan(model, "xavier_uniform", seed=1)
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        plan.run_(seed=given)  # type: ignore[arg-type]
+    assert torch.equal(model.weight, before)
+
+
+def test_derived_seeds() -> None:
+    names = [*range(50), *map(str, range(50)), "", "layer", "layer 1"]
+    seeds = {fastinit.derive_seed(seed, name) for seed in range(50) for name in names}
+    assert len(seeds) == 50 * len(names) and all(0 <= seed < 2**64 for seed in seeds)
+    assert fastinit.derive_seed(3, "warm-up") == fastinit.derive_seed(3, "warm-up")
+    assert max(seeds) > 2**63 > min(seeds)
+    for seed, name in ((-1, "a"), (None, "a"), (1.0, "a"), (1, 1.0), (1, None), (1, True)):
+        with pytest.raises((TypeError, ValueError), match="seed"):
+            fastinit.derive_seed(seed, name)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
-constexpr int kThreads = 256;  // of a block
+constexpr int kThreads = 128;  // of a block
 constexpr int kWarps = kThreads / kLanes;
-static_assert(kPieceRows == kLanes, "a row a lane");
+static_assert(kPieceRows == kLanes && kChunkPieces == kWarps, "a row a lane, a piece a warp");
 
 // Values that follow each other in the global index and in memory.
 struct Run {

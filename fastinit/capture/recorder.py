@@ -451,7 +451,9 @@ class Recorder(TorchFunctionMode):
             return None
         where = _device_of(function, args, kwargs, tensor)
         if function in (Tensor.cpu, Tensor.cuda):
-            return tensor if self.on_meta else None  # nothing leaves the meta device before it is materialised
+            if self.on_meta:
+                return tensor  # nothing leaves the meta device before it is materialised
+            return self._moved(tensor, where, {}) if where != tensor.device else None
         if function is Tensor.to:
             given = _options_of_to(args, kwargs)
             if self.on_meta and not given:
@@ -459,17 +461,18 @@ class Recorder(TorchFunctionMode):
             twin = Geometry.of(tensor).meta().to(**given)
             if self.on_meta:
                 args, kwargs = (tensor,), given
+            elif where != tensor.device:
+                return self._moved(tensor, where, given)
         else:
             twin = function(Geometry.of(tensor).meta(), *args[1:], **kwargs)
             if not isinstance(twin, Tensor):  # the name of its type
                 return twin
         fill = self._whole_fill(tensor)
-        narrower = (torch.bfloat16, torch.float16)
         if (
             fill is None
             or tensor.requires_grad
             or twin.untyped_storage().nbytes() == 0
-            or not (fill.at.dtype is torch.float32 and twin.dtype in narrower)
+            or not _is_rounded_once(fill.at.dtype, twin.dtype)
             or fill.at.shape != tensor.shape
         ):
             if self.on_meta:
@@ -478,6 +481,21 @@ class Recorder(TorchFunctionMode):
         at = Geometry.of(twin)
         made = torch.empty_strided(at.shape, at.strides, dtype=at.dtype, device=where)
         self._store(made, Fill(made.untyped_storage().nbytes(), at, fill.distribution, fill.draw))
+        return made
+
+    def _moved(self, tensor: Tensor, where: torch.device, options: dict[str, Any]) -> Tensor | None:
+        """A tensor on another device, to which its values are written there: what is not written is not copied."""
+        if where.type == "meta" or self.stored(tensor) is None or self._rests_on_memory(tensor):
+            return None
+        options = {**options, "copy": True}
+        at = Geometry.of(Geometry.of(tensor).meta().to(**options))
+        made = torch.empty_strided(at.shape, at.strides, dtype=at.dtype, device=where)
+        nbytes = made.untyped_storage().nbytes()
+        fill = self._whole_fill(tensor)
+        if fill is not None and (at.dtype == fill.at.dtype or _is_rounded_once(fill.at.dtype, at.dtype)):
+            self._store(made, Fill(nbytes, at, fill.distribution, fill.draw))
+        elif (source := self.view(tensor)) is not None:
+            self._store(made, Output(nbytes, at, Call(Tensor.to, (source,), options, None, None), 0))
         return made
 
     def _deep_copy(self, tensor: Tensor, memo: dict[int, Any]) -> Tensor:
@@ -548,7 +566,7 @@ class Recorder(TorchFunctionMode):
                 return results  # views
             if not any(isinstance(each, Tensor) for each in outputs) and not self.on_meta:
                 return self._read(function, args, kwargs, concerned or [])
-            if not any(fresh):
+            if not any(fresh) and not _leaves_its_device(function, args, kwargs):
                 return function(*args, **kwargs)  # views
             return self._read(function, args, kwargs, concerned or [])
         # What was there before is still in its memory, but may not be for long. On meta it is not, and the names of the
@@ -720,10 +738,32 @@ def _is_meta(device: Any) -> bool:
 
 
 def _device_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> torch.device:
-    for each in (*args[1:2], kwargs.get("device")):
-        if isinstance(each, (torch.device, str)) and function is Tensor.to:
-            return torch.device(each)
-    return tensor.device
+    """Where a cast puts its result."""
+    if function is Tensor.cpu:
+        return torch.device("cpu")
+    given = [*args[1:2], kwargs.get("device")] if function in (Tensor.to, Tensor.cuda) else []
+    found = next((each for each in given if isinstance(each, (torch.device, str, int))), None)
+    if found is None and function is not Tensor.cuda:
+        return tensor.device
+    where = torch.device("cuda" if found is None else found)
+    if where.type == tensor.device.type and (
+        where.index is None or where.index == tensor.device.index or where.type == "cpu"
+    ):
+        return tensor.device
+    return where
+
+
+def _leaves_its_device(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call that makes a view on one device makes a copy, since its result is on another."""
+    return function in calls.CASTS and (
+        _device_of(function, args, kwargs, args[0]) != args[0].device
+        or any(each.device != args[0].device for each in tensors_in(args[1:], kwargs))
+    )
+
+
+def _is_rounded_once(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether a distribution's values, rounded to one dtype, are those that are sampled in the other."""
+    return given is torch.float32 and wanted in (torch.bfloat16, torch.float16)
 
 
 def _options_of_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

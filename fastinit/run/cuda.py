@@ -82,15 +82,18 @@ class CudaTable:
         self._device = device
         self._upload = _Upload(image, device)
 
-    def fill(self, seed: int) -> None:
-        """Enqueue the kernel on the device's current stream.
+    def fill(self, seed: int | torch.Tensor) -> None:
+        """Enqueue the kernel on the device's current stream. It reads a seed that is a tensor from the device's memory.
 
         Raises:
             RuntimeError: the CUDA run-time's error. Nothing was enqueued.
         """
         assert _native.module is not None
         image, stream = self._upload.on_current_stream()
-        _native.module.fill_cuda(image.data_ptr(), self._num_tasks, self._num_chunks, seed, self._device.index, stream)
+        number, seed_address = (0, seed.data_ptr()) if isinstance(seed, torch.Tensor) else (seed, 0)
+        _native.module.fill_cuda(
+            image.data_ptr(), self._num_tasks, self._num_chunks, number, self._device.index, stream, seed_address
+        )
 
 
 def fill_orthogonal(table: NDArray[np.void], device: torch.device, seed: int) -> None:

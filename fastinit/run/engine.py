@@ -210,10 +210,15 @@ class Program:
             obstacles.setdefault(obstacle, target.name)
         return obstacle is None
 
-    def run_(self, seed: int | None, generator: torch.Generator | None) -> None:
+    def run_(self, seed: int | torch.Tensor | None, generator: torch.Generator | None) -> None:
         """Write all targets. See Plan.run_."""
         for obstacle in self._obstacles:
             _warn_once(obstacle)
+        if isinstance(seed, torch.Tensor):
+            if self._reads_on_device(seed):
+                self._fill(seed)
+                return
+            seed = _value_of(seed)
         if seed is None and self._seed_groups is not None:
             seed = agreement.shared_seed(draw_seed(generator), self._seed_groups)
             taken = [("the seed drawn", str(seed))]
@@ -234,20 +239,7 @@ class Program:
             with exact_arithmetic(self._devices):
                 for target, assignment in self._assigned:
                     prepared.append(self._prepare(target, assignment, seed, given_seed, generator))
-        try:
-            if self._native:
-                assert seed is not None
-                for table in self._cuda_tables:  # first, so that the devices work at the same time as the CPU
-                    table.fill(seed)
-                if self._cpu_table is not None:
-                    self._cpu_table.fill_cpu(seed, torch.get_num_threads())
-            if self._composed:
-                assert seed is not None
-                with exact_arithmetic(self._devices):
-                    composed.fill_all(self._composed, NativeSource(seed))
-        finally:  # an interrupted run has written something, too
-            if self._written:
-                increment_version(self._written)
+        self._fill(seed)
         if self._fallback:
             with exact_arithmetic(self._devices):
                 for target in self._fallback:
@@ -256,6 +248,29 @@ class Program:
             with safe_threads():
                 for (_, assignment), values in zip(self._assigned, prepared, strict=True):
                     assignment.commit(values)
+
+    def _fill(self, seed: int | torch.Tensor | None) -> None:
+        """Write what the native code writes, with a seed that is a tensor on CUDA devices alone."""
+        try:
+            if self._native:
+                assert seed is not None
+                for table in self._cuda_tables:  # first, so that the devices work at the same time as the CPU
+                    table.fill(seed)
+                if self._cpu_table is not None:
+                    assert isinstance(seed, int)
+                    self._cpu_table.fill_cpu(seed, torch.get_num_threads())
+            if self._composed:
+                assert isinstance(seed, int)
+                with exact_arithmetic(self._devices):
+                    composed.fill_all(self._composed, NativeSource(seed))
+        finally:  # an interrupted run has written something, too
+            if self._written:
+                increment_version(self._written)
+
+    def _reads_on_device(self, seed: torch.Tensor) -> bool:
+        """Whether all values are made by kernels of the device on which a seed is."""
+        others = self._composed or self._fallback or self._assigned
+        return bool(self._native) and not others and self._devices == {seed.device} and seed.device.type == "cuda"
 
     def _prepare(
         self,
@@ -276,6 +291,15 @@ class Program:
             return assignment.prepare(weight)
         except Exception as error:
             raise ParameterError(target.name, f"cannot be set through its parametrization: {error}") from error
+
+
+def _value_of(seed: torch.Tensor) -> int:
+    if seed.device.type == "cuda" and cuda.is_capturing(seed.device):
+        raise ValueError(
+            "seed: a tensor serves a CUDA graph only where kernels of its device fill all tensors, and this plan has "
+            "others (on another device, orthogonal, sparse, or filled by torch); give an int"
+        )
+    return int(seed.item()) % 2**64
 
 
 def _check_torch_writes(target: Target) -> None:

@@ -7,13 +7,14 @@ a Gaussian matrix's QR factorisation. The reflectors of a panel act together as 
 and T^-1 has v_j.v_j / 2 on its diagonal and V^T V above it (compact WY: Schreiber, Van Loan 1989; the inverse: Puglisi
 1992).
 
-The vectors come from a source of random values, panel by panel. Only the result is ever whole in memory.
+The vectors come from a source of random values: on the CPU panel by panel, so that only the result is ever whole in
+memory. On a GPU those of many panels come at once, and so does all that panels have no need of each other for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -26,7 +27,8 @@ from fastinit.schemes.distributions import Normal
 _NORMAL = Normal(0.0, 1.0)
 # Matrices of one shape are computed together, as many as fit into this. A larger one is computed alone, in its place.
 WORKSPACE_BYTES = 2**23
-# A GPU needs more work at a time than a cache holds. With less, launching a product takes longer than the product.
+# A GPU needs more work at a time than a cache holds. With less, launching a product takes longer than the product. On
+# a GPU the panels are counted, too: those of all matrices in work, or as many of a single one's as fit.
 CUDA_WORKSPACE_BYTES = 2**28
 # The most reflectors in a panel: enough for products to run at full speed, few enough for the work within a panel to
 # stay small beside them. A triangular factor wider than 2 STRIP is multiplied in strips of STRIP, without most zeros.
@@ -91,16 +93,22 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def workspace_bytes(device: torch.device) -> int:
-    """How many bytes of results a batch of matrices may have."""
+    """How many bytes of results a batch of matrices may have; where panels are made in groups, with its panels."""
     return CUDA_WORKSPACE_BYTES if device.type == "cuda" else WORKSPACE_BYTES
+
+
+def makes_groups(device: torch.device) -> bool:
+    """Whether panels are made in groups: where calls are dear and memory is not. The CPU needs neither."""
+    return device.type == "cuda"
 
 
 @torch.no_grad()
 def fill(matrices: Sequence[Matrix], source: Source) -> None:
     """Write all matrices, those of one shape together.
 
-    Memory beyond the results: `workspace_bytes`, and a panel of PANEL columns for each matrix in work. A matrix in
-    float16 or bfloat16, or with strides that no matrix has, is computed in a copy.
+    Memory beyond the results: `workspace_bytes`, and a panel of PANEL columns for each matrix in work. Where
+    `makes_groups`, the workspace has room for the panels, unless one panel is larger. A matrix in float16 or bfloat16,
+    or with strides that no matrix has, is computed in a copy.
 
     A box needs all reflectors. Otherwise it costs its share of the whole matrix. Rows of a tall matrix (columns of a
     wide one) cost up to three halves of their share, and memory for rows that are as long as the matrix is tall.
@@ -139,12 +147,19 @@ class _Common:
         self.rows, self.columns = rows or (0, tall.rows), columns or (0, tall.columns)
         length = tall.rows if self.by_rows else self.columns[1] - self.columns[0]
         self.bytes = (self.rows[1] - self.rows[0]) * length * self.dtype.itemsize
+        self.in_groups = makes_groups(self.device) and not self.by_rows
+        if self.in_groups:
+            self.bytes += _group_bytes(tall.rows, self.columns[1], _width(tall), self.dtype)
 
 
 def _fill_together(of: _Common, batch: Sequence[Matrix], source: Source) -> None:
     found = [_tall(matrix)[0] for matrix in batch]
-    gains = torch.tensor([matrix.gain for matrix in batch], dtype=of.dtype, device=of.device)
+    # A blocking copy would wait for the stream of a GPU.
+    gains = torch.tensor([matrix.gain for matrix in batch], dtype=of.dtype, device="cpu").to(
+        of.device, non_blocking=True
+    )
     begin, end = of.columns
+    make_columns = _grouped_columns if of.in_groups else _columns
     if of.by_rows:
         space = torch.empty(len(batch), of.rows[1] - of.rows[0], found[0].rows, dtype=of.dtype, device=of.device)
         results = _rows(found, space, gains, source, of.rows[0])[:, :, begin:end]
@@ -152,12 +167,12 @@ def _fill_together(of: _Common, batch: Sequence[Matrix], source: Source) -> None
     else:
         view = _as_matrix(batch[0], of) if len(batch) == 1 else None
         if view is not None:
-            _columns(found, (view.mT if of.transposed else view).unsqueeze(0), gains, source, begin, end)
+            make_columns(found, (view.mT if of.transposed else view).unsqueeze(0), gains, source, begin, end)
             return
         # A tall result is row-major. A wide one is computed as its transpose, so that one is column-major.
         shape = (end - begin, found[0].rows) if of.transposed else (found[0].rows, end - begin)
         results = torch.empty(len(batch), *shape, dtype=of.dtype, device=of.device)
-        _columns(found, results.mT if of.transposed else results, gains, source, begin, end)
+        make_columns(found, results.mT if of.transposed else results, gains, source, begin, end)
     for matrix, result in zip(batch, results, strict=True):
         matrix.tensor.copy_(result.reshape(matrix.tensor.shape))
 
@@ -174,9 +189,9 @@ def _as_matrix(matrix: Matrix, of: _Common) -> torch.Tensor | None:
     return view if 1 in view.stride() else None
 
 
-def _no_zeros(first: torch.Tensor) -> torch.Tensor:
-    """First entries of the vectors, with zeros replaced: a vector of nothing but zero would have no direction."""
-    return first.masked_fill_(first == 0.0, 2.0**-40)
+def _replace_zeros(first: torch.Tensor) -> None:
+    """First entries of the vectors must not be zero: a vector of nothing but zero would have no direction."""
+    first.masked_fill_(first == 0.0, 2.0**-40)
 
 
 class _Panel(NamedTuple):
@@ -187,38 +202,58 @@ class _Panel(NamedTuple):
     signs: torch.Tensor  # (batch, width)
 
 
+def _in_rows(of: Sequence[_Tall]) -> bool:
+    """Random values are made along rows of consecutive indices: whether these are the rows of the matrices."""
+    return of[0].column_step <= of[0].row_step
+
+
+def _fill_values(of: Sequence[_Tall], begin: int, values: torch.Tensor, source: Source) -> None:
+    """Write the random values of each matrix from (begin, begin) on: as many rows and columns as `values` has.
+
+    `values` is (batch, rows, columns), or (batch, columns, rows) where not `_in_rows`.
+    """
+    targets = []
+    for tall, each in zip(of, values, strict=True):
+        steps = (tall.row_step, tall.column_step) if _in_rows(of) else (tall.column_step, tall.row_step)
+        indices = BoxIndices(tall.offset + begin * sum(steps), steps)
+        targets.append(Target(tall.name, each, each.shape, each.dtype, each.device, _NORMAL, indices))
+    source.fill_all(targets)
+
+
 def _panel(of: Sequence[_Tall], begin: int, width: int, space: torch.Tensor, source: Source) -> _Panel:
     """A panel made from new random values, which are written to `space`."""
     rows = of[0].rows - begin
     v = space[: len(of) * rows * width]
-    # Random values are made along rows of consecutive indices.
-    by_rows = of[0].column_step <= of[0].row_step
+    by_rows = _in_rows(of)
     v = v.view(len(of), rows, width) if by_rows else v.view(len(of), width, rows)
-    targets = []
-    for tall, values in zip(of, v, strict=True):
-        offset = tall.offset + begin * (tall.row_step + tall.column_step)
-        steps = (tall.row_step, tall.column_step)
-        indices = BoxIndices(offset, steps if by_rows else steps[::-1])
-        targets.append(Target(tall.name, values, values.shape, values.dtype, values.device, _NORMAL, indices))
-    source.fill_all(targets)
+    _fill_values(of, begin, v, source)
     if not by_rows:
         v = v.mT
     top = v[:, :width]
     top.copy_(top.tril())
-    first = _no_zeros(top.diagonal(dim1=1, dim2=2))
-    signs = torch.where(first < 0.0, -1.0, 1.0).to(v.dtype)
+    _replace_zeros(top.diagonal(dim1=1, dim2=2))
     inverse = torch.empty(len(of), width, width, dtype=v.dtype, device=v.device)
     for low, end in _strips(width):  # the upper triangle of X^T X
         torch.bmm(v[:, :, :end].mT, v[:, :, low:end], out=inverse[:, :end, low:end])
+    return _Panel(v, *_factor(top, inverse))
+
+
+def _factor(top: torch.Tensor, inverse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """t and signs of panels whose random vectors x_j begin with `top`, all (..., width, width).
+
+    `inverse` has X^T X in its upper triangle, and is overwritten. The diagonal of `top` becomes that of V.
+    """
+    first = top.diagonal(dim1=-2, dim2=-1)
+    signs = torch.where(first < 0.0, -1.0, 1.0).to(top.dtype)
     # v_j is x_j with its first entry moved away from zero by |x_j|. That changes the upper triangle of X^T X to that of
     # V^T V: row j of `top` times shift j is added to column j. And v_j.v_j / 2 is |x_j|^2 + |x_j| |x_jj|.
-    squares = inverse.diagonal(dim1=1, dim2=2).clone()
+    squares = inverse.diagonal(dim1=-2, dim2=-1).clone()
     shifts = signs * squares.sqrt()
-    inverse.add_(top.mT * shifts[:, None, :])
-    inverse.diagonal(dim1=1, dim2=2).copy_(squares + shifts * first)
+    inverse.add_(top.mT * shifts[..., None, :])
+    inverse.diagonal(dim1=-2, dim2=-1).copy_(squares + shifts * first)
     first.add_(shifts)
-    unit = torch.eye(width, dtype=v.dtype, device=v.device).neg_().expand_as(inverse)
-    return _Panel(v, torch.linalg.solve_triangular(inverse.triu_(), unit, upper=True), -signs)
+    unit = torch.eye(top.shape[-1], dtype=top.dtype, device=top.device).neg_().expand_as(inverse)
+    return torch.linalg.solve_triangular(inverse.triu_(), unit, upper=True), -signs
 
 
 def _width(of: _Tall) -> int:
@@ -271,6 +306,77 @@ def _columns(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: 
                 reach = new.start + last
                 torch.bmm(panel.v[:, :, :reach], upper[:, :reach, first:last], out=own[:, :, first:last])
             own[:, new].diagonal(dim1=1, dim2=2).add_(factors[:, 0])
+
+
+def _group_bytes(rows: int, columns: int, width: int, dtype: torch.dtype) -> int:
+    """The memory of panels with `columns` columns in all: V and V T, and a few matrices of order `width` a panel."""
+    return (2 * rows + 5 * width) * columns * dtype.itemsize
+
+
+def _groups(of: _Tall, end: int, dtype: torch.dtype, budget: int) -> Iterator[tuple[int, int, int]]:
+    """(begin, panels, width) of groups of panels of one width, from the last: as many as the budget has room for.
+
+    Like the width, groups depend on the matrix alone. The budget is for one matrix: a batch has so few that they have
+    room for all of their panels.
+    """
+    width = _width(of)
+    high = end // width
+    if high * width < end:
+        yield high * width, 1, end - high * width  # what is left is narrower
+    while high > 0:
+        low = high - 1
+        while low > 0 and _group_bytes(of.rows - (low - 1) * width, (high - low + 1) * width, width, dtype) <= budget:
+            low -= 1
+        yield low * width, high - low, width
+        high = low
+
+
+def _group(
+    of: Sequence[_Tall], begin: int, count: int, width: int, like: torch.Tensor, source: Source
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """V and V T of `count` panels, (batch, count, rows - begin, width), and signs, (batch, count * width).
+
+    All panels have the rows of the first one: where theirs begin further down, zeros are above.
+    """
+    batch, rows, columns = len(of), of[0].rows - begin, count * width
+    # bmm asks that the panels of all matrices, batch * count, lie at one distance from each other.
+    if _in_rows(of):
+        z = like.new_empty(rows, batch, columns).transpose(0, 1)
+        _fill_values(of, begin, z, source)
+        z.tril_()
+    else:
+        transposed = like.new_empty(batch, columns, rows)
+        _fill_values(of, begin, transposed, source)
+        z = transposed.triu_().mT
+    _replace_zeros(z.diagonal(dim1=1, dim2=2))
+    panels = z.view(batch, rows, count, width).transpose(1, 2)
+    v = panels.flatten(0, 1)
+    # The panels' first rows: blocks on the diagonal.
+    top = z[:, :columns].view(batch, count, width, count, width).diagonal(dim1=1, dim2=3).movedim(-1, 1)
+    t, signs = _factor(top, torch.bmm(v.mT, v).view(top.shape))
+    return panels, torch.bmm(v, t.flatten(0, 1)).view(panels.shape), signs.flatten(1)
+
+
+def _grouped_columns(
+    of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Source, begin: int, end: int
+) -> None:
+    """What `_columns` does, in the fewest calls: two products a panel, and the rest once for a group of panels.
+
+    The panel acts on its own columns of the identity, too, and on zeros beside them, which takes some more operations.
+    """
+    q.zero_()
+    for first, count, width in _groups(of[0], end, q.dtype, workspace_bytes(q.device)):
+        v, vt, signs = _group(of, first, count, width, q, source)
+        new, after = max(first, begin), first + count * width
+        if new < after:
+            own = q[:, new:, new - begin : after - begin]
+            own.diagonal(dim1=1, dim2=2).copy_((signs * gains[:, None])[:, new - first :])
+        for panel in reversed(range(count)):
+            below = panel * width
+            k = first + below
+            right = q[:, k:, max(k, begin) - begin :]
+            right.baddbmm_(vt[:, panel, below:], torch.bmm(v[:, panel, below:].mT, right))
+        del v, vt  # their memory is the next group's
 
 
 def _rows(of: Sequence[_Tall], q: torch.Tensor, gains: torch.Tensor, source: Source, begin: int) -> torch.Tensor:

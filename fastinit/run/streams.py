@@ -70,6 +70,39 @@ def as_seed(given: object) -> int | None:
     return seed
 
 
+def as_seed_of_run(given: object) -> int | torch.Tensor | None:
+    """The same, or a tensor of one element whose 64 bits are a seed.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    if not isinstance(given, torch.Tensor):
+        return as_seed(given)
+    if given.dtype not in (torch.int64, torch.uint64) or given.numel() != 1 or given.layout is not torch.strided:
+        raise ValueError(
+            f"seed: expected a tensor of one int64 or uint64 element, got {given.dtype} of shape {tuple(given.shape)}"
+        )
+    if given.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"seed: expected a tensor on the CPU or on a CUDA device, got one on {given.device}")
+    return given.detach()
+
+
+def derive_seed(seed: int, name: str | int) -> int:
+    """A seed for a part of an experiment: of a model, a step, a trial, given by a name or a number.
+
+    The lower 64 bits of the Philox block that has the seed as its key and the name's digest as its counter
+    (docs/STREAM.md, section 3; Salmon et al. 2011). So seeds of different names are as good as independent, and no sum
+    of seed and number meets another one: derive_seed(0, 1) is not derive_seed(1, 0).
+
+    Raises:
+        TypeError, ValueError: the seed is not an int in [0, 2**64), the name neither a string nor an int.
+    """
+    checked = as_seed(seed)
+    if checked is None or isinstance(name, bool) or not isinstance(name, (str, int)):
+        raise TypeError(f"seed, name: expected an int and a string or an int, got {seed!r} and {name!r}")
+    return derive_stream(checked, f"seed:{name!r}").key
+
+
 def draw_seed(generator: torch.Generator | None) -> int:
     """64 bits from `generator`, or from torch's default CPU generator, which `torch.manual_seed` governs."""
     device = "cpu" if generator is None else generator.device

@@ -52,11 +52,11 @@ __attribute__((visibility("default"))) int fill(const void* image, long long num
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(std::min<long long>(
       num_chunks, static_cast<long long>(cuda_on_cpu::multiprocessors) * cuda_on_cpu::blocks_per_multiprocessor)));
-  config.blockDim = dim3(256);
+  config.blockDim = dim3(128);  // kThreads of fill_chunk.h
   const auto* tasks = static_cast<const Task*>(image);
   return cudaLaunchKernelEx(&config, ptx_fill_kernel, reinterpret_cast<uint64_t>(tasks),
                             reinterpret_cast<uint64_t>(tasks + num_tasks), static_cast<uint32_t>(num_tasks),
-                            static_cast<uint32_t>(num_chunks), static_cast<uint64_t>(seed));
+                            static_cast<uint32_t>(num_chunks), static_cast<uint64_t>(seed), uint64_t{0});
 }
 
 #elif defined(PTX_ORTHOGONAL)
@@ -100,7 +100,7 @@ __attribute__((visibility("default"))) long long counted_launches() { return fas
 // Returns 0, or 1 with a message.
 __attribute__((visibility("default"))) int fill(const void* image, long long num_tasks, long long num_chunks,
                                                 unsigned long long seed, char* message, int capacity) try {
-  fastinit::fill_cuda({reinterpret_cast<uint64_t>(image), num_tasks, num_chunks}, seed, 0, 0);
+  fastinit::fill_cuda({reinterpret_cast<uint64_t>(image), num_tasks, num_chunks}, seed, 0, 0, 0);
   return 0;
 } catch (const std::exception& error) {
   std::snprintf(message, static_cast<size_t>(capacity), "%s", error.what());

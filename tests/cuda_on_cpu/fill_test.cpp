@@ -2,6 +2,7 @@
 // or a read outside of a tensor. test_cuda_on_cpu.py has more cases. Exits with 1 if anything differs.
 #include "cuda/fill.cu"
 
+#include <algorithm>
 #include <cstdio>
 #include <vector>
 
@@ -77,15 +78,32 @@ int main() {
   const int64_t num_chunks = write_cuda_table(tasks.data(), num_tasks, image.data());
   cuda_on_cpu::multiprocessors = 3;
   cuda_on_cpu::order_seed = 5;
-  fill_cuda({reinterpret_cast<uint64_t>(image.data()), num_tasks, num_chunks}, kSeed, 0, 0);
+  fill_cuda({reinterpret_cast<uint64_t>(image.data()), num_tasks, num_chunks}, kSeed, 0, 0, 0);
 
   int failures = cuda_launches() == 1 ? 0 : 1;
+  const auto compare = [&](const char* what) {
+    for (size_t i = 0; i < tasks.size(); ++i) {
+      if (by_cpu[i] == by_cuda[i]) continue;
+      ++failures;
+      std::printf("%s, dtype %d, distribution %d, %lld elements from %lld: differs\n", what,
+                  static_cast<int>(tasks[i].dtype), static_cast<int>(tasks[i].distribution),
+                  static_cast<long long>(tasks[i].numel), static_cast<long long>(tasks[i].map.global_offset));
+    }
+  };
+  compare("in a table");
   for (size_t i = 0; i < tasks.size(); ++i) {
-    if (by_cpu[i] == by_cuda[i]) continue;
-    ++failures;
-    std::printf("dtype %d, distribution %d, %lld elements from %lld: differs\n", static_cast<int>(tasks[i].dtype),
-                static_cast<int>(tasks[i].distribution), static_cast<long long>(tasks[i].numel),
-                static_cast<long long>(tasks[i].map.global_offset));
+    std::fill(by_cuda[i].begin(), by_cuda[i].end(), 0xA5);
+    fill_cuda_single(tasks[i], kSeed, 0, 0);
   }
+  compare("alone");
+  // As a captured graph is replayed with another seed in the device's memory.
+  uint64_t seed_on_device = 0;
+  for (const uint64_t seed : {kSeed + 1, kSeed}) {
+    seed_on_device = seed;
+    fill_cuda({reinterpret_cast<uint64_t>(image.data()), num_tasks, num_chunks}, 0,
+              reinterpret_cast<uint64_t>(&seed_on_device), 0, 0);
+    if (seed != kSeed && by_cpu == by_cuda) ++failures;
+  }
+  compare("with a seed on the device");
   return failures == 0 ? 0 : 1;
 }

@@ -258,8 +258,10 @@ void test_tasks() {
     }
     std::vector<int64_t> image(static_cast<size_t>(cuda_table_bytes(num_tasks) / 8 + 1));
     const int64_t chunks = write_cuda_table(tasks.data(), num_tasks, image.data());
-    fill_cuda({reinterpret_cast<uint64_t>(image.data()), num_tasks, chunks}, kSeed, 0, 0);
+    fill_cuda({reinterpret_cast<uint64_t>(image.data()), num_tasks, chunks}, kSeed, 0, 0, 0);
     compare("the kernel");
+    for (const Task& task : tasks) fill_cuda_single(task, kSeed, 0, 0);
+    compare("the kernel of one task");
   }
   std::printf("tasks: %lld accepted, %lld of them filled, %lld refused\n", static_cast<long long>(accepted),
               static_cast<long long>(run), static_cast<long long>(refused));
