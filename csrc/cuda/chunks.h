@@ -107,8 +107,8 @@ struct ColumnPieces {
   }
 };
 
-// A chunk has so many pieces. Those across are of neighbouring rows, so that the warps of a block write side by side.
-constexpr int kChunkPieces = 8;
+// A chunk has a piece for each warp of a block. Those across are of neighbouring rows: the warps write side by side.
+constexpr int kChunkPieces = 4;
 
 FASTINIT_HD int64_t num_chunks(const Task& task) {
   if (has_long_rows(task)) return (num_rows(task) * pieces_along(task) + kChunkPieces - 1) / kChunkPieces;

@@ -300,15 +300,14 @@ struct ChunkRange {
   }
 };
 
-// The pieces of chunks, in turn among the warps of the block.
+// Of every chunk one piece, which is this warp's.
 template <class Fill>
 FASTINIT_DEVICE void for_each_piece(const ChunkRange& chunks, const Fill& fill) {
   const int warp = static_cast<int>(threadIdx.x) / kLanes;
   chunks.for_each([&](int64_t chunk) {
-    // Some other one first in every chunk: else one warp might have all the short pieces.
+    // Not the same one in every chunk: else one warp might have all the short pieces.
     const int turn = static_cast<int>(static_cast<uint32_t>(chunk) * 0x9E3779B9u >> 16);
-    FASTINIT_ROLL
-    for (int i = warp; i < kChunkPieces; i += kWarps) fill(chunk * kChunkPieces + (i + turn) % kChunkPieces);
+    fill(chunk * kChunkPieces + (warp + turn) % kChunkPieces);
   });
 }
 
