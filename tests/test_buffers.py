@@ -234,7 +234,27 @@ class Masked(nn.Module):
         self.mask.copy_(torch.ones(3, 3).tril())
 
 
-@pytest.mark.parametrize("kind", [TuneRotary, TimmRotary, Titan, LitGPT, Masked, lambda: Masked(torch.uint8)])
+class Asking(nn.Module):
+    """Asks a parameter where it is, as timm's window attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(4, 6)
+        self.register_buffer("table", torch.empty(6, 3), persistent=False)
+        self.register_buffer("bias", torch.empty(6), persistent=False)
+        self._fill()
+
+    def _fill(self) -> None:
+        weight = self.proj.weight
+        table = torch.arange(18, device=weight.device, dtype=weight.dtype)
+        self.get_buffer("table").copy_(table.view(6, 3).log1p())
+        self.get_buffer("bias").zero_()
+
+    def init_non_persistent_buffers(self) -> None:
+        self._fill()
+
+
+@pytest.mark.parametrize("kind", [Asking, TuneRotary, TimmRotary, Titan, LitGPT, Masked, lambda: Masked(torch.uint8)])
 def test_what_modules_compute_themselves(kind: Callable[[], nn.Module]) -> None:
     def build() -> nn.Module:
         return nn.Sequential(kind(), nn.ModuleList([kind()]))

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from fastinit._torch import ORTHOGONALS, SPECTRAL_NORMS, wraps_others
 from fastinit.capture.tapes import tape_of
@@ -387,6 +388,24 @@ def _copied(value: Any) -> Any:
     return copy.copy(value) if isinstance(value, (list, dict, set, deque, bytearray, np.ndarray)) else value
 
 
+class _StandIn(nn.Parameter):
+    """A parameter without memory."""
+
+
+class _OnCpu(TorchFunctionMode):
+    """Tells code that asks a stand-in for its device, to compute buffers there, that it is the CPU."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function == _DEVICE and isinstance(args[0], _StandIn):
+            return torch.device("cpu")
+        return function(*args, **(kwargs or {}))
+
+
+_DEVICE: Any = getattr(torch.Tensor, "device").__get__  # noqa: B009 (typed as a device)
+
+
 @torch.no_grad()
 def _twin(tensor: torch.Tensor) -> torch.Tensor:
     """A stand-in to write to freely: for a parameter one without memory, for a buffer a copy."""
@@ -396,7 +415,7 @@ def _twin(tensor: torch.Tensor) -> torch.Tensor:
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         if not isinstance(tensor, nn.Parameter):
             return empty
-        twin = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        twin = _StandIn(empty, requires_grad=tensor.requires_grad)
         twin.__dict__.update(tensor.__dict__)
         return twin
     return tensor.detach().to("cpu", copy=True)
@@ -481,6 +500,7 @@ class _Search:
             torch.random.fork_rng(devices=[]),
             torch.no_grad(),
             torch.device("cpu"),
+            _OnCpu(),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
