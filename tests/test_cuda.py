@@ -269,6 +269,8 @@ SHAPES = [
     (1000, 37),
     (300, 512),
     (1031, 33),
+    (9, 2051),
+    (300, 129),
     (3, 5, 7),
     (64, 32, 3, 3),
     (5, 1, 4, 6),
@@ -347,10 +349,17 @@ def test_bits_from_any_global_index(distribution: Distribution, dtype: torch.dty
 
 def random_index_map(random: np.random.Generator) -> tuple[dict[str, int], tuple[int, ...], tuple[int, ...], int]:
     """The fields of a map of slabs, rows and columns with gaps; and sizes, strides and offset of its memory."""
-    length, rows, slabs = (int(random.integers(1, most)) for most in (70, 40, 5))
+    kind = random.choice(["any", "long rows", "neighbouring rows"])
+    longest = 5000 if kind == "long rows" else 200
+    length, rows, slabs = (int(random.integers(1, most)) for most in (longest, 40, 5))
     element_step, row_gap, slab_gap = (int(random.integers(1, 4)), int(random.integers(9)), int(random.integers(9)))
+    if kind == "long rows":
+        element_step = 1
     row_step = length * element_step + row_gap
     slab_step = rows * row_step + slab_gap
+    if kind == "neighbouring rows":
+        row_step, element_step = 1, rows + row_gap
+        slab_step = length * element_step + slab_gap
     row_index_step = length + int(random.integers(3)) * int(random.integers(1, 1000))
     offset = int(random.choice(OFFSETS))
     fields = {

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -268,11 +269,23 @@ def test_every_layout(emulated: Emulated, distribution: Distribution, dtype: tor
     )
 
 
+def by_table(emulated: Emulated, table: np.ndarray[Any, Any], outputs: Sequence[torch.Tensor]) -> None:
+    """Fill by the CPU backend, clear, fill by the emulated GPU, and compare all that is around, too."""
+    assert _native.module is not None
+    assert _native.module.prepare(table) is None
+    _native.module.fill_cpu(table, 5, 1)
+    wanted = [output.clone() for output in outputs]
+    for output in outputs:
+        output.view(torch.uint8).fill_(SENTINEL)
+    emulated.fill(table, 5)
+    for row, output, want in zip(table, outputs, wanted, strict=True):
+        assert torch.equal(output.view(torch.uint8), want.view(torch.uint8)), row
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 def test_shards_and_large_indices(emulated: Emulated, distribution: Distribution, dtype: torch.dtype) -> None:
     """Rows and columns of a huge tensor, by offset: only the shard has memory."""
-    assert _native.module is not None
     if isinstance(distribution, Diagonal):
         distribution = Diagonal(0.7, 3, 2**20 + 1, 2**40, 2**61)
     offsets = [1, 2, 3, 2**31 - 2, 2**32 - 3, 2**34 - 5, 2**34 + 4 * 2047, 2**40 + 1, 2**62]
@@ -289,14 +302,92 @@ def test_shards_and_large_indices(emulated: Emulated, distribution: Distribution
         row["numel"] = length * rows
         outputs.append(with_sentinels((length + 3) * rows + 8, dtype))
         row["data"] = outputs[-1].data_ptr() + (offset % 5) * dtype.itemsize
-    assert _native.module.prepare(table) is None
-    _native.module.fill_cpu(table, 5, 1)
-    wanted = [output.clone() for output in outputs]
-    for output in outputs:
-        output.view(torch.uint8).fill_(SENTINEL)
-    emulated.fill(table, 5)
-    for row, output, want in zip(table, outputs, wanted, strict=True):
-        assert torch.equal(output.view(torch.uint8), want.view(torch.uint8)), row
+    by_table(emulated, table, outputs)
+
+
+# Around them the upper half of the counter changes: it counts blocks of 4 values, in double of 2.
+PIECE_OFFSETS = [0, 1, 2, 3, 1021, 2**33 - 1030, 2**34 - 1030, 2**34 - 3, 2**40 + 1]
+PIECE_GAPS = [0, 1, 2, 5, 1024]  # of a row's index and of memory
+
+
+@dataclass(frozen=True)
+class Rows:
+    length: int
+    number: int
+    per_slab: int
+    missing: int = 0  # elements at the end of the last row
+
+
+# A warp takes up to 2048 values of a row (1024 in double) if they are at least 256.
+LONG_ROWS = [
+    Rows(255, 5, 5),
+    Rows(256, 9, 9),
+    Rows(257, 7, 3),
+    Rows(1023, 5, 2, 3),
+    Rows(2048, 3, 1),
+    Rows(2049, 4, 2, 2047),
+    Rows(2050, 2, 5),
+    Rows(6151, 2, 2, 4100),
+]
+# A warp takes 32 rows, a block 128, and up to 128 columns.
+NEIGHBOURS = [
+    Rows(1, 40, 40),
+    Rows(2, 33, 33),
+    Rows(5, 31, 31, 3),
+    Rows(9, 200, 50),
+    Rows(9, 64, 3, 8),
+    Rows(127, 3, 3),
+    Rows(128, 32, 32),
+    Rows(129, 65, 65, 1),
+    Rows(131, 130, 7, 130),
+    Rows(386, 34, 17, 200),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+@pytest.mark.parametrize("transposed", [False, True], ids=["long rows", "neighbouring rows"])
+def test_rows_of_any_length_alignment_and_offset(
+    emulated: Emulated, transposed: bool, distribution: Distribution, dtype: torch.dtype
+) -> None:
+    shapes = NEIGHBOURS if transposed else LONG_ROWS
+    table, outputs = make_table(len(shapes) * len(PIECE_OFFSETS)), []
+    for case, row in enumerate(table):
+        rows, offset = shapes[case % len(shapes)], PIECE_OFFSETS[case // len(shapes)]
+        describe(row, "rows", distribution, dtype)
+        row["global_offset"], row["numel"] = offset, rows.length * rows.number - rows.missing
+        row["row_length"], row["rows_per_slab"] = rows.length, rows.per_slab
+        index_gap, memory_gap = PIECE_GAPS[case % 5], PIECE_GAPS[case // 5 % 5]
+        row["row_index_step"] = rows.length + index_gap
+        row["slab_index_step"] = rows.per_slab * row["row_index_step"] + (index_gap if case % 2 else 0)
+        if transposed:
+            row["row_memory_step"], row["element_memory_step"] = 1, rows.per_slab + memory_gap + (rows.per_slab == 1)
+            row["slab_memory_step"] = rows.length * row["element_memory_step"] + case % 3
+        else:
+            row["row_memory_step"] = rows.length + memory_gap
+            row["slab_memory_step"] = rows.per_slab * row["row_memory_step"] + case % 3
+        slabs = -(-rows.number // rows.per_slab)
+        outputs.append(with_sentinels(slabs * int(row["slab_memory_step"]) + 16, dtype))
+        row["data"] = outputs[-1].data_ptr() + (case + case // 8) % 8 * dtype.itemsize
+    by_table(emulated, table, outputs)
+
+
+@pytest.mark.parametrize("order_seed", [1, 2])
+def test_chunks_of_rows_in_any_order(emulated: Emulated, order_seed: int) -> None:
+    """More chunks than blocks, amid those of other tensors."""
+    emulated.configure(3, 2, order_seed)
+    cases = []
+    for dtype in DTYPES:
+        columns, transposed = with_sentinels(41 * 2200, dtype).view(41, 2200), with_sentinels(300 * 261, dtype)
+        last = with_sentinels(40 * 9 * 70, dtype).view(40, 3, 3, 70)
+        cases += [
+            (f"columns {dtype}", columns[:, 3:2100], Normal(0.0, 1.0)),
+            (f"contiguous {dtype}", with_sentinels(CHUNK + 100, dtype), Uniform(0.0, 1.0)),
+            (f"transposed {dtype}", transposed.view(300, 261).t(), Normal(0.0, 1.0)),
+            (f"channels_last {dtype}", last.permute(0, 3, 1, 2), TruncNormal(0.0, 1.0, -2.0, 2.0)),
+            (f"one {dtype}", with_sentinels(1, dtype), Constant(2.0)),
+        ]
+    both(emulated, cases)
 
 
 def many_tensors() -> list[tuple[str, torch.Tensor, Distribution]]:
@@ -424,11 +515,14 @@ def test_use_fast_math_would_be_noticed(tmp_path: Path) -> None:
 
 # Each of these must be seen, by the sizes and a layout from above.
 BREAKS = {
-    "a wrong chunk bound": (": kChunkUnits * kBlockValues;", ": kChunkUnits * kBlockValues - 1;"),
+    "a wrong chunk bound": ("? static_cast<int>(left) : kValues;", "? static_cast<int>(left) : kValues - 1;"),
     "a missing tail": ("if (at + k < begin || at + k >= end) continue;", "continue;"),
     "no guard at the end": ("at + k >= end", "false"),
-    "a wrong stride": ("unit += kBlocks * kThreads", "unit += kBlocks * kThreads + 1"),
+    "a wrong stride": ("unit += run.step * kUnits", "unit += run.step * kUnits + 1"),
     "rows that never wrap": ("if (place.left_in_row == 0) place", "if (place.left_in_row == -9) place"),
+    "a wrong bound of a piece": ("(left > 0 ? left : 0) : kValues;", "(left > 0 ? left : 0) : kValues - 1;"),
+    "rows that begin with a block": ("static_cast<int>(index % kBlockValues);", "0;"),
+    "a block too few": ("if (i < draws) source", "if (i + 1 < draws) source"),
 }
 
 
@@ -448,6 +542,8 @@ def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: st
         return with_sentinels(size + 4 * CHUNK, torch.float32)[2 * CHUNK : 2 * CHUNK + size]
 
     cases = [("w", within(size), Normal(0.0, 1.0)) for size in SIZES]
-    images = within(20 * 9 * 5 * 3).view(20, 9, 5, 3).permute(0, 3, 1, 2)
+    cases.append(("channels_last", within(20 * 9 * 5 * 3).view(20, 9, 5, 3).permute(0, 3, 1, 2), Normal(0.0, 1.0)))
+    cases.append(("every second", within(40 * 9 * 30).view(40, 9, 30)[:, :, ::2], Normal(0.0, 1.0)))
+    cases.append(("long rows", within(9 * 5000).view(9, 5000)[:, 1:4500], Normal(0.0, 1.0)))
     with pytest.raises(pytest.fail.Exception, match="differs at"):
-        both(emulated, [*cases, ("channels_last", images, Normal(0.0, 1.0))])
+        both(emulated, cases)
