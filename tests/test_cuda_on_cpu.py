@@ -519,7 +519,6 @@ BREAKS = {
     "a missing tail": ("if (at + k < begin || at + k >= end) continue;", "continue;"),
     "no guard at the end": ("at + k >= end", "false"),
     "a wrong stride": ("unit += run.step * kUnits", "unit += run.step * kUnits + 1"),
-    "rows that never wrap": ("if (place.left_in_row == 0) place", "if (place.left_in_row == -9) place"),
     "a wrong bound of a piece": ("(left > 0 ? left : 0) : kValues;", "(left > 0 ? left : 0) : kValues - 1;"),
     "rows that begin with a block": ("static_cast<int>(index % kBlockValues);", "0;"),
     "a block too few": ("if (i < draws) source", "if (i + 1 < draws) source"),
