@@ -364,7 +364,7 @@ FASTINIT_DEVICE void fill_by(const Task& task, uint64_t seed, const SharedQuanti
   const Sampler& sampler = task.sampler;
   const bool is_double = task.dtype == Dtype::kFloat64;
   if (sampler.kind == Distribution::kConstant || sampler.kind == Distribution::kDiagonal) {
-    // Only units are of diagonals (chunks.h).
+    // A diagonal is never cut into pieces (has_pieces in chunks.h).
     constexpr bool kDiagonal = std::is_same_v<Way, Mapped>;
     using Source4 = std::conditional_t<kDiagonal, DiagonalSource<4>, ConstantSource<4>>;
     using Source2 = std::conditional_t<kDiagonal, DiagonalSource<2>, ConstantSource<2>>;
