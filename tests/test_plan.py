@@ -17,6 +17,7 @@ from torch import nn
 
 import fastinit
 from fastinit.run.names import canonical_name
+from fastinit.run.streams import derive_stream
 from fastinit.schemes import distributions
 
 pytestmark = pytest.mark.filterwarnings("ignore::fastinit.UncoveredWarning")  # of `scale`, in `mixed`
@@ -587,6 +588,8 @@ def test_derived_seeds() -> None:
     assert len(seeds) == 50 * len(names) and all(0 <= seed < 2**64 for seed in seeds)
     assert fastinit.derive_seed(3, "warm-up") == fastinit.derive_seed(3, "warm-up")
     assert max(seeds) > 2**63 > min(seeds)
+    assert fastinit.derive_seed(3, "a") == derive_stream(3, "seed name:a").key  # docs/STREAM.md, section 1
+    assert fastinit.derive_seed(3, -12) == derive_stream(3, "seed number:-12").key
     for seed, name in ((-1, "a"), (None, "a"), (1.0, "a"), (1, 1.0), (1, None), (1, True)):
         with pytest.raises((TypeError, ValueError), match="seed"):
             fastinit.derive_seed(seed, name)  # type: ignore[arg-type]

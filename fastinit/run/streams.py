@@ -71,7 +71,7 @@ def as_seed(given: object) -> int | None:
 
 
 def as_seed_of_run(given: object) -> int | torch.Tensor | None:
-    """The same, or a tensor of one element whose 64 bits are a seed.
+    """A seed as `as_seed` gives it, or a tensor of one element whose 64 bits are a seed.
 
     Raises:
         TypeError, ValueError: anything else.
@@ -90,9 +90,9 @@ def as_seed_of_run(given: object) -> int | torch.Tensor | None:
 def derive_seed(seed: int, name: str | int) -> int:
     """A seed for a part of an experiment: of a model, a step, a trial, given by a name or a number.
 
-    The lower 64 bits of the Philox block that has the seed as its key and the name's digest as its counter
-    (docs/STREAM.md, section 3; Salmon et al. 2011). So seeds of different names are as good as independent, and no sum
-    of seed and number meets another one: derive_seed(0, 1) is not derive_seed(1, 0).
+    The lower 64 bits of the Philox block whose key is the seed and whose counter is a digest of the name
+    (docs/STREAM.md, section 1; Salmon et al. 2011). So seeds of different names are as good as independent, and no sum
+    of seed and number meets another one: derive_seed(0, 1) is not derive_seed(1, 0), nor derive_seed(0, "1").
 
     Raises:
         TypeError, ValueError: the seed is not an int in [0, 2**64), the name neither a string nor an int.
@@ -100,7 +100,8 @@ def derive_seed(seed: int, name: str | int) -> int:
     checked = as_seed(seed)
     if checked is None or isinstance(name, bool) or not isinstance(name, (str, int)):
         raise TypeError(f"seed, name: expected an int and a string or an int, got {seed!r} and {name!r}")
-    return derive_stream(checked, f"seed:{name!r}").key
+    kind = "name" if isinstance(name, str) else "number"
+    return derive_stream(checked, f"seed {kind}:{name}").key
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
