@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import importlib
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 
 import fastinit
 from fastinit import _native
-from fastinit.run import cuda
+from fastinit.run import cuda, engine
 from fastinit.run.index_maps import BoxIndices
 from fastinit.run.matrix_table import fill_small
 from fastinit.run.orthogonal import Matrix
@@ -37,6 +38,7 @@ class EmulatedModule:
     def __init__(self, driver: ctypes.CDLL) -> None:
         self._driver = driver
         self.fills: list[dict[str, int]] = []
+        self._fills_again: list[Callable[[], None]] = []
         self.orthogonals: list[dict[str, int]] = []
         driver.table_bytes.restype = driver.write_table.restype = ctypes.c_longlong
 
@@ -49,12 +51,29 @@ class EmulatedModule:
         rows, out = ctypes.c_void_p(table.ctypes.data), ctypes.c_void_p(image.ctypes.data)
         return image, int(self._driver.write_table(rows, num_tasks, out))
 
-    def fill_cuda(self, address: int, num_tasks: int, num_chunks: int, seed: int, device: int, stream: int) -> None:
+    def fill_cuda(
+        self,
+        address: int,
+        num_tasks: int,
+        num_chunks: int,
+        seed: int,
+        device: int,
+        stream: int,
+        seed_address: int = 0,
+    ) -> None:
         self.fills.append({"address": address, "device": device, "stream": stream, "seed": seed})
-        message = ctypes.create_string_buffer(500)
         sizes = ctypes.c_longlong(num_tasks), ctypes.c_longlong(num_chunks), ctypes.c_ulonglong(seed)
-        if self._driver.fill(ctypes.c_void_p(address), *sizes, message, 500):
+        self._fills_again.append(lambda: self._fill(address, *sizes, ctypes.c_void_p(seed_address)))
+        self._fills_again[-1]()
+
+    def _fill(self, address: int, *arguments: Any) -> None:
+        message = ctypes.create_string_buffer(500)
+        if self._driver.fill(ctypes.c_void_p(address), *arguments, message, 500):
             raise RuntimeError(message.value.decode())
+
+    def replay(self) -> None:
+        """The last launch once more, as a captured graph does it: with the same arguments."""
+        self._fills_again[-1]()
 
     def orthogonal_cuda_fits(self, rows: int, columns: int, dtype: int, device: int) -> bool:
         return bool(self._driver.orthogonal_fits(ctypes.c_longlong(rows), ctypes.c_longlong(columns), dtype))
@@ -175,6 +194,25 @@ def test_a_capture_of_a_new_plan_keeps_what_its_replays_read(device: Device, nat
     device.capturing = False
     plan.run_()  # what was uploaded within the capture was never there for others
     assert device.uploads == 2
+
+
+def test_a_captured_plan_replays_with_the_seed_that_is_on_the_device(
+    device: Device, native: EmulatedModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Everything lies on the CPU, whatever targets say.
+    monkeypatch.setattr(engine.Program, "_reads_on_device", lambda self, seed: True)
+    expected = [fastinit.init_model_(model(), "kaiming_normal", seed=seed) for seed in (5, 2**64 - 2)]
+    native.fills.clear()
+    given, seed = model(), torch.tensor(1)
+    plan = fastinit.plan(given, "kaiming_normal", backend="native")
+    plan.run_(seed=1)
+    device.capturing = True
+    plan.run_(seed=seed)
+    for value, wanted in zip((5, -2), expected, strict=True):
+        seed.fill_(value)
+        native.replay()
+        assert same(given, wanted)
+    assert len(native.fills) == 2
 
 
 def test_a_capture_needs_a_seed(device: Device) -> None:

@@ -131,13 +131,17 @@ class Emulated:
     def launches(self) -> int:
         return int(self._kernel.device_launches())
 
-    def fill(self, table: np.ndarray[Any, Any], seed: int) -> None:
+    def fill(self, table: np.ndarray[Any, Any], seed: int, *, on_device: bool = False) -> None:
+        """With a seed that is an argument of the kernel, or lies in the device's memory."""
+        memory = np.array([seed], np.uint64)
+        number = ctypes.c_ulonglong(0 if on_device else seed)
         num_tasks = ctypes.c_longlong(len(table))
         image = np.zeros(self._host.table_bytes(num_tasks), np.uint8)
         num_chunks = self._host.write_table(_pointer(table), num_tasks, _pointer(image))
         message = ctypes.create_string_buffer(500)
+        address = _pointer(memory) if on_device else None
         error = self._kernel.fill(
-            _pointer(image), num_tasks, ctypes.c_longlong(num_chunks), ctypes.c_ulonglong(seed), message, 500
+            _pointer(image), num_tasks, ctypes.c_longlong(num_chunks), number, address, message, 500
         )
         if error:
             raise RuntimeError(message.value.decode() or f"CUDA error {error}")
@@ -436,6 +440,16 @@ def test_equal_to_the_reference(emulated: Emulated, dtype: torch.dtype) -> None:
             kind, distribution.parameters(), dtype_name, 2**63 + 9, "a.weight", offset + np.arange(numel)
         )  # type: ignore[arg-type]
         assert output.view(torch.uint8).numpy().tobytes() == wanted.tobytes(), distribution
+
+
+@pytest.mark.parametrize("seed", [0, 6, 2**64 - 3])
+def test_a_seed_on_the_device_gives_the_values_of_its_number(emulated: Emulated, seed: int) -> None:
+    outputs = [with_sentinels(3 * CHUNK, torch.float32) for _ in range(2)]
+    for output, on_device in zip(outputs, (False, True), strict=True):
+        table = rows_of("weight", output, Normal(0.0, 1.0))
+        assert _native.module is not None and _native.module.prepare(table) is None
+        emulated.fill(table, seed, on_device=on_device)
+    assert torch.equal(*outputs) and torch.isfinite(outputs[0]).all()
 
 
 @pytest.mark.parametrize(("number", "numel"), [(580, 2000), (10_000, 1000)])

@@ -47,7 +47,8 @@ __attribute__((visibility("default"))) long long device_launches() { return cuda
 
 // `image` is a table as write_cuda_table made it. Returns 0, or a CUDA error.
 __attribute__((visibility("default"))) int fill(const void* image, long long num_tasks, long long num_chunks,
-                                                unsigned long long seed, char* /*message*/, int /*capacity*/) {
+                                                unsigned long long seed, const void* seed_on_device, char* /*message*/,
+                                                int /*capacity*/) {
   if (num_chunks == 0) return 0;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(std::min<long long>(
@@ -56,7 +57,8 @@ __attribute__((visibility("default"))) int fill(const void* image, long long num
   const auto* tasks = static_cast<const Task*>(image);
   return cudaLaunchKernelEx(&config, ptx_fill_kernel, reinterpret_cast<uint64_t>(tasks),
                             reinterpret_cast<uint64_t>(tasks + num_tasks), static_cast<uint32_t>(num_tasks),
-                            static_cast<uint32_t>(num_chunks), static_cast<uint64_t>(seed), uint64_t{0});
+                            static_cast<uint32_t>(num_chunks), static_cast<uint64_t>(seed),
+                            reinterpret_cast<uint64_t>(seed_on_device));
 }
 
 #elif defined(PTX_ORTHOGONAL)
@@ -99,8 +101,10 @@ __attribute__((visibility("default"))) long long counted_launches() { return fas
 
 // Returns 0, or 1 with a message.
 __attribute__((visibility("default"))) int fill(const void* image, long long num_tasks, long long num_chunks,
-                                                unsigned long long seed, char* message, int capacity) try {
-  fastinit::fill_cuda({reinterpret_cast<uint64_t>(image), num_tasks, num_chunks}, seed, 0, 0, 0);
+                                                unsigned long long seed, const void* seed_on_device, char* message,
+                                                int capacity) try {
+  fastinit::fill_cuda({reinterpret_cast<uint64_t>(image), num_tasks, num_chunks}, seed,
+                      reinterpret_cast<uint64_t>(seed_on_device), 0, 0);
   return 0;
 } catch (const std::exception& error) {
   std::snprintf(message, static_cast<size_t>(capacity), "%s", error.what());
