@@ -107,8 +107,11 @@ FASTINIT_DEVICE Run row_run(const Task& task, int64_t piece) {
   Run run{};
   if (rows * task.map.row_length >= task.numel) return run;  // beyond the last
   const Row row(task, rows);
-  const int64_t block = (row.global_index / kValues + (piece - rows * pieces)) * kPieceUnits;
-  const int64_t before = block * kBlockValues - row.global_index;  // index in the row of the block's value 0
+  const int64_t in_row = piece - rows * pieces;
+  const int64_t block = (row.global_index / kValues + in_row) * kPieceUnits;
+  // The index in the row of the block's value 0. A global index of it would not do: the last piece of a row may begin
+  // beyond the last index that there is.
+  const int64_t before = in_row * kValues - row.global_index % kValues;
   const int64_t left = row.length - before;
   run.block = static_cast<uint64_t>(block);
   run.address = task.data + static_cast<uint64_t>(row.memory_offset + before) * sizeof(Element);
@@ -133,7 +136,7 @@ struct Place {
     const int64_t row = rows - slab * map.rows_per_slab;
     const int64_t offset = slab * map.slab_memory_step + row * map.row_memory_step + column * map.element_memory_step;
     const int64_t left = map.row_length - column;
-    address = task.data + static_cast<uint64_t>(offset * bytes);
+    address = task.data + static_cast<uint64_t>(offset) * static_cast<uint64_t>(bytes);
     left_in_row = left < kEnough ? static_cast<int>(left) : kEnough;
   }
 };
