@@ -53,7 +53,17 @@ def test_fill(race: Callable[..., None], threads: int, contestant: str, name: st
 
 
 # Whose kernels differ; eye and dirac are constants with a diagonal.
-CALLS = ["zeros_", "uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "kaiming_normal_", "eye_", "orthogonal_"]
+CALLS = [
+    "zeros_",
+    "uniform_",
+    "normal_",
+    "trunc_normal_",
+    "xavier_uniform_",
+    "kaiming_normal_",
+    "eye_",
+    "orthogonal_",
+    "sparse_",
+]
 _CALLS_A_ROUND = 200
 
 
@@ -66,11 +76,12 @@ def test_calls(race: Callable[..., None], contestant: str, name: str, dtype: str
     if name == "orthogonal_" and dtype == "bfloat16":
         pytest.skip("torch has no decomposition in bfloat16")
     matrix = torch.zeros(order, order, dtype=DTYPES[dtype])
+    arguments = (0.1,) if name == "sparse_" else ()
     initialise = getattr(torch.nn.init if contestant == "torch" else fastinit.functional, name)
     calls = _CALLS_A_ROUND if order < 64 else 20
 
     def work() -> None:
         for _ in range(calls):
-            initialise(matrix)
+            initialise(matrix, *arguments)
 
     race(f"{name} of {order} x {order}, {dtype} (calls a second)", contestant, calls, work, rounds=20)

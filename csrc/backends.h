@@ -33,6 +33,12 @@ bool orthogonal_cpu_fits(int64_t rows, int64_t columns, const char* isa);
 bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint64_t seed, int threads, const char* isa,
                     const std::function<bool()>& should_stop);
 
+// A contiguous matrix of `rows` rows: `values`, and then zero in the `zeros` rows of every column with the smallest
+// keys, of equal keys the lower row. `keys` has the matrix's elements in float64, column after column, wherever its
+// address is. The rest as fill_cpu.
+bool sparse_cpu(const Task& values, const Task& keys, int64_t rows, int64_t zeros, uint64_t seed, int threads,
+                const char* isa, const std::function<bool()>& should_stop);
+
 // Adds up the hashes of the elements of every task (docs/FINGERPRINT.md): sums[num_tasks]. The rest as fill_cpu.
 bool fingerprint_cpu(const FingerprintTask* tasks, int64_t num_tasks, int threads, const char* isa, uint64_t* sums,
                      const std::function<bool()>& should_stop);

@@ -195,37 +195,58 @@ void fill_table(const py::buffer& buffer, uint64_t seed, int threads) {
 // To let go of the interpreter's lock takes longer than to fill so few elements.
 constexpr int64_t kFilledUnderLock = 4096;
 
+bool fits_orthogonal_cpu(int64_t rows, int64_t columns) { return orthogonal_cpu_fits(rows, columns, forced_isa()); }
+
 // Whether a tensor may be filled by a call of its own: what is captured into a graph needs more care.
-bool takes_directly(const Direct::Place& place) {
+bool takes_directly(const Work& work, const Direct::Place& place) {
+  if (work.kind == Work::Kind::kOrthogonal && !fits_orthogonal_cpu(work.matrix.rows, work.matrix.columns)) return false;
 #if defined(FASTINIT_CUDA)
-  return !place.on_cuda || !is_capturing_cuda(place.device, place.stream);
-#else
-  return !place.on_cuda;
+  if (place.on_cuda) return work.kind == Work::Kind::kFill && !is_capturing_cuda(place.device, place.stream);
 #endif
+  return !place.on_cuda;
 }
 
-void fill_task_directly(const Task& task, uint64_t seed, const Direct::Place& place) {
-  check_prepared(&task, 1);
+bool carry_out_on_cpu(const Work& work, uint64_t seed, int threads, const char* isa,
+                      const std::function<bool()>& should_stop) {
+  switch (work.kind) {
+    case Work::Kind::kOrthogonal:
+      return orthogonal_cpu(&work.matrix, 1, seed, threads, isa, should_stop);
+    case Work::Kind::kSparse:
+      return sparse_cpu(work.values, work.keys, work.rows, work.zeros, seed, threads, isa, should_stop);
+    default:
+      return fill_cpu(&work.values, 1, seed, threads, isa, should_stop);
+  }
+}
+
+void carry_out_directly(const Work& work, uint64_t seed, const Direct::Place& place) {
+  switch (work.kind) {
+    case Work::Kind::kOrthogonal:
+      check_matrices(&work.matrix, 1);
+      break;
+    case Work::Kind::kSparse:
+      check_sparse(work.values, work.keys, work.rows, work.zeros);
+      break;
+    default:
+      check_prepared(&work.values, 1);
+  }
 #if defined(FASTINIT_CUDA)
-  if (place.on_cuda) return fill_cuda_single(task, seed, place.device, place.stream);
+  if (place.on_cuda) return fill_cuda_single(work.values, seed, place.device, place.stream);
 #endif
   check_threads(place.threads);
   const char* isa = forced_isa();
-  if (task.numel <= kFilledUnderLock) {
-    fill_cpu(&task, 1, seed, 1, isa, [] { return false; });
+  if (work.numel() <= kFilledUnderLock) {
+    carry_out_on_cpu(work, seed, 1, isa, [] { return false; });
     return;
   }
   call_interruptibly([&](const std::function<bool()>& should_stop) {
-    return fill_cpu(&task, 1, seed, place.threads, isa, should_stop);
+    return carry_out_on_cpu(work, seed, place.threads, isa, should_stop);
   });
 }
 
 bool fill_directly(Direct& direct, py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan,
                    py::handle generator) {
-  return direct.fill(tensor, make, arguments, fan, generator, takes_directly, fill_task_directly);
+  return direct.fill(tensor, make, arguments, fan, generator, takes_directly, carry_out_directly);
 }
-
-bool fits_orthogonal_cpu(int64_t rows, int64_t columns) { return orthogonal_cpu_fits(rows, columns, forced_isa()); }
 
 void orthogonal_cpu_table(const py::buffer& buffer, uint64_t seed, int threads) {
   const TableOf<OrthogonalMatrix> table(buffer);

@@ -205,6 +205,18 @@ inline void check_prepared(const Task* tasks, int64_t num_tasks) {
   }
 }
 
+// Checks a sparse matrix: its values, which were prepared, and the keys, whose address is set later.
+inline void check_sparse(const Task& values, const Task& keys, int64_t rows, int64_t zeros) {
+  check_prepared(&values, 1);
+  check_prepared(&keys, 1);
+  if (rows < 1 || values.numel % rows != 0) refuse_row(0, "no matrix of " + std::to_string(rows) + " rows");
+  if (zeros < 0 || zeros > rows) refuse_row(0, std::to_string(zeros) + " zeros in " + std::to_string(rows) + " rows");
+  if (keys.numel != values.numel || keys.dtype != Dtype::kFloat64 || keys.map.row_length < keys.numel ||
+      keys.map.element_memory_step != 1) {
+    refuse_row(1, "not one contiguous key in float64 for every value");
+  }
+}
+
 inline void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
   check_dtype(matrix.dtype, row);
   if (!std::isfinite(matrix.gain)) refuse_row(row, "a gain that is not finite");

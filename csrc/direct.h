@@ -1,5 +1,5 @@
 // A call for one small tensor, in which Python's part would take longer than the values. It looks at the tensor and at
-// its memory, finds the prepared row of equal calls, draws a seed, fills, and counts up the tensor's version.
+// its memory, finds what equal calls did, draws a seed, fills, and counts up the tensor's version.
 //
 // Torch's own functions do what only torch can; they are handed in as Python objects. Where a tensor lies is read
 // through DLPack's exchange table, which torch publishes for this purpose, so that no torch header is needed.
@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/orthogonal.h"
 #include "core/task.h"
 
 namespace fastinit {
@@ -97,14 +98,31 @@ inline py::object layout_of(const py::capsule& exchange_api, const py::list& ten
   return py::bytes(bytes);
 }
 
+// What fills tensors of one shape and dtype. Addresses are set at every call.
+struct Work {
+  enum class Kind { kNone, kFill, kOrthogonal, kSparse };
+  Kind kind = Kind::kNone;
+  bool is_random = false;
+  Task values{};              // kFill, kSparse
+  OrthogonalMatrix matrix{};  // kOrthogonal: a whole one
+  Task keys{};                // kSparse: float64, a key for each element, column after column
+  int64_t rows = 0;           // kSparse: of the matrix
+  int64_t zeros = 0;          // kSparse: so many in each column, where the smallest keys are
+
+  int64_t numel() const { return kind == Kind::kOrthogonal ? matrix.rows * matrix.columns : values.numel; }
+  Dtype dtype() const { return kind == Kind::kOrthogonal ? matrix.dtype : values.dtype; }
+};
+
 class Direct {
  public:
   // Filling more elements takes longer than all of Python's part.
   static constexpr int64_t kMostElements = int64_t{1} << 20;
-  static constexpr size_t kMostRows = 4096;  // kept; then all are forgotten
+  static constexpr size_t kMostKnown = 4096;  // kept; then all are forgotten
 
-  // `resolve(tensor, make, arguments, fan)` gives (prepared row, whether it is random) for tensors like this one, or
-  // None if they are not for this class. `torch` has the functions and types of torch that are used, by the members'
+  // `resolve(tensor, make, arguments, fan)` gives work for tensors like this one, or None if they are not for this
+  // class:
+  // ("fill", whether it is random, prepared row), ("orthogonal", True, matrix) or ("sparse", True, prepared row of the
+  // values, that of the keys, rows, zeros). `torch` has the functions and types of torch that are used, by the members'
   // names. Each of `modes` gives something true if somebody else gets to see or change calls of torch.
   Direct(py::object resolve, const py::dict& torch)
       : resolve_(std::move(resolve)),
@@ -133,11 +151,11 @@ class Direct {
   };
 
   // Fills a tensor as make(*arguments) says, and returns true; or does nothing, and returns false: the tensor, its
-  // memory or the arguments are not of the usual kind. `takes(place)` says whether fill_task(task, seed, place) can do
-  // it there.
-  template <class Takes, class Fill>
+  // memory or the arguments are not of the usual kind. `takes(work, place)` says whether carry_out(work, seed, place)
+  // can do it there.
+  template <class Takes, class CarryOut>
   bool fill(py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan, py::handle generator,
-            const Takes& takes, const Fill& fill_task) {
+            const Takes& takes, const CarryOut& carry_out) {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
     bool known_type = false;
     for (const py::handle each : tensor_types_) known_type = known_type || each.ptr() == type;
@@ -152,33 +170,32 @@ class Direct {
     Lies lies;
     std::string key;
     if (!look(tensor, lies) || !append(key, lies, make, arguments, fan)) return false;
-    auto found = rows_.find(key);
-    if (found == rows_.end()) {
-      Row row = resolved(tensor, make, arguments, fan);  // runs Python, which may do anything to the rows
-      if (rows_.size() >= kMostRows) rows_.clear();
-      found = rows_.insert_or_assign(std::move(key), std::move(row)).first;
+    auto found = known_.find(key);
+    if (found == known_.end()) {
+      Known known = resolved(tensor, make, arguments, fan);  // runs Python, which may do anything to what is known
+      if (known_.size() >= kMostKnown) known_.clear();
+      found = known_.insert_or_assign(std::move(key), std::move(known)).first;
       if (!look(tensor, lies)) return false;
     }
-    if (!found->second.usable) return false;
-    Task task = found->second.task;
-    const bool is_random = found->second.is_random;
-    if (lies.numel != task.numel || lies.dtype != task.dtype || !has_memory(tensor, lies)) return false;
+    if (found->second.work.kind == Work::Kind::kNone) return false;
+    Work work = found->second.work;
+    if (lies.numel != work.numel() || lies.dtype != work.dtype() || !has_memory(tensor, lies)) return false;
     if (is_true(is_neg_, tensor) || is_true(is_inference_, tensor)) return false;
     if (!generator.is_none() && !is_true(is_on_cpu_, generator)) return false;
-    task.data = lies.address;
+    work.values.data = work.matrix.data = lies.address;
     Place place{lies.device.type == dlpack::kCuda, lies.device.id, 0, 1};
     if (place.on_cuda) {
       void* stream = nullptr;
       if (api_.current_stream == nullptr) return false;
       if (api_.current_stream(lies.device.type, lies.device.id, &stream) != 0) throw py::error_already_set();
       place.stream = reinterpret_cast<uint64_t>(stream);
-    } else if (task.numel > kOneThread) {
+    } else if (lies.numel > kOneThread) {
       place.threads = py::cast<int>(call(get_num_threads_));
     }
-    if (!takes(place)) return false;
-    const uint64_t seed = is_random ? drawn_seed(generator) : 0;
+    if (!takes(work, place)) return false;
+    const uint64_t seed = work.is_random ? drawn_seed(generator) : 0;
     try {
-      fill_task(task, seed, place);
+      carry_out(work, seed, place);
     } catch (...) {  // an interrupted fill has written something, too
       call(increment_version_, py::make_tuple(tensor));
       throw;
@@ -201,10 +218,8 @@ class Direct {
     const int64_t* shape;
   };
 
-  struct Row {
-    bool usable = false;
-    bool is_random = false;
-    Task task{};
+  struct Known {
+    Work work;
     py::object make;  // its address is in the key
   };
 
@@ -283,7 +298,7 @@ class Direct {
     return true;
   }
 
-  // Everything that decides about the row. False if that cannot be told by the bits of numbers and the letters of
+  // Everything that decides about the work. False if that cannot be told by the bits of numbers and the letters of
   // strings, which never change. Only exact types count: True equals 1, and is another argument.
   static bool append(std::string& key, const Lies& lies, py::handle make, const py::tuple& arguments, py::handle fan) {
     if (!PyUnicode_CheckExact(fan.ptr())) return false;
@@ -309,20 +324,41 @@ class Direct {
     return true;
   }
 
-  Row resolved(py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan) const {
-    Row row;
-    row.make = py::reinterpret_borrow<py::object>(make);
+  Known resolved(py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan) const {
+    Known known;
+    known.make = py::reinterpret_borrow<py::object>(make);
     const py::object found = call(resolve_, tensor, make, arguments, fan);
-    if (found.is_none()) return row;
-    const auto [bytes, is_random] = py::cast<std::pair<std::string, bool>>(found);
-    if (bytes.size() != sizeof(Task)) {
-      throw py::value_error("resolve: expected a row of " + std::to_string(sizeof(Task)) + " bytes, got " +
+    if (found.is_none()) return known;
+    const auto given = py::cast<py::tuple>(found);
+    const auto kind = py::cast<std::string>(given[0]);
+    Work& work = known.work;
+    work.is_random = py::cast<bool>(given[1]);
+    if (kind == "fill") {
+      work.kind = Work::Kind::kFill;
+      copy_bytes(given[2], work.values);
+    } else if (kind == "orthogonal") {
+      work.kind = Work::Kind::kOrthogonal;
+      copy_bytes(given[2], work.matrix);
+    } else if (kind == "sparse") {
+      work.kind = Work::Kind::kSparse;
+      copy_bytes(given[2], work.values);
+      copy_bytes(given[3], work.keys);
+      work.rows = py::cast<int64_t>(given[4]);
+      work.zeros = py::cast<int64_t>(given[5]);
+    } else {
+      throw py::value_error("resolve: expected fill, orthogonal or sparse, got " + kind);
+    }
+    return known;
+  }
+
+  template <class Row>
+  static void copy_bytes(const py::object& from, Row& to) {
+    const auto bytes = py::cast<std::string>(from);
+    if (bytes.size() != sizeof(Row)) {
+      throw py::value_error("resolve: expected a row of " + std::to_string(sizeof(Row)) + " bytes, got " +
                             std::to_string(bytes.size()));
     }
-    std::memcpy(&row.task, bytes.data(), sizeof(Task));
-    row.is_random = is_random;
-    row.usable = true;
-    return row;
+    std::memcpy(&to, bytes.data(), sizeof(Row));
   }
 
   // Whether all elements lie in the tensor's storage, and torch allocated that: other memory may be mapped read-only.
@@ -364,7 +400,7 @@ class Direct {
   const py::int_ least_{std::numeric_limits<int64_t>::min()};
   const py::tuple generator_keyword_ = py::make_tuple("generator");
   const dlpack::ExchangeApi& api_;
-  std::unordered_map<std::string, Row> rows_;
+  std::unordered_map<std::string, Known> known_;
   std::vector<Word> words_;
 };
 

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastinit
 from fastinit import _native, functional
 from fastinit.run import direct, engine
+from fastinit.schemes.distributions import Constant, Sparse
 
 pytestmark = needs_native
 
@@ -196,7 +197,9 @@ def call(name: str, case: int) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_both_ways_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = range(30 if name in ("orthogonal_", "sparse_") else 200)
+    # The long way counts their versions up more than once.
+    several = name in ("orthogonal_", "sparse_")
+    cases = range(60 if several else 200)
     ways: list[bool] = []
     fill = functional._fill_directly
 
@@ -209,9 +212,11 @@ def test_both_ways_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(functional, "_fill_directly", lambda *arguments: False)
     long = [call(name, case) for case in cases]
     for ours, wanted in zip(short, long, strict=True):
+        if several:
+            assert (ours[1] is None) == (wanted[1] is None) and (not ours[1]) == (not wanted[1])
+            ours, wanted = (*ours[:1], *ours[2:]), (*wanted[:1], *wanted[2:])
         assert repr(ours) == repr(wanted)
-    if name not in ("orthogonal_", "sparse_"):
-        assert sum(ways) > len(cases) / 8  # enough of them went the short way
+    assert sum(ways) > len(cases) / 8  # enough of them went the short way
 
 
 @pytest.fixture
@@ -391,26 +396,80 @@ def native(row: Any, **changed: Any) -> Any:
     return _native.module.Direct(lambda *arguments: row, found | changed)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("row", [(b"", True), (bytes(1000), True), 5, (b"",), ("", 5)])
-def test_rows_that_are_none_are_refused(row: Any) -> None:
+@pytest.mark.parametrize(
+    "work",
+    [
+        ("fill", True, b""),
+        ("fill", True, bytes(1000)),
+        5,
+        ("fill",),
+        ("fill", 5, ""),
+        ("orthogonal", True, b""),
+        ("other", True, b""),
+        ("sparse", True, b"", b"", 1, 1),
+    ],
+)
+def test_work_that_is_none_is_refused(work: Any) -> None:
     tensor = torch.zeros(3)
-    with pytest.raises((ValueError, RuntimeError), match=r"row|cast"):
-        native(row).fill(tensor, list, (), "torch", None)
+    with pytest.raises((ValueError, RuntimeError, IndexError, TypeError), match=r"row|cast|expected|index|iterable"):
+        native(work).fill(tensor, list, (), "torch", None)
     assert not tensor.any()
 
 
 def test_a_row_that_was_not_prepared_is_refused() -> None:
     size = _native.module.task_dtype()["itemsize"]  # type: ignore[union-attr]
-    assert native((bytes(size), False)).fill(torch.zeros(3), list, (), "torch", None) is False  # of 0 elements
-    like = direct._row(fastinit.schemes.distributions.Constant(5.0), torch.empty(3))
-    assert like is not None
+    assert native(("fill", False, bytes(size))).fill(torch.zeros(3), list, (), "torch", None) is False  # of 0 elements
+    work = direct._work(Constant(5.0), torch.empty(3))
+    assert work is not None
     tensor = torch.zeros(3)
-    spoilt = bytes([like[0][-1] ^ 1])
+    spoilt = work[2][:-1] + bytes([work[2][-1] ^ 1])
     with pytest.raises(ValueError, match="was not prepared"):
-        native((like[0][:-1] + spoilt, False)).fill(tensor, list, (), "torch", None)
+        native(("fill", False, spoilt)).fill(tensor, list, (), "torch", None)
     assert not tensor.any()
-    native(like).fill(tensor, list, (), "torch", None)
+    native(work).fill(tensor, list, (), "torch", None)
     assert tensor.tolist() == [5.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({4: 5}, "no matrix of 5 rows"),
+        ({4: 0}, "no matrix of 0 rows"),
+        ({5: 4}, "4 zeros in 3 rows"),
+        ({5: -1}, "-1 zeros"),
+        ({3: "values"}, "one contiguous key in float64"),
+        ({3: "spoilt"}, "was not prepared"),
+    ],
+)
+def test_sparse_work_that_contradicts_itself_is_refused(changed: dict[int, Any], message: str) -> None:
+    work = direct._work(Sparse(1.0, 1, 3), torch.empty(3, 4))
+    assert work is not None and work[0] == "sparse"
+    others = {"values": work[2], "spoilt": work[3][:-1] + bytes([work[3][-1] ^ 1])}
+    given = [others.get(changed[at], changed[at]) if at in changed else each for at, each in enumerate(work)]
+    tensor = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match=message):
+        native(tuple(given)).fill(tensor, list, (), "torch", None)
+    assert not tensor.any()
+    native(work).fill(tensor, list, (), "torch", None)
+    assert (tensor == 0).sum(0).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 5), (5, 2), (4, 3, 2), (33, 8), (300, 300), (1024, 1)])
+@pytest.mark.parametrize("name", ["orthogonal_", "sparse_"])
+def test_whole_matrices_go_the_short_way(name: str, shape: tuple[int, ...], short: list[bool]) -> None:
+    if name == "sparse_" and len(shape) > 2:
+        return
+    arguments = (0.3,) if name == "sparse_" else (2.0,)
+    wanted, given = torch.empty(shape), torch.empty(shape)
+    with Operations():
+        getattr(functional, name)(wanted, *arguments, generator=torch.Generator().manual_seed(1))
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        getattr(functional, name)(given, *arguments, generator=torch.Generator().manual_seed(1))
+        torch.set_num_threads(before)
+        assert torch.equal(given, wanted)
+    assert short == [False, True, True]
 
 
 def test_what_the_native_call_is_made_with() -> None:

@@ -60,7 +60,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     "grouped": by products, with panels in groups as on a GPU.
     """
     if request.param != "small":
-        monkeypatch.setattr(matrix_table, "_is_small", lambda matrix: False)
+        monkeypatch.setattr(matrix_table, "is_small", lambda matrix: False)
     if request.param == "grouped":
         monkeypatch.setattr(orthogonal, "makes_groups", lambda device: True)
     return str(request.param)

@@ -115,10 +115,10 @@ def test_gains_scale_exactly(wanted: list[torch.Tensor]) -> None:
 
 
 def test_it_depends_on_the_size_alone_who_computes() -> None:
-    assert matrix_table._is_small(matrices()[0])
+    assert matrix_table.is_small(matrices()[0])
     for shape, small in (((1024, 1024), True), ((1025, 2), False), ((3, 2000), False)):
         of = Matrix("w", torch.empty(shape), shape, BoxIndices(0, (shape[1], 1)), 1.0)
-        assert matrix_table._is_small(of) is small
+        assert matrix_table.is_small(of) is small
 
 
 @pytest.mark.parametrize(

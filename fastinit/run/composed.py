@@ -248,6 +248,11 @@ def _matrix(flat: _Flat, gain: float, values: torch.Tensor | None = None) -> Mat
     )
 
 
+def orthogonal_matrix(target: Target, distribution: Orthogonal) -> Matrix:
+    """The matrix that a whole tensor is."""
+    return _matrix(_flat(target, distribution.column_axis), distribution.gain)
+
+
 def _unless_all(found: Interval, size: int) -> Interval | None:
     return None if found == (0, size) else found
 

@@ -1,4 +1,4 @@
-"""The short way of one tensor to its values: a dense tensor on the CPU, all of it drawn from one distribution.
+"""The short way of one tensor to its values: a dense tensor, all of it drawn from one distribution.
 
 It is one call of native code (csrc/direct.h). Values, seeds and versions are those of the long way (plans.py,
 engine.py), which costs many times as much as filling a small tensor does. The long way takes everything else, and tells
@@ -14,10 +14,13 @@ import torch
 
 from fastinit import _native
 from fastinit._torch import MODES, increment_version
+from fastinit.run.composed import orthogonal_matrix
+from fastinit.run.engine import keys_of_zeros
+from fastinit.run.matrix_table import is_small, orthogonal_table
 from fastinit.run.memory import EXCHANGE_API
 from fastinit.run.table import Table
 from fastinit.run.targets import Target
-from fastinit.schemes.distributions import Distribution
+from fastinit.schemes.distributions import Distribution, Normal, Orthogonal, Sparse
 
 # Of a tensor, what makes its values and arguments by which it is made; the distribution, or None for the long way.
 Resolve = Callable[[torch.Tensor, Callable[..., Any], tuple[Any, ...], Any], Distribution | None]
@@ -36,26 +39,42 @@ def short_way(resolve: Resolve) -> Fill:
     if _native.module is None or EXCHANGE_API is None or MODES is None:
         return lambda tensor, make, arguments, fan, generator: False
 
-    def row(
+    def work(
         tensor: torch.Tensor, make: Callable[..., Any], arguments: tuple[Any, ...], fan: Any
-    ) -> tuple[bytes, bool] | None:
+    ) -> tuple[Any, ...] | None:
         try:
-            return _row(resolve(tensor, make, arguments, fan), tensor)
+            return _work(resolve(tensor, make, arguments, fan), tensor)
         except Exception:  # for the long way to tell
             return None
 
-    fill: Fill = _native.module.Direct(row, _torch_functions(MODES)).fill
+    fill: Fill = _native.module.Direct(work, _torch_functions(MODES)).fill
     return fill
 
 
-def _row(distribution: Distribution | None, tensor: torch.Tensor) -> tuple[bytes, bool] | None:
-    """A row of the native table, of which the address is set later, and whether it is random."""
-    if distribution is None or distribution.needs != "element" or distribution.blocks() is not None:
+def _work(distribution: Distribution | None, tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """What the native code has to do, as csrc/direct.h takes it. It sets the tensor's address later."""
+    if distribution is None or distribution.blocks() is not None:
         return None
     # Another tensor, since the address of this one may be of no use.
     like = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-    rows = Table([Target("", like, like.shape, like.dtype, like.device, distribution)]).rows
-    return rows.tobytes(), distribution.is_random()
+    target = Target("", like, like.shape, like.dtype, like.device, distribution)
+    if distribution.needs == "element":
+        return "fill", distribution.is_random(), _row(target)
+    if isinstance(distribution, Orthogonal):
+        matrix = orthogonal_matrix(target, distribution)
+        if not is_small(matrix):
+            return None
+        view = matrix.tensor.view(matrix.shape)  # fails where no matrix has such strides
+        return "orthogonal", True, orthogonal_table([matrix], [view]).tobytes()
+    if isinstance(distribution, Sparse):
+        values = target._replace(distribution=Normal(0.0, distribution.sigma))
+        keys = keys_of_zeros(target, 0, like.shape[1])
+        return "sparse", True, _row(values), _row(keys), like.shape[0], distribution.zeros
+    return None
+
+
+def _row(target: Target) -> bytes:
+    return Table([target]).rows.tobytes()
 
 
 def _torch_functions(modes: tuple[Callable[[], Any], ...]) -> dict[str, Any]:

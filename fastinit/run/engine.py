@@ -89,23 +89,30 @@ class NativeSource:
         orthogonal.fill(matrix_table.fill_small(matrices, self._seed), self)
 
     def zero_rows(self, target: Target, zeros: int) -> None:
-        # A column's zeros are where its smallest keys are: docs/STREAM.md, section 7.
-        rows = target.shape[0]
-        first_row, first_column = begin_of(target)
+        rows, (first_row, first_column) = target.shape[0], begin_of(target)
         held_rows, held_columns = target.tensor.shape
         at_once = max(1, _KEYS_AT_ONCE // rows)
         for begin in range(0, held_columns, at_once):
-            shape = torch.Size((min(at_once, held_columns - begin), rows))
-            keys = torch.empty(shape, dtype=torch.float64, device=target.device)
-            indices = BoxIndices((first_column + begin) * rows, (rows, 1))
-            name = f"{name_of_block(target)}:zeros"
-            self.fill_all([Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), indices)])
-            chosen = keys.sort(dim=1, stable=True).indices[:, :zeros] - first_row
+            keys = keys_of_zeros(target, first_column + begin, min(at_once, held_columns - begin))
+            self.fill_all([keys])
+            chosen = keys.tensor.sort(dim=1, stable=True).indices[:, :zeros] - first_row
             column, which = ((chosen >= 0) & (chosen < held_rows)).nonzero(as_tuple=True)
             target.tensor[chosen[column, which], column + begin] = 0.0
 
 
 _KEYS_AT_ONCE = 2**20  # of 8 bytes each
+
+
+def keys_of_zeros(target: Target, begin: int, columns: int) -> Target:
+    """The keys of some columns of a sparse matrix, a row of keys each, in new memory.
+
+    A column's zeros are where its smallest keys are: docs/STREAM.md, section 7.
+    """
+    shape = torch.Size((columns, target.shape[0]))
+    keys = torch.empty(shape, dtype=torch.float64, device=target.device)
+    indices = BoxIndices(begin * target.shape[0], (target.shape[0], 1))
+    name = f"{name_of_block(target)}:zeros"
+    return Target(name, keys, shape, keys.dtype, target.device, Uniform(0.0, 1.0), indices)
 
 
 class Program:

@@ -29,7 +29,7 @@ def fill_small(matrices: Sequence[Matrix], seed: int) -> list[Matrix]:
     for matrix in matrices:
         if matrix.tensor.numel() == 0:
             continue
-        if _is_small(matrix):
+        if is_small(matrix):
             small.setdefault(matrix.tensor.device, []).append(matrix)
         else:
             others.append(matrix)
@@ -38,7 +38,7 @@ def fill_small(matrices: Sequence[Matrix], seed: int) -> list[Matrix]:
     return others
 
 
-def _is_small(matrix: Matrix) -> bool:
+def is_small(matrix: Matrix) -> bool:
     """Whether the native code takes the matrix.
 
     Only shape, dtype and device decide: neither the other matrices nor the layout may change how one is rounded.
