@@ -456,7 +456,7 @@ def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: st
     text = file.read_text(encoding="utf-8")
     assert text.count(given) == 1
     file.write_text(text.replace(given, broken), encoding="utf-8")
-    kernel = compile_driver(tmp_path, f"-I{tmp_path / 'csrc'}")
+    kernel = compile_driver(tmp_path, "-O0", f"-I{tmp_path / 'csrc'}")
     noticed = []
     for shape in ((100, 90), (100, 9)):
         for order_seed in (0, 3):
