@@ -1214,6 +1214,18 @@ def test_graph_with_a_seed_on_the_device_is_refused_for_what_no_kernel_fills(gra
     assert_same(model.weight, before)
 
 
+@needs_gpu
+@pytest.mark.parametrize("scheme", [fastinit.Sparse(0.1), fastinit.TimeStep(), "orthogonal"], ids=str)
+def test_graph_of_what_takes_more_than_kernels_is_refused(scheme: Any, graph: Any) -> None:
+    other, shape = marked(1000), (3000,) if isinstance(scheme, fastinit.TimeStep) else (3000, 3000)
+    tensor = torch.zeros(shape, device=DEVICE)
+    with torch.cuda.graph(graph):
+        other.zero_()  # torch warns of a graph of nothing
+        with pytest.raises(fastinit.ParameterError, match=r"w: .* cannot be captured into a CUDA graph"):
+            fastinit.init_([tensor], scheme, names=["w"], seed=1)
+    assert not tensor.any()
+
+
 def test_a_seed_on_the_device_gives_the_values_of_its_number() -> None:
     for dtype in (torch.int64, torch.uint64):
         for tensors in ({"w": marked(9000)}, {"w": marked(9000), "on the CPU": marked(50, device=CPU)}):

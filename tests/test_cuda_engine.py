@@ -224,6 +224,27 @@ def test_a_capture_needs_a_seed(device: Device) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, given.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "named"),
+    [
+        (fastinit.Sparse(0.1), "zero in a column"),
+        ("orthogonal", "orthogonal"),
+    ],
+)
+def test_what_takes_more_than_kernels_is_not_captured(
+    scheme: Any, named: str, device: Device, native: EmulatedModule
+) -> None:
+    given = {"small": torch.zeros(8, 8), "large": torch.zeros(1100, 1030)}
+    device.capturing = True
+    run = lambda tensors: fastinit.init_(tensors.values(), scheme, names=list(tensors), seed=1)  # noqa: E731
+    with pytest.raises(fastinit.ParameterError, match=rf"large: .*{named}.* cannot be captured into a CUDA graph"):
+        run({"large": given["large"]})
+    if scheme != "orthogonal":
+        with pytest.raises(fastinit.ParameterError, match=r"small: .* cannot be captured into a CUDA graph"):
+            run({"small": given["small"]})
+    assert not any(tensor.any() for tensor in given.values()) and native.fills == []
+
+
 def test_a_failed_launch_is_an_exception_and_writes_nothing(
     wanted: nn.Module, device: Device, native: EmulatedModule
 ) -> None:

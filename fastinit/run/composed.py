@@ -16,6 +16,7 @@ import torch
 
 from fastinit.distributed.shards import Interval
 from fastinit.run.index_maps import BoxIndices
+from fastinit.run.matrix_table import is_small
 from fastinit.run.orthogonal import Matrix, compute_dtype, workspace_bytes
 from fastinit.run.targets import Target, begin_of, blocks_of, indices_of, name_of_block
 from fastinit.schemes.distributions import (
@@ -71,6 +72,19 @@ def fill_all(targets: Sequence[Target], source: Source) -> None:
         rows.zero_()
     for write in later.last:
         write()
+
+
+def is_one_kernel(target: Target) -> bool:
+    """Whether kernels of CUDA alone write a target there: sampled values, and small enough orthogonal matrices."""
+    distribution = target.distribution
+    if isinstance(distribution, (Blocks, Stack)):
+        return all(map(is_one_kernel, blocks_of(target)))
+    if isinstance(distribution, ZeroRow):
+        return is_one_kernel(target._replace(distribution=distribution.rest))
+    if isinstance(distribution, Orthogonal):
+        flat = _flat(target, distribution.column_axis)
+        return flat.fills_bounding_box() and is_small(_matrix(flat, distribution.gain))
+    return distribution.needs == "element"
 
 
 class Later(NamedTuple):

@@ -219,6 +219,7 @@ class Program:
 
     def run_(self, seed: int | torch.Tensor | None, generator: torch.Generator | None) -> None:
         """Write all targets. See Plan.run_."""
+        self._check_captures()
         for obstacle in self._obstacles:
             _warn_once(obstacle)
         if isinstance(seed, torch.Tensor):
@@ -255,6 +256,19 @@ class Program:
             with safe_threads():
                 for (_, assignment), values in zip(self._assigned, prepared, strict=True):
                     assignment.commit(values)
+
+    def _check_captures(self) -> None:
+        """Refuse to capture into a CUDA graph what waits for the device, or reads the host's memory at a replay."""
+        if not self._composed:
+            return
+        capturing = {device for device in self._devices if device.type == "cuda" and cuda.is_capturing(device)}
+        for target in self._composed:
+            if target.device in capturing and not composed.is_one_kernel(target):
+                raise ParameterError(
+                    target.name,
+                    f"{target.distribution} is not made by one kernel, so it cannot be captured into a CUDA graph; run "
+                    "its plan outside of the capture",
+                )
 
     def _fill(self, seed: int | torch.Tensor | None) -> None:
         """Write what the native code writes, with a seed that is a tensor on CUDA devices alone."""
