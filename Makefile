@@ -34,6 +34,10 @@ lint: $(VENV)/stamps/lint $(BUILD)  ## ruff, mypy and clang-format; changes noth
 	$(BIN)/python -m mypy
 	clang-format --dry-run -Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
+docs: $(VENV)/stamps/docs $(BUILD)  ## the site, in build/site; a warning is an error
+	$(BIN)/python benchmarks/page.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: $(VENV)/stamps/lint  ## what lint would change
 	ruff check --fix
 	ruff format
@@ -85,4 +89,8 @@ $(VENV)/stamps/lint: $(VENV)/stamps/torch pyproject.toml | $(BUILD)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,dev]'
 	@touch $@
 
-.PHONY: help demo test bench gpu lint format cpp clean
+$(VENV)/stamps/docs: pyproject.toml | $(BUILD)
+	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.7' 'mkdocstrings[python]>=1'
+	@touch $@
+
+.PHONY: help demo test bench gpu lint docs format cpp clean

@@ -156,3 +156,8 @@ __all__ = [
     "zer_o",
     "zeros_",
 ]
+
+
+def __dir__() -> list[str]:
+    """Public names, without the modules that imports leave here."""
+    return list(__all__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def run_examples(page: Path, at_least: int = 6) -> None:
     text = page.read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))
     assert len(blocks) == text.count("```python") >= at_least
-    scope: dict[str, object] = {"__name__": "examples"}
+    scope: dict[str, object] = {"__name__": "builtins"}  # dataclasses look for a module of this name
     for block in blocks:
         lines_before = text.count("\n", 0, block.start(1))
         exec(compile("\n" * lines_before + block[1], str(page), "exec"), scope)
@@ -40,6 +41,31 @@ def test_examples_of_migrating_run(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(nn.init, name, getattr(nn.init, name))
     run_examples(PAGE.with_name("MIGRATING.md"), at_least=1)
     assert nn.init.normal_ is functional.normal_
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore::fastinit.FanWarning", "ignore::fastinit.ZerosWarning")
+@pytest.mark.parametrize("page", ["index.md", "CHOOSING.md", "EXTENDING.md"])
+def test_examples_of_the_first_pages_run(page: str) -> None:
+    run_examples(PAGE.with_name(page), at_least=2)
+
+
+def test_the_tables_of_performance_are_those_of_the_committed_results() -> None:
+    page = runpy.run_path(str(PAGE.parents[1] / "benchmarks" / "page.py"))["page"]
+    assert PAGE.with_name("PERFORMANCE.md").read_text(encoding="utf-8") == page()
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in PAGE.parent.glob("reference/*.md"))
+    described = set(re.findall(r"^::: fastinit\.(?:functional\.)?(\w+)$", text, re.MULTILINE))
+    without = {"STREAM_VERSION", "__version__", "functional", "presets"}
+    assert set(fastinit.__all__) - described == without
+
+
+def test_every_page_is_in_the_menu_of_the_site() -> None:
+    menu = (PAGE.parents[1] / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {str(path.relative_to(PAGE.parent)) for path in PAGE.parent.rglob("*.md")}
+    assert {page for page in pages if not re.search(rf": {re.escape(page)}$", menu, re.MULTILINE)} == set()
 
 
 @pytest.mark.parametrize("page", ["FUSED.md", "NO_INIT.md"])
