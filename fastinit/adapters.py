@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastinit.distributed.agreement import ranks_of, shared_seed
-from fastinit.distributed.shards import local_tensor
+from fastinit.distributed.held import local_tensor
 from fastinit.errors import ParameterError
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
