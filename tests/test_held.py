@@ -256,6 +256,16 @@ def test_megatron_itself_is_asked_for_the_ranks(parallel_state: Any) -> None:
     _refused(of_dense, "nobody says which")
 
 
+def test_the_adapter_gives_a_rank_its_slice_of_the_whole() -> None:
+    initialise = fastinit.adapters.init_method("xavier_uniform", generator=torch.Generator().manual_seed(4))
+    with fastinit.tensor_parallel(1, 4):
+        weight = _layer(tensor_model_parallel=True, partition_dim=0).weight
+        initialise(weight)
+    whole = torch.empty(24, 4)
+    fastinit.init_([whole], "xavier_uniform", names=[""], seed=draw_seed(torch.Generator().manual_seed(4)))
+    assert torch.equal(weight, whole[6:12])
+
+
 def test_a_megatron_model_on_meta_is_materialised() -> None:
     whole = dense("xavier_uniform", torch.float32, 2)
     with torch.device("meta"):
