@@ -6,6 +6,9 @@ from fastinit._version import __version__
 from fastinit.audit.fingerprint import fingerprint
 from fastinit.audit.verify import verify
 from fastinit.capture.contexts import deferred, fused, no_init
+from fastinit.distributed.held import register_shards
+from fastinit.distributed.megatron import tensor_parallel
+from fastinit.distributed.pieces import Held, Piece
 from fastinit.errors import FanWarning, KeptWarning, ParameterError, UncoveredWarning, ZerosWarning
 from fastinit.functional import (
     calculate_gain,
@@ -82,6 +85,7 @@ __all__ = [
     "FanWarning",
     "Fans",
     "ForgetBias",
+    "Held",
     "IdentityPlusOrthogonal",
     "KeptWarning",
     "LogOfUniform",
@@ -91,6 +95,7 @@ __all__ = [
     "Orthogonal",
     "Own",
     "ParameterError",
+    "Piece",
     "Plan",
     "Ramp",
     "Recipe",
@@ -141,12 +146,14 @@ __all__ = [
     "preset_names",
     "presets",
     "register_scheme",
+    "register_shards",
     "residual_zeros",
     "scheme",
     "scheme_names",
     "sparse_",
     "spectral_",
     "t_fixup",
+    "tensor_parallel",
     "trunc_normal_",
     "uniform_",
     "variance_scaling_",

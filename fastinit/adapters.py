@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastinit.distributed.agreement import ranks_of, shared_seed
-from fastinit.distributed.shards import local_tensor
+from fastinit.distributed.held import is_sharded, local_tensor
 from fastinit.errors import ParameterError
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
@@ -137,8 +137,9 @@ def init_method(scheme: str | Scheme, *, generator: torch.Generator | None = Non
     """A function that initialises a tensor: Megatron's `init_method` and `output_layer_init_method`.
 
     Every call of the function draws a seed from `generator`, or from the default generator of the tensor's device.
-    Megatron's tracker of random states governs the latter. The function knows no names, and takes a shard for a whole
-    tensor. Its values therefore depend on the sharding, as torch's do. `init_model_` after building has no such limit.
+    Megatron's tracker of random states governs the latter, and gives the ranks of tensor parallelism different seeds.
+    The function knows no names. The fans are those of the whole tensor, and a rank gets its slice of a whole under its
+    own seed. So the values depend on the sharding, as torch's do. `init_model_` after building has no such limit.
 
     Raises:
         TypeError, ValueError: the scheme is unknown. The function raises what `init_` raises.
@@ -149,6 +150,9 @@ def init_method(scheme: str | Scheme, *, generator: torch.Generator | None = Non
         own = generator
         if own is None and tensor.device.type == "cuda":
             own = torch.cuda.default_generators[tensor.device.index or 0]
-        init_([tensor], made, names=[""], generator=own)
+        if is_sharded(tensor):  # the ranks do not ask each other for every weight
+            init_([tensor], made, names=[""], seed=draw_seed(own))
+        else:
+            init_([tensor], made, names=[""], generator=own)
 
     return initialise

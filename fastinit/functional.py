@@ -16,7 +16,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 
 from fastinit._torch import in_fake_mode, is_compiling, is_fake, uncompiled
-from fastinit.distributed.shards import local_tensor
+from fastinit.distributed.held import local_tensor
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Treatment

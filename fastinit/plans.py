@@ -6,23 +6,24 @@ import json
 import math
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fnmatch import translate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 
 from fastinit.distributed.agreement import Ranks, ranks_of_meshes
-from fastinit.distributed.shards import Box, is_dtensor, local_boxes, local_tensor
+from fastinit.distributed.held import held_of, is_sharded
+from fastinit.distributed.pieces import Box, Held
+from fastinit.distributed.shards import is_dtensor
 from fastinit.errors import ParameterError, ZerosWarning, warn
 from fastinit.run import engine
-from fastinit.run.index_maps import box_of
 from fastinit.run.memory import was_set_to_zero
 from fastinit.run.places import Assignment, Place, current_tensors
 from fastinit.run.streams import as_seed, as_seed_of_run
 from fastinit.run.targets import Target
 from fastinit.schemes.base import Scheme, check_choice, describe
-from fastinit.schemes.distributions import Distribution
+from fastinit.schemes.distributions import Constant, Distribution
 from fastinit.schemes.fans import Fans
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Row(NamedTuple):
         sets it.
     kind: the class of the module that holds the parameter ("Linear"); empty for a tensor of a list.
     shape: the global shape; None for a lazy parameter that has none yet.
-    boxes: the parts of a DTensor that this rank holds; None for any other tensor.
+    boxes: the parts of a distributed tensor that this rank holds; None for any other tensor.
     scheme: a tuple if fused blocks have a scheme each.
     covered: false if no rule and no role decided.
     frozen: whether the parameter is not trained.
@@ -97,12 +98,13 @@ _NOWHERE = Place.of_tensor(torch.empty(0, device="cpu"))
 
 
 def boxes_of(tensor: torch.Tensor, name: str) -> tuple[Box, ...] | None:
-    """The boxes of a DTensor that this rank holds; None for any other tensor.
+    """The boxes of a distributed tensor that this rank holds; None for any other tensor.
 
     Raises:
-        ParameterError: a placement is Partial, or the local tensor does not fit the placements.
+        ParameterError: its kind of shards refuses it.
     """
-    return tuple(local_boxes(tensor, name)) if is_dtensor(tensor) else None
+    held = held_of(tensor, name)
+    return None if held is None else tuple(piece.box for piece in held.pieces)
 
 
 def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
@@ -113,25 +115,28 @@ def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
     """
     if row.action != "init" or row.distribution is None:
         return []
-    shape, dtype, device = tensor.shape, tensor.dtype, tensor.device
-    distributed, was_distributed = is_dtensor(tensor), row.boxes is not None
-    same_device = device == row.device or distributed or row.device.type == "meta"
-    if shape != row.shape or dtype != row.dtype or not same_device or was_distributed > distributed:
-        planned = f"{_shown(row.shape)} {row.dtype} on {row.device}{' as a DTensor' if was_distributed else ''}"
+    held = held_of(tensor, row.name)
+    shape, dtype, device = tensor.shape if held is None else held.shape, tensor.dtype, tensor.device
+    was_distributed = row.boxes is not None
+    same_device = device == row.device or held is not None or row.device.type == "meta"
+    if shape != row.shape or dtype != row.dtype or not same_device or (was_distributed and held is None):
+        planned = f"{_shown(row.shape)} {row.dtype} on {row.device}{' in shards' if was_distributed else ''}"
         raise ParameterError(
             row.name,
             f"planned as {planned}, is now {_shown(shape)} {dtype} on {device}; make a new plan",
         )
-    if not is_dtensor(tensor):
+    if held is None:
         return [Target(row.name, tensor, shape, dtype, device, row.distribution)]
-    found = []
-    for box in local_boxes(tensor, row.name):
-        local = local_tensor(tensor)
-        if box.shape != tuple(local.shape):
-            local = box_of(local.detach(), box.local, box.shape)
-        begin = None if box.shape == tuple(tensor.shape) else box.begin
-        found.append(Target(row.name, local, tensor.shape, local.dtype, local.device, row.distribution, None, begin))
-    return found
+    return list(_targets_of_pieces(row.name, held, row.distribution))
+
+
+def _targets_of_pieces(name: str, held: Held, distribution: Distribution) -> Iterator[Target]:
+    for piece in (*held.pieces, *held.mirrors):
+        local = piece.tensor
+        begin = None if local.shape == held.shape else piece.begin
+        yield Target(name, local, held.shape, local.dtype, local.device, distribution, None, begin)
+    for each in held.padding:
+        yield Target(name, each, each.shape, each.dtype, each.device, Constant(0.0))
 
 
 def _takes_random_numbers(row: Row) -> bool:
@@ -145,12 +150,37 @@ def _meshes_of_seed(rows: Sequence[Row]) -> list[DeviceMesh]:
     if this rank holds no element of it, because all ranks of a mesh must answer alike.
     """
     concerned = [(row.tensor, _takes_random_numbers(row)) for row in rows]
-    plain_is_random = any(is_random and not is_dtensor(tensor) for tensor, is_random in concerned)
+    plain_is_random = any(is_random and not is_sharded(tensor) for tensor, is_random in concerned)
     meshes: dict[DeviceMesh, None] = {}
     for tensor, is_random in concerned:
         if is_dtensor(tensor) and (is_random or plain_is_random):
             meshes.setdefault(tensor.device_mesh)
     return list(meshes)
+
+
+def _other_groups_of_seed(rows: Sequence[Row]) -> set[Ranks]:
+    """The ranks that hold random tensors together which are shards of other kinds than DTensors.
+
+    Raises:
+        ParameterError: nobody knows these ranks.
+    """
+    found: set[Ranks] = set()
+    for row in rows:
+        tensor = row.tensor
+        if not _takes_random_numbers(row) or not is_sharded(tensor) or is_dtensor(tensor):
+            continue
+        held = held_of(tensor, row.name)
+        assert held is not None
+        groups = {frozenset(held.ranks)} if held.groups is None else held.groups
+        groups = {each for each in groups if each}
+        if not groups and sum(piece.tensor.numel() for piece in held.pieces) < held.shape.numel():
+            raise ParameterError(
+                row.name,
+                "is a shard, and which ranks hold the others is not known here, so they cannot agree on a seed; pass "
+                "the same int as seed= on all ranks",
+            )
+        found |= groups
+    return found
 
 
 @runtime_checkable
@@ -256,10 +286,12 @@ class Plan:
                 plain += targets
             else:
                 assigned += [(target, assignment) for target in targets]
-            if is_dtensor(tensor):
+            if is_sharded(tensor):
                 distributed.append((row.name, tensor))
         meshes = _meshes_of_seed(self.rows) if self.seed is None else []
         groups = self._seed_groups | ranks_of_meshes(meshes)
+        if self.seed is None:
+            groups |= _other_groups_of_seed(self.rows)
         return engine.Program(
             plain,
             self.backend,
@@ -330,7 +362,7 @@ class Plan:
         found = [("seed", "not given" if self.seed is None else str(self.seed))]
         for row in self.rows:
             tensor: Any = row.tensor if row.boxes is not None else None
-            if tensor is not None and tensor.device_mesh == mesh:
+            if is_dtensor(tensor) and tensor.device_mesh == mesh:
                 what = f"{tuple(tensor.shape)} {tensor.dtype} {tensor.placements}"
                 found.append((row.name, f"{row.action} {row.distribution!r} for {what}"))
         return found
@@ -338,7 +370,7 @@ class Plan:
     def to_json(self) -> str:
         """The rows as a JSON array of objects. A missing value is null, and so is an infinity, since JSON has none.
 
-        "here" is the part of a DTensor that this rank writes.
+        "here" is the part of a distributed tensor that this rank writes.
         """
         records = [
             {
@@ -459,7 +491,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _here(row: Row) -> str | None:
-    """The indices of a DTensor that this rank writes."""
+    """The indices of a distributed tensor that this rank writes."""
     if row.action != "init" or row.boxes is None or row.shape is None:
         return None
     return " and ".join(_box(box, row.shape) for box in row.boxes) or "nothing"

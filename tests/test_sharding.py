@@ -19,7 +19,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
+import fastinit
 from fastinit.distributed import shards as sharding
+from fastinit.distributed.held import local_tensor
 from fastinit.distributed.shards import Box, MeshSplit
 
 # A placement without torch: None for Replicate, d for Shard(d), (d, s) for _StridedShard(d, split_factor=s).
@@ -146,7 +148,7 @@ def _on_every_rank(mesh_shape: tuple[int, ...], check: Callable[[DeviceMesh], An
 def _check_held(tensor: DTensor, whole: torch.Tensor, told: object) -> None:
     """That the boxes of a distributed `whole` are what its local tensor holds."""
     boxes = sharding.local_boxes(tensor, "weight")
-    local = sharding.local_tensor(tensor)
+    local = local_tensor(tensor)
     assert torch.equal(assembled(whole, boxes).flatten(), local.flatten().long()), told
 
 
@@ -314,6 +316,25 @@ def test_partial_is_refused_by_name_on_every_rank() -> None:
     worlds.run_simulated(_check_partial)
 
 
+def _check_partial_over_one_rank() -> None:
+    def check(mesh: DeviceMesh) -> None:
+        dense = torch.empty(4, 4)
+        fastinit.init_([dense], "xavier_uniform", names=["w"], seed=0)
+        coordinate = mesh.get_coordinate()
+        assert coordinate is not None
+        own = dense.chunk(2)[coordinate[0]]
+        tensor = DTensor.from_local(torch.empty(2, 4), mesh, [Shard(0), Partial()], run_check=False)
+        fastinit.init_([tensor], "xavier_uniform", names=["w"], seed=0)
+        assert torch.equal(tensor.to_local(), own)
+        assert [box.begin for box in sharding.local_boxes(tensor, "w")] == [(2 * coordinate[0], 0)]
+
+    _on_every_rank((2, 1), check)
+
+
+def test_partial_over_one_rank_holds_values() -> None:
+    worlds.run_simulated(_check_partial_over_one_rank)
+
+
 def _check_wrong_local_shape() -> None:
     def check(mesh: DeviceMesh) -> None:
         wrong = DTensor.from_local(torch.ones(3, 5), mesh, [Shard(0)], run_check=False, shape=(7, 5), stride=(5, 1))
@@ -382,4 +403,4 @@ def test_a_rank_outside_of_the_mesh_holds_nothing() -> None:
 def test_plain_tensors_are_left_alone() -> None:
     tensor = torch.ones(3)
     assert not sharding.is_dtensor(tensor) and not sharding.is_dtensor("tensor")
-    assert sharding.local_tensor(tensor) is tensor
+    assert local_tensor(tensor) is tensor

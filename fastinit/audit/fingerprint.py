@@ -12,16 +12,11 @@ from torch import nn
 
 from fastinit import _torch
 from fastinit.audit.hashing import MASK, Hashed, key_of, sums
-from fastinit.distributed.shards import (
-    check_not_flattened,
-    is_dtensor,
-    is_first_replica,
-    local_boxes,
-    local_tensor,
-    num_replicas,
-)
+from fastinit.distributed.held import held_of
+from fastinit.distributed.pieces import Held
+from fastinit.distributed.shards import check_not_flattened
 from fastinit.errors import ParameterError
-from fastinit.run.index_maps import BoxIndices, box_of, whole
+from fastinit.run.index_maps import BoxIndices, whole
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_parameters
 
@@ -135,44 +130,51 @@ def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, repli
                 "names=, if they are parts of a larger model",
             )
         check_readable(parameter, name)
-        key = key_of(name, parameter.dtype, parameter.shape)
-        boxes = list(_boxes(parameter, name))
+        held = held_of(parameter, name)
+        key = key_of(name, parameter.dtype, parameter.shape if held is None else held.shape)
+        boxes = list(_boxes(parameter, held))
         owners += [len(found)] * len(boxes)
         hashed += [Hashed(key, tensor, indices) for tensor, indices in boxes]
-        found.append(_Print(name, key, 0, *_place(parameter, name, ranks, replicated)))
+        found.append(_Print(name, key, 0, *_place(held, name, ranks, replicated)))
     totals = [0] * len(found)
     for owner, total in zip(owners, sums(hashed), strict=True):
         totals[owner] += total
     return [each._replace(sum=total & MASK) for each, total in zip(found, totals, strict=True)]
 
 
-def _boxes(parameter: torch.Tensor, name: str) -> Iterable[tuple[torch.Tensor, BoxIndices]]:
+def _boxes(parameter: torch.Tensor, held: Held | None) -> Iterable[tuple[torch.Tensor, BoxIndices]]:
     """The boxes that this rank holds of a parameter, with the indices of their elements."""
-    everything, local = whole(parameter.shape), local_tensor(parameter).detach()
-    if not is_dtensor(parameter):
-        yield local, everything
+    if held is None:
+        yield parameter.detach(), whole(parameter.shape)
         return
-    for box in local_boxes(parameter, name):
-        offset = sum(map(mul, box.begin, everything.strides))
-        yield box_of(local, box.local, box.shape), BoxIndices(offset, everything.strides)
+    strides = whole(held.shape).strides
+    for piece in held.pieces:
+        yield piece.tensor, BoxIndices(sum(map(mul, piece.begin, strides)), strides)
 
 
-def _place(parameter: torch.Tensor, name: str, ranks: _Ranks, replicated: bool) -> tuple[bool, int, int]:
+def _place(held: Held | None, name: str, ranks: _Ranks, replicated: bool) -> tuple[bool, int, int]:
     """Whether this rank counts its elements, how many ranks hold each element, and the first rank that holds any."""
-    if is_dtensor(parameter):
-        mesh = parameter.device_mesh.mesh.flatten().tolist()
-        if not set(ranks.members).issuperset(mesh):
-            raise ValueError(f"{name}: is distributed over ranks {mesh}, not all of which are in the group")
-        counted, copies = is_first_replica(parameter), num_replicas(parameter)
+    if held is not None:
+        holders = list(held.ranks)
+        if not holders and sum(piece.tensor.numel() for piece in held.pieces) == held.shape.numel():
+            holders = [dist.get_rank() if ranks.size > 1 else 0]  # all of it is here
+        if not holders:
+            raise ParameterError(
+                name, "is a shard, and which ranks hold the others is not known here (fastinit.tensor_parallel(group=))"
+            )
+        if not set(ranks.members).issuperset(holders):
+            raise ValueError(f"{name}: is distributed over ranks {holders}, not all of which are in the group")
+        counted, copies = held.is_first, held.copies
         if replicated:
-            # If the mesh has only some of the ranks, the others have copies on meshes of their own.
-            if ranks.size % len(mesh) != 0 or parameter.device_mesh.get_coordinate() is None:
+            # If only some of the ranks hold it together, the others have copies among themselves.
+            mine = ranks.members[ranks.rank] in holders
+            if ranks.size % len(holders) != 0 or not mine:
                 raise ValueError(
-                    f"{name}: is distributed over {len(mesh)} of the {ranks.size} ranks of the group, and the others "
-                    "cannot all have copies; if they have parameters of their own, give replicated=False"
+                    f"{name}: is distributed over {len(holders)} of the {ranks.size} ranks of the group, and the "
+                    "others cannot all have copies; if they have parameters of their own, give replicated=False"
                 )
-            counted, copies = counted and ranks.members[0] in mesh, copies * (ranks.size // len(mesh))
-        return counted, copies, mesh[0]
+            counted, copies = counted and ranks.members[0] in holders, copies * (ranks.size // len(holders))
+        return counted, copies, holders[0]
     if replicated:
         return ranks.rank == 0, ranks.size, 0
     return True, 1, dist.get_rank() if ranks.size > 1 else 0

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fastinit.distributed.held import global_shape
 from fastinit.distributed.shards import check_not_flattened
 from fastinit.errors import ParameterError
 from fastinit.plans import Plan, Row, targets_of
@@ -38,7 +39,7 @@ def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit
     may differ by as much, with their largest value for the scale.
 
     Only rows that the plan writes are compared, each with the parameter of its name. The plan may come from another
-    instance of the model: on another device, or without the sharding. A process reads the elements of DTensors that it
+    instance of the model: on another device, or without the sharding. A process reads the elements of shards that it
     holds itself. Ranks exchange nothing. The comparison takes a few times the time of filling, and 16 MiB of memory, or
     more for tensors that are computed as a whole.
 
@@ -109,10 +110,11 @@ def _matching(row: Row, held: dict[str, _Weight]) -> _Weight:
         raise ParameterError(row.name, "the model has no such parameter; plan.filter(...) leaves rows out")
     tensor = found.weight if isinstance(found, Computed) else found
     check_readable(tensor, row.name)
-    if (tensor.shape, tensor.dtype) != (row.shape, row.dtype):
+    shape = global_shape(tensor, row.name)
+    if (shape, tensor.dtype) != (row.shape, row.dtype):
         raise ParameterError(
             row.name,
-            f"planned as {tuple(row.shape or ())} {row.dtype}, the model's is {tuple(tensor.shape)} {tensor.dtype}",
+            f"planned as {tuple(row.shape or ())} {row.dtype}, the model's is {tuple(shape)} {tensor.dtype}",
         )
     return found
 

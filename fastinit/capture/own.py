@@ -22,6 +22,7 @@ from fastinit.capture.contexts import name_draws, recorded
 from fastinit.capture.graph import Geometry, View
 from fastinit.capture.recorder import Recorder
 from fastinit.capture.tapes import Tape, Taped, distribution_of, has_tapes, is_complete, tape_of
+from fastinit.distributed.held import global_shape
 from fastinit.run.names import NamedModule, named_modules, unwrapped
 from fastinit.schemes.distributions import Constant, Distribution
 
@@ -265,7 +266,7 @@ def _read_building(of: NamedModule, builder: _Builder, found: dict[tuple[int, st
     twin = _twin(builder)
     if twin is None:
         return False
-    own = {(each.name, name): (parameter.shape, each.module) for each in named_modules(of.module)
+    own = {(each.name, name): (global_shape(parameter), each.module) for each in named_modules(of.module)
            for name, parameter in each.module._parameters.items() if parameter is not None}  # fmt: skip
     if {key: shape for key, (shape, _) in own.items()} != {key: shape for key, (shape, _) in twin.items()}:
         return False
@@ -364,7 +365,7 @@ def _copy_on_meta(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    empty = torch.empty(global_shape(tensor), dtype=tensor.dtype, device="meta")
     twin = typed_like(tensor, empty) if type(tensor) is nn.Parameter else empty
     twin.__dict__.update({key: value for key, value in tensor.__dict__.items() if key != "_is_hf_initialized"})
     return twin

@@ -12,6 +12,7 @@ from torch import nn
 from fastinit.capture.contexts import deferred
 from fastinit.capture.graph import Geometry, Known, View
 from fastinit.capture.tapes import Tape, drop_tape, keep_tape, tape_of
+from fastinit.distributed.held import global_shape
 from fastinit.errors import ParameterError
 from fastinit.run.names import Renamer, named_modules
 
@@ -90,7 +91,7 @@ def _check(own: dict[str, _Found], twins: dict[str, _Found], *, is_part: bool) -
         twin = twins.get(name)
         if twin is None or twin.tensor is None:
             raise ParameterError(name, "is in the model, but not in the one that build makes")
-        wanted, given = tuple(each.tensor.shape), tuple(twin.tensor.shape)
+        wanted, given = tuple(global_shape(each.tensor)), tuple(twin.tensor.shape)
         if wanted != given:
             raise ParameterError(name, f"has shape {wanted}, but {given} in the model that build makes")
     for name, each in twins.items():

@@ -1,4 +1,7 @@
-"""The boxes of a global tensor that a rank holds, from a DTensor's mesh and placements. No communication."""
+"""The boxes of a global tensor that a rank holds, from a DTensor's mesh and placements. No communication.
+
+It is the first kind of shards (held.py).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 import torch
 
 from fastinit import _torch
+from fastinit.distributed.pieces import Box, Held, Piece
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -31,25 +35,10 @@ class MeshSplit(NamedTuple):
     stride: int = 1
 
 
-class Box(NamedTuple):
-    """A box of a global tensor that a rank holds: where it begins in the local and in the global tensor; its shape."""
-
-    local: tuple[int, ...]
-    begin: tuple[int, ...]
-    shape: tuple[int, ...]
-
-
 def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
     """Whether a tensor is distributed over a mesh. Imports nothing: without the module there is no such tensor."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
-
-
-def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The local tensor of a DTensor; any other tensor as it is."""
-    if not is_dtensor(tensor):
-        return tensor
-    return _torch.local_part(tensor)
 
 
 def is_flattened(module: object) -> bool:
@@ -156,7 +145,8 @@ def splits_of(tensor: DTensor, name: str) -> list[MeshSplit]:
     splits = []
     for position, placement in enumerate(tensor.placements):
         kind = type(placement).__name__
-        if placement.is_replicate():
+        # The terms of a sum of one term are values.
+        if placement.is_replicate() or (placement.is_partial() and sizes[position] == 1):
             continue
         if placement.is_partial():
             raise ValueError(
@@ -190,7 +180,7 @@ def local_boxes(tensor: DTensor, name: str) -> list[Box]:
         sum(end - begin for begin, end in intervals(size, [split for split in splits if split.dim == dim]))
         for dim, size in enumerate(tensor.shape)
     )
-    local = local_tensor(tensor)
+    local = _torch.local_part(tensor)
     # An empty local tensor may have lost its other dimensions.
     if tuple(local.shape) != expected and (math.prod(expected) > 0 or local.numel() > 0):
         raise ValueError(
@@ -198,6 +188,26 @@ def local_boxes(tensor: DTensor, name: str) -> list[Box]:
             f"a mesh of {tuple(tensor.device_mesh.shape)}, got {tuple(local.shape)}"
         )
     return boxes_held(tensor.shape, splits) if math.prod(expected) > 0 else []
+
+
+def held_of_dtensor(tensor: DTensor, name: str) -> Held:
+    """What this rank holds of a DTensor.
+
+    Raises:
+        ValueError: as `local_boxes`.
+    """
+    local = _torch.local_part(tensor).detach()
+    pieces = [Piece(box.begin, view_of(local, box)) for box in local_boxes(tensor, name)]
+    ranks = tensor.device_mesh.mesh.flatten().tolist()
+    copies, is_first = num_replicas(tensor), is_first_replica(tensor)
+    return Held(tensor.shape, pieces, ranks=ranks, copies=copies, is_first=is_first)
+
+
+def view_of(local: torch.Tensor, box: Box) -> torch.Tensor:
+    for dim, (first, size) in enumerate(zip(box.local, box.shape, strict=True)):
+        if size != local.shape[dim]:
+            local = local.narrow(dim, first, size)
+    return local
 
 
 def is_first_replica(tensor: DTensor) -> bool:

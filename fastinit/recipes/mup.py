@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from fastinit.distributed.held import global_shape
 from fastinit.errors import ParameterError
 from fastinit.recipes.files import Recipe, check_flag, check_model
 from fastinit.recipes.presets import as_recipe
@@ -192,7 +193,7 @@ class _Base:
         self._modules: dict[str, nn.Module] = {}
         self._shapes: Mapping[str, Sequence[int]]
         if isinstance(base, nn.Module):
-            self._shapes = {name: parameter.shape for name, _, parameter in named_parameters(base, ties=True)}
+            self._shapes = {name: global_shape(parameter) for name, _, parameter in named_parameters(base, ties=True)}
             for each in named_modules(base):
                 for own_name in each.module._parameters:
                     self._modules[each.names_of(own_name)[0]] = each.module
@@ -209,9 +210,10 @@ class _Base:
         if not isinstance(given, (tuple, list)) or not all(map(_is_size, given)):
             raise ParameterError(name, f"expected a shape in the base, got {given!r}")
         shape = tuple(given)
-        if len(shape) != parameter.dim():
-            raise ParameterError(name, f"expected {parameter.dim()} dimensions in the base model, got shape {shape}")
-        if any((size == 0) != (of_base == 0) for size, of_base in zip(parameter.shape, shape, strict=True)):
+        own = global_shape(parameter, name)
+        if len(shape) != len(own):
+            raise ParameterError(name, f"expected {len(own)} dimensions in the base model, got shape {shape}")
+        if any((size == 0) != (of_base == 0) for size, of_base in zip(own, shape, strict=True)):
             raise ParameterError(name, f"expected a base of no empty dimension, got shape {shape}")
         return shape
 
@@ -230,7 +232,7 @@ class _Base:
             shape, own_name = tuple(self._shapes[weight]), "weight"
         found = geometry_of(fan, module, own_name, shape)
         if fan == "module" and len(shape) >= 2:
-            wide = geometry_of(fan, module, own_name, getattr(module, own_name).shape)
+            wide = geometry_of(fan, module, own_name, global_shape(getattr(module, own_name)))
             if wide[1:] != found[1:] or found.groups != 1:
                 raise ValueError(f"fans of {type(module).__name__}: expected a base that is a module, not shapes")
         return found
@@ -273,11 +275,11 @@ def _say(
     rule = treatment.rule
     fan = fan if rule is None or rule.fan is None else rule.fan
     split = None if rule is None else rule.split
-    base_shape = base.shape(name, parameter)
+    base_shape, shape = base.shape(name, parameter), global_shape(parameter, name)
     try:
         # A scheme sees one map of a stack.
-        stacked = geometry_of(fan, module, own_name, parameter.shape).stacked if parameter.dim() >= 3 else 0
-        shapes = base_shape[stacked:], parameter.shape[stacked:]
+        stacked = geometry_of(fan, module, own_name, shape).stacked if len(shape) >= 3 else 0
+        shapes = base_shape[stacked:], shape[stacked:]
         compared = [_compare(each, shapes, parameter.dtype, module, own_name) for each in schemes]
     except Exception as error:
         raise ParameterError(name, str(error)) from error
@@ -290,7 +292,7 @@ def _say(
     split_dim = None if rule is None else rule.split_dim
     zero_row = None if rule is None else rule.zero_row
     if split is not None and split_dim is None:
-        split_dim = geometry_of(fan, module, own_name, parameter.shape).out_dim
+        split_dim = geometry_of(fan, module, own_name, shape).out_dim
     if not needs_fans:
         return _Said(scaled, None if rule is None else rule.fan, split, split_dim, zero_row)
     try:
@@ -361,7 +363,7 @@ def _ratio(size: int, of_base: int) -> float:
 def _row(
     name: str, module: nn.Module, own_name: str, parameter: torch.Tensor, base: tuple[int, ...], output_multiplier: bool
 ) -> MuPRow:
-    shape = tuple(parameter.shape)
+    shape = tuple(global_shape(parameter, name))
     role: Role
     if len(shape) < 2 or ("weight" not in own_name and _ADDED.search(own_name)):
         wider = math.prod(map(_ratio, shape, base))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from fastinit._torch import CONVOLUTIONS
+from fastinit.distributed.held import global_shape
 from fastinit.recipes.files import Recipe, check_model, of_model
 from fastinit.recipes.presets import LAST_NORMS, as_recipe
 from fastinit.rules.depths import Depths
@@ -251,13 +252,13 @@ def zer_o(model: nn.Module, *, embedding: str | Scheme = Normal(std=0.02)) -> Re
     for each in named_modules(model):
         module = each.module
         for own_name, parameter in module._parameters.items():
-            if parameter is None or parameter.dim() < 2:
+            if parameter is None or len(global_shape(parameter)) < 2:
                 continue
             name, _ = each.names_of(own_name)
             if roles.treatment(name, module, own_name, parameter).scheme is not zero_o:
                 continue
-            geometry = module_geometry(module, own_name, parameter.shape)
-            if isinstance(module, CONVOLUTIONS) or parameter.dim() == 2:
+            geometry = module_geometry(module, own_name, global_shape(parameter))
+            if isinstance(module, CONVOLUTIONS) or len(global_shape(parameter)) == 2:
                 own_scheme = ZerO(transposed=geometry.in_dim == 0)
                 if geometry.groups > 1 and geometry.fans.fan_out <= geometry.fans.fan_in:
                     rules.append(Rule(exact_glob(name), Dirac(geometry.groups)))

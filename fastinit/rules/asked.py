@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from fastinit.distributed.held import global_shape
 from fastinit.run.names import NamedModule
 from fastinit.schemes.base import Scheme
 
@@ -35,9 +36,12 @@ class Surroundings:
 
 
 class Asked:
-    """A parameter of a module, as the tests of the table see it. `name` is canonical, `own_name` that in the module."""
+    """A parameter of a module, as the tests of the table see it.
 
-    __slots__ = ("around", "long_axes", "module", "module_type", "name", "own_name", "parameter")
+    `name` is canonical, `own_name` that in the module, and `shape` the global one.
+    """
+
+    __slots__ = ("around", "long_axes", "module", "module_type", "name", "own_name", "parameter", "shape")
 
     def __init__(
         self, around: Surroundings, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor
@@ -49,7 +53,9 @@ class Asked:
         self.own_name = own_name
         self.parameter = parameter
         # A lazy parameter has no shape. Counted as a matrix, it reaches the check that reports this.
-        self.long_axes = 2 if nn.parameter.is_lazy(parameter) else long_axes_of(parameter.shape)
+        is_lazy = nn.parameter.is_lazy(parameter)
+        self.shape = torch.Size() if is_lazy else global_shape(parameter, name)
+        self.long_axes = 2 if is_lazy else long_axes_of(self.shape)
 
     @property
     def is_new(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinit._torch import in_fake_mode, modes_off
+from fastinit.distributed.held import global_shape
 
 # Switches of TransformerEngine, x-transformers and their kin.
 _SWITCHES = ("zero_centered_gamma", "unit_offset", "add_unit_offset")
@@ -32,11 +33,12 @@ def computes_one_plus(module: nn.Module, own_name: str) -> bool:
     assert parameter is not None
     # Attributes that are plain numbers may switch between the two ways.
     plain = {name: each for name, each in module.__dict__.items() if type(each) in (bool, int, float, str)}
-    key = kind, own_name, tuple(parameter.shape), tuple(sorted(plain.items()))
+    shape = global_shape(parameter)
+    key = kind, own_name, tuple(shape), tuple(sorted(plain.items()))
     if key not in _answers:
         if in_fake_mode():
             return False  # and nothing to remember
-        _answers[key] = _passes_at_zero(module, parameter.numel())
+        _answers[key] = _passes_at_zero(module, shape.numel())
     return _answers[key]
 
 
@@ -82,7 +84,7 @@ def _twin_at_zero(module: nn.Module) -> nn.Module:
     twin.__dict__["_modules"] = {}
     for own, make in (("_parameters", torch.zeros), ("_buffers", torch.ones)):
         twin.__dict__[own] = {
-            name: None if each is None else make(each.shape, device="cpu", dtype=torch.float32)
+            name: None if each is None else make(global_shape(each), device="cpu", dtype=torch.float32)
             for name, each in module.__dict__[own].items()
         }
     return twin

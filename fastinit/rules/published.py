@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastinit.distributed.shards import is_dtensor
+from fastinit.distributed.held import global_shape, is_sharded
 from fastinit.rules.asked import Asked, Found, kind_of
 from fastinit.run.composed import Later, Source, writes
 from fastinit.run.targets import Target
@@ -79,10 +79,10 @@ def _magnitude(asked: Asked) -> Magnitude | None:
     layer = asked.around.modules.get(asked.name.partition("lora_magnitude_vector.")[0].rstrip("."))
     base = getattr(layer, "base_layer", layer)
     weight = getattr(base, "weight", None)
-    if base is None or not isinstance(weight, Tensor) or not weight.is_floating_point() or is_dtensor(weight):
+    if base is None or not isinstance(weight, Tensor) or not weight.is_floating_point() or is_sharded(weight):
         return None
     axis = 1 if getattr(asked.module, "fan_in_fan_out", False) else 0
-    fits = weight.dim() > 1 and weight.shape[axis] == asked.parameter.numel()
+    fits = weight.dim() > 1 and weight.shape[axis] == asked.shape.numel()
     return Magnitude(base, axis) if fits else None
 
 
@@ -159,7 +159,7 @@ def _of_state_space(asked: Asked) -> Found | None:
         return None
     if asked.own_name == "D":
         return Found("state space: skip connection", ONES)
-    if decay.dim() < 2:
+    if len(global_shape(decay)) < 2:
         return None
     if asked.own_name == "A_log":
         return Found("state space: log(1 ... n)", _LOG_RANGE)

@@ -16,6 +16,7 @@ from torch import nn
 
 from fastinit._torch import BATCH_NORMS, CONVOLUTIONS
 from fastinit.capture.own import Author, Authors
+from fastinit.distributed.held import global_shape
 from fastinit.rules.asked import Asked, Found, Surroundings, Test, kind_of, long_axes_of, own_type
 from fastinit.rules.biases import SCALES, SHIFTS, is_bias
 from fastinit.rules.norms import computes_one_plus, has_switch
@@ -111,7 +112,7 @@ def _map(asked: Asked) -> Found | None:
         return Found(f"linear map of {kind_of(asked.module)}") if of_torch == "map" else None
     if nn.parameter.is_lazy(asked.parameter):
         return Found(f"linear map of {kind_of(asked.module)}")
-    shape = asked.parameter.shape
+    shape = asked.shape
     if asked.long_axes < 2 or _is_norm(asked.module_type) or _is_of_stack(asked):
         return None
     # A leading axis of 1 stands for the batch: the tensor is added to activations.
@@ -146,7 +147,7 @@ def _bias(asked: Asked) -> Found | None:
     if of_torch is not None:
         return Found(_shift_reason(asked), ZEROS) if of_torch == "bias" else None
     if _is_of_stack(asked):
-        return Found(f"biases of a stack of {asked.parameter.shape[0]} maps", ZEROS)
+        return Found(f"biases of a stack of {asked.shape[0]} maps", ZEROS)
     if asked.long_axes > 1 or asked.own_name in STATE_SPACE_NAMES or not is_bias(asked.own_name, asked.module):
         return None
     if asked.own_name == "bias" or asked.own_name in SHIFTS or _is_beside_map(asked):
@@ -160,19 +161,24 @@ def _shift_reason(asked: Asked) -> str:
 
 def _is_of_stack(asked: Asked) -> bool:
     """Whether a parameter holds the biases of a stack of maps beside it: gate_up_proj_bias of experts."""
-    shape = asked.parameter.shape
+    shape = asked.shape
     if len(shape) != 2 or not is_bias(asked.own_name, asked.module):
         return False
     own = (parameter for parameter in asked.module._parameters.values() if parameter is not None)
-    return any(not nn.parameter.is_lazy(each) and each.dim() == 3 and each.shape[0] == shape[0] for each in own)
+    return any(not nn.parameter.is_lazy(each) and _is_stack_of(each, shape[0]) for each in own)
+
+
+def _is_stack_of(tensor: torch.Tensor, count: int) -> bool:
+    shape = global_shape(tensor)
+    return len(shape) == 3 and shape[0] == count
 
 
 def _is_beside_map(asked: Asked) -> bool:
     """Whether a vector's module has a map: a parameter of its own, or a layer of torch.nn as a child."""
-    if asked.parameter.dim() != 1:
+    if len(asked.shape) != 1:
         return False
     own = (parameter for parameter in asked.module._parameters.values() if parameter is not None)
-    if any(not nn.parameter.is_lazy(each) and long_axes_of(each.shape) > 1 for each in own):
+    if any(not nn.parameter.is_lazy(each) and long_axes_of(global_shape(each)) > 1 for each in own):
         return True
     return any(isinstance(child, tuple(kinds)) for child in asked.module._modules.values() for kinds, _, _ in _MAPS)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
-from fastinit.distributed.shards import local_tensor
+from fastinit.distributed.held import global_shape, local_tensor
 from fastinit.errors import ParameterError
 from fastinit.rules.biases import is_bias
 from fastinit.run.names import named_modules
@@ -143,7 +143,7 @@ class Where:
             (self.name is None or self._has_name(name))
             and (regex is None or regex.search(name) is not None)
             and (self.type is None or _is_of_type(module, self.type))
-            and (self.dims is None or parameter.dim() == self.dims)
+            and (self.dims is None or len(global_shape(parameter)) == self.dims)
             and (self.requires_grad is None or parameter.requires_grad == self.requires_grad)
             and (self.frozen is None or parameter.requires_grad != self.frozen)
             and (self.loaded is None or is_loaded(parameter) == self.loaded)
@@ -203,8 +203,9 @@ def _own_name(name: str, given: str | None) -> str:
 
 
 def _has_shape(parameter: torch.Tensor, shape: tuple[int | None, ...]) -> bool:
-    return parameter.dim() == len(shape) and all(
-        wanted is None or size == wanted for size, wanted in zip(parameter.shape, shape, strict=True)
+    own = global_shape(parameter)
+    return len(own) == len(shape) and all(
+        wanted is None or size == wanted for size, wanted in zip(own, shape, strict=True)
     )
 
 

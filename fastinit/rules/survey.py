@@ -12,6 +12,8 @@ from torch import nn
 
 from fastinit._torch import between_nodes
 from fastinit.distributed import agreement
+from fastinit.distributed.held import global_shape
+from fastinit.distributed.megatron import check_in_module
 from fastinit.distributed.shards import is_dtensor, is_flattened
 from fastinit.errors import NAMELESS, FanWarning, ParameterError, warn
 from fastinit.plans import Action, Plan, Row, boxes_of
@@ -53,7 +55,7 @@ class _RowMaker:
         scheme = treatment.scheme
         assert scheme is not None
         check_tensor(tensor, name)
-        shape, boxes = tensor.shape, boxes_of(tensor, name)
+        shape, boxes = global_shape(tensor, name), boxes_of(tensor, name)
         fans = distribution = None
         reason = treatment.reason
         if shape.numel() == 0:
@@ -266,6 +268,7 @@ class Survey:
         treatment = self._treatment(name, canonical, full_name, own_name, module, parameter)
         if treatment.scheme is None:
             return _kept(name, "keep", kind, parameter, treatment.reason, place, covered=treatment.covered)
+        check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
         return self._maker.row(name, own_name, module, parameter, treatment, place, kind)
 
     def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:
@@ -362,10 +365,18 @@ def _kept(
     name: str, action: Action, kind: str, tensor: torch.Tensor, reason: str, place: Place, *, covered: bool = True
 ) -> Row:
     """The row of a parameter or buffer that is not written."""
-    shape = None if nn.parameter.is_lazy(tensor) else tensor.shape
+    shape = None if nn.parameter.is_lazy(tensor) else _shape_of_kept(tensor)
     frozen = action == "keep" and not tensor.requires_grad
     dtype, device = tensor.dtype, tensor.device
     return Row(name, action, kind, shape, dtype, device, reason, place, None, None, None, covered, frozen)
+
+
+def _shape_of_kept(tensor: torch.Tensor) -> torch.Size:
+    """The global shape; the local one where the tensor's kind of shards refuses it, which hinders nobody to keep it."""
+    try:
+        return global_shape(tensor)
+    except ParameterError:
+        return tensor.shape
 
 
 def _is_replicated(module_type: type) -> bool:

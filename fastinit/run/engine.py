@@ -16,7 +16,7 @@ import torch
 from fastinit import _native
 from fastinit._torch import in_fake_mode, increment_version
 from fastinit.distributed import agreement
-from fastinit.distributed.shards import local_tensor
+from fastinit.distributed.held import local_tensors
 from fastinit.errors import ParameterError, warn
 from fastinit.run import composed, cuda, matrix_table, orthogonal, torch_source
 from fastinit.run.exact import exact_arithmetic, safe_threads
@@ -119,7 +119,7 @@ class Program:
     """All that a run needs, made once for tensors as they lie: backends, checks of the memory, tables.
 
     A program is never changed, so several threads may run the same one. Targets with an assignment have no memory of
-    their own: it is made when the program runs. `distributed` are the DTensors whose local tensors are among the
+    their own: it is made when the program runs. `distributed` are the tensors whose local memory is among the
     targets, and the targets were made from `tensors`. Where no seed is given, this rank takes that of `seed_groups` and
     compares it on `compared_meshes`. If `seed_groups` is None, it asks nobody.
 
@@ -203,7 +203,7 @@ class Program:
 
     def _layout_of(self, tensors: Sequence[torch.Tensor]) -> object:
         """How the local tensors lie that have an address; those of other devices are looked up by their identity."""
-        local = list(map(local_tensor, tensors)) if self._has_shards else list(tensors)
+        local = [each for tensor in tensors for each in local_tensors(tensor)] if self._has_shards else list(tensors)
         if not self._all_have_addresses:
             local = [tensor for tensor in local if tensor.device.type in (*NATIVE_DEVICES, "meta")]
         return _layout(local)

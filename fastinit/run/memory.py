@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fastinit._torch import in_transform, version_of
-from fastinit.distributed.shards import local_tensor
+from fastinit.distributed.held import is_sharded, local_tensor, local_tensors
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import extent, overlaps_itself
 from fastinit.schemes.distributions import Distribution
@@ -50,6 +50,7 @@ def _is_usual(tensor: torch.Tensor) -> bool:
     """
     return (
         type(tensor) in USUAL_TYPES
+        and not is_sharded(tensor)
         and tensor.dtype in _USUAL_DTYPES
         and tensor.layout is torch.strided
         and not (tensor.is_nested or tensor.is_neg() or tensor.is_inference() or in_transform(tensor))
@@ -66,12 +67,12 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
     if _is_usual(tensor):
         return
     check_dense(tensor, name)
-    if local_tensor(tensor).is_inference() and not torch.is_inference_mode_enabled():
+    if any(local.is_inference() for local in local_tensors(tensor)) and not torch.is_inference_mode_enabled():
         raise ParameterError(name, "is an inference tensor; write to it inside torch.inference_mode()")
 
 
 def check_dense(tensor: torch.Tensor, name: str) -> None:
-    """Raise unless `tensor` is a dense tensor, or a DTensor whose local tensor is one. It may be on the meta device.
+    """Raise unless `tensor` is a dense tensor, or a shard whose local tensors are. It may be on the meta device.
 
     Raises:
         TypeError: not a tensor, a wrapper around others (inside torch.func.vmap, say), or of another layout.
@@ -83,7 +84,11 @@ def check_dense(tensor: torch.Tensor, name: str) -> None:
         raise ParameterError(name, "is not initialised yet (a lazy parameter has no shape); run a forward pass first")
     if in_transform(tensor):
         raise ParameterError(name, "expected a plain tensor, got one inside torch.func; initialise it outside")
-    tensor = local_tensor(tensor)
+    for local in local_tensors(tensor):
+        _check_local(local, name)
+
+
+def _check_local(tensor: torch.Tensor, name: str) -> None:
     if tensor.layout is not torch.strided:
         raise ParameterError(name, f"expected a dense (strided) tensor, got layout {tensor.layout}")
     if tensor.is_quantized:
@@ -97,18 +102,18 @@ def check_dense(tensor: torch.Tensor, name: str) -> None:
 
 
 def check_readable(tensor: torch.Tensor, name: str) -> None:
-    """Raise unless `tensor` is a dense tensor that has values, or a DTensor whose local tensor is one.
+    """Raise unless `tensor` is a dense tensor that has values, or a shard whose local tensors are.
 
     Raises:
         TypeError, ValueError: as `check_dense`.
         ValueError: no memory (meta, freed).
     """
     check_dense(tensor, name)
-    local = local_tensor(tensor)
-    if local.is_meta:
-        raise ParameterError(name, "is on the meta device and has no values; materialise the model first")
-    if local.numel() > 0 and local.device.type in ("cpu", "cuda"):
-        check_allocated(local, name)
+    for local in local_tensors(tensor):
+        if local.is_meta:
+            raise ParameterError(name, "is on the meta device and has no values; materialise the model first")
+        if local.numel() > 0 and local.device.type in ("cpu", "cuda"):
+            check_allocated(local, name)
 
 
 _RANDOM_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastinit import _torch
 from fastinit._torch import SPECTRAL_NORMS
-from fastinit.distributed.shards import is_dtensor
+from fastinit.distributed.held import is_sharded
 from fastinit.run.exact import exact_arithmetic
 
 # `torch.nn.utils.spectral_norm` is the function, which hides the module of the same name.
@@ -245,7 +245,7 @@ def computed_weights(module: nn.Module) -> Iterator[Computed]:
     The originals of a parametrization without right_inverse are parameters like others.
 
     Raises:
-        ValueError: originals that are DTensors, since the weight needs all of their elements.
+        ValueError: originals that are shards, since the weight needs all of their elements.
     """
     if "parametrizations" in module._modules and parametrize.is_parametrized(module):
         for own_name, chain in module.parametrizations.items():  # type: ignore[operator,union-attr]
@@ -269,8 +269,8 @@ def computed_weights(module: nn.Module) -> Iterator[Computed]:
 
 
 def _check_not_sharded(own_name: str, originals: Sequence[torch.Tensor], by: str) -> None:
-    if any(map(is_dtensor, originals)):
+    if any(map(is_sharded, originals)):
         raise ValueError(
-            f"{own_name}: is set through {by} from DTensors, which needs the whole weight; initialise it before it is "
+            f"{own_name}: is set through {by} from shards, which needs the whole weight; initialise it before it is "
             "sharded, or give its originals a rule of their own"
         )

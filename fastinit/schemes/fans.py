@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastinit._torch import CONVOLUTIONS
+from fastinit.distributed.held import global_shape
 
 
 class Fans(NamedTuple):
@@ -206,7 +207,7 @@ def _shape_of(module: nn.Module, own_name: str) -> torch.Size | None:
         computed: torch.Tensor = torch.func.functional_call(chain, on_meta, ())
         return computed.shape
     weight = getattr(module, own_name, None)
-    return weight.shape if isinstance(weight, torch.Tensor) else None
+    return global_shape(weight) if isinstance(weight, torch.Tensor) else None
 
 
 def module_geometry(module: nn.Module, own_name: str, shape: Sequence[int]) -> Geometry:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from fastinit.distributed.held import global_shape
 from fastinit.recipes.files import check_model
 from fastinit.rules.select import Rule
 from fastinit.run.names import named_parameters, unwrapped
@@ -49,7 +50,7 @@ def shape_of(model: nn.Module | None, pattern: str) -> tuple[int, ...] | None:
     """The shape of the first parameter whose canonical name has the pattern."""
     for name, _, parameter in named_parameters(model) if model is not None else ():
         if re.search(pattern, name):
-            return tuple(parameter.shape)
+            return tuple(global_shape(parameter, name))
     return None
 
 
