@@ -36,7 +36,7 @@ PUBLIC = [
     "KEEP", "STREAM_VERSION", "Chrono", "Constant", "Context", "DeltaOrthogonal", "DepthScaled", "Dirac", "Eye",
     "FallbackWarning", "FanAxes", "FanWarning", "Fans", "ForgetBias", "IdentityPlusOrthogonal", "KeptWarning",
     "LogOfUniform", "LogRange", "MuP", "Normal", "Orthogonal", "Own", "ParameterError", "Plan", "Ramp", "Recipe",
-    "Row", "Rule", "Scaled", "Scheme", "Sparse", "Spectral", "TimeStep", "TruncNormal", "UncoveredWarning",
+    "Row", "Rule", "Scaled", "Scheme", "Sparse", "Spectral", "StagedWarning", "TimeStep", "TruncNormal", "UncoveredWarning",
     "Uniform", "VarianceScaling", "Where", "ZerO", "ZerosWarning", "__version__", "adapters", "calculate_gain",
     "constant_", "deepnorm", "deferred", "derive_seed", "delta_orthogonal_", "dirac_", "eye_", "fingerprint", "fixup",
     "functional", "fused", "init_", "init_model_", "kaiming_normal_", "kaiming_uniform_", "lecun_normal_",

@@ -51,18 +51,28 @@ FASTINIT_HD uint32_t round_pair(float first, float second) {
 #endif
 }
 
-// An element of any 8-bit dtype. The kernel reads its format from the task: as types of their own, four more dtypes
-// would double the kernel.
+// An element of either 8-bit dtype with so many mantissa bits. The kernel reads from the task which one it is: as types
+// of their own, four more dtypes would double the kernel.
+template <int kMantissaBits>
 struct AnyFloat8 {
+  static FASTINIT_HD Float8Format format(Dtype dtype) {
+    const bool has_one_zero = dtype >= Dtype::kFloat8E4m3fnuz;
+    if (kMantissaBits == 2) return Float8Format(has_one_zero ? Dtype::kFloat8E5m2fnuz : Dtype::kFloat8E5m2);
+    return Float8Format(has_one_zero ? Dtype::kFloat8E4m3fnuz : Dtype::kFloat8E4m3fn);
+  }
   uint8_t bits;
 };
 
-// `kCount` values of a source as elements, of which AnyFloat8 has several dtypes.
+FASTINIT_HD bool has_two_mantissa_bits(Dtype dtype) {
+  return dtype == Dtype::kFloat8E5m2 || dtype == Dtype::kFloat8E5m2fnuz;
+}
+
+// `kCount` values of a source as elements, of which AnyFloat8 has two dtypes.
 template <class Element, int kCount>
 FASTINIT_HD Packed pack(const float* values, Dtype dtype) {
   Packed packed{};
   if constexpr (sizeof(Element) == 1) {
-    const Float8Format format(dtype);
+    const Float8Format format = Element::format(dtype);
     FASTINIT_UNROLL
     for (int k = 0; k < kCount; ++k) {
       packed.word[k / 4] |= float8_in_lowest_byte<ScalarLanes>(values[k], format) << (8 * (k % 4));
