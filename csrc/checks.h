@@ -219,6 +219,7 @@ inline void check_sparse(const Task& values, const Task& keys, int64_t rows, int
 
 inline void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
   check_dtype(matrix.dtype, row);
+  if (is_float8(matrix.dtype)) refuse_row(row, "no matrix is made in 8-bit floats");
   if (!std::isfinite(matrix.gain)) refuse_row(row, "a gain that is not finite");
   if (matrix.rows < 0 || matrix.columns < 0) refuse_row(row, "a negative number of rows or columns");
   const auto lies_within = [](int64_t first, int64_t end, int64_t size) {

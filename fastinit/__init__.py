@@ -41,7 +41,7 @@ from fastinit.recipes.presets import preset, preset_names
 from fastinit.recipes.residual import deepnorm, fixup, residual_zeros, t_fixup, zer_o
 from fastinit.rules.roles import lora_rules
 from fastinit.rules.select import KEEP, Rule, Where
-from fastinit.run.engine import FallbackWarning
+from fastinit.run.engine import FallbackWarning, StagedWarning
 from fastinit.run.streams import derive_seed
 from fastinit.schemes.base import Context, Scheme, register_scheme, scheme, scheme_names
 from fastinit.schemes.fans import FanAxes, Fans
@@ -105,6 +105,7 @@ __all__ = [
     "Scheme",
     "Sparse",
     "Spectral",
+    "StagedWarning",
     "TimeStep",
     "TruncNormal",
     "UncoveredWarning",

@@ -71,8 +71,9 @@ def init_model_(
         seed: an int in [0, 2**64). Every value is a pure function of it. None: a seed is drawn.
         generator: the generator that the seed is drawn from. None: torch's default CPU generator, which
             `torch.manual_seed` seeds.
-        backend: "native" refuses tensors that the native code cannot fill, "torch" goes through torch.nn.init, "auto"
-            chooses.
+        backend: "native" refuses tensors that the native code cannot fill where they are. "staged" accepts that the CPU
+            fills memory of its own, which is copied. "torch" goes through torch.nn.init. "auto" takes the first of
+            these that works, and a notice tells of the other two.
         strict: whether to refuse parameters that no rule and no default covers, and rules, or a recipe, that match
             nothing.
         names: the canonical names in the whole model, if `model` is a part of one: a pipeline stage, or the experts of
@@ -146,7 +147,7 @@ def plan(
             ranks that share DTensors, or hold replicas under a wrapper, then meet and take one of their seeds. All of
             them must run the plan (docs/DISTRIBUTED.md).
         generator: the generator that the seed is drawn from, if not the default one.
-        backend: "auto", "native" or "torch".
+        backend: "auto", "native", "staged" or "torch".
         strict: whether to refuse parameters that nothing covers, and rules of `rules` that match nothing. The ranks of
             every mesh also compare their plans for its DTensors, and their seeds. All ranks must take part in this
             exchange. Without a given seed, every run also compares the seeds that the ranks took.

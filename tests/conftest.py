@@ -26,6 +26,7 @@ needs_fma = pytest.mark.skipif(
 
 INSTRUCTION_SETS = _native.module.supported_isas() if _native.module else []
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
 def pytest_configure(config: pytest.Config) -> None:

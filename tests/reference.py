@@ -19,13 +19,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Kind = Literal["constant", "uniform", "normal", "trunc_normal"]
-DType = Literal["float32", "float64", "float16", "bfloat16"]
+DType = Literal[
+    "float32", "float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"
+]
 
 U32 = NDArray[np.uint32]
 U64 = NDArray[np.uint64]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Values = NDArray[Any]  # float32, float64 or float16; bfloat16 as its bits, in uint16
+Values = NDArray[Any]  # float32, float64 or float16; bfloat16 and 8-bit floats as their bits, in uint16 and uint8
 
 STREAM_VERSION = 1
 TABLE_PATH = Path(__file__).resolve().parents[1] / "csrc" / "core" / "normal_table.h"
@@ -148,8 +150,49 @@ def to_float(x: float) -> np.float32:
 # ---- Section 6: rounding ----
 
 
+class Float8(NamedTuple):
+    """An 8-bit float: its numbers that are not negative, in the order of their bits, and what its other bits mean."""
+
+    numbers: F64
+    beyond: int  # the bits of what is rounded up from the greatest number; where that saturates, its own
+    nan: int
+    one_zero: bool
+
+
+@cache
+def float8(dtype: DType) -> Float8 | None:
+    """The numbers of an 8-bit float; None for other dtypes. Bits count up with the numbers, as in every IEEE format."""
+    formats = {"float8_e4m3fn": (3, 7), "float8_e5m2": (2, 15), "float8_e4m3fnuz": (3, 8), "float8_e5m2fnuz": (2, 16)}
+    if dtype not in formats:
+        return None
+    mantissa, bias = formats[dtype]
+    bits = np.arange(128)
+    exponent, fraction = bits >> mantissa, (bits & ((1 << mantissa) - 1)) * 2.0**-mantissa
+    every = np.where(exponent == 0, fraction * 2.0 ** (1 - bias), (1 + fraction) * 2.0 ** (exponent - bias))
+    one_zero = dtype.endswith("fnuz")
+    count = {"float8_e4m3fn": 0x7F, "float8_e5m2": 0x7C}.get(dtype, 0x80)
+    beyond = 0x7E if dtype == "float8_e4m3fn" else count
+    return Float8(every[:count], beyond, 0x80 if one_zero else 0x7F, one_zero)
+
+
+def _round_to_float8(x: F32, of: Float8) -> Values:
+    size = np.abs(x).astype(np.float64)
+    step = of.numbers[-1] - of.numbers[-2]
+    steps = np.append(of.numbers, of.numbers[-1] + step)
+    upper = np.clip(np.searchsorted(steps, size), 1, len(of.numbers))  # the least number that is not below, or beyond
+    middle = 0.5 * (steps[upper - 1] + steps[upper])
+    goes_up = (size > middle) | ((size == middle) & (upper % 2 == 0))
+    bits = np.where(goes_up, upper, upper - 1)
+    bits = np.where(bits == len(of.numbers), of.beyond, bits)
+    bits = np.where(np.isnan(x), of.nan, bits)
+    signed = np.signbit(x) & ~(of.one_zero & ((bits == 0) | (bits == 0x80)))
+    return np.where(signed, bits | 0x80, bits).astype(np.uint8)
+
+
 def round_to_dtype(x: F32, dtype: DType) -> Values:
     """Float values in the dtype of the parameter, to nearest even."""
+    if (of := float8(dtype)) is not None:
+        return _round_to_float8(x, of)
     if dtype == "float16":
         with np.errstate(over="ignore", under="ignore"):
             return x.astype(np.float16)
@@ -162,7 +205,11 @@ def round_to_dtype(x: F32, dtype: DType) -> Values:
 
 
 def widen(values: Values, dtype: DType) -> F64:
-    """Values of a dtype as doubles, exactly."""
+    """Values of a dtype as doubles, exactly; what lies beyond the greatest 8-bit float as an infinity."""
+    if (of := float8(dtype)) is not None:
+        every = np.append(of.numbers, np.full(129 - len(of.numbers), math.inf))
+        negative = values >= (0x81 if of.one_zero else 0x80)
+        return np.where(negative, -1.0, 1.0) * every[np.where(negative, values & 0x7F, values)]
     if dtype == "bfloat16":
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
     return values.astype(np.float64)
@@ -180,7 +227,8 @@ def nearest(x: float, dtype: DType) -> float:
     """x rounded to the dtype to nearest even, by way of float; as a double."""
     if dtype == "float64":
         return x
-    return float(widen(round_to_dtype(np.array([to_float(x)]), dtype), dtype)[0])
+    rounded = float(widen(round_to_dtype(np.array([to_float(x)]), dtype), dtype)[0])
+    return math.copysign(rounded, x)  # where both infinities, or both zeros, have the same bits
 
 
 def next_number(x: float, dtype: DType, towards: float) -> float:
@@ -190,6 +238,11 @@ def next_number(x: float, dtype: DType, towards: float) -> float:
     if dtype == "float16":
         with np.errstate(over="ignore"):
             return float(np.nextafter(np.float16(x), np.float16(towards)))
+    if (of := float8(dtype)) is not None:
+        numbers = [-math.inf, *-of.numbers[:0:-1], *of.numbers, math.inf]
+        if towards > 0.0:
+            return next(number for number in numbers if number > x)
+        return next(number for number in reversed(numbers) if number < x)
     if x == 0.0:
         return math.copysign(2.0**-133, towards)
     # bfloat16 is the upper half of a float: its bits count the numbers of one sign.

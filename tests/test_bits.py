@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import DTYPES, INSTRUCTION_SETS, fill_native_row, needs_native
+from conftest import DTYPES, FLOAT8_DTYPES, INSTRUCTION_SETS, fill_native_row, needs_native
 from torch import nn
 
 import fastinit
@@ -28,7 +28,7 @@ SCHEMES: dict[str, Scheme] = {
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's values in logical order, as integers: equal means equal to the bit."""
-    views = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.detach().contiguous().view(views[tensor.element_size()])
 
 
@@ -44,7 +44,7 @@ def sample(shape: int | tuple[int, ...], scheme: Scheme, dtype: torch.dtype = to
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 def test_bits_same_for_every_thread_count(scheme: Scheme, dtype: torch.dtype, all_threads: None) -> None:
     outcomes = []
     for threads in (1, 2, 3, 7):
@@ -55,7 +55,7 @@ def test_bits_same_for_every_thread_count(scheme: Scheme, dtype: torch.dtype, al
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 def test_bits_same_for_every_instruction_set(
     scheme: Scheme, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +67,7 @@ def test_bits_same_for_every_instruction_set(
         assert_same_bits(outcomes[0], outcome)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
 def test_bits_of_a_prefix_do_not_depend_on_the_size(scheme: Scheme, dtype: torch.dtype, isa: str) -> None:
     whole = sample(70_000, scheme, dtype)
@@ -81,7 +81,7 @@ def _streamed(scheme: Scheme, dtype: torch.dtype) -> torch.Tensor:
     return sample(40 * 2**20 // dtype.itemsize, scheme, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
 def test_bits_same_when_writes_go_past_the_caches(scheme: Scheme, dtype: torch.dtype) -> None:
     """Fills of 32 MiB and more use streaming stores; here of an aligned tensor, of one that is not, and in parts."""
@@ -116,7 +116,7 @@ SHAPES = [(7,), (1000, 37), (300, 512), (3, 5, 7), (16, 8, 3, 3), (5, 1, 4, 6), 
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
 def test_bits_follow_the_logical_index_in_every_layout(
     scheme: Scheme, dtype: torch.dtype, shape: tuple[int, ...]
@@ -137,9 +137,9 @@ def test_layouts_leave_the_memory_around_a_view_alone() -> None:
 
 
 @pytest.mark.parametrize("scheme", [SCHEMES["normal"], SCHEMES["uniform"]], ids=["normal", "uniform"])
-def test_bits_of_half_types_are_the_rounded_float32(scheme: Scheme) -> None:
+def test_bits_of_narrow_types_are_the_rounded_float32(scheme: Scheme) -> None:
     exact = sample(1_000_003, scheme)
-    for dtype in (torch.float16, torch.bfloat16):
+    for dtype in (torch.float16, torch.bfloat16, *FLOAT8_DTYPES):
         low, high = -float("inf"), float("inf")
         if isinstance(scheme, fastinit.Uniform):
             low, high = inward(scheme.low, scheme.high, dtype)
@@ -148,6 +148,9 @@ def test_bits_of_half_types_are_the_rounded_float32(scheme: Scheme) -> None:
 
 def inward(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
     """The dtype's least number not below low, and its greatest not above high."""
+    if dtype.itemsize == 1:
+        numbers = torch.arange(256, dtype=torch.uint8).view(dtype).double()
+        return numbers[numbers >= low].min().item(), numbers[numbers <= high].max().item()
     infinity = torch.tensor(float("inf"), dtype=dtype)
     lower, upper = torch.tensor(low, dtype=dtype), torch.tensor(high, dtype=dtype)
     if lower.double().item() < low:
@@ -157,7 +160,8 @@ def inward(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
     return lower.double().item(), upper.double().item()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
+@pytest.mark.filterwarnings("ignore:.*many values are the same")  # of 8 bits, a few lie within
 @pytest.mark.parametrize("bounds", [(-0.06, 0.06), (0.1, 0.3), (-1e-3, 5.0), (-0.1, -0.05)], ids=str)
 def test_bounds_are_kept_in_every_dtype(dtype: torch.dtype, bounds: tuple[float, float]) -> None:
     low, high = bounds
@@ -230,7 +234,7 @@ SHARDS = {
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 @pytest.mark.parametrize(("shape", "part"), SHARDS.values(), ids=SHARDS.keys())
 def test_shards_equal_the_slice_of_the_whole(
     shape: tuple[int, ...], part: tuple[slice, ...], dtype: torch.dtype, layout: str, isa: str

@@ -296,14 +296,20 @@ def test_tensors_on_several_devices(
     assert same(given, wanted)
 
 
-def test_without_a_backend_for_cuda_it_falls_back_and_says_so(
-    device: Device, native: EmulatedModule, monkeypatch: pytest.MonkeyPatch
+def test_without_a_backend_for_cuda_the_cpu_makes_the_values_and_says_so(
+    wanted: nn.Module, device: Device, native: EmulatedModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "HAS_CUDA", False, raising=False)
     fastinit.run.engine._warn_once.cache_clear()
-    with pytest.warns(fastinit.FallbackWarning, match=r"built without a backend for cuda.*; using torch.nn.init"):
-        fastinit.init_model_(model(), "normal")
-    fastinit.init_model_(model(), "normal")  # once is enough
+    given = model()
+    with pytest.warns(fastinit.StagedWarning, match=r"built without a backend for cuda.*; filling such tensors on the"):
+        fastinit.init_model_(given, "kaiming_normal", seed=4)
+    assert same(given, wanted) and native.fills == []
+    fastinit.init_model_(model(), "kaiming_normal")  # once is enough
+    device.capturing = True
+    with pytest.raises(ValueError, match=r"0.weight: is filled by the CPU and copied, which cannot be captured"):
+        fastinit.init_model_(model(), "kaiming_normal", seed=4)
+    device.capturing = False
     with pytest.raises(ValueError, match=r"0.weight: backend='native' cannot fill it: .* without a backend for cuda"):
         fastinit.init_model_(model(), "normal", backend="native")
     fastinit.run.engine._warn_once.cache_clear()

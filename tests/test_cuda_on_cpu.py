@@ -21,7 +21,7 @@ import ptx_lint
 import pytest
 import reference
 import torch
-from conftest import DTYPES, needs_native
+from conftest import DTYPES, FLOAT8_DTYPES, needs_native
 
 import fastinit.run.table
 from fastinit import _native
@@ -242,7 +242,7 @@ def both(emulated: Emulated, cases: Sequence[tuple[str, torch.Tensor, Distributi
             pytest.fail(f"{name} {tuple(tensor.shape)} {tensor.dtype} {distribution}: differs at {different[:10]}")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 def test_every_size_and_alignment(emulated: Emulated, distribution: Distribution, dtype: torch.dtype) -> None:
     cases = [(f"of {size}", with_sentinels(size + 8, dtype)[4 : 4 + size], distribution) for size in [0, *SIZES]]
@@ -251,7 +251,7 @@ def test_every_size_and_alignment(emulated: Emulated, distribution: Distribution
     both(emulated, cases)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 def test_every_layout(emulated: Emulated, distribution: Distribution, dtype: torch.dtype) -> None:
     matrix = with_sentinels(130 * 70, dtype).view(130, 70)
@@ -286,7 +286,7 @@ def by_table(emulated: Emulated, table: np.ndarray[Any, Any], outputs: Sequence[
         assert torch.equal(output.view(torch.uint8), want.view(torch.uint8)), row
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 def test_shards_and_large_indices(emulated: Emulated, distribution: Distribution, dtype: torch.dtype) -> None:
     """Rows and columns of a huge tensor, by offset: only the shard has memory."""
@@ -348,7 +348,7 @@ NEIGHBOURS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 @pytest.mark.parametrize("transposed", [False, True], ids=["long rows", "neighbouring rows"])
 def test_rows_of_any_length_alignment_and_offset(
@@ -420,7 +420,7 @@ def test_order_of_blocks_and_threads_changes_nothing(emulated: Emulated, order_s
     both(emulated, many_tensors()[:300])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 def test_equal_to_the_reference(emulated: Emulated, dtype: torch.dtype) -> None:
     """To the twin in NumPy: an error that both backends share is found here. Enough values for the tails."""
     assert _native.module is not None

@@ -48,6 +48,8 @@ def as_values(tensor: torch.Tensor) -> Values:
     if tensor.dtype == torch.bfloat16:
         bits: Values = tensor.view(torch.int16).numpy().view(np.uint16)
         return bits
+    if tensor.dtype.itemsize == 1:
+        return tensor.view(torch.uint8).numpy()
     values: Values = tensor.numpy()
     return values
 

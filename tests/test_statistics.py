@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 from hashlib import blake2b
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import mpmath
 import numpy as np
@@ -20,7 +20,7 @@ import reference
 import torch
 from conftest import needs_native
 from numpy.typing import NDArray
-from reference import DType, Kind
+from reference import DType, Kind, Values
 from scipy import special, stats
 
 import fastinit
@@ -31,6 +31,7 @@ ALPHA = 1e-9
 F64 = NDArray[np.float64]
 DTYPES: tuple[DType, ...] = ("float32", "float64", "float16", "bfloat16")
 HALF_DTYPES: tuple[Literal["float16", "bfloat16"], ...] = ("float16", "bfloat16")
+FLOAT8_DTYPES: tuple[DType, ...] = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 
 
 class Distribution(NamedTuple):
@@ -119,10 +120,10 @@ def native(distribution: Distribution, dtype: DType, count: int, name: str = "we
     return tensor
 
 
-def patterns(tensor: torch.Tensor) -> NDArray[np.uint16]:
-    """The bits of a tensor of a 16-bit dtype."""
-    bits: NDArray[np.uint16] = tensor.view(torch.int16).numpy().view(np.uint16)
-    return bits
+def patterns(tensor: torch.Tensor) -> Values:
+    """The bits of a tensor of a 16-bit or 8-bit dtype."""
+    bits: Values = tensor.view(torch.uint8).numpy()
+    return bits if tensor.dtype.itemsize == 1 else bits.view(np.uint16)
 
 
 def as_doubles(tensor: torch.Tensor) -> F64:
@@ -160,25 +161,26 @@ def test_distribution_function_test_tells_wrong_ones_apart() -> None:
     assert kolmogorov_smirnov(drawn[np.abs(drawn) <= 2.0], within.cdf) > ALPHA
 
 
-# ---- Every number of a 16-bit dtype: chi-square, a cell for each ----
+# ---- Every number of a narrow dtype: chi-square, a cell for each ----
 
 
 @cache
-def numbers(dtype: Literal["float16", "bfloat16"]) -> tuple[F64, NDArray[np.intp]]:
+def numbers(dtype: DType) -> tuple[F64, NDArray[np.intp]]:
     """All finite numbers of a dtype in order, and for each bit pattern its place among them (-1: not finite)."""
-    every = np.arange(2**16, dtype=np.uint16)
+    every: Values = np.arange(256, dtype=np.uint8) if dtype in FLOAT8_DTYPES else np.arange(2**16, dtype=np.uint16)
     with np.errstate(invalid="ignore"):  # signalling NaNs are among them
         values = reference.widen(every.view(np.float16) if dtype == "float16" else every, dtype)
     finite = np.isfinite(values)
     ordered = np.unique(values[finite])  # where -0 equals 0
-    place = np.full(2**16, -1, np.intp)
+    place = np.full(every.size, -1, np.intp)
     place[finite] = np.searchsorted(ordered, values[finite])
     return ordered, place
 
 
 def chi_square(tensor: torch.Tensor, distribution: Distribution) -> float:
     """The p-value of the counts of all numbers: a number's cell is what rounds to it, within the bounds."""
-    ordered, place = numbers("float16" if tensor.dtype == torch.float16 else "bfloat16")
+    dtype: Any = str(tensor.dtype).removeprefix("torch.")
+    ordered, place = numbers(dtype)
     places = place[patterns(tensor)]
     assert places.min() >= 0, "a value is not finite"
     observed = np.bincount(places, minlength=ordered.size).astype(np.float64)
@@ -206,6 +208,19 @@ def chi_square(tensor: torch.Tensor, distribution: Distribution) -> float:
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 def test_every_number_of_a_16_bit_dtype_comes_as_often_as_it_should(distribution: Distribution, dtype: DType) -> None:
     assert chi_square(native(distribution, dtype, 10_000_000, str(distribution)), distribution) > ALPHA
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", FLOAT8_DTYPES)
+def test_every_number_of_an_8_bit_dtype_comes_as_often_as_it_should(dtype: DType) -> None:
+    """Uniform over the whole dtype shows the large ones; normals of the size of the smallest show the others."""
+    tensor_dtype: torch.dtype = getattr(torch, dtype)
+    greatest, least = torch.finfo(tensor_dtype).max, torch.finfo(tensor_dtype).smallest_normal
+    for distribution in (
+        *(uniform(0.0, greatest), uniform(-greatest, 0.0), uniform(-least, least), uniform(-0.3, 7.1)),
+        *(normal(0.0, 2.0 * least), normal(0.0, 1.0), truncated(0.3, 1.5, -1.0, 3.0)),
+    ):
+        assert chi_square(native(distribution, dtype, 10_000_000), distribution) > ALPHA
 
 
 @needs_native

@@ -74,6 +74,20 @@ inline double to_double(Float16 x) {
                                            : std::ldexp(1024 + mantissa, exponent - 25);
   return x.bits & 0x8000 ? -magnitude : magnitude;
 }
+// What lies beyond the greatest number counts as infinite, whatever the format takes it for.
+template <Dtype kDtype>
+double to_double(Float8<kDtype> x) {
+  constexpr Float8Format kFormat(kDtype);
+  const double infinity = std::numeric_limits<double>::infinity();
+  if (kFormat.has_one_zero && x.bits == 0x80) return infinity;
+  const int exponent = (x.bits & 0x7F) >> kFormat.mantissa_bits;
+  const int mantissa = x.bits & ((1 << kFormat.mantissa_bits) - 1);
+  const int hidden = exponent == 0 ? 0 : 1 << kFormat.mantissa_bits;
+  const int least = static_cast<int>(kFormat.least_normal >> 23) - 127 - kFormat.mantissa_bits;
+  double magnitude = std::ldexp(hidden + mantissa, exponent == 0 ? least : least + exponent - 1);
+  if (magnitude > kFormat.greatest) magnitude = infinity;
+  return x.bits & 0x80 ? -magnitude : magnitude;
+}
 
 // The neighbour of `x` in its type, one step up in value.
 template <class Bits>
@@ -85,6 +99,12 @@ Bits step_up(Bits bits) {
 inline float step_up(float x) { return bit_cast<float>(step_up(bit_cast<uint32_t>(x))); }
 inline Float16 step_up(Float16 x) { return {step_up(x.bits)}; }
 inline Bfloat16 step_up(Bfloat16 x) { return {step_up(x.bits)}; }
+template <Dtype kDtype>
+Float8<kDtype> step_up(Float8<kDtype> x) {
+  if (!Float8Format(kDtype).has_one_zero) return {step_up(x.bits)};
+  // Without a negative zero, its bits are what lies beyond the greatest number on either side.
+  return {static_cast<uint8_t>(x.bits == 0x80 ? 0xFF : x.bits == 0x81 ? 0 : x.bits & 0x80 ? x.bits - 1 : x.bits + 1)};
+}
 
 // Nearest, or the least not below `x`, or the greatest not above, among the values of a dtype.
 enum class Toward { kNearest, kUp, kDown };
@@ -94,8 +114,8 @@ double round_toward(double x, Toward toward) {
   if (toward == Toward::kDown) return -round_toward<Element>(-x, Toward::kUp);
   Element element;
   round_to(static_cast<float>(x), element);
-  if (toward == Toward::kUp && to_double(element) < x) element = step_up(element);
-  return to_double(element);
+  const double nearest = std::copysign(to_double(element), x);  // where both infinities have the same bits
+  return toward == Toward::kUp && nearest < x ? to_double(step_up(element)) : nearest;
 }
 
 inline double round_toward(Dtype dtype, double x, Toward toward) {
@@ -106,6 +126,14 @@ inline double round_toward(Dtype dtype, double x, Toward toward) {
       return round_toward<Float16>(x, toward);
     case Dtype::kBfloat16:
       return round_toward<Bfloat16>(x, toward);
+    case Dtype::kFloat8E4m3fn:
+      return round_toward<Float8E4m3fn>(x, toward);
+    case Dtype::kFloat8E5m2:
+      return round_toward<Float8E5m2>(x, toward);
+    case Dtype::kFloat8E4m3fnuz:
+      return round_toward<Float8E4m3fnuz>(x, toward);
+    case Dtype::kFloat8E5m2fnuz:
+      return round_toward<Float8E5m2fnuz>(x, toward);
     case Dtype::kFloat64:
       break;
   }
@@ -113,22 +141,31 @@ inline double round_toward(Dtype dtype, double x, Toward toward) {
 }
 
 // The bits of a value as an element. The host makes them, for devices have NaNs of their own.
+template <class Element>
+uint64_t element_bits(double value) {
+  Element element;
+  round_to(value, element);
+  return element.bits;
+}
+
 inline uint64_t element_bits(Dtype dtype, double value) {
-  float as_float;
-  Float16 as_float16;
-  Bfloat16 as_bfloat16;
-  round_to(value, as_float);
-  round_to(value, as_float16);
-  round_to(value, as_bfloat16);
   switch (dtype) {
     case Dtype::kFloat32:
-      return bit_cast<uint32_t>(as_float);
+      return bit_cast<uint32_t>(static_cast<float>(value));
     case Dtype::kFloat64:
       return bit_cast<uint64_t>(value);
     case Dtype::kFloat16:
-      return as_float16.bits;
+      return element_bits<Float16>(value);
     case Dtype::kBfloat16:
-      return as_bfloat16.bits;
+      return element_bits<Bfloat16>(value);
+    case Dtype::kFloat8E4m3fn:
+      return element_bits<Float8E4m3fn>(value);
+    case Dtype::kFloat8E5m2:
+      return element_bits<Float8E5m2>(value);
+    case Dtype::kFloat8E4m3fnuz:
+      return element_bits<Float8E4m3fnuz>(value);
+    case Dtype::kFloat8E5m2fnuz:
+      return element_bits<Float8E5m2fnuz>(value);
   }
   return 0;
 }

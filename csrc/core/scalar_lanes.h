@@ -84,6 +84,7 @@ struct ScalarLanes {
   static FASTINIT_HD U32 bit_and(U32 a, U32 b) { return a & b; }
   static FASTINIT_HD U32 bit_or(U32 a, U32 b) { return a | b; }
   static FASTINIT_HD U32 add(U32 a, U32 b) { return a + b; }
+  static FASTINIT_HD U32 sub(U32 a, U32 b) { return a - b; }
   template <uint32_t kMask, uint32_t kBits>
   static FASTINIT_HD U32 and_or(U32 a) {
 #if defined(__CUDA_ARCH__)
@@ -105,6 +106,7 @@ struct ScalarLanes {
 
   static FASTINIT_HD F32 from_signed(U32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
   static FASTINIT_HD F32 from_unsigned(U32 a) { return static_cast<float>(a); }
+  static FASTINIT_HD F32 add(F32 a, F32 b) { return a + b; }
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return a - b; }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return a * b; }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return exact_fma(a, b, c); }

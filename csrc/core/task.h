@@ -8,11 +8,22 @@
 
 namespace fastinit {
 
-enum class Dtype : int32_t { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBfloat16 = 3 };
-constexpr int kDtypes = 4;
+enum class Dtype : int32_t {
+  kFloat32 = 0,
+  kFloat64 = 1,
+  kFloat16 = 2,
+  kBfloat16 = 3,
+  kFloat8E4m3fn = 4,
+  kFloat8E5m2 = 5,
+  kFloat8E4m3fnuz = 6,
+  kFloat8E5m2fnuz = 7,
+};
+constexpr int kDtypes = 8;
+
+FASTINIT_HD bool is_float8(Dtype dtype) { return dtype >= Dtype::kFloat8E4m3fn; }
 
 FASTINIT_HD int64_t element_bytes(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : is_float8(dtype) ? 1 : 2;
 }
 
 enum class Distribution : int32_t {

@@ -201,6 +201,14 @@ void fill_range(const Task& task, const Stream& stream, int64_t begin, int64_t e
       return fill_typed<L, Float16>(task, stream, begin, end, streaming);
     case Dtype::kBfloat16:
       return fill_typed<L, Bfloat16>(task, stream, begin, end, streaming);
+    case Dtype::kFloat8E4m3fn:
+      return fill_typed<L, Float8E4m3fn>(task, stream, begin, end, streaming);
+    case Dtype::kFloat8E5m2:
+      return fill_typed<L, Float8E5m2>(task, stream, begin, end, streaming);
+    case Dtype::kFloat8E4m3fnuz:
+      return fill_typed<L, Float8E4m3fnuz>(task, stream, begin, end, streaming);
+    case Dtype::kFloat8E5m2fnuz:
+      return fill_typed<L, Float8E5m2fnuz>(task, stream, begin, end, streaming);
   }
 }
 

@@ -46,6 +46,7 @@ struct Avx2Lanes {
   static FASTINIT_HD U32 bit_and(U32 a, U32 b) { return _mm256_and_si256(a, b); }
   static FASTINIT_HD U32 bit_or(U32 a, U32 b) { return _mm256_or_si256(a, b); }
   static FASTINIT_HD U32 add(U32 a, U32 b) { return _mm256_add_epi32(a, b); }
+  static FASTINIT_HD U32 sub(U32 a, U32 b) { return _mm256_sub_epi32(a, b); }
   template <uint32_t kMask, uint32_t kBits>
   static FASTINIT_HD U32 and_or(U32 a) {
     return bit_or(bit_and(a, splat(kMask)), splat(kBits));
@@ -71,10 +72,12 @@ struct Avx2Lanes {
     const F32 low = _mm256_cvtepi32_ps(bit_and(a, splat(uint32_t{0xFFFF})));
     return _mm256_fmadd_ps(high, splat(65536.0f), low);
   }
+  static FASTINIT_HD F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
   static FASTINIT_HD F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
+  static FASTINIT_HD F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm256_min_ps(_mm256_max_ps(a, lower), upper); }
   static FASTINIT_HD Mask less(F32 a, F32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
   static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return _mm256_blendv_ps(b, a, mask); }
@@ -140,6 +143,20 @@ struct Avx2Lanes {
     const __m128i low = _mm256_cvtps_ph(first, _MM_FROUND_TO_NEAREST_INT);
     const __m128i high = _mm256_cvtps_ph(second, _MM_FROUND_TO_NEAREST_INT);
     store<kStreaming>(_mm256_set_m128i(high, low), out);
+  }
+  template <bool kStreaming, Dtype kDtype>
+  static FASTINIT_HD void store_pair(F32 first, F32 second, Float8<kDtype>* out) {
+    constexpr Float8Format kFormat(kDtype);
+    const __m256i halves = _mm256_packus_epi32(float8_in_lowest_byte<Avx2Lanes>(first, kFormat),
+                                               float8_in_lowest_byte<Avx2Lanes>(second, kFormat));
+    // Packs work within 128 bits: each holds a quarter of both registers.
+    const __m256i bytes =
+        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(halves, halves), _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
+    if (kStreaming) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(bytes));
+    } else {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(bytes));
+    }
   }
 };
 

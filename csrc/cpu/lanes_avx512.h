@@ -50,6 +50,7 @@ struct Avx512Lanes {
   static FASTINIT_HD U32 bit_and(U32 a, U32 b) { return _mm512_and_si512(a, b); }
   static FASTINIT_HD U32 bit_or(U32 a, U32 b) { return _mm512_or_si512(a, b); }
   static FASTINIT_HD U32 add(U32 a, U32 b) { return _mm512_add_epi32(a, b); }
+  static FASTINIT_HD U32 sub(U32 a, U32 b) { return _mm512_sub_epi32(a, b); }
   template <uint32_t kMask, uint32_t kBits>
   static FASTINIT_HD U32 and_or(U32 a) {
     return _mm512_ternarylogic_epi32(a, splat(kMask), splat(kBits), 0xEA);
@@ -66,10 +67,12 @@ struct Avx512Lanes {
 
   static FASTINIT_HD F32 from_signed(U32 a) { return _mm512_cvtepi32_ps(a); }
   static FASTINIT_HD F32 from_unsigned(U32 a) { return _mm512_cvtepu32_ps(a); }
+  static FASTINIT_HD F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
   static FASTINIT_HD F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+  static FASTINIT_HD F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm512_min_ps(_mm512_max_ps(a, lower), upper); }
   static FASTINIT_HD Mask less(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
   static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return _mm512_mask_blend_ps(mask, b, a); }
@@ -126,6 +129,18 @@ struct Avx512Lanes {
     const __m256i low = _mm512_cvtps_ph(first, _MM_FROUND_TO_NEAREST_INT);
     const __m256i high = _mm512_cvtps_ph(second, _MM_FROUND_TO_NEAREST_INT);
     store<kStreaming>(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1), out);
+  }
+  template <bool kStreaming, Dtype kDtype>
+  static FASTINIT_HD void store_pair(F32 first, F32 second, Float8<kDtype>* out) {
+    constexpr Float8Format kFormat(kDtype);
+    const __m128i low = _mm512_cvtepi32_epi8(float8_in_lowest_byte<Avx512Lanes>(first, kFormat));
+    const __m128i high = _mm512_cvtepi32_epi8(float8_in_lowest_byte<Avx512Lanes>(second, kFormat));
+    const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    if (kStreaming) {
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(out), bytes);
+    } else {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
+    }
   }
 };
 

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
 
 // The same for one task, an argument of the launch. As another branch of fill_kernel it would not fit into registers.
 // It needs a few more, and fills what is too small for that to matter.
-__global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads * 3 / 4)
+__global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads * 5 / 8)
     fill_single_kernel(const __grid_constant__ Task task, int num_chunks, uint64_t seed) {
   __shared__ SharedQuantile::Pair hot_pairs[SharedQuantile::kEntries];
   const SharedQuantile hot = copy_quantile(hot_pairs);

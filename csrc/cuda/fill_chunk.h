@@ -22,11 +22,12 @@ struct Run {
 };
 
 // A thread computes two Philox blocks at a time: neighbours where 16 bytes hold both, else a warp's lanes apart, so
-// that a warp writes 512 bytes without a gap. In double one, for lack of registers.
+// that a warp writes 512 bytes without a gap (256 of 8-bit elements). In double one, for lack of registers.
 template <class Element, class Source>
-FASTINIT_DEVICE void fill_run(Source& source, const Run& run) {
+FASTINIT_DEVICE void fill_run(Source& source, const Run& run, Dtype dtype) {
   constexpr int kBlockValues = Source::kBlockValues;
-  constexpr int kStoreValues = 16 / static_cast<int>(sizeof(Element));
+  constexpr int kStoreBytes = sizeof(Element) == 1 ? 8 : 16;
+  constexpr int kStoreValues = kStoreBytes / static_cast<int>(sizeof(Element));
   constexpr bool kNeighbours = kStoreValues > kBlockValues;
   constexpr int kBlocks = sizeof(Element) == sizeof(double) ? 1 : 2;
   constexpr int kStores = kNeighbours ? 1 : kBlocks;
@@ -35,8 +36,9 @@ FASTINIT_DEVICE void fill_run(Source& source, const Run& run) {
 
   const int begin = run.begin;
   const int end = run.end;
-  // At so many places from `begin` on, 16 bytes may be stored together.
-  const unsigned together = run.address % 16 == 0 && end - begin >= kStoreValues ? end - begin - kStoreValues + 1 : 0;
+  // At so many places from `begin` on, values may be stored together.
+  const unsigned together =
+      run.address % kStoreBytes == 0 && end - begin >= kStoreValues ? end - begin - kStoreValues + 1 : 0;
 
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   for (int unit = (begin / (kBlockValues * kUnits) + run.first) * kUnits + (kNeighbours ? 2 * lane : lane);
@@ -47,11 +49,11 @@ FASTINIT_DEVICE void fill_run(Source& source, const Run& run) {
     source.template draw<kBlocks, kStride>(first, values);
     FASTINIT_UNROLL
     for (int i = 0; i < kStores; ++i) {
-      Packed packed = pack<Element, kStoreValues>(values + i * kStoreValues);
+      Packed packed = pack<Element, kStoreValues>(values + i * kStoreValues, dtype);
       const int at = (unit + i * kStride) * kBlockValues;
       const uint64_t place = run.address + static_cast<uint64_t>(at) * sizeof(Element);
       if (static_cast<unsigned>(at - begin) < together) {
-        store_together(place, packed, 16);
+        store_together(place, packed, kStoreBytes);
       } else {
         FASTINIT_ROLL
         for (int k = 0; k < kStoreValues; ++k) {
@@ -175,14 +177,17 @@ struct Unit {
 
 // A Philox block of values as elements of the dtype that the task says.
 FASTINIT_DEVICE Packed pack_block(const float (&values)[4], Dtype dtype) {
-  if (dtype == Dtype::kFloat32) return pack<float, 4>(values);
-  return dtype == Dtype::kFloat16 ? pack<Float16, 4>(values) : pack<Bfloat16, 4>(values);
+  if (dtype == Dtype::kFloat32) return pack<float, 4>(values, dtype);
+  if (has_two_mantissa_bits(dtype)) return pack<AnyFloat8<2>, 4>(values, dtype);
+  if (is_float8(dtype)) return pack<AnyFloat8<3>, 4>(values, dtype);
+  return dtype == Dtype::kFloat16 ? pack<Float16, 4>(values, dtype) : pack<Bfloat16, 4>(values, dtype);
 }
-FASTINIT_DEVICE Packed pack_block(const double (&values)[2], Dtype) { return pack<double, 2>(values); }
+FASTINIT_DEVICE Packed pack_block(const double (&values)[2], Dtype dtype) { return pack<double, 2>(values, dtype); }
 FASTINIT_DEVICE Packed pack_block(const uint64_t (&bits)[4], Dtype dtype) {
-  return dtype == Dtype::kFloat32 ? pack<float, 4>(bits) : pack<Float16, 4>(bits);
+  if (dtype == Dtype::kFloat32) return pack<float, 4>(bits, dtype);
+  return is_float8(dtype) ? pack<AnyFloat8<3>, 4>(bits, dtype) : pack<Float16, 4>(bits, dtype);
 }
-FASTINIT_DEVICE Packed pack_block(const uint64_t (&bits)[2], Dtype) { return pack<double, 2>(bits); }
+FASTINIT_DEVICE Packed pack_block(const uint64_t (&bits)[2], Dtype dtype) { return pack<double, 2>(bits, dtype); }
 
 // A lane's next values: of those of two Philox blocks, from value `skipped` on.
 template <class Value>
@@ -320,13 +325,13 @@ FASTINIT_DEVICE void fill_together(const Task& task, Source source, const ChunkR
   for_each_piece(chunks, [&](int64_t piece) {
     const Run run = is_contiguous(task) ? contiguous_run<Element, kBlockValues>(task, piece)
                                         : row_run<Element, kBlockValues>(task, piece);
-    fill_run<Element>(source, run);
+    fill_run<Element>(source, run, task.dtype);
   });
 }
 
 // The ways to fill a task, each for all of its chunks.
 struct Together {
-  // All that differs between three dtypes is the store.
+  // All that differs between the dtypes of float samples is the store.
   template <class MakeSource>
   static FASTINIT_DEVICE void fill(const Task& task, const MakeSource& make_source, const ChunkRange& chunks) {
     using Source = decltype(make_source());
@@ -334,6 +339,12 @@ struct Together {
       fill_together<double>(task, make_source(), chunks);
     } else if (task.dtype == Dtype::kFloat32) {
       fill_together<float>(task, make_source(), chunks);
+    } else if (is_float8(task.dtype)) {
+      if (has_two_mantissa_bits(task.dtype) && !std::is_same_v<typename Source::Value, uint64_t>) {
+        fill_together<AnyFloat8<2>>(task, make_source(), chunks);
+      } else {
+        fill_together<AnyFloat8<3>>(task, make_source(), chunks);
+      }
     } else if (task.dtype == Dtype::kFloat16 || std::is_same_v<typename Source::Value, uint64_t>) {
       fill_together<Float16>(task, make_source(), chunks);
     } else {

@@ -16,11 +16,12 @@ struct Packed {
   // Takes the first element off, and moves the others up by its `bytes`. Its bits are the lowest of the result.
   FASTINIT_DEVICE uint64_t pop(int bytes) {
     const uint64_t first = word[0] | static_cast<uint64_t>(word[1]) << 32;
-    if (bytes == 2) {
-      word[0] = word[0] >> 16 | word[1] << 16;
-      word[1] = word[1] >> 16 | word[2] << 16;
-      word[2] = word[2] >> 16 | word[3] << 16;
-      word[3] = word[3] >> 16;
+    if (bytes <= 2) {
+      const int bits = 8 * bytes;
+      word[0] = word[0] >> bits | word[1] << (32 - bits);
+      word[1] = word[1] >> bits | word[2] << (32 - bits);
+      word[2] = word[2] >> bits | word[3] << (32 - bits);
+      word[3] = word[3] >> bits;
     } else {
       word[0] = bytes == 4 ? word[1] : word[2];
       word[1] = bytes == 4 ? word[2] : word[3];
@@ -50,23 +51,47 @@ FASTINIT_HD uint32_t round_pair(float first, float second) {
 #endif
 }
 
-// `kCount` values of a source as elements.
+// An element of either 8-bit dtype with so many mantissa bits. The kernel reads from the task which one it is: as types
+// of their own, four more dtypes would double the kernel.
+template <int kMantissaBits>
+struct AnyFloat8 {
+  static FASTINIT_HD Float8Format format(Dtype dtype) {
+    const bool has_one_zero = dtype >= Dtype::kFloat8E4m3fnuz;
+    if (kMantissaBits == 2) return Float8Format(has_one_zero ? Dtype::kFloat8E5m2fnuz : Dtype::kFloat8E5m2);
+    return Float8Format(has_one_zero ? Dtype::kFloat8E4m3fnuz : Dtype::kFloat8E4m3fn);
+  }
+  uint8_t bits;
+};
+
+FASTINIT_HD bool has_two_mantissa_bits(Dtype dtype) {
+  return dtype == Dtype::kFloat8E5m2 || dtype == Dtype::kFloat8E5m2fnuz;
+}
+
+// `kCount` values of a source as elements, of which AnyFloat8 has two dtypes.
 template <class Element, int kCount>
-FASTINIT_HD Packed pack(const float* values) {
+FASTINIT_HD Packed pack(const float* values, Dtype dtype) {
   Packed packed{};
-  FASTINIT_UNROLL
-  for (int k = 0; k < kCount; ++k) {
-    if constexpr (sizeof(Element) == 4) {
-      packed.word[k] = bit_cast<uint32_t>(values[k]);
-    } else {
-      if (k % 2 == 1) packed.word[k / 2] = round_pair<Element>(values[k - 1], values[k]);
+  if constexpr (sizeof(Element) == 1) {
+    const Float8Format format = Element::format(dtype);
+    FASTINIT_UNROLL
+    for (int k = 0; k < kCount; ++k) {
+      packed.word[k / 4] |= float8_in_lowest_byte<ScalarLanes>(values[k], format) << (8 * (k % 4));
+    }
+  } else {
+    FASTINIT_UNROLL
+    for (int k = 0; k < kCount; ++k) {
+      if constexpr (sizeof(Element) == 4) {
+        packed.word[k] = bit_cast<uint32_t>(values[k]);
+      } else {
+        if (k % 2 == 1) packed.word[k / 2] = round_pair<Element>(values[k - 1], values[k]);
+      }
     }
   }
   return packed;
 }
 
 template <class Element, int kCount>
-FASTINIT_HD Packed pack(const double* values) {
+FASTINIT_HD Packed pack(const double* values, Dtype /*dtype*/) {
   Packed packed{};
   FASTINIT_UNROLL
   for (int k = 0; k < kCount; ++k) {
@@ -78,7 +103,7 @@ FASTINIT_HD Packed pack(const double* values) {
 }
 
 template <class Element, int kCount>
-FASTINIT_HD Packed pack(const uint64_t* bits) {
+FASTINIT_HD Packed pack(const uint64_t* bits, Dtype /*dtype*/) {
   Packed packed{};
   FASTINIT_UNROLL
   for (int k = 0; k < kCount; ++k) {
@@ -88,8 +113,10 @@ FASTINIT_HD Packed pack(const uint64_t* bits) {
       packed.word[2 * k + 1] = static_cast<uint32_t>(bits[k] >> 32);
     } else if constexpr (sizeof(Element) == 4) {
       packed.word[k] = low;
-    } else {
+    } else if constexpr (sizeof(Element) == 2) {
       packed.word[k / 2] |= low << (16 * (k % 2));
+    } else {
+      packed.word[k / 4] |= low << (8 * (k % 4));
     }
   }
   return packed;
@@ -109,26 +136,32 @@ FASTINIT_DEVICE void store_global(uint64_t address, const Word& word) {
     asm volatile("st.global.u64 [%0], %1;" ::"l"(place), "l"(word) : "memory");
   } else if constexpr (sizeof(Word) == 4) {
     asm volatile("st.global.u32 [%0], %1;" ::"l"(place), "r"(word) : "memory");
-  } else {
+  } else if constexpr (sizeof(Word) == 2) {
     asm volatile("st.global.u16 [%0], %1;" ::"l"(place), "h"(word) : "memory");
+  } else {
+    asm volatile("st.global.u8 [%0], %1;" ::"l"(place), "r"(static_cast<uint32_t>(word)) : "memory");
   }
 #else
   *reinterpret_cast<Word*>(address) = word;
 #endif
 }
 
-// 16 or 8 bytes at once, to a place that is aligned to them.
+// 16, 8 or 4 bytes at once, to a place that is aligned to them.
 FASTINIT_DEVICE void store_together(uint64_t address, const Packed& packed, int bytes) {
   if (bytes == 16) {
     store_global(address, make_uint4(packed.word[0], packed.word[1], packed.word[2], packed.word[3]));
-  } else {
+  } else if (bytes == 8) {
     store_global(address, packed.word[0] | static_cast<uint64_t>(packed.word[1]) << 32);
+  } else {
+    store_global(address, packed.word[0]);
   }
 }
 
 // One element, given by its bits.
 FASTINIT_DEVICE void store_element(uint64_t address, uint64_t bits, int bytes) {
-  if (bytes == 2) {
+  if (bytes == 1) {
+    store_global(address, static_cast<uint8_t>(bits));
+  } else if (bytes == 2) {
     store_global(address, static_cast<uint16_t>(bits));
   } else if (bytes == 4) {
     store_global(address, static_cast<uint32_t>(bits));

@@ -1,7 +1,8 @@
 """Runs what a plan decided: checks all memory, chooses a backend for every tensor, and writes in one pass a device.
 
-The native code takes a table with a row for each tensor. torch.nn.init serves where the native code is missing or does
-not apply. Nothing is written before everything was checked.
+The native code takes a table with a row for each tensor. For devices without a kernel it fills memory of the CPU, which
+is copied (staged.py). torch.nn.init serves where the native code is missing or does not apply. Nothing is written before
+everything was checked.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import cache
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -18,7 +19,7 @@ from fastinit._torch import in_fake_mode, increment_version
 from fastinit.distributed import agreement
 from fastinit.distributed.held import local_tensors
 from fastinit.errors import ParameterError, warn
-from fastinit.run import composed, cuda, matrix_table, orthogonal, torch_source
+from fastinit.run import composed, cuda, matrix_table, orthogonal, staged, torch_source
 from fastinit.run.exact import exact_arithmetic, safe_threads
 from fastinit.run.index_maps import BoxIndices
 from fastinit.run.memory import EXCHANGE_API, check_overlaps, check_writable, memory_span
@@ -32,7 +33,7 @@ from fastinit.schemes.distributions import Uniform
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-BACKENDS = ("auto", "native", "torch")
+BACKENDS = ("auto", "native", "staged", "torch")
 NATIVE_DEVICES = ("cpu", "cuda")
 _CPU = torch.device("cpu")
 
@@ -41,8 +42,12 @@ class FallbackWarning(UserWarning):
     """Some tensors are initialised through torch.nn.init: correct, but slower, and with torch's random numbers."""
 
 
+class StagedWarning(UserWarning):
+    """Some tensors are filled by the CPU and copied to their device: the same values, but slower than a kernel there."""
+
+
 def _obstacle(target: Target) -> str | None:
-    """Why the native code cannot fill a tensor, or None."""
+    """Why the native code cannot fill a tensor where it is, or None."""
     if _native.module is None:
         return f"the native code is not available ({_native.reason})"
     if target.device == _CPU and target.dtype in DTYPES:  # first, since nearly all are
@@ -57,14 +62,31 @@ def _obstacle(target: Target) -> str | None:
     return None
 
 
+Way = Literal["native", "staged", "torch"]
+
+
+def _way_around(target: Target, obstacle: str | None, backend: str) -> Way:
+    """Who fills a tensor, given what keeps the native code from filling it where it is."""
+    if backend == "torch":
+        return "torch"
+    if obstacle is None:
+        return "native"
+    # Values that are not random are the same from torch, without a copy.
+    has_values = _native.module is not None and target.dtype in DTYPES and target.distribution.is_random()
+    return "staged" if has_values and backend != "native" else "torch"
+
+
 def fills_natively(target: Target, backend: str) -> bool:
-    """Whether the native code fills a tensor; otherwise torch.nn.init does."""
-    return backend != "torch" and _obstacle(target) is None
+    """Whether the native code makes the values of a tensor; otherwise torch.nn.init does."""
+    return _way_around(target, _obstacle(target), backend) != "torch"
 
 
 @cache
-def _warn_once(obstacle: str) -> None:
-    warn(f"{obstacle}; using torch.nn.init instead", FallbackWarning)
+def _warn_once(obstacle: str, way: Way) -> None:
+    if way == "staged":
+        warn(f"{obstacle}; filling such tensors on the CPU and copying them", StagedWarning)
+    else:
+        warn(f"{obstacle}; using torch.nn.init instead", FallbackWarning)
 
 
 class NativeSource:
@@ -78,7 +100,7 @@ class NativeSource:
         return self._seed
 
     def fill_all(self, targets: Sequence[Target]) -> None:
-        """Write targets, all of which are on one device."""
+        """Write targets, all of which are on one device: the CPU, or one with kernels."""
         table, device = Table(targets), targets[0].device
         if device.type == "cuda":
             cuda.CudaTable(table, device).fill(self._seed)
@@ -140,6 +162,7 @@ class Program:
     ) -> None:
         self._native: list[Target] = []  # sampled, in one pass
         self._composed: list[Target] = []
+        self._staged: list[Target] = []  # of both kinds
         self._fallback: list[Target] = []
         self._assigned = list(assigned)
         self._seed_groups = seed_groups
@@ -155,22 +178,26 @@ class Program:
                 "is on the meta device and has no memory; use fastinit.materialize_, or allocate the model first "
                 "(model.to_empty(device=...)) and plan again",
             )
-        obstacles: dict[str, str] = {}  # obstacle -> first name
+        obstacles: dict[tuple[str, Way], str] = {}  # what to tell of -> first name
         for target in targets:
-            if not self._is_native(target, obstacles):
+            way = self._way(target, obstacles)
+            if way == "torch":
                 if target.dtype not in DTYPES:
                     _check_torch_writes(target)
                 self._fallback.append(target)
+            elif way == "staged":
+                self._staged.append(target)
             elif target.distribution.needs == "tensor":
                 self._composed.append(target)
             else:
                 self._native.append(target)
         for target, _ in assigned:
-            self._is_native(target, obstacles)
-        if backend == "native" and obstacles:
-            obstacle, name = next(iter(obstacles.items()))
-            raise ParameterError(name, f"backend='native' cannot fill it: {obstacle}")
-        self._obstacles = tuple(obstacles)
+            self._way(target, obstacles)
+        if backend in ("native", "staged"):
+            for (obstacle, way), name in obstacles.items():
+                if way == "torch":
+                    raise ParameterError(name, f"backend={backend!r} cannot fill it: {obstacle}")
+        self._obstacles = tuple(obstacles) if backend == "auto" else ()
         self._tensors = list(tensors)
         self._has_shards = bool(distributed)
         self._all_have_addresses = all(kind in NATIVE_DEVICES for kind in kinds.values())
@@ -187,10 +214,11 @@ class Program:
                 on_cuda.setdefault(target.device, []).append(target)
         self._cpu_table = Table(on_cpu) if on_cpu else None
         self._cuda_tables = [cuda.CudaTable(Table(of_device), device) for device, of_device in on_cuda.items()]
+        staged.check([target for target in self._staged if target.distribution.needs == "element"])
         self._devices = set(kinds)
-        self._written = [target.tensor for target in (*self._native, *self._composed)]
+        self._written = [target.tensor for target in (*self._native, *self._composed, *self._staged)]
         self._written += [tensor for _, tensor in distributed]
-        ours = [*self._native, *self._composed, *(target for target, _ in assigned)]
+        ours = [*self._native, *self._composed, *self._staged, *(target for target, _ in assigned)]
         self._takes_random_numbers = any(target.distribution.is_random() for target in ours)
 
     def is_for(self, tensors: Sequence[torch.Tensor]) -> bool:
@@ -208,20 +236,19 @@ class Program:
             local = [tensor for tensor in local if tensor.device.type in (*NATIVE_DEVICES, "meta")]
         return _layout(local)
 
-    def _is_native(self, target: Target, obstacles: dict[str, str]) -> bool:
-        if self._backend == "torch":
-            return False
-        obstacle = _obstacle(target)
+    def _way(self, target: Target, obstacles: dict[tuple[str, Way], str]) -> Way:
+        obstacle = None if self._backend == "torch" else _obstacle(target)
+        way = _way_around(target, obstacle, self._backend)
         # Values that are not random are the same from torch, so they need no warning.
         if obstacle is not None and (self._backend == "native" or target.distribution.is_random()):
-            obstacles.setdefault(obstacle, target.name)
-        return obstacle is None
+            obstacles.setdefault((obstacle, way), target.name)
+        return way
 
     def run_(self, seed: int | torch.Tensor | None, generator: torch.Generator | None) -> None:
         """Write all targets. See Plan.run_."""
         self._check_captures()
-        for obstacle in self._obstacles:
-            _warn_once(obstacle)
+        for obstacle, way in self._obstacles:
+            _warn_once(obstacle, way)
         if isinstance(seed, torch.Tensor):
             if self._reads_on_device(seed):
                 self._fill(seed)
@@ -239,7 +266,7 @@ class Program:
                 )
             if self._takes_random_numbers:
                 seed = draw_seed(generator)
-            elif self._native or self._composed or self._assigned:
+            elif self._native or self._composed or self._staged or self._assigned:
                 seed = 0  # nothing depends on it
         # An assignment can fail, so all of them are prepared before anything is written.
         prepared: list[object] = []
@@ -259,9 +286,12 @@ class Program:
 
     def _check_captures(self) -> None:
         """Refuse to capture into a CUDA graph what waits for the device, or reads the host's memory at a replay."""
-        if not self._composed:
+        if not self._composed and not self._staged:
             return
         capturing = {device for device in self._devices if device.type == "cuda" and cuda.is_capturing(device)}
+        if capturing and self._staged:
+            name = self._staged[0].name
+            raise ParameterError(name, "is filled by the CPU and copied, which cannot be captured into a CUDA graph")
         for target in self._composed:
             if target.device in capturing and not composed.is_one_kernel(target):
                 raise ParameterError(
@@ -284,13 +314,16 @@ class Program:
                 assert isinstance(seed, int)
                 with exact_arithmetic(self._devices):
                     composed.fill_all(self._composed, NativeSource(seed))
+            if self._staged:
+                assert isinstance(seed, int)
+                _fill_staged(self._staged, seed)
         finally:  # an interrupted run has written something, too
             if self._written:
                 increment_version(self._written)
 
     def _reads_on_device(self, seed: torch.Tensor) -> bool:
         """Whether all values are made by kernels of the device on which a seed is."""
-        others = self._composed or self._fallback or self._assigned
+        others = self._composed or self._staged or self._fallback or self._assigned
         return bool(self._native) and not others and self._devices == {seed.device} and seed.device.type == "cuda"
 
     def _prepare(
@@ -303,15 +336,35 @@ class Program:
     ) -> object:
         weight = torch.empty(target.shape, dtype=target.dtype, device=target.device)
         target = target._replace(tensor=weight)
-        if self._is_native(target, {}):
+        way = self._way(target, {})
+        if way == "native":
             assert seed is not None
             composed.fill_all([target], NativeSource(seed))
+        elif way == "staged":
+            assert seed is not None
+            _fill_staged([target], seed)
         else:
             torch_source.fill(target, given_seed, generator)
         try:
             return assignment.prepare(weight)
         except Exception as error:
             raise ParameterError(target.name, f"cannot be set through its parametrization: {error}") from error
+
+
+def _fill_staged(targets: Sequence[Target], seed: int) -> None:
+    """Write targets of devices that have no kernels. What is computed from random numbers is computed on the CPU too,
+    in memory for one tensor."""
+    sampled: dict[torch.device, list[Target]] = {}
+    for target in targets:
+        if target.distribution.needs == "element":
+            sampled.setdefault(target.device, []).append(target)
+            continue
+        values = torch.empty(target.tensor.shape, dtype=target.dtype, device=_CPU)
+        with exact_arithmetic({_CPU}):
+            composed.fill_all([target._replace(tensor=values, device=_CPU)], NativeSource(seed))
+        target.tensor.detach().copy_(values)
+    for of_device in sampled.values():
+        staged.fill(of_device, seed, torch.get_num_threads())
 
 
 def _value_of(seed: torch.Tensor) -> int:

@@ -41,6 +41,9 @@ EXCHANGE_API: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
 USUAL_TYPES = frozenset({torch.nn.Parameter, torch.Tensor})
 _USUAL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+FLOAT8_DTYPES = frozenset(
+    {torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+)  # that are sampled; float8_e8m0fnu has powers of two alone
 
 
 def _is_usual(tensor: torch.Tensor) -> bool:
@@ -126,8 +129,13 @@ def check_dtype(dtype: torch.dtype, distribution: Distribution) -> None:
         return
     if not (dtype.is_floating_point or dtype.is_complex):
         raise TypeError(f"expected a floating-point dtype, got {dtype}")
+    if dtype in FLOAT8_DTYPES:
+        for block in distribution.each_block():
+            if block.needs != "element":
+                raise TypeError(f"expected float16, bfloat16, float32 or float64 for {block}, got {dtype}")
+        return
     if dtype not in _COMPLEX_DTYPES:
-        raise TypeError(f"expected float16, bfloat16, float32 or float64, got {dtype}")
+        raise TypeError(f"expected float16, bfloat16, float32 or float64, or an 8-bit float with a sign, got {dtype}")
     for block in distribution.each_block():
         if not block.takes_complex:
             raise TypeError(f"{block} has no meaning in {dtype}")

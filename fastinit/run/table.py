@@ -17,7 +17,16 @@ from fastinit.run.streams import name_id
 from fastinit.run.targets import Target, indices_of_tensor, sampled_blocks
 
 # csrc/core/task.h
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+DTYPES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.float16: 2,
+    torch.bfloat16: 3,
+    torch.float8_e4m3fn: 4,
+    torch.float8_e5m2: 5,
+    torch.float8_e4m3fnuz: 6,
+    torch.float8_e5m2fnuz: 7,
+}
 _PADDING = tuple((0.0,) * (5 - length) for length in range(6))
 # csrc/core/prepare.h
 _PREPARE_ERRORS = {
