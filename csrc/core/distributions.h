@@ -65,7 +65,7 @@ class NormalF32 {
     for (int i = 0; i < kGroup; ++i) {
       negative[i] = mass_.negative(words[i]);
       distance[i] = L::invert_unless(negative[i], words[i]);
-      p[i] = L::fma(L::from_unsigned(distance[i]), mass_.slope(), mass_.offset(negative[i]));
+      p[i] = L::fma(mass_.to_float(distance[i]), mass_.slope(), mass_.offset(negative[i]));
     }
     hot_quantile_(p, x);
     typename L::F32 least = p[0];
@@ -85,6 +85,8 @@ class NormalF32 {
     FASTINIT_HD explicit WholeMass(const Sampler&) {}
     FASTINIT_HD typename L::Mask negative(typename L::U32 words) const { return L::top_bit_clear(words); }
     FASTINIT_HD bool is_negative(uint32_t word) const { return word >> 31 == 0; }
+    // Half of the words at most lie on either side, so the distance reads the same with a sign.
+    FASTINIT_HD typename L::F32 to_float(typename L::U32 distance) const { return L::from_signed(distance); }
     FASTINIT_HD typename L::F32 slope() const { return L::splat(0x1p-32f); }
     FASTINIT_HD typename L::F32 offset(typename L::Mask) const { return L::splat(0x1p-33f); }
     FASTINIT_HD typename L::F32 clamp(typename L::F32 x) const { return x; }
@@ -103,6 +105,7 @@ class NormalF32 {
           sampler_(sampler) {}
     FASTINIT_HD typename L::Mask negative(typename L::U32 words) const { return L::less(words, negative_below_); }
     FASTINIT_HD bool is_negative(uint32_t word) const { return word < L::get(negative_below_, 0); }
+    FASTINIT_HD typename L::F32 to_float(typename L::U32 distance) const { return L::from_unsigned(distance); }
     FASTINIT_HD typename L::F32 slope() const { return slope_; }
     FASTINIT_HD typename L::F32 offset(typename L::Mask negative) const {
       return L::select(negative, offset_negative_, offset_positive_);

@@ -126,11 +126,15 @@ struct ScalarLanes {
   static FASTINIT_HD uint32_t get(U32 a, int /*lane*/) { return a; }
   static FASTINIT_HD void set(F32& a, int /*lane*/, float value) { a = value; }
 
-  // 32 floats, indexed by the low five bits of a lane.
-  struct Table32 {
-    const float* entries;  // [32]
-    FASTINIT_HD explicit Table32(const float* entries) : entries(entries) {}
-    FASTINIT_HD F32 operator[](U32 index) const { return entries[index & 31]; }
+  // The hot rows of the quantile's table (cpu/hot_quantile.h): the row that belongs to the bits of p, and its powers.
+  static constexpr int kRowsTogether = 4;
+  struct HotRows {
+    using Row = const float*;
+    const float* rows;  // [32][8]
+    template <class Hot>
+    FASTINIT_HD explicit HotRows(const Hot& hot) : rows(hot.row[0]) {}
+    FASTINIT_HD Row find(U32 bits) const { return rows + (bits >> 22 & 31) * 8; }
+    FASTINIT_HD F32 power(int power, Row row) const { return row[power]; }
   };
 };
 
