@@ -16,7 +16,8 @@ constexpr int64_t kStreamingBytes = int64_t{32} << 20;
 
 FillRange fill_range_of(int choice) {
 #if defined(__x86_64__)
-  constexpr FillRange kFillRanges[kInstructionSets] = {fill_range_avx512, fill_range_avx2, nullptr, fill_range_portable};
+  constexpr FillRange kFillRanges[kInstructionSets] = {fill_range_avx512, fill_range_avx2, nullptr,
+                                                       fill_range_portable};
 #elif defined(__aarch64__)
   constexpr FillRange kFillRanges[kInstructionSets] = {nullptr, nullptr, fill_range_neon, fill_range_portable};
 #else

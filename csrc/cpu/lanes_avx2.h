@@ -3,11 +3,15 @@
 #pragma once
 
 #include "core/rounding.h"
+#include "doubles_avx2.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
 struct Avx2Lanes {
+  using Doubles = Avx2Doubles;
+  using QuantileF64 = Avx2QuantileF64;
+
   static constexpr int kWidth = 8;
 
   // Four Philox words, each in the low half of a 64-bit lane; the high half holds anything (see Avx512Lanes).

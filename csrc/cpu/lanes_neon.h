@@ -1,12 +1,16 @@
 // Four lanes in NEON registers of aarch64: the words of core/scalar_lanes.h. Included in neon.cpp only.
 #pragma once
 
+#include "core/distributions.h"
 #include "core/rounding.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
 struct NeonLanes {
+  using Doubles = ScalarDoubles;
+  using QuantileF64 = ScalarQuantileF64;
+
   static constexpr int kWidth = 4;
 
   // Four Philox words side by side. A product takes two registers, and two unzips take them apart.
@@ -121,6 +125,14 @@ struct NeonLanes {
   template <bool kStreaming>
   static FASTINIT_HD void store(U32 values, void* out) {
     memcpy(out, &values, sizeof(values));
+  }
+  // A value at a time, for types that have no conversion of four.
+  template <bool kStreaming, class Element>
+  static FASTINIT_HD void store_pair(F32 first, F32 second, Element* out) {
+    float values[2 * kWidth];
+    vst1q_f32(values, first);
+    vst1q_f32(values + kWidth, second);
+    for (int i = 0; i < 2 * kWidth; ++i) round_to(values[i], out[i]);
   }
   template <bool kStreaming>
   static FASTINIT_HD void store_pair(F32 first, F32 second, float* out) {
