@@ -65,7 +65,7 @@ class NormalF32 {
     for (int i = 0; i < kGroup; ++i) {
       negative[i] = mass_.negative(words[i]);
       distance[i] = L::invert_unless(negative[i], words[i]);
-      p[i] = L::fma(L::from_unsigned(distance[i]), mass_.slope(), mass_.offset(negative[i]));
+      p[i] = L::fma(mass_.to_float(distance[i]), mass_.slope(), mass_.offset(negative[i]));
     }
     hot_quantile_(p, x);
     typename L::F32 least = p[0];
@@ -85,6 +85,8 @@ class NormalF32 {
     FASTINIT_HD explicit WholeMass(const Sampler&) {}
     FASTINIT_HD typename L::Mask negative(typename L::U32 words) const { return L::top_bit_clear(words); }
     FASTINIT_HD bool is_negative(uint32_t word) const { return word >> 31 == 0; }
+    // Half of the words at most lie on either side, so the distance reads the same with a sign.
+    FASTINIT_HD typename L::F32 to_float(typename L::U32 distance) const { return L::from_signed(distance); }
     FASTINIT_HD typename L::F32 slope() const { return L::splat(0x1p-32f); }
     FASTINIT_HD typename L::F32 offset(typename L::Mask) const { return L::splat(0x1p-33f); }
     FASTINIT_HD typename L::F32 clamp(typename L::F32 x) const { return x; }
@@ -103,6 +105,7 @@ class NormalF32 {
           sampler_(sampler) {}
     FASTINIT_HD typename L::Mask negative(typename L::U32 words) const { return L::less(words, negative_below_); }
     FASTINIT_HD bool is_negative(uint32_t word) const { return word < L::get(negative_below_, 0); }
+    FASTINIT_HD typename L::F32 to_float(typename L::U32 distance) const { return L::from_unsigned(distance); }
     FASTINIT_HD typename L::F32 slope() const { return slope_; }
     FASTINIT_HD typename L::F32 offset(typename L::Mask negative) const {
       return L::select(negative, offset_negative_, offset_positive_);
@@ -169,52 +172,95 @@ class NormalF32 {
   Stream stream_;
 };
 
-// The same two in double, a value at a time, with separate products and sums.
+// The same two in double, with separate products and sums, on the words of ScalarDoubles.
 
-FASTINIT_HD double clamp(double x, double lower, double upper) {
-  const double raised = x > lower ? x : lower;
-  return raised < upper ? raised : upper;
+template <class D>
+FASTINIT_HD typename D::F64 clamp(typename D::F64 x, typename D::F64 lower, typename D::F64 upper) {
+  return D::min(D::max(x, lower), upper);
 }
 
-class UniformF64 {
+template <class D>
+class UniformDoubles {
  public:
-  FASTINIT_HD UniformF64(const Sampler& sampler, const Stream&)
-      : scale_(sampler.scale), center_(sampler.center), lower_(sampler.lower), upper_(sampler.upper) {}
+  using Doubles = D;
 
-  FASTINIT_HD double operator()(uint64_t word) const {
-    const double t = static_cast<double>(static_cast<int64_t>(word | 1));
-    return clamp(t * 0x1p-63 * scale_ + center_, lower_, upper_);
+  FASTINIT_HD UniformDoubles(const Sampler& sampler, const Stream&)
+      : scale_(D::splat(sampler.scale)),
+        center_(D::splat(sampler.center)),
+        lower_(D::splat(sampler.lower)),
+        upper_(D::splat(sampler.upper)) {}
+
+  template <int kGroup>
+  FASTINIT_HD void operator()(const typename D::U64 (&words)[kGroup], typename D::F64 (&x)[kGroup]) const {
+    FASTINIT_UNROLL
+    for (int i = 0; i < kGroup; ++i) x[i] = (*this)(words[i]);
+  }
+
+  FASTINIT_HD typename D::F64 operator()(typename D::U64 word) const {
+    const typename D::F64 t = D::mul(D::from_signed(D::bit_or(word, D::splat(uint64_t{1}))), D::splat(0x1p-63));
+    return clamp<D>(D::add(D::mul(t, scale_), center_), lower_, upper_);
   }
 
  private:
-  double scale_, center_, lower_, upper_;
+  typename D::F64 scale_, center_, lower_, upper_;
 };
 
-class NormalF64 {
+// Quantile gives Q^-1 of p in [2^-66, 0.75), from the table in whatever order is the fastest to read.
+template <class D, class Quantile>
+class NormalDoubles {
  public:
-  FASTINIT_HD NormalF64(const Sampler& sampler, const Stream&)
-      : negative_below_(sampler.negative_below),
-        slope_(sampler.mass * 0x1p-64),
-        offset_negative_(sampler.below_lower + sampler.mass * 0x1p-65),
-        offset_positive_(sampler.above_upper + sampler.mass * 0x1p-65),
-        scale_(sampler.scale),
-        center_(sampler.center),
-        lower_(sampler.lower),
-        upper_(sampler.upper) {}
+  using Doubles = D;
 
-  FASTINIT_DEVICE double operator()(uint64_t word) const {
-    const bool negative = word < negative_below_;
-    const uint64_t distance = negative ? word : ~word;
-    const double p = static_cast<double>(distance) * slope_ + (negative ? offset_negative_ : offset_positive_);
-    const double least = kQuantileLeast;
-    const double x = normal_quantile(p > least ? p : least);
-    return clamp((negative ? -x : x) * scale_ + center_, lower_, upper_);
+  FASTINIT_HD NormalDoubles(const Sampler& sampler, const Stream&)
+      : negative_below_(D::splat(sampler.negative_below)),
+        slope_(D::splat(sampler.mass * 0x1p-64)),
+        offset_negative_(D::splat(sampler.below_lower + sampler.mass * 0x1p-65)),
+        offset_positive_(D::splat(sampler.above_upper + sampler.mass * 0x1p-65)),
+        scale_(D::splat(sampler.scale)),
+        center_(D::splat(sampler.center)),
+        lower_(D::splat(sampler.lower)),
+        upper_(D::splat(sampler.upper)) {}
+
+  FASTINIT_DEVICE typename D::F64 operator()(typename D::U64 word) const {
+    const typename D::U64 words[1] = {word};
+    typename D::F64 x[1];
+    (*this)(words, x);
+    return x[0];
+  }
+
+  template <int kGroup>
+  FASTINIT_DEVICE void operator()(const typename D::U64 (&words)[kGroup], typename D::F64 (&x)[kGroup]) const {
+    typename D::Mask negative[kGroup];
+    typename D::F64 p[kGroup];
+    FASTINIT_UNROLL
+    for (int i = 0; i < kGroup; ++i) {
+      negative[i] = D::less(words[i], negative_below_);
+      const typename D::F64 distance = D::from_unsigned(D::invert_unless(negative[i], words[i]));
+      const typename D::F64 offset = D::select(negative[i], offset_negative_, offset_positive_);
+      p[i] = D::max(D::add(D::mul(distance, slope_), offset), D::splat(double{kQuantileLeast}));
+    }
+    Quantile::at(p, x);
+    FASTINIT_UNROLL
+    for (int i = 0; i < kGroup; ++i) {
+      x[i] = clamp<D>(D::add(D::mul(D::negate_if(negative[i], x[i]), scale_), center_), lower_, upper_);
+    }
   }
 
  private:
-  uint64_t negative_below_;
-  double slope_, offset_negative_, offset_positive_, scale_, center_, lower_, upper_;
+  typename D::U64 negative_below_;
+  typename D::F64 slope_, offset_negative_, offset_positive_, scale_, center_, lower_, upper_;
 };
+
+struct ScalarQuantileF64 {
+  template <int kGroup>
+  static FASTINIT_DEVICE void at(const double (&p)[kGroup], double (&x)[kGroup]) {
+    FASTINIT_UNROLL
+    for (int i = 0; i < kGroup; ++i) x[i] = normal_quantile(p[i]);
+  }
+};
+
+using UniformF64 = UniformDoubles<ScalarDoubles>;
+using NormalF64 = NormalDoubles<ScalarDoubles, ScalarQuantileF64>;
 
 }  // namespace FASTINIT_ISA
 }  // namespace fastinit

@@ -21,6 +21,7 @@ constexpr float kQuantileLeast = 0x1p-66f;  // the least p that the table covers
 // at its number modulo 32, so that indexing needs no subtraction. Below kQuantileHot the full table is read.
 constexpr float kQuantileHot = 0x1.8p-17f;  // one value in 43 691 lies beyond: 4.24 sigma
 constexpr int kQuantileHotRows = 32;
+constexpr int kQuantileRowFloats = 8;  // of one row's powers in consecutive memory: a power of two
 constexpr int kQuantileFirstHotRow = kQuantileLastRow - kQuantileHotRows + 1;
 
 // What the bits of p say: the row, and z in [-0.25, 0.25), exactly.

@@ -48,6 +48,29 @@ FASTINIT_HD float exact_fma(float a, float b, float c) {
 #endif
 }
 
+// One double, for samples in double precision.
+struct ScalarDoubles {
+  static constexpr int kWidth = 1;
+
+  using U64 = uint64_t;
+  using F64 = double;
+  using Mask = bool;
+
+  static FASTINIT_HD U64 splat(uint64_t a) { return a; }
+  static FASTINIT_HD F64 splat(double a) { return a; }
+  static FASTINIT_HD U64 bit_or(U64 a, U64 b) { return a | b; }
+  static FASTINIT_HD Mask less(U64 a, U64 b) { return a < b; }
+  static FASTINIT_HD U64 invert_unless(Mask keep, U64 a) { return keep ? a : ~a; }
+  static FASTINIT_HD F64 from_signed(U64 a) { return static_cast<double>(static_cast<int64_t>(a)); }
+  static FASTINIT_HD F64 from_unsigned(U64 a) { return static_cast<double>(a); }
+  static FASTINIT_HD F64 add(F64 a, F64 b) { return a + b; }
+  static FASTINIT_HD F64 mul(F64 a, F64 b) { return a * b; }
+  static FASTINIT_HD F64 min(F64 a, F64 b) { return a < b ? a : b; }
+  static FASTINIT_HD F64 max(F64 a, F64 b) { return a > b ? a : b; }
+  static FASTINIT_HD F64 select(Mask mask, F64 a, F64 b) { return mask ? a : b; }
+  static FASTINIT_HD F64 negate_if(Mask mask, F64 a) { return mask ? -a : a; }
+};
+
 struct ScalarLanes {
   static constexpr int kWidth = 1;
 
@@ -128,11 +151,15 @@ struct ScalarLanes {
   static FASTINIT_HD uint32_t get(U32 a, int /*lane*/) { return a; }
   static FASTINIT_HD void set(F32& a, int /*lane*/, float value) { a = value; }
 
-  // 32 floats, indexed by the low five bits of a lane.
-  struct Table32 {
-    const float* entries;  // [32]
-    FASTINIT_HD explicit Table32(const float* entries) : entries(entries) {}
-    FASTINIT_HD F32 operator[](U32 index) const { return entries[index & 31]; }
+  // The hot rows of the quantile's table (cpu/hot_quantile.h): the row that belongs to the bits of p, and its powers.
+  static constexpr int kRowsTogether = 4;
+  struct HotRows {
+    using Row = const float*;
+    const float* rows;  // [32][8]
+    template <class Hot>
+    FASTINIT_HD explicit HotRows(const Hot& hot) : rows(hot.row[0]) {}
+    FASTINIT_HD Row find(U32 bits) const { return rows + (bits >> 22 & 31) * 8; }
+    FASTINIT_HD F32 power(int power, Row row) const { return row[power]; }
   };
 };
 

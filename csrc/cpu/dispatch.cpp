@@ -16,9 +16,12 @@ constexpr int64_t kStreamingBytes = int64_t{32} << 20;
 
 FillRange fill_range_of(int choice) {
 #if defined(__x86_64__)
-  constexpr FillRange kFillRanges[kInstructionSets] = {fill_range_avx512, fill_range_avx2, fill_range_portable};
+  constexpr FillRange kFillRanges[kInstructionSets] = {fill_range_avx512, fill_range_avx2, nullptr,
+                                                       fill_range_portable};
+#elif defined(__aarch64__)
+  constexpr FillRange kFillRanges[kInstructionSets] = {nullptr, nullptr, fill_range_neon, fill_range_portable};
 #else
-  constexpr FillRange kFillRanges[kInstructionSets] = {nullptr, nullptr, fill_range_portable};
+  constexpr FillRange kFillRanges[kInstructionSets] = {nullptr, nullptr, nullptr, fill_range_portable};
 #endif
   return kFillRanges[choice];
 }
@@ -35,7 +38,13 @@ const InstructionSet* instruction_sets() {
   constexpr bool avx2 = false;
   constexpr bool avx512 = false;
 #endif
-  static const InstructionSet sets[kInstructionSets] = {{"avx512", avx512}, {"avx2", avx2}, {"portable", true}};
+#if defined(__aarch64__)
+  constexpr bool neon = true;
+#else
+  constexpr bool neon = false;
+#endif
+  static const InstructionSet sets[kInstructionSets] = {
+      {"avx512", avx512}, {"avx2", avx2}, {"neon", neon}, {"portable", true}};
   return sets;
 }
 

@@ -35,7 +35,7 @@ struct SourceF32 {
   }
 };
 
-// double values: vectors of words, then a value at a time.
+// double values: vectors of words, then as many values at a time as their lanes are wide.
 template <class L, class DistributionF64>
 struct SourceF64 {
   static constexpr int kBlockValues = 2;
@@ -51,8 +51,21 @@ struct SourceF64 {
     source.draw(block, registers);
     alignas(64) uint32_t words[WordSource<L>::kWords];
     for (int i = 0; i < kRegisters; ++i) L::template store<false>(registers[i], words + i * L::kWidth);
-    for (int i = 0; i < kDrawValues; ++i) {
-      out[i] = distribution(words[2 * i] | static_cast<uint64_t>(words[2 * i + 1]) << 32);
+    using D = typename DistributionF64::Doubles;
+    if constexpr (D::kWidth == 1) {
+      for (int i = 0; i < kDrawValues; ++i) {
+        out[i] = distribution(words[2 * i] | static_cast<uint64_t>(words[2 * i + 1]) << 32);
+      }
+    } else {
+      for (int i = 0; i < kDrawValues; i += D::kTogether * D::kWidth) {
+        typename D::U64 group[D::kTogether];
+        typename D::F64 values[D::kTogether];
+        FASTINIT_UNROLL
+        for (int k = 0; k < D::kTogether; ++k) group[k] = D::load(words + 2 * (i + k * D::kWidth));
+        distribution(group, values);
+        FASTINIT_UNROLL
+        for (int k = 0; k < D::kTogether; ++k) D::store(values[k], out + i + k * D::kWidth);
+      }
     }
   }
 };
@@ -170,10 +183,12 @@ void fill_typed(const Task& task, const Stream& stream, int64_t begin, int64_t e
     fill_constant<Element>(task, begin, end);
   } else if constexpr (sizeof(Element) == sizeof(double)) {
     if (sampler.kind == Distribution::kUniform) {
-      const SourceF64<L, UniformF64> source{WordSource<L>(stream), UniformF64(sampler, stream)};
+      using Uniform = UniformDoubles<typename L::Doubles>;
+      const SourceF64<L, Uniform> source{WordSource<L>(stream), Uniform(sampler, stream)};
       fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
     } else {
-      const SourceF64<L, NormalF64> source{WordSource<L>(stream), NormalF64(sampler, stream)};
+      using Normal = NormalDoubles<typename L::Doubles, typename L::QuantileF64>;
+      const SourceF64<L, Normal> source{WordSource<L>(stream), Normal(sampler, stream)};
       fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
     }
   } else if (sampler.kind == Distribution::kUniform) {

@@ -1,5 +1,5 @@
-// The hot rows of the quantile's table in vector registers (or wherever a kind of lane keeps 32 floats). Sits on the
-// lanes of one instruction set; equal to core's normal_quantile, to the bit.
+// The normal quantile of a group of vector registers, from the hot rows of its table wherever a kind of lane keeps
+// them. Sits on the lanes of one instruction set; equal to core's normal_quantile, to the bit.
 #pragma once
 
 #include "core/quantile.h"
@@ -7,15 +7,20 @@
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
+// The same coefficients twice, for each kind of lane reads them in its own way: a power's 32 rows, which may fit two
+// registers, and a row's powers, which lie in one cache line and are found by one index.
 struct QuantileHotRows {
   float power[kQuantilePowersF32][kQuantileHotRows];
+  float row[kQuantileHotRows][kQuantileRowFloats];
 };
 
 constexpr QuantileHotRows quantile_hot_rows() {
   QuantileHotRows hot{};
   for (int power = 0; power < kQuantilePowersF32; ++power) {
     for (int row = kQuantileFirstHotRow; row <= kQuantileLastRow; ++row) {
-      hot.power[power][row % kQuantileHotRows] = kQuantileF32[power][row - kQuantileFirstRow];
+      const float coefficient = kQuantileF32[power][row - kQuantileFirstRow];
+      hot.power[power][row % kQuantileHotRows] = coefficient;
+      hot.row[row % kQuantileHotRows][power] = coefficient;
     }
   }
   return hot;
@@ -24,43 +29,37 @@ constexpr QuantileHotRows quantile_hot_rows() {
 template <class L>
 class HotQuantile {
  public:
-  FASTINIT_HD explicit HotQuantile(const QuantileHotRows& hot)
-      : power0_(hot.power[0]),
-        power1_(hot.power[1]),
-        power2_(hot.power[2]),
-        power3_(hot.power[3]),
-        power4_(hot.power[4]),
-        power5_(hot.power[5]) {}
+  FASTINIT_HD explicit HotQuantile(const QuantileHotRows& hot) : rows_(hot) {}
 
-  // x[i] from p[i] in [kQuantileHot, 0.75); anything else gives some number. Power by power through the whole group,
-  // for each step of one polynomial waits for the step before.
+  // x[i] from p[i] in [kQuantileHot, 0.75); anything else gives some number.
   template <int kGroup>
   FASTINIT_HD void operator()(const typename L::F32 (&p)[kGroup], typename L::F32 (&x)[kGroup]) const {
-    typename L::U32 row[kGroup];
-    typename L::F32 z[kGroup];
+    constexpr int kTogether = L::kRowsTogether < kGroup ? L::kRowsTogether : kGroup;
+    static_assert(kGroup % kTogether == 0, "a group is so many times what is looked up together");
     FASTINIT_UNROLL
-    for (int i = 0; i < kGroup; ++i) {
-      const QuantileArgument<L> at(p[i]);
-      row[i] = at.row;
-      z[i] = at.z;
-      x[i] = L::mul(power5_[row[i]], quantile_tip<L>(z[i]));
-    }
-    step(power4_, row, z, x);
-    step(power3_, row, z, x);
-    step(power2_, row, z, x);
-    step(power1_, row, z, x);
-    step(power0_, row, z, x);
+    for (int i = 0; i < kGroup; i += kTogether) evaluate<kTogether>(p + i, x + i);
   }
 
  private:
-  template <int kGroup>
-  static FASTINIT_HD void step(const typename L::Table32& power, const typename L::U32 (&row)[kGroup],
-                               const typename L::F32 (&z)[kGroup], typename L::F32 (&x)[kGroup]) {
+  // Power by power through all of them, for each step of one polynomial waits for the step before.
+  template <int kTogether>
+  FASTINIT_HD void evaluate(const typename L::F32* p, typename L::F32* x) const {
+    typename L::HotRows::Row row[kTogether];
+    typename L::F32 z[kTogether];
     FASTINIT_UNROLL
-    for (int i = 0; i < kGroup; ++i) x[i] = L::fma(x[i], z[i], power[row[i]]);
+    for (int i = 0; i < kTogether; ++i) {
+      row[i] = rows_.find(L::bits(p[i]));
+      z[i] = QuantileArgument<L>(p[i]).z;
+      x[i] = L::mul(rows_.power(kQuantilePowersF32 - 1, row[i]), quantile_tip<L>(z[i]));
+    }
+    FASTINIT_UNROLL
+    for (int power = kQuantilePowersF32 - 2; power >= 0; --power) {
+      FASTINIT_UNROLL
+      for (int i = 0; i < kTogether; ++i) x[i] = L::fma(x[i], z[i], rows_.power(power, row[i]));
+    }
   }
 
-  typename L::Table32 power0_, power1_, power2_, power3_, power4_, power5_;
+  typename L::HotRows rows_;
 };
 
 }  // namespace FASTINIT_ISA

@@ -14,6 +14,8 @@ void fill_range_portable(const Task& task, const Stream& stream, int64_t begin, 
 #if defined(__x86_64__)
 void fill_range_avx2(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 void fill_range_avx512(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
+#elif defined(__aarch64__)
+void fill_range_neon(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 #endif
 
 // The place in instruction_sets() of the one to use: that of this name, or the best.

@@ -3,11 +3,15 @@
 #pragma once
 
 #include "core/rounding.h"
+#include "doubles_avx2.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
 struct Avx2Lanes {
+  using Doubles = Avx2Doubles;
+  using QuantileF64 = Avx2QuantileF64;
+
   static constexpr int kWidth = 8;
 
   // Four Philox words, each in the low half of a 64-bit lane; the high half holds anything (see Avx512Lanes).
@@ -18,7 +22,7 @@ struct Avx2Lanes {
   using Mask = __m256;  // all bits of a lane, or none
 
   static FASTINIT_HD Wide mul_wide(Word a, uint32_t b) { return _mm256_mul_epu32(a, splat_word(b)); }
-  static FASTINIT_HD Word high(Wide a) { return _mm256_srli_epi64(a, 32); }
+  static FASTINIT_HD Word high(Wide a) { return _mm256_shuffle_epi32(a, 0xF5); }
   static FASTINIT_HD Word low(Wide a) { return a; }
   // The high word comes last in a round: whatever else there is to do is done before it is there.
   static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
@@ -26,14 +30,14 @@ struct Avx2Lanes {
 
   static constexpr int kBlocksPerWord = 4;
   static constexpr int kRegistersPerWord = 2;
-  static constexpr int kCounters = 3;
+  static constexpr int kCounters = 2;
   static FASTINIT_HD void count_blocks(uint64_t block, Word& low, Word& high) {
     low = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<long long>(block)), _mm256_setr_epi64x(0, 2, 1, 3));
     high = _mm256_srli_epi64(low, 32);
   }
   static FASTINIT_HD void interleave(const Word (&word)[4], U32* in_order) {
-    const __m256i pair01 = _mm256_blend_epi32(word[0], _mm256_slli_epi64(word[1], 32), 0xAA);
-    const __m256i pair23 = _mm256_blend_epi32(word[2], _mm256_slli_epi64(word[3], 32), 0xAA);
+    const __m256i pair01 = _mm256_blend_epi32(word[0], _mm256_shuffle_epi32(word[1], 0xA0), 0xAA);
+    const __m256i pair23 = _mm256_blend_epi32(word[2], _mm256_shuffle_epi32(word[3], 0xA0), 0xAA);
     in_order[0] = _mm256_unpacklo_epi64(pair01, pair23);
     in_order[1] = _mm256_unpackhi_epi64(pair01, pair23);
   }
@@ -99,20 +103,46 @@ struct Avx2Lanes {
     a = _mm256_load_ps(lanes);
   }
 
-  // Eight entries a permute, and the index's upper two bits choose among four of them: a third of a gather's time.
-  struct Table32 {
-    const float* entries;  // [32]
-    FASTINIT_HD explicit Table32(const float* entries) : entries(entries) {}
-    FASTINIT_HD F32 eight(int which, U32 index) const {
-      return _mm256_permutevar8x32_ps(_mm256_loadu_ps(entries + 8 * which), index);
+  // Eight rows are loaded and transposed. Permutes of eight entries, 24 for all powers, take twice the time where a
+  // permute across the halves is one instruction, and seven times where it is several (AMD's first Zen).
+  static constexpr int kRowsTogether = 2;  // their 12 registers of powers leave room for z and the sums
+  struct HotRows {
+    struct Row {
+      F32 power[6];
+    };
+    const float* rows;  // [32][8]
+    template <class Hot>
+    FASTINIT_HD explicit HotRows(const Hot& hot) : rows(hot.row[0]) {}
+    FASTINIT_HD Row find(U32 bits) const {
+      // The place of a row in floats, 8 (bits >> 22 & 31).
+      alignas(32) uint64_t places[4];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(places), bit_and(shift_right<19>(bits), splat(uint32_t{0xF8})));
+      const float* row[kWidth];
+      FASTINIT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        row[2 * i] = rows + static_cast<uint32_t>(places[i]);
+        row[2 * i + 1] = rows + (places[i] >> 32);
+      }
+      const auto four = [&](int lane) {
+        return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(row[lane])), _mm_load_ps(row[lane + 4]), 1);
+      };
+      const __m256 row0 = four(0), row1 = four(1), row2 = four(2), row3 = four(3);
+      const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(row0, row1));
+      const __m256d low23 = _mm256_castps_pd(_mm256_unpacklo_ps(row2, row3));
+      const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(row0, row1));
+      const __m256d high23 = _mm256_castps_pd(_mm256_unpackhi_ps(row2, row3));
+      const auto two = [&](int lane) {
+        const __m128 first = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(row[lane] + 4)));
+        return _mm_loadh_pi(first, reinterpret_cast<const __m64*>(row[lane + 1] + 4));
+      };
+      const __m256 even = _mm256_set_m128(two(4), two(0));
+      const __m256 odd = _mm256_set_m128(two(6), two(2));
+      return {{_mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23)), _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23)),
+               _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23)),
+               _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23)), _mm256_shuffle_ps(even, odd, 0x88),
+               _mm256_shuffle_ps(even, odd, 0xDD)}};
     }
-    FASTINIT_HD F32 operator[](U32 index) const {
-      const Mask bit3 = from_bits(_mm256_slli_epi32(index, 28));  // to the sign, which is what a blend reads
-      const Mask bit4 = from_bits(_mm256_slli_epi32(index, 27));
-      const F32 low = select(bit3, eight(1, index), eight(0, index));
-      const F32 high = select(bit3, eight(3, index), eight(2, index));
-      return select(bit4, high, low);
-    }
+    FASTINIT_HD F32 power(int power, const Row& row) const { return row.power[power]; }
   };
 
   // A pair of registers to memory, rounded to its type. `out` is aligned to 32 bytes if kStreaming, which writes past

@@ -3,11 +3,15 @@
 #pragma once
 
 #include "core/rounding.h"
+#include "doubles_avx2.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
 struct Avx512Lanes {
+  using Doubles = Avx2Doubles;
+  using QuantileF64 = Avx2QuantileF64;
+
   static constexpr int kWidth = 16;
 
   // Eight Philox words, each in the low half of a 64-bit lane; the high half holds anything. vpmuludq reads only
@@ -91,11 +95,21 @@ struct Avx512Lanes {
     a = _mm512_mask_broadcastss_ps(a, static_cast<Mask>(1 << lane), _mm_set_ss(value));
   }
 
-  struct Table32 {
-    __m512 low, high;
-    FASTINIT_HD explicit Table32(const float* entries)
-        : low(_mm512_loadu_ps(entries)), high(_mm512_loadu_ps(entries + 16)) {}
-    FASTINIT_HD F32 operator[](U32 index) const { return _mm512_permutex2var_ps(low, index, high); }
+  // All rows of a power fit two registers: a permute finds sixteen of them.
+  static constexpr int kRowsTogether = kCounters * kRegistersPerWord;
+  struct HotRows {
+    using Row = U32;
+    __m512 low[6], high[6];
+    template <class Hot>
+    FASTINIT_HD explicit HotRows(const Hot& hot) {
+      FASTINIT_UNROLL
+      for (int k = 0; k < 6; ++k) {
+        low[k] = _mm512_loadu_ps(hot.power[k]);
+        high[k] = _mm512_loadu_ps(hot.power[k] + 16);
+      }
+    }
+    FASTINIT_HD Row find(U32 bits) const { return shift_right<22>(bits); }
+    FASTINIT_HD F32 power(int power, Row row) const { return _mm512_permutex2var_ps(low[power], row, high[power]); }
   };
 
   // A pair of registers to memory, rounded to its type. `out` is aligned to 64 bytes if kStreaming, which writes past

@@ -1,12 +1,16 @@
 // One lane and plain stores: ScalarLanes as the portable build uses it, on any processor.
 #pragma once
 
+#include "core/distributions.h"
 #include "core/rounding.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
 struct PortableLanes : ScalarLanes {
+  using Doubles = ScalarDoubles;
+  using QuantileF64 = ScalarQuantileF64;
+
   static constexpr int kStreamAlignment = 1;
   template <bool kStreaming>
   static FASTINIT_HD void store(U32 values, void* out) {

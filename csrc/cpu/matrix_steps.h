@@ -29,6 +29,8 @@ extern const MatrixSteps kMatrixStepsPortable;
 #if defined(__x86_64__)
 extern const MatrixSteps kMatrixStepsAvx2;
 extern const MatrixSteps kMatrixStepsAvx512;
+#elif defined(__aarch64__)
+extern const MatrixSteps kMatrixStepsNeon;
 #endif
 
 constexpr int kMostColumnsTogether = 8;

@@ -26,7 +26,10 @@ constexpr int64_t kMostBytesAlone = int64_t{1} << 18;
 
 MatrixSteps steps_of(int choice) {
 #if defined(__x86_64__)
-  const MatrixSteps all[kInstructionSets] = {kMatrixStepsAvx512, kMatrixStepsAvx2, kMatrixStepsPortable};
+  const MatrixSteps all[kInstructionSets] = {kMatrixStepsAvx512, kMatrixStepsAvx2, {}, kMatrixStepsPortable};
+  return all[choice];
+#elif defined(__aarch64__)
+  const MatrixSteps all[kInstructionSets] = {{}, {}, kMatrixStepsNeon, kMatrixStepsPortable};
   return all[choice];
 #else
   static_cast<void>(choice);

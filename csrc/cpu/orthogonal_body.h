@@ -77,7 +77,8 @@ template <class L>
 void sample_reflectors(const MatrixWork& work, int64_t unit, void* scratch) {
   alignas(64) static constexpr QuantileHotRows kHot = quantile_hot_rows();
   if (work.tall.dtype == Dtype::kFloat64) {
-    const SourceF64<L, NormalF64> source{WordSource<L>(work.stream), NormalF64(work.normal, work.stream)};
+    using Normal = NormalDoubles<typename L::Doubles, typename L::QuantileF64>;
+    const SourceF64<L, Normal> source{WordSource<L>(work.stream), Normal(work.normal, work.stream)};
     sample_unit(work, source, unit, static_cast<double*>(scratch));
   } else {
     using Normal = NormalF32<L, HotQuantile<L>, /*kTruncated=*/false>;
