@@ -496,9 +496,7 @@ def fold(lines: Sequence[tuple[str, Any]]) -> list[tuple[str, list[int]]]:
     [('h.{0,1}.w', [0, 2]), ('h.0.b', [1])]
     """
     # An item is a name's text between numbers, its numbers as text, its cells, and the positions of its lines.
-    items = [
-        (tuple(_NUMBER.split(name)), _NUMBER.findall(name), cells, [at]) for at, (name, cells) in enumerate(lines)
-    ]
+    items = [(tuple(_NUMBER.split(name)), _NUMBER.findall(name), cells, [at]) for at, (name, cells) in enumerate(lines)]
     for position in reversed(range(max((len(numbers) for _, numbers, _, _ in items), default=0))):
         groups: dict[Any, tuple[Any, list[str], Any, list[int], list[int]]] = {}
         for text, numbers, cells, members in items:

@@ -28,14 +28,14 @@ _MULTIPLIERS = (
 class Statistics(NamedTuple):
     """The values of a tensor in a few numbers. Moments and extremes are those of the finite values.
 
-    count: the number of values; a complex number counts as two.
+    numel: the number of values; a complex number counts as two.
     non_finite: how many are NaN or infinite.
     zeros: how many are 0 or -0.
     mean, low, high: NaN if no value is finite.
     squares: the sum of squared differences from the mean.
     """
 
-    count: int
+    numel: int
     non_finite: int
     zeros: int
     mean: float
@@ -45,7 +45,7 @@ class Statistics(NamedTuple):
 
     @property
     def finite(self) -> int:
-        return self.count - self.non_finite
+        return self.numel - self.non_finite
 
     @property
     def std(self) -> float:
@@ -58,13 +58,13 @@ class Statistics(NamedTuple):
         Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979: the
         difference of the means enters, so that nothing cancels however far the mean is from zero.
         """
-        count, non_finite = self.count + other.count, self.non_finite + other.non_finite
+        numel, non_finite = self.numel + other.numel, self.non_finite + other.non_finite
         zeros = self.zeros + other.zeros
         if not (self.finite and other.finite):
-            return (other if other.finite else self)._replace(count=count, non_finite=non_finite, zeros=zeros)
+            return (other if other.finite else self)._replace(numel=numel, non_finite=non_finite, zeros=zeros)
         difference, finite = other.mean - self.mean, self.finite + other.finite
         return Statistics(
-            count,
+            numel,
             non_finite,
             zeros,
             self.mean + difference * (other.finite / finite),
@@ -95,8 +95,8 @@ def statistics(tensor: torch.Tensor) -> Statistics:
     pieces = [_of_piece(box_of(tensor, begin, shape)) for begin, shape in boxes(tensor.shape, at_once)]
     found = NOTHING
     # A device is waited for once.
-    for count, non_finite, zeros, *others in torch.stack(pieces).tolist():
-        found = found.joined(Statistics(int(count), int(non_finite), int(zeros), *others))
+    for numel, non_finite, zeros, *others in torch.stack(pieces).tolist():
+        found = found.joined(Statistics(int(numel), int(non_finite), int(zeros), *others))
     return found
 
 
@@ -142,7 +142,7 @@ def equal_rows(matrix: torch.Tensor) -> int:
     alike = (keys[1:] == keys[:-1]).nonzero().flatten()
     order = order.to(matrix.device)
     found = 0
-    for some in alike.split(max(1, _AT_ONCE_ON_CPU // columns)):
+    for some in torch.split(alike, max(1, _AT_ONCE_ON_CPU // columns)):
         some = some.to(matrix.device)
         first, second = matrix[order[some]], matrix[order[some + 1]]
         found += int(((first == second).all(1) & (first != 0).any(1)).sum())
@@ -150,7 +150,7 @@ def equal_rows(matrix: torch.Tensor) -> int:
 
 
 class Spectrum(NamedTuple):
-    """The largest and the smallest singular value of a map, and how far the map is from a multiple of an orthogonal one.
+    """The largest and the smallest singular value of a map, and its distance from multiples of orthogonal ones.
 
     `orthogonality` is the largest |s^2 / mean(s^2) - 1| over the singular values s: the spectral norm of W W^T / c - I
     (or W^T W / c - I, if W has more rows than columns), with the best c. It is 0 for multiples of orthogonal matrices.
@@ -179,10 +179,10 @@ def spectrum(matrices: torch.Tensor) -> Spectrum:
 def _spectrum_of(matrix: torch.Tensor) -> Spectrum:
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
-    rows, columns = matrix.shape
+    columns = matrix.shape[1]
     with exact_arithmetic([matrix.device]):
         gram = torch.zeros(columns, columns, dtype=torch.float64, device=matrix.device)
-        for some in matrix.split(max(1, _AT_ONCE // columns)):
+        for some in torch.split(matrix, max(1, _AT_ONCE // columns)):
             some = some.double()
             gram.addmm_(some.T, some)
         if not bool(gram.isfinite().all()):
