@@ -4,6 +4,7 @@ from fastinit import adapters, functional
 from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
 from fastinit.audit.fingerprint import fingerprint
+from fastinit.audit.report import report
 from fastinit.audit.verify import verify
 from fastinit.capture.contexts import deferred, fused, no_init
 from fastinit.distributed.held import register_shards
@@ -148,6 +149,7 @@ __all__ = [
     "presets",
     "register_scheme",
     "register_shards",
+    "report",
     "residual_zeros",
     "scheme",
     "scheme_names",
