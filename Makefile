@@ -10,18 +10,19 @@ export PATH := $(CURDIR)/$(BIN):$(PATH):$(dir $(shell command -v $(PYTHON)))
 
 # FASTINIT_BUILD is part of a stamp's name, so that another choice of what to compile builds again.
 BUILD := $(VENV)/stamps/build-$(or $(FASTINIT_BUILD),auto)
+TESTED := $(VENV)/stamps/test
 SOURCES := setup.py pyproject.toml $(wildcard _build_backend/*.py csrc/* csrc/*/*)
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
 
-demo: $(BUILD)  ## initialise a 1.5-billion-parameter model, beside torch.nn.init
+demo: $(BUILD)  ## a 1.5-billion-parameter model beside torch.nn.init, a plan, a signal, one model twice; under 30 s
 	$(BIN)/python -m fastinit demo
 
-test: $(BUILD)  ## the Python test suite; TESTS='-m "not slow"' leaves out what is slow
+test: $(BUILD) $(TESTED)  ## the Python test suite; TESTS='-m "not slow"' leaves out what is slow
 	$(BIN)/python -m pytest $(TESTS)
 
-bench: $(BUILD)  ## benchmarks, as one table of ratios and as JSON
+bench: $(BUILD) $(TESTED)  ## benchmarks, as one table of ratios and as JSON
 	$(BIN)/python benchmarks/run.py
 
 # With the Python and the torch that are there, in place: nothing is downloaded.
@@ -80,13 +81,28 @@ $(BUILD): $(VENV)/stamps/torch $(SOURCES)
 	@rm -f $(VENV)/stamps/build-*
 	@echo "building fastinit: compiling takes two cores about a minute, for CUDA about five"
 	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=3' ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	@$(BIN)/python -c 'import json; i = json.load(open("fastinit/_build_info.json")); \
 	  print("compiled:", i["build"], "" if i["reason"] is None else "\nWARNING: not compiled, because: " + i["reason"])'
 	@touch $@
 
-$(VENV)/stamps/lint: $(VENV)/stamps/torch pyproject.toml | $(BUILD)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,dev]'
+# What an extra of pyproject.toml asks for, without building again. The demo needs none.
+define EXTRAS
+import importlib.metadata, sys
+wanted = tuple(f'extra == "{extra}"' for extra in sys.argv[1:])
+lines = [line.replace("'", '"') for line in importlib.metadata.requires("fastinit")]
+print(*(line.split(";")[0].strip() for line in lines if line.endswith(wanted)), sep="\n")
+endef
+export EXTRAS
+
+$(TESTED): $(VENV)/stamps/torch pyproject.toml | $(BUILD)
+	@$(BIN)/python -c "$$EXTRAS" test > $@.txt
+	$(BIN)/python -m pip install --quiet -r $@.txt
+	@touch $@
+
+$(VENV)/stamps/lint: $(TESTED)
+	@$(BIN)/python -c "$$EXTRAS" dev > $@.txt
+	$(BIN)/python -m pip install --quiet -r $@.txt
 	@touch $@
 
 $(VENV)/stamps/docs: pyproject.toml | $(BUILD)

@@ -11,8 +11,8 @@ from fastinit._version import __version__
 from fastinit.run import cuda
 
 
-def run() -> None:
-    """Print the installed versions, the build, and the code that will run."""
+def facts() -> dict[str, str]:
+    """The installed versions, the build, and the code that will run."""
     built = _native.build_info()
     lines = {
         "fastinit": __version__,
@@ -40,6 +40,4 @@ def run() -> None:
         reason = cuda.obstacle()
         names = [torch.cuda.get_device_name(each) for each in range(torch.cuda.device_count())]
         lines["cuda"] = f"not used: {reason}" if reason else ", ".join(names) or "no device"
-    width = max(map(len, lines)) + 2
-    for name, value in lines.items():
-        print(f"{name + ':':{width}}{value}")
+    return lines

@@ -61,7 +61,7 @@ def allocate_(
     parameters = _found(modules, "_parameters")
     buffers = _found(modules, "_buffers")
     _check([*parameters, *buffers], parameters)
-    alike = _buffers_like_weights(each.module for each in modules)
+    alike = buffers_like_weights(each.module for each in modules)
     kept = []
     with torch.no_grad(), _not_filled():
         for each in modules:
@@ -115,7 +115,7 @@ def _check(every: Iterable[_Found], parameters: Iterable[_Found]) -> None:
         check_overlaps(sharing)
 
 
-def _buffers_like_weights(modules: Iterable[nn.Module]) -> set[int]:
+def buffers_like_weights(modules: Iterable[nn.Module]) -> set[int]:
     """Buffers that torch expects in the dtype of a weight of the same module."""
     found: set[int] = set()
     for module in modules:

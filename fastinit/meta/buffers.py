@@ -114,6 +114,10 @@ class Restoration:
             basis = torch.eye(rows, dtype=original.dtype, device=original.device)
             orthogonal.base = basis.expand(*orthogonal.shape[:-2], rows, rows).clone()
 
+    def values(self) -> dict[str, torch.Tensor]:
+        """The values by the canonical names of the buffers, in the buffers' dtypes, for who writes them elsewhere."""
+        return {each.name: each.value.to(each.tensor.dtype) for each in self._lost if each.value is not None}
+
     @torch.no_grad()
     def settle_(self, own: Container[int] = ()) -> None:
         """Compute the values that follow from the parameters, once these are initialised.
