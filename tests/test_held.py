@@ -379,6 +379,18 @@ def test_a_plan_follows_a_parameter_that_is_gathered_or_partitioned_again() -> N
     assert torch.equal(model.weight, whole) and torch.equal(model.weight.ds_tensor, range_of(whole, 1, 2))
 
 
+def test_torch_s_functions_fill_a_partitioned_parameter() -> None:
+    parameter: Any = nn.Parameter(torch.empty(6, 4))
+    partition(parameter, 4, 5)
+    fastinit.functional.ones_(parameter)
+    assert torch.equal(parameter.ds_tensor, range_of(torch.ones(6, 4), 4, 5))
+    with pytest.raises(ValueError, match="which ranks hold the others is not known"):
+        fastinit.functional.xavier_uniform_(parameter)
+    del parameter.ds_tensor
+    with pytest.raises(ValueError, match="ZeRO-3, but has no ds_tensor"):
+        fastinit.functional.normal_(parameter)
+
+
 def test_orthogonal_matrices_under_zero3_are_parts_of_the_whole() -> None:
     whole = fastinit.init_model_(nn.Linear(9, 7, bias=False), "orthogonal", seed=0).weight
     for rank in range(3):
@@ -468,6 +480,11 @@ def _check_zero3() -> None:
         parameter.ds_process_group = dist.group.WORLD  # type: ignore[attr-defined]
     fastinit.init_model_(part, "xavier_uniform", RULES, seed=3, fan="module")
     assert fastinit.fingerprint(part) == fastinit.fingerprint(whole)
+    weight: Any = part.get_parameter("fc1.weight")
+    fastinit.functional.normal_(weight, generator=torch.Generator().manual_seed(rank))
+    drawn = torch.empty(20, 16)
+    fastinit.init_([drawn], "normal", names=[""], seed=draw_seed(torch.Generator().manual_seed(0)))
+    assert torch.equal(weight.ds_tensor, range_of(drawn, rank, size))
     fastinit.init_model_(part, "normal", generator=torch.Generator().manual_seed(rank))
     seed = draw_seed(torch.Generator().manual_seed(0))
     fastinit.init_model_(whole, "normal", seed=seed)

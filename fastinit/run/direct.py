@@ -50,6 +50,8 @@ def short_way(resolve: Resolve) -> Fill:
 
 def _row(distribution: Distribution | None, tensor: torch.Tensor) -> tuple[bytes, bool] | None:
     """A row of the native table, of which the address is set later, and whether it is random."""
+    if tensor.numel() == 0:  # it may be a shard whose elements are elsewhere
+        return None
     if distribution is None or distribution.needs != "element" or distribution.blocks() is not None:
         return None
     # Another tensor, since the address of this one may be of no use.
