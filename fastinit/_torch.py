@@ -10,7 +10,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -230,6 +230,69 @@ def fsdp_parameters(module: nn.Module) -> list[Any]:
     if groups is None:  # before torch had several groups a module
         groups = [group for group in [getattr(state, "_fsdp_param_group", None)] if group is not None]
     return [each for group in groups for each in group.fsdp_params]
+
+
+class FlatPart(NamedTuple):
+    """One of the parameters that FSDP1 has made one flat parameter of, and what this rank's shard has of it.
+
+    places: the modules and names under which it belongs, the first one first.
+    parameter: the parameter itself, if FSDP1 keeps it (use_orig_params).
+    begin, numel: the range of its elements in the shard, in row-major order. offset: where that lies in the shard.
+    is_plain: whether its elements lie in row-major order, and are its own.
+    """
+
+    places: list[tuple[nn.Module, str]]
+    parameter: nn.Parameter | None
+    shape: torch.Size
+    begin: int
+    numel: int
+    offset: int
+    is_plain: bool
+
+
+def flat_parts(wrapper: Any) -> list[FlatPart] | None:
+    """The parameters in the flat parameter of a FullyShardedDataParallel; none if it has no flat parameter of its own.
+
+    Where FSDP1 keeps no such account: None, and its shards are refused.
+    """
+    handle = getattr(wrapper, "_handle", None)
+    if handle is None:
+        return [] if hasattr(wrapper, "_handle") else None
+    flat = handle.flat_param
+    try:
+        places = [[(info.module, info.param_name)] for info in flat._param_infos]
+        firsts = {(id(module), name): each for each in places for module, name in each}
+        for shared in flat._shared_param_infos:
+            firsts[id(shared.prim_module), shared.prim_param_name].append((shared.module, shared.param_name))
+        own = flat._params or [None] * len(places)
+        columns = (places, own, flat._shapes, flat._shard_param_infos, flat._contiguities, flat._param_extensions)
+        return [
+            FlatPart(
+                each,
+                parameter,
+                shape,
+                info.intra_param_start_idx or 0,
+                info.numel_in_shard or 0,
+                info.offset_in_shard or 0,
+                bool(contiguous) and extension is None,
+            )
+            for each, parameter, shape, info, contiguous, extension in zip(*columns, strict=True)
+        ]
+    except (AttributeError, KeyError, ValueError):
+        return None
+
+
+def flat_memory(wrapper: Any) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """The flat parameter of a FullyShardedDataParallel, this rank's shard of it, and whether it is not gathered now."""
+    flat: Any = wrapper._handle.flat_param
+    local = getattr(flat, "_local_shard", flat).detach()
+    return flat, local, tuple(flat.shape) == tuple(flat._sharded_size) == tuple(local.shape)
+
+
+def flat_group(wrapper: Any) -> tuple[Any, bool]:
+    """The process group over which a FullyShardedDataParallel shards, and whether it shards at all."""
+    handle: Any = wrapper._handle
+    return handle.process_group, bool(handle.uses_sharded_strategy)
 
 
 def between_nodes(wrapper: Any) -> Any:

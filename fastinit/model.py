@@ -15,6 +15,7 @@ from fastinit.capture.own import check_not_read
 from fastinit.capture.tapes import drop_tapes
 from fastinit.capture.twins import twin_tapes
 from fastinit.distributed import agreement
+from fastinit.distributed.flat import unflattened
 from fastinit.errors import KeptWarning, UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
@@ -185,9 +186,10 @@ def _planned(
     _check_given(model, scheme, lambda made: f"fastinit.plan(model, {made})")
     check_flag("strict", strict)
     check_layers(layers)
-    survey = Survey(model, Renamer(names), layers, unwritten)
-    made = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict, names is not None)
-    return _agreed(made, survey.meshes()) if strict else made()
+    with unflattened(model):
+        survey = Survey(model, Renamer(names), layers, unwritten)
+        made = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict, names is not None)
+        return _agreed(made, survey.meshes()) if strict else made()
 
 
 def _plan(

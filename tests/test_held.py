@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,13 @@ import torch.distributed as dist
 import worlds
 from conftest import needs_native
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.tensor.debug import CommDebugMode
 
 import fastinit
 from fastinit.audit import fingerprint as prints
 from fastinit.distributed.held import global_shape, held_of
+from fastinit.run.names import canonical_name
 from fastinit.run.streams import draw_seed
 
 pytestmark = needs_native
@@ -375,6 +379,18 @@ def test_a_plan_follows_a_parameter_that_is_gathered_or_partitioned_again() -> N
     assert torch.equal(model.weight, whole) and torch.equal(model.weight.ds_tensor, range_of(whole, 1, 2))
 
 
+def test_torch_s_functions_fill_a_partitioned_parameter() -> None:
+    parameter: Any = nn.Parameter(torch.empty(6, 4))
+    partition(parameter, 4, 5)
+    fastinit.functional.ones_(parameter)
+    assert torch.equal(parameter.ds_tensor, range_of(torch.ones(6, 4), 4, 5))
+    with pytest.raises(ValueError, match="which ranks hold the others is not known"):
+        fastinit.functional.xavier_uniform_(parameter)
+    del parameter.ds_tensor
+    with pytest.raises(ValueError, match="ZeRO-3, but has no ds_tensor"):
+        fastinit.functional.normal_(parameter)
+
+
 def test_orthogonal_matrices_under_zero3_are_parts_of_the_whole() -> None:
     whole = fastinit.init_model_(nn.Linear(9, 7, bias=False), "orthogonal", seed=0).weight
     for rank in range(3):
@@ -464,6 +480,11 @@ def _check_zero3() -> None:
         parameter.ds_process_group = dist.group.WORLD  # type: ignore[attr-defined]
     fastinit.init_model_(part, "xavier_uniform", RULES, seed=3, fan="module")
     assert fastinit.fingerprint(part) == fastinit.fingerprint(whole)
+    weight: Any = part.get_parameter("fc1.weight")
+    fastinit.functional.normal_(weight, generator=torch.Generator().manual_seed(rank))
+    drawn = torch.empty(20, 16)
+    fastinit.init_([drawn], "normal", names=[""], seed=draw_seed(torch.Generator().manual_seed(0)))
+    assert torch.equal(weight.ds_tensor, range_of(drawn, rank, size))
     fastinit.init_model_(part, "normal", generator=torch.Generator().manual_seed(rank))
     seed = draw_seed(torch.Generator().manual_seed(0))
     fastinit.init_model_(whole, "normal", seed=seed)
@@ -473,6 +494,97 @@ def _check_zero3() -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_zero3_of_real_processes(size: int) -> None:
     worlds.run(size, _check_zero3)
+
+
+# ---- FSDP1: ranges in flat parameters ----
+
+
+class Tied(nn.Module):
+    """Nested units, a padding row, a head that is tied, and a frozen map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6, padding_idx=2)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 9), nn.LayerNorm(9), nn.Linear(9, 6)) for _ in range(2))
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(tokens)
+        for layer in self.layers:
+            hidden = hidden + layer(hidden)
+        logits: torch.Tensor = self.head(self.norm(hidden))
+        return logits
+
+
+TIED_RULES = [("*.0.bias", fastinit.Uniform(-1.0, 1.0))]
+
+
+def _fully_sharded(use_orig_params: bool, strategy: ShardingStrategy) -> Any:
+    model = Tied()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    options: dict[str, Any] = {
+        "device_id": torch.device("cpu"), "use_orig_params": use_orig_params, "sharding_strategy": strategy
+    }  # fmt: skip
+    for position, layer in enumerate(model.layers):
+        model.layers[position] = FullyShardedDataParallel(layer, **options)
+    return FullyShardedDataParallel(model, **options)
+
+
+def _held_now(model: Any) -> list[tuple[str, Any]]:
+    return [(name, sorted(module._parameters)) for name, module in model.named_modules()]
+
+
+def _check_flat(use_orig_params: bool, strategy: ShardingStrategy) -> None:
+    warnings.simplefilter("ignore", FutureWarning)  # torch's own, of FSDP1
+    warnings.simplefilter("ignore", UserWarning)
+    rank = dist.get_rank()
+    whole = fastinit.init_model_(Tied(), "xavier_uniform", TIED_RULES, seed=3)
+    model = _fully_sharded(use_orig_params, strategy)
+    before = _held_now(model)
+    plan = fastinit.plan(model, "xavier_uniform", TIED_RULES, seed=3)
+    wanted = fastinit.plan(whole, "xavier_uniform", TIED_RULES, seed=3)
+    assert [(row.name, row.action, row.shape, row.fans, row.distribution) for row in plan.rows] == [
+        (row.name, row.action, row.shape, row.fans, row.distribution) for row in wanted.rows
+    ]
+    with CommDebugMode() as communication:
+        plan.run_()
+    assert communication.get_total_counts() == 0
+    assert _held_now(model) == before  # nothing of the model itself has changed
+    assert fastinit.verify(model, wanted) == ()
+    assert fastinit.fingerprint(model) == fastinit.fingerprint(whole)
+
+    def check(against: nn.Module) -> None:
+        with FullyShardedDataParallel.summon_full_params(model):
+            full = {canonical_name(name): value for name, value in model.named_parameters()}
+            assert full.keys() == dict(against.named_parameters()).keys()
+            for name, value in against.named_parameters():
+                assert torch.equal(full[name], value), name
+
+    check(whole)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.arange(11).unsqueeze(0)).square().sum().backward()
+    optimizer.step()
+    assert fastinit.verify(model, wanted) != ()
+    plan.run_()  # after FSDP1's own lazy initialisation, which moves shards
+    check(whole)
+    # Without a seed, all take that of the first rank.
+    fastinit.init_model_(model, "normal", generator=torch.Generator().manual_seed(rank))
+    check(fastinit.init_model_(Tied(), "normal", seed=draw_seed(torch.Generator().manual_seed(0))))
+    if strategy is ShardingStrategy.FULL_SHARD:
+        full = FullyShardedDataParallel.summon_full_params(model)
+        with full, pytest.raises(ValueError, match=r"embed\.weight: .* that is gathered now"):
+            plan.run_()
+
+
+@pytest.mark.parametrize("strategy", [ShardingStrategy.FULL_SHARD, ShardingStrategy.NO_SHARD])
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_flat_shards_hold_ranges_of_the_whole(use_orig_params: bool, strategy: ShardingStrategy) -> None:
+    for size in (2, 3):
+        worlds.run(size, _check_flat, use_orig_params, strategy)
 
 
 # ---- kinds that others register ----

@@ -234,8 +234,12 @@ def test_fsdp1_initialises_module_by_module() -> None:
         fastinit.init_model_(wrapped, "xavier_normal", seed=SEED)
         for name, value in full.items():
             assert torch.equal(again[name], value), name
-    with pytest.raises(ValueError, match="flat shards under FullyShardedDataParallel"):
-        fastinit.init_model_(wrapped, "xavier_normal", seed=SEED)
+    for parameter in wrapped.parameters():
+        parameter.data.fill_(7.0)
+    fastinit.init_model_(wrapped, "xavier_normal", seed=SEED)  # the flat shards themselves
+    with FullyShardedDataParallel.summon_full_params(wrapped):
+        for name, value in full.items():
+            assert torch.equal(again[name], value), name
 
 
 @needs_native

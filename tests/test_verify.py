@@ -416,8 +416,9 @@ def test_sharded_models(size: int, mesh: tuple[int, ...], tensor_parallel: bool)
 def _first_fully_sharded() -> None:
     model = FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu"))
     plan = fastinit.plan(nn.Linear(4, 4), "normal", seed=1)
-    with pytest.raises(ValueError, match="its parameters are flat shards"):
-        fastinit.verify(model, plan)
+    assert fastinit.verify(model, plan) == (("weight",) if dist.get_rank() == 0 else ("weight", "bias"))
+    fastinit.init_model_(model, "normal", seed=1)
+    assert fastinit.verify(model, plan) == ()
 
 
 def test_first_version_of_fsdp() -> None:

@@ -12,9 +12,9 @@ from torch import nn
 
 from fastinit import _torch
 from fastinit.audit.hashing import MASK, Hashed, key_of, sums
+from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import held_of
 from fastinit.distributed.pieces import Held
-from fastinit.distributed.shards import check_not_flattened
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import BoxIndices, whole
 from fastinit.run.memory import check_readable
@@ -116,12 +116,13 @@ def _prints(model: nn.Module, rename: Callable[[str], str], ranks: _Ranks, repli
     """The hashes of this rank's parameters."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    check_not_flattened(model)
     found: list[_Print] = []
     hashed: list[Hashed] = []
     owners: list[int] = []  # for every Hashed, the position of its parameter in found
     full_names: dict[str, str] = {}
-    for canonical, full_name, parameter in named_parameters(model):
+    with unflattened(model):
+        parameters = list(named_parameters(model))
+    for canonical, full_name, parameter in parameters:
         name = rename(canonical)
         if full_names.setdefault(name, full_name) != full_name:
             raise ParameterError(

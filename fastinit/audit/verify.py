@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import global_shape
-from fastinit.distributed.shards import check_not_flattened
 from fastinit.errors import ParameterError
 from fastinit.plans import Plan, Row, targets_of
 from fastinit.run import engine
@@ -69,8 +69,8 @@ def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit
         raise ValueError("plan: expected one with a seed; without, every run writes other values")
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit: expected an int of 1 or more, got {limit!r}")
-    check_not_flattened(model)
-    held = _held(model, Renamer(names))
+    with unflattened(model):
+        held = _held(model, Renamer(names))
     rows = [(row, _matching(row, held)) for row in plan.rows if row.action == "init"]
     differing: dict[str, None] = {}
     for batch in _batches(rows, plan.backend):

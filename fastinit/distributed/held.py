@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastinit import _torch
-from fastinit.distributed import megatron, shards, zero3
+from fastinit.distributed import flat, megatron, shards, zero3
 from fastinit.distributed.pieces import Held
 from fastinit.errors import ParameterError
 
@@ -26,6 +26,7 @@ class _Kind(NamedTuple):
 
 _KINDS = [
     _Kind(shards.is_dtensor, shards.held_of_dtensor, lambda tensor: [_torch.local_part(tensor)]),
+    _Kind(flat.is_flat, flat.held_of_flat, flat.local_tensors),
     _Kind(zero3.is_zero3, zero3.held_of_zero3, zero3.local_tensors),
     _Kind(megatron.is_megatron, megatron.held_of_megatron, lambda tensor: [tensor]),
 ]
@@ -53,6 +54,7 @@ def register_shards(
     Raises:
         TypeError: an argument is neither.
 
+    >>> from fastinit import Held, Piece
     >>> class Half(torch.nn.Parameter):
     ...     "The second half of the rows of a matrix."
     >>> def held(tensor):

@@ -41,26 +41,6 @@ def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def is_flattened(module: object) -> bool:
-    """Whether a module is torch's FullyShardedDataParallel with its parameters cut into flat shards.
-
-    They are, except within `summon_full_params`.
-    """
-    if type(module).__name__ != "FullyShardedDataParallel":
-        return False
-    return getattr(getattr(module, "training_state", None), "name", "") != "SUMMON_FULL_PARAMS"
-
-
-def check_not_flattened(model: torch.nn.Module) -> None:
-    """Raise ValueError if the parameters of a model are flat shards under FullyShardedDataParallel."""
-    for prefix, module in model.named_modules():
-        if is_flattened(module):
-            raise ValueError(
-                f"{prefix or 'model'}: its parameters are flat shards under FullyShardedDataParallel; read them inside "
-                "FullyShardedDataParallel.summon_full_params(model)"
-            )
-
-
 def boxes_held(shape: Sequence[int], splits: Sequence[MeshSplit]) -> list[Box]:
     """The boxes that a rank holds of a tensor of `shape`, in their order in its local tensor."""
     held = [intervals(size, [split for split in splits if split.dim == dim]) for dim, size in enumerate(shape)]

@@ -14,7 +14,7 @@ from fastinit._torch import between_nodes
 from fastinit.distributed import agreement
 from fastinit.distributed.held import global_shape
 from fastinit.distributed.megatron import check_in_module
-from fastinit.distributed.shards import is_dtensor, is_flattened
+from fastinit.distributed.shards import is_dtensor
 from fastinit.errors import NAMELESS, FanWarning, ParameterError, warn
 from fastinit.plans import Action, Plan, Row, boxes_of
 from fastinit.rules.asked import kind_of, own_type
@@ -187,19 +187,9 @@ class Survey:
         return list(found)
 
     def wrapper_groups(self) -> set[agreement.Ranks]:
-        """The sets of ranks that hold replicas under a wrapper: DistributedDataParallel, FSDP1 or replicate.
-
-        Raises:
-            ParameterError: FSDP1 has cut the parameters into flat shards.
-        """
+        """The sets of ranks that hold replicas under a wrapper: DistributedDataParallel, FSDP1 or replicate."""
         groups: set[agreement.Ranks] = set()
-        for prefix, _, module in self._modules:
-            if is_flattened(module):
-                raise ParameterError(
-                    prefix or "model",
-                    "its parameters are flat shards under FullyShardedDataParallel; initialise inside "
-                    "FullyShardedDataParallel.summon_full_params(model), or before wrapping",
-                )
+        for _, _, module in self._modules:
             if _is_replicated(type(module)):
                 wrapped: Any = module
                 groups.add(agreement.ranks_of(getattr(wrapped, "process_group", None)))

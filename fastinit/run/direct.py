@@ -53,6 +53,8 @@ def short_way(resolve: Resolve) -> Fill:
 
 def _work(distribution: Distribution | None, tensor: torch.Tensor) -> tuple[Any, ...] | None:
     """What the native code has to do, as csrc/direct.h takes it. It sets the tensor's address later."""
+    if tensor.numel() == 0:  # it may be a shard whose elements are elsewhere
+        return None
     if distribution is None or distribution.blocks() is not None:
         return None
     # Another tensor, since the address of this one may be of no use.

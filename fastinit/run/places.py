@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from fastinit.distributed.flat import is_flat
 from fastinit.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -101,4 +102,6 @@ def current_tensors(named: Iterable[tuple[str, Place]]) -> list[torch.Tensor]:
 
 def place_of(module: nn.Module, own_name: str, tensor: torch.Tensor, first: Place | None = None) -> Place:
     """The place of a parameter of a module."""
-    return Place(tensor, module._parameters, own_name, None, first)
+    # What stands for a part of a flat parameter is in its module only while somebody looks (distributed/flat.py).
+    holder = {own_name: tensor} if is_flat(tensor) else module._parameters
+    return Place(tensor, holder, own_name, None, first)
