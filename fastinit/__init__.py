@@ -33,7 +33,7 @@ from fastinit.functional import (
     xavier_uniform_,
     zeros_,
 )
-from fastinit.model import init_, init_model_, materialize_, plan
+from fastinit.model import dummy_, init_, init_model_, materialize_, plan
 from fastinit.plans import Plan, Row
 from fastinit.recipes import presets
 from fastinit.recipes.files import Recipe, load_recipe
@@ -124,6 +124,7 @@ __all__ = [
     "delta_orthogonal_",
     "derive_seed",
     "dirac_",
+    "dummy_",
     "eye_",
     "fingerprint",
     "fixup",

@@ -27,10 +27,11 @@ from fastinit.rules.depths import check_layers
 from fastinit.rules.roles import RoleName
 from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
 from fastinit.rules.survey import Survey, plan_tensors
-from fastinit.run.names import Renamer, Renaming, named_parameters
+from fastinit.run.memory import FLOAT8_DTYPES, SAMPLED_DTYPES
+from fastinit.run.names import Renamer, Renaming, named_parameters, named_tensors
 from fastinit.schemes.base import Context, Scheme, as_scheme, as_written
 from fastinit.schemes.fans import FanConvention
-from fastinit.schemes.named import Own
+from fastinit.schemes.named import Own, Uniform
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -445,3 +446,55 @@ def init_(
     >>> init_([weight], "kaiming_normal", seed=0)
     """
     plan_tensors(tensors, scheme, names=names, fan=fan, seed=seed, generator=generator, backend=backend).run_()
+
+
+def dummy_(model: ModuleT, low: float = -1e-3, high: float = 1e-3, seed: int = 0) -> ModuleT:
+    """U[low, high] in every floating-point parameter and buffer of a model, in one pass, and return it: weights to
+    measure with, before there are any.
+
+    8-bit floats are filled where they are, without a wider copy. An interval whose bounds are both smaller than the least
+    normal number of a tensor's dtype (2^-6 in float8_e4m3fn, which has next to no numbers below 1e-3) is stretched until
+    the farther one is that number. The names are those of `init_model_`, so that shards hold parts of the whole.
+
+    Args:
+        model: any module whose parameters and buffers have memory. Tensors that are not floating-point stay as they are.
+        low, high: the bounds, low <= high.
+        seed: an int in [0, 2**64).
+
+    Raises:
+        ParameterError: a tensor cannot be written, and which. Nothing is written then.
+        TypeError, ValueError: an argument is wrong by itself.
+
+    Warns:
+        KeptWarning: tensors in floating-point formats without a sign or of 4 bits are kept.
+
+    >>> model = torch.nn.Linear(2, 2).to(torch.float8_e4m3fn)
+    >>> bool(dummy_(model).weight.float().abs().max() <= 2**-6)
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    scheme = Uniform(low, high)
+    rows, kept = [], []
+    by_scheme: dict[Uniform, dict[str, torch.Tensor]] = {}
+    for name, tensor in named_tensors(model).items():
+        if tensor.dtype in SAMPLED_DTYPES:
+            by_scheme.setdefault(_stretched(scheme, tensor.dtype), {})[name] = tensor
+        elif tensor.is_floating_point():
+            kept.append(f"{name} ({tensor.dtype})")
+    for each, named in by_scheme.items():
+        rows += plan_tensors(named.values(), each, names=list(named), seed=seed).rows
+    Plan(rows, seed=seed, generator=None, backend="auto").run_()
+    if kept:
+        shown = ", ".join(kept[:_SHOWN]) + (f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else "")
+        warn(f"dummy_ keeps what it cannot draw: {shown}", KeptWarning)
+    return model
+
+
+def _stretched(scheme: Uniform, dtype: torch.dtype) -> Uniform:
+    """The scheme with bounds that reach the least normal number of an 8-bit float."""
+    if dtype not in FLOAT8_DTYPES:
+        return scheme
+    reach = max(abs(scheme.low), abs(scheme.high))
+    factor = torch.finfo(dtype).smallest_normal / reach if reach > 0.0 else 1.0
+    return Uniform(scheme.low * factor, scheme.high * factor) if factor > 1.0 else scheme

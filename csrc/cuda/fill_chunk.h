@@ -22,14 +22,14 @@ struct Run {
 };
 
 // A thread computes two Philox blocks at a time: neighbours where 16 bytes hold both, else a warp's lanes apart, so
-// that a warp writes 512 bytes without a gap (256 of 8-bit elements). In double one, for lack of registers.
+// that a warp writes 512 bytes without a gap. In double, and in 8-bit floats, one, for lack of registers.
 template <class Element, class Source>
 FASTINIT_DEVICE void fill_run(Source& source, const Run& run, Dtype dtype) {
   constexpr int kBlockValues = Source::kBlockValues;
-  constexpr int kStoreBytes = sizeof(Element) == 1 ? 8 : 16;
+  constexpr int kStoreBytes = sizeof(Element) == 1 ? 4 : 16;
   constexpr int kStoreValues = kStoreBytes / static_cast<int>(sizeof(Element));
   constexpr bool kNeighbours = kStoreValues > kBlockValues;
-  constexpr int kBlocks = sizeof(Element) == sizeof(double) ? 1 : 2;
+  constexpr int kBlocks = sizeof(Element) == sizeof(double) || sizeof(Element) == 1 ? 1 : 2;
   constexpr int kStores = kNeighbours ? 1 : kBlocks;
   constexpr int kStride = kNeighbours ? 1 : kLanes;
   constexpr int kUnits = kBlocks * kLanes;
@@ -178,14 +178,13 @@ struct Unit {
 // A Philox block of values as elements of the dtype that the task says.
 FASTINIT_DEVICE Packed pack_block(const float (&values)[4], Dtype dtype) {
   if (dtype == Dtype::kFloat32) return pack<float, 4>(values, dtype);
-  if (has_two_mantissa_bits(dtype)) return pack<AnyFloat8<2>, 4>(values, dtype);
-  if (is_float8(dtype)) return pack<AnyFloat8<3>, 4>(values, dtype);
+  if (is_float8(dtype)) return pack<AnyFloat8, 4>(values, dtype);
   return dtype == Dtype::kFloat16 ? pack<Float16, 4>(values, dtype) : pack<Bfloat16, 4>(values, dtype);
 }
 FASTINIT_DEVICE Packed pack_block(const double (&values)[2], Dtype dtype) { return pack<double, 2>(values, dtype); }
 FASTINIT_DEVICE Packed pack_block(const uint64_t (&bits)[4], Dtype dtype) {
   if (dtype == Dtype::kFloat32) return pack<float, 4>(bits, dtype);
-  return is_float8(dtype) ? pack<AnyFloat8<3>, 4>(bits, dtype) : pack<Float16, 4>(bits, dtype);
+  return is_float8(dtype) ? pack<AnyFloat8, 4>(bits, dtype) : pack<Float16, 4>(bits, dtype);
 }
 FASTINIT_DEVICE Packed pack_block(const uint64_t (&bits)[2], Dtype dtype) { return pack<double, 2>(bits, dtype); }
 
@@ -340,11 +339,7 @@ struct Together {
     } else if (task.dtype == Dtype::kFloat32) {
       fill_together<float>(task, make_source(), chunks);
     } else if (is_float8(task.dtype)) {
-      if (has_two_mantissa_bits(task.dtype) && !std::is_same_v<typename Source::Value, uint64_t>) {
-        fill_together<AnyFloat8<2>>(task, make_source(), chunks);
-      } else {
-        fill_together<AnyFloat8<3>>(task, make_source(), chunks);
-      }
+      fill_together<AnyFloat8>(task, make_source(), chunks);
     } else if (task.dtype == Dtype::kFloat16 || std::is_same_v<typename Source::Value, uint64_t>) {
       fill_together<Float16>(task, make_source(), chunks);
     } else {

@@ -41,9 +41,9 @@ EXCHANGE_API: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
 USUAL_TYPES = frozenset({torch.nn.Parameter, torch.Tensor})
 _USUAL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
-FLOAT8_DTYPES = frozenset(
-    {torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
-)  # that are sampled; float8_e8m0fnu has powers of two alone
+# float8_e8m0fnu has powers of two alone, and is not sampled.
+FLOAT8_DTYPES = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz})
+SAMPLED_DTYPES = _USUAL_DTYPES | FLOAT8_DTYPES  # real ones
 
 
 def _is_usual(tensor: torch.Tensor) -> bool:
@@ -119,13 +119,12 @@ def check_readable(tensor: torch.Tensor, name: str) -> None:
             check_allocated(local, name)
 
 
-_RANDOM_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _COMPLEX_DTYPES = frozenset({torch.complex64, torch.complex128})
 
 
 def check_dtype(dtype: torch.dtype, distribution: Distribution) -> None:
     """Raise TypeError unless values of `distribution` can be sampled in `dtype`. Constants fit any dtype."""
-    if dtype in _RANDOM_DTYPES or not distribution.is_random():
+    if dtype in _USUAL_DTYPES or not distribution.is_random():
         return
     if not (dtype.is_floating_point or dtype.is_complex):
         raise TypeError(f"expected a floating-point dtype, got {dtype}")

@@ -98,6 +98,18 @@ def named_parameters(model: nn.Module, *, ties: bool = False) -> Iterator[tuple[
                 yield *each.names_of(own_name), parameter
 
 
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers of a model, each once, under the first of its canonical names."""
+    seen: set[int] = set()
+    found: dict[str, torch.Tensor] = {}
+    for each in named_modules(model):
+        for own_name, tensor in [*each.module._parameters.items(), *each.module._buffers.items()]:
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[each.names_of(own_name)[0]] = tensor
+    return found
+
+
 def canonical_name(name: str) -> str:
     """A name without the components that only wrappers use.
 
