@@ -38,6 +38,12 @@ MODES = ("auto", "cpu", "cuda", "none")
 CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-fast-math", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
 CXX_FLAGS += ["-pthread", "-Wall", "-Wextra"]
 
+# On macOS threads are part of the system's library, and std::aligned_alloc came with macOS 10.15, after the release that
+# some Pythons were built for.
+LINK_FLAGS = [] if sys.platform == "darwin" else ["-pthread"]
+if sys.platform == "darwin":
+    os.environ.setdefault("MACOSX_DEPLOYMENT_TARGET", "11.0")
+
 # nvcc contracts a*b+c unless it is told not to; the next three are its defaults, stated because bits depend on them.
 NVCC_FLAGS = ["-O3", "--fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
 NVCC_FLAGS += ["-Xcompiler", "-fPIC,-ffp-contract=off,-fvisibility=hidden,-Wall,-Wextra"]
@@ -79,7 +85,7 @@ def extension(torch: Any, toolkit: Toolkit | None) -> Extension:
         sources=find("csrc/binding.cpp", "csrc/cpu/*.cpp") + (find("csrc/cuda/*.cu") if toolkit else []),
         include_dirs=[str(ROOT / "csrc")],  # absolute: ninja runs elsewhere
         extra_compile_args=flags,
-        extra_link_args=["-pthread", *(toolkit.link_flags if toolkit else [])],
+        extra_link_args=[*LINK_FLAGS, *(toolkit.link_flags if toolkit else [])],
         language="c++",
     )
 
