@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,12 @@ def test_examples_of_migrating_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", ["FUSED.md", "NO_INIT.md"])
 def test_examples_of_contexts_run(page: str) -> None:
+    run_examples(PAGE.with_name(page), at_least=3)
+
+
+@pytest.mark.parametrize("page", ["REPORT.md", "SIGNAL.md"])
+def test_examples_of_looking_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # the text plot
     run_examples(PAGE.with_name(page), at_least=3)
 
 

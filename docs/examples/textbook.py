@@ -31,7 +31,10 @@ def network(activation: type[nn.Module]) -> nn.Sequential:
 
 
 def hundred_layers(activation: type[nn.Module]) -> tuple[Curves, dict[str, str]]:
-    """std of the activations after every layer under three schemes, and the verdict on each."""
+    """std after every layer under three schemes, and the verdict on each.
+
+    For ReLU, of the activations; for tanh, which bounds these, of the gradient with respect to them.
+    """
     batch = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gain = fastinit.calculate_gain(activation.__name__.lower())
     schemes = {
@@ -40,10 +43,10 @@ def hundred_layers(activation: type[nn.Module]) -> tuple[Curves, dict[str, str]]
         f"xavier, gain {gain:.3g}": fastinit.scheme("xavier_normal", gain=gain),
     }
     found = fastinit.compare(lambda: network(activation), schemes, batch, layers="*.1")
-    depth = range(1, LAYERS + 1)
-    curves: Curves = {
-        name: (depth, [layer.activation.std for layer in trace.layers]) for name, trace in found.traces.items()
-    }
+    curves: Curves = {}
+    for name, trace in found.traces.items():
+        measured = [layer.gradient if activation is nn.Tanh else layer.activation for layer in trace.layers]
+        curves[name] = (range(1, LAYERS + 1), [each.std for each in measured if each is not None])
     return curves, {name: "; ".join(trace.verdicts()) for name, trace in found.traces.items()}
 
 
@@ -200,7 +203,8 @@ def main(folder: str | None = None) -> None:
         for scheme, verdict in verdicts.items():
             print(f"  {scheme:20} {verdict}")
         title = f"{LAYERS} layers of {WIDTH} units with {name}"
-        pictures[f"hundred_{name.lower()}"] = picture(title, "layer", "std of the activations", curves, log=True)
+        what = "std of the gradient" if activation is nn.Tanh else "std of the activations"
+        pictures[f"hundred_{name.lower()}"] = picture(title, "layer", what, curves, log=True)
     curves = products()
     print("largest entry of a product of 100 random 4 x 4 matrices")
     for kind, (_, largest) in curves.items():
