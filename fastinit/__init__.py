@@ -5,6 +5,7 @@ from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
 from fastinit.audit.fingerprint import fingerprint
 from fastinit.audit.report import report
+from fastinit.audit.signal import trace_signal
 from fastinit.audit.verify import verify
 from fastinit.capture.contexts import deferred, fused, no_init
 from fastinit.distributed.held import register_shards
@@ -33,7 +34,7 @@ from fastinit.functional import (
     xavier_uniform_,
     zeros_,
 )
-from fastinit.model import dummy_, init_, init_model_, materialize_, plan
+from fastinit.model import compare, dummy_, init_, init_model_, materialize_, plan
 from fastinit.plans import Plan, Row
 from fastinit.recipes import presets
 from fastinit.recipes.files import Recipe, load_recipe
@@ -118,6 +119,7 @@ __all__ = [
     "__version__",
     "adapters",
     "calculate_gain",
+    "compare",
     "constant_",
     "deepnorm",
     "deferred",
@@ -158,6 +160,7 @@ __all__ = [
     "spectral_",
     "t_fixup",
     "tensor_parallel",
+    "trace_signal",
     "trunc_normal_",
     "uniform_",
     "variance_scaling_",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from fastinit.audit.signal import Comparison, trace_signal
 from fastinit.capture.own import check_not_read
 from fastinit.capture.tapes import drop_tapes
 from fastinit.capture.twins import twin_tapes
@@ -29,7 +30,7 @@ from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
 from fastinit.rules.survey import Survey, plan_tensors
 from fastinit.run.memory import FLOAT8_DTYPES, SAMPLED_DTYPES
 from fastinit.run.names import Renamer, Renaming, named_parameters, named_tensors
-from fastinit.schemes.base import Context, Scheme, as_scheme, as_written
+from fastinit.schemes.base import Context, Scheme, as_scheme, as_written, describe
 from fastinit.schemes.fans import FanConvention
 from fastinit.schemes.named import Own, Uniform
 
@@ -411,6 +412,52 @@ def materialize_(
         restoration.settle_({id(row.tensor) for row in made.rows if isinstance(row.scheme, Own)})
         drop_tapes(model)
     return model
+
+
+def compare(
+    model_fn: Callable[[], nn.Module],
+    schemes: Iterable[str | Scheme | Recipe] | Mapping[str, str | Scheme | Recipe],
+    batch: Any,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    *,
+    layers: str | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Trace the signal through one model under several schemes, with `fastinit.trace_signal`.
+
+    Args:
+        model_fn: builds the model, once for every scheme.
+        schemes: what `init_model_` takes; a mapping gives them names for the table and the plot.
+        batch, loss, layers: as for `trace_signal`.
+        seed: of all schemes.
+
+    Raises:
+        TypeError, ValueError: as `init_model_` and `trace_signal`; or two schemes have one name.
+
+    >>> def network():
+    ...     return torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(30)])
+    >>> found = compare(network, ["zeros", "orthogonal"], torch.eye(64))
+    >>> {name: trace.activations.verdict for name, trace in found.traces.items()}
+    {'zeros': 'no signal', 'orthogonal': 'level'}
+    """
+    if isinstance(schemes, Mapping):
+        named = list(schemes.items())
+    else:
+        named = [(_scheme_in_words(each), each) for each in schemes]
+    if len(dict(named)) < len(named):
+        raise ValueError("schemes: two of them have one name; give a mapping of names to schemes")
+    return Comparison(
+        {
+            name: trace_signal(init_model_(model_fn(), scheme, seed=seed), batch, loss, layers=layers, name=name)
+            for name, scheme in named
+        }
+    )
+
+
+def _scheme_in_words(given: str | Scheme | Recipe) -> str:
+    if isinstance(given, Recipe):
+        return given.name or "recipe"
+    return given if isinstance(given, str) else describe(given)
 
 
 def check_all_written(made: Plan) -> None:

@@ -6,6 +6,7 @@ import doctest
 import inspect
 import re
 import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def test_every_page_is_in_the_menu_of_the_site() -> None:
 
 @pytest.mark.parametrize("page", ["FUSED.md", "NO_INIT.md"])
 def test_examples_of_contexts_run(page: str) -> None:
+    run_examples(PAGE.with_name(page), at_least=3)
+
+
+@pytest.mark.parametrize("page", ["REPORT.md", "SIGNAL.md"])
+def test_examples_of_looking_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # the text plot
     run_examples(PAGE.with_name(page), at_least=3)
 
 
