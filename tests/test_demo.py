@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastinit import _native
 from fastinit.cli import demo
 from fastinit.cli.demo import Llama, Size
 
@@ -20,8 +21,9 @@ def small(kind: type[nn.Module] = Llama) -> nn.Module:
     return kind(layers=1, width=16, hidden=24, vocabulary=50)
 
 
-def test_the_demo_prints_both_comparisons(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(demo, "run_construction", partial(demo.run_construction, small))
+def test_the_demo_prints_all_its_parts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("run_construction", "run_threads"):
+        monkeypatch.setattr(demo, part, partial(getattr(demo, part), small))
     demo.run(Size(layers=2, width=64, heads=4, vocabulary=500, context=16))
     printed = capsys.readouterr().out
     assert re.search(r"fastinit is [\d.]+ times as fast as the loop", printed)
@@ -29,6 +31,13 @@ def test_the_demo_prints_both_comparisons(monkeypatch: pytest.MonkeyPatch, capsy
     assert re.search(r"^with fastinit\.fused\(\) +[\d.]+ +(\d+|nan)$", printed, re.MULTILINE)
     deviations = re.findall(r"([+-][\d.]+)%$", printed, re.MULTILINE)
     assert len(deviations) == 4 and all(abs(float(each)) < 5.0 for each in deviations)
+    assert re.search(r"^blocks\.\{0,1\}\.qkv\.weight +Linear +192x64 ", printed, re.MULTILINE)
+    prints = re.findall(r"^[12] threads? +fingerprint ([0-9a-f]{16})$", printed, re.MULTILINE)
+    assert len(prints) == 2 and (prints[0] == prints[1]) == ("Equal, to the bit." in printed)
+    if _native.module is not None:
+        assert prints[0] == prints[1]
+    bars = {float(std): len(bar) for std, bar in re.findall(r" +\d+ +([\d.]+e[-+]\d+)  (#*)$", printed, re.MULTILINE)}
+    assert min(bars) < 1e-8 and max(bars) > 0.3 and sorted(bars.values()) == [bars[std] for std in sorted(bars)]
 
 
 def test_the_model_of_the_demo_is_the_same_under_fused() -> None:
