@@ -30,8 +30,8 @@ SOURCES = ROOT / "csrc" / "cuda"
 class Limits(NamedTuple):
     """What may be in the machine code of a file's kernel."""
 
-    # Of each kernel, the most registers a thread may use, by architecture. A multiprocessor has 65 536, and a warp takes
-    # them in steps of 8 a thread. They are to suffice for as many blocks as the kernel's __launch_bounds__ asks for.
+    # Of each kernel, the most registers a thread may use, by architecture. A multiprocessor has 65 536, and a warp
+    # takes them in steps of 8 a thread. They are to suffice for as many blocks as the kernel's __launch_bounds__ asks.
     registers: dict[str, dict[str, int]]
     # Operations of the special-function unit. They are approximations all: these are where an exact one begins, which
     # corrects what they give.

@@ -1,4 +1,4 @@
-"""torch.compile of code that calls our functions: no break in the graph, and the values of the same calls without it."""
+"""torch.compile of code that calls our functions: no break in the graph, and the values of the calls without it."""
 
 from __future__ import annotations
 
@@ -96,5 +96,5 @@ def test_a_generator_breaks_the_graph_and_nothing_else() -> None:
 
 
 def test_what_is_wrong_is_told_when_the_graph_runs() -> None:
-    with pytest.raises(ValueError, match="2 dimensions|Fan in and fan out|fan"):
+    with pytest.raises(ValueError, match="dimensions"):
         compiled(functional.xavier_normal_, "eager")(torch.empty(4))
