@@ -44,10 +44,10 @@ _DIVISION_AND_ROOT = ("MUFU.RCP", "MUFU.RSQ", "MUFU.RCP64H", "MUFU.RSQ64H")  # d
 LIMITS = {
     "fill": Limits(
         {
-            # Blocks of 128 threads: 7, 8 of 9.0, 6 from 10.0 on, 4 from 12.0 on.
-            "fill_kernel": dict(zip(ARCHITECTURES, (72, 72, 72, 72, 64, 80, 128), strict=True)),
-            # 5 of 9.0, 4 before it, 3 from 10.0 on, 2 from 12.0 on.
-            "fill_single_kernel": dict(zip(ARCHITECTURES, (128, 128, 128, 128, 96, 168, 255), strict=True)),
+            # Blocks of 128 threads: 7, 8 of 9.0, 6 before 8.0 and from 10.0 on, 4 from 12.0 on.
+            "fill_kernel": dict(zip(ARCHITECTURES, (80, 72, 72, 72, 64, 80, 128), strict=True)),
+            # 4, 5 of 9.0, 3 before 8.0 and from 10.0 on, 2 from 12.0 on.
+            "fill_single_kernel": dict(zip(ARCHITECTURES, (168, 128, 128, 128, 96, 168, 255), strict=True)),
         },
         _INTEGER_DIVISION,
     ),

@@ -17,7 +17,7 @@ namespace {
 // thread then has 64 registers, or 72, 80 and 128 on the architectures where the kernel takes more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 constexpr int kResidentThreads = 512;
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#elif defined(__CUDA_ARCH__) && (__CUDA_ARCH__ >= 1000 || __CUDA_ARCH__ < 800)
 constexpr int kResidentThreads = 768;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kResidentThreads = 896;
