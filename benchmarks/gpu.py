@@ -61,6 +61,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float64": torch.float64,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
 }
 STD = 0.02
 SCHEMES: dict[str, Scheme] = {
@@ -402,12 +404,20 @@ def large_fill(kind: str, dtype_name: str, settings: Settings) -> Work:
             wanted = (Wanted(0.90, "of fill_"),)
         elif dtype_name == "bfloat16":
             wanted = (Wanted(0.60, "of fill_"), Wanted(2.0, "x torch"))
+    # torch draws no 8-bit floats: whoever wants them draws a wider tensor and casts it.
+    drawn = tensor if dtype.itemsize > 1 else torch.empty(tensor.numel(), dtype=torch.bfloat16, device=settings.device)
+
+    def by_torch() -> None:
+        TORCH[kind](drawn)
+        if drawn is not tensor:
+            tensor.copy_(drawn)
+
     return Work(
         f"{kind}, {dtype_name}, {num_bytes / 2**30:g} GiB",
         tensor.numel(),
         num_bytes,
         {
-            "torch": partial(TORCH[kind], tensor),
+            "torch": by_torch,
             "fastinit": plan.run_,
             "kernel": kernel_alone(Table(targets_of(plan)).rows, settings),
             "fill": partial(tensor.fill_, 0.5),
@@ -619,7 +629,7 @@ def works(settings: Settings, quick: bool) -> Iterator[tuple[str, Callable[[], W
     yield "constructor of GPT-2", partial(built_under_fused, settings)
     for size in (10, 65_536):
         yield f"one tensor of {size}", partial(one_tensor, size, settings)
-    for dtype_name in () if quick else ("float16", "float64"):
+    for dtype_name in () if quick else ("float8_e4m3fn", "float8_e5m2", "float16", "float64"):
         for kind in ("uniform", "normal", "trunc_normal"):
             yield f"{kind}, {dtype_name}", partial(large_fill, kind, dtype_name, settings)
     for dtype_name in ("float32", "bfloat16"):

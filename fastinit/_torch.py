@@ -373,6 +373,25 @@ in_transform: Callable[[torch.Tensor], bool] = getattr(
 is_compiling: Callable[[], bool] = torch.compiler.is_dynamo_compiling
 
 
+def traced_constant(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A function that torch.compile runs while it traces its caller. The result is a constant of the graph.
+
+    This is torch.compiler.assume_constant_result, which imports the compiler. If torch forgets the attribute, the
+    function is traced, and breaks the graph.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def keep_order(operator: str) -> None:
+    """Tell torch.compile to call a custom operator as often as, and in the order that, the code does. Without the
+    private function: calls of one graph may change places."""
+    register = getattr(torch.library, "_register_effectful_op", None)
+    effects = getattr(importlib.import_module("torch.library"), "EffectType", None)
+    if register is not None and effects is not None:
+        register(operator, effects.ORDERED)
+
+
 def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """A function that torch.compile calls as it is, at the cost of a break in the graph.
 

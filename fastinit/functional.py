@@ -15,7 +15,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 
-from fastinit._torch import in_fake_mode, is_compiling, is_fake, uncompiled
+from fastinit._torch import in_fake_mode, is_compiling, is_fake, keep_order, traced_constant, uncompiled
 from fastinit.distributed.held import local_tensor
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
@@ -23,6 +23,7 @@ from fastinit.rules.roles import Treatment
 from fastinit.rules.select import as_fan
 from fastinit.rules.survey import plan_tensors
 from fastinit.run.direct import short_way
+from fastinit.run.streams import draw_seed
 from fastinit.schemes import named as schemes
 from fastinit.schemes import structured
 from fastinit.schemes.base import Scheme, as_written
@@ -45,6 +46,8 @@ def _run(
     warn_of_empty: bool = False,
 ) -> TensorsT:
     """Fill a tensor, or those of a list, as the scheme make(*arguments) says."""
+    if is_compiling() and generator is None and isinstance(fan, str):
+        return _run_traced(tensor, make, arguments, fan)
     if not is_compiling() and _fill_directly(tensor, make, arguments, fan, generator):
         return tensor
     return _run_plan(tensor, make, arguments, generator, fan, warn_of_empty)
@@ -73,6 +76,53 @@ def _run_plan(
         plan = plan.filter(lambda row: not local_tensor(row.tensor).is_meta)
     plan.run_()
     return tensor
+
+
+# What torch.compile traces of a call: two operators, of which the first takes a seed when the graph runs. So the graph
+# is not broken, and gives the values of the same calls without it. A generator is no value of a graph: with one, or
+# with axes given, the graph breaks, and the call is made as it is.
+_traced: dict[str, tuple[Callable[..., Scheme], tuple[Any, ...], FanConvention]] = {}
+_NOT_RANDOM = (schemes.Constant, structured.Eye, structured.Dirac)
+
+
+@traced_constant
+def _traced_key(make: Callable[..., Scheme], arguments: tuple[Any, ...], fan: FanConvention) -> str:
+    """What stands in the graph for a scheme, whenever the graph runs."""
+    key = f"{make.__module__}.{make.__qualname__}{arguments!r} {fan!r}"
+    _traced[key] = make, arguments, fan
+    return key
+
+
+def _run_traced(
+    tensor: TensorsT, make: Callable[..., Scheme], arguments: tuple[Any, ...], fan: FanConvention
+) -> TensorsT:
+    key = _traced_key(make, arguments, fan)
+    with torch.no_grad():
+        seed = torch.zeros((), dtype=torch.int64, device="cpu") if make in _NOT_RANDOM else _seed_operator()
+        alone = isinstance(tensor, torch.Tensor)
+        _fill_operator([tensor] if alone else list(tensor), seed, key, alone)
+    return tensor
+
+
+@torch.library.custom_op("fastinit::draw_seed", mutates_args=())
+def _seed_operator() -> torch.Tensor:
+    seed = draw_seed(None)
+    return torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device="cpu")
+
+
+@_seed_operator.register_fake
+def _() -> torch.Tensor:
+    return torch.empty((), dtype=torch.int64, device="cpu")
+
+
+keep_order("fastinit::draw_seed")
+
+
+@torch.library.custom_op("fastinit::fill_", mutates_args={"tensors"})
+def _fill_operator(tensors: list[torch.Tensor], seed: torch.Tensor, key: str, alone: bool) -> None:
+    make, arguments, fan = _traced[key]
+    names = [""] if alone else None
+    plan_tensors(tensors, make(*arguments), names=names, fan=fan, seed=int(seed.item()) % 2**64).run_()
 
 
 def _distribution(

@@ -20,7 +20,7 @@ from fastinit.distributed.flat import unflattened
 from fastinit.errors import KeptWarning, UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
-from fastinit.plans import Plan
+from fastinit.plans import Plan, Row
 from fastinit.recipes import presets
 from fastinit.recipes.files import Recipe, check_flag
 from fastinit.recipes.presets import as_recipe, preset_names
@@ -499,12 +499,13 @@ def dummy_(model: ModuleT, low: float = -1e-3, high: float = 1e-3, seed: int = 0
     """U[low, high] in every floating-point parameter and buffer of a model, in one pass, and return it: weights to
     measure with, before there are any.
 
-    8-bit floats are filled where they are, without a wider copy. An interval whose bounds are both smaller than the least
-    normal number of a tensor's dtype (2^-6 in float8_e4m3fn, which has next to no numbers below 1e-3) is stretched until
-    the farther one is that number. The names are those of `init_model_`, so that shards hold parts of the whole.
+    8-bit floats are filled where they are, without a wider copy. Where both bounds are smaller than the least normal
+    number of such a dtype (2^-6 in float8_e4m3fn, whose only number below 1e-3 is 0), they are stretched until the
+    farther one is that number. The names are those of `init_model_`, so that shards hold parts of the whole.
 
     Args:
-        model: any module whose parameters and buffers have memory. Tensors that are not floating-point stay as they are.
+        model: any module whose parameters and buffers have memory. Other tensors of it stay as they are: integers,
+            packed ones, complex ones.
         low, high: the bounds, low <= high.
         seed: an int in [0, 2**64).
 
@@ -522,7 +523,8 @@ def dummy_(model: ModuleT, low: float = -1e-3, high: float = 1e-3, seed: int = 0
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     scheme = Uniform(low, high)
-    rows, kept = [], []
+    rows: list[Row] = []
+    kept: list[str] = []
     by_scheme: dict[Uniform, dict[str, torch.Tensor]] = {}
     for name, tensor in named_tensors(model).items():
         if tensor.dtype in SAMPLED_DTYPES:

@@ -62,10 +62,10 @@ def test_shared_tensors_are_written_once_and_kept_ones_are_named() -> None:
 def test_bad_input_is_refused_by_name_and_nothing_is_written() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
     before = model[0].weight.detach().clone()
-    with pytest.raises(ValueError, match="1.weight: is on the meta device"):
+    with pytest.raises(ValueError, match=r"1.weight: is on the meta device"):
         fastinit.dummy_(model)
     with pytest.raises(ValueError, match="high"):
         fastinit.dummy_(model[0], 1.0, 0.0)
-    with pytest.raises(TypeError, match="model: expected a torch.nn.Module, got Tensor"):
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got Tensor"):
         fastinit.dummy_(torch.empty(3))  # type: ignore[type-var]
     assert torch.equal(model[0].weight, before)

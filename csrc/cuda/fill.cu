@@ -14,11 +14,13 @@ namespace fastinit {
 namespace {
 
 // The most resident threads of a multiprocessor for which ptxas fits the kernel into registers without spilling any. A
-// thread then has 64 registers, or 80 and 128 on the architectures where the kernel takes more.
+// thread then has 64 registers, or 72, 80 and 128 on the architectures where the kernel takes more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 constexpr int kResidentThreads = 512;
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#elif defined(__CUDA_ARCH__) && (__CUDA_ARCH__ >= 1000 || __CUDA_ARCH__ < 800)
 constexpr int kResidentThreads = 768;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kResidentThreads = 896;
 #else
 constexpr int kResidentThreads = 1024;
 #endif

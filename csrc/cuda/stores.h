@@ -13,15 +13,15 @@ inline namespace FASTINIT_ISA {
 struct Packed {
   uint32_t word[4];
 
-  // Takes the first element off, and moves the others up by its `bytes`. Its bits are the lowest of the result. An
-  // element of one byte has two here, so that shifts are by constants.
+  // Takes the first element off, and moves the others up by its `bytes`. Its bits are the lowest of the result.
   FASTINIT_DEVICE uint64_t pop(int bytes) {
     const uint64_t first = word[0] | static_cast<uint64_t>(word[1]) << 32;
     if (bytes <= 2) {
-      word[0] = word[0] >> 16 | word[1] << 16;
-      word[1] = word[1] >> 16 | word[2] << 16;
-      word[2] = word[2] >> 16 | word[3] << 16;
-      word[3] = word[3] >> 16;
+      const int bits = 8 * bytes;
+      word[0] = word[0] >> bits | word[1] << (32 - bits);
+      word[1] = word[1] >> bits | word[2] << (32 - bits);
+      word[2] = word[2] >> bits | word[3] << (32 - bits);
+      word[3] = word[3] >> bits;
     } else {
       word[0] = bytes == 4 ? word[1] : word[2];
       word[1] = bytes == 4 ? word[2] : word[3];
@@ -57,8 +57,7 @@ struct AnyFloat8 {
   uint8_t bits;
 };
 
-// `kCount` values of a source as elements, of which AnyFloat8 has several dtypes. One of them has the lower of two
-// bytes.
+// `kCount` values of a source as elements, of which AnyFloat8 has several dtypes.
 template <class Element, int kCount>
 FASTINIT_HD Packed pack(const float* values, Dtype dtype) {
   Packed packed{};
@@ -66,7 +65,7 @@ FASTINIT_HD Packed pack(const float* values, Dtype dtype) {
     const Float8Format format(dtype);
     FASTINIT_UNROLL
     for (int k = 0; k < kCount; ++k) {
-      packed.word[k / 2] |= float8_in_lowest_byte<ScalarLanes>(values[k], format) << (16 * (k % 2));
+      packed.word[k / 4] |= float8_in_lowest_byte<ScalarLanes>(values[k], format) << (8 * (k % 4));
     }
   } else {
     FASTINIT_UNROLL
@@ -104,8 +103,10 @@ FASTINIT_HD Packed pack(const uint64_t* bits, Dtype /*dtype*/) {
       packed.word[2 * k + 1] = static_cast<uint32_t>(bits[k] >> 32);
     } else if constexpr (sizeof(Element) == 4) {
       packed.word[k] = low;
-    } else {
+    } else if constexpr (sizeof(Element) == 2) {
       packed.word[k / 2] |= low << (16 * (k % 2));
+    } else {
+      packed.word[k / 4] |= low << (8 * (k % 4));
     }
   }
   return packed;
@@ -141,10 +142,8 @@ FASTINIT_DEVICE void store_together(uint64_t address, const Packed& packed, int 
     store_global(address, make_uint4(packed.word[0], packed.word[1], packed.word[2], packed.word[3]));
   } else if (bytes == 8) {
     store_global(address, packed.word[0] | static_cast<uint64_t>(packed.word[1]) << 32);
-  } else {  // four elements of one byte
-    const uint32_t low = packed.word[0] | packed.word[0] >> 8;
-    const uint32_t high = packed.word[1] | packed.word[1] >> 8;
-    store_global(address, (low & 0xFFFF) | high << 16);
+  } else {
+    store_global(address, packed.word[0]);
   }
 }
 

@@ -1,8 +1,8 @@
 """Runs what a plan decided: checks all memory, chooses a backend for every tensor, and writes in one pass a device.
 
-The native code takes a table with a row for each tensor. For devices without a kernel it fills memory of the CPU, which
-is copied (staged.py). torch.nn.init serves where the native code is missing or does not apply. Nothing is written before
-everything was checked.
+The native code takes a table with a row for each tensor. For devices without a kernel it fills memory of the CPU,
+which is copied (staged.py). torch.nn.init serves where the native code is missing or does not apply. Nothing is written
+before everything was checked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FallbackWarning(UserWarning):
 
 
 class StagedWarning(UserWarning):
-    """Some tensors are filled by the CPU and copied to their device: the same values, but slower than a kernel there."""
+    """Some tensors are filled by the CPU and copied to their device: the same values, but slower than by a kernel."""
 
 
 def _obstacle(target: Target) -> str | None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 # Attributes under which wrappers keep the module that they wrap. Nobody else uses these names. They are from
