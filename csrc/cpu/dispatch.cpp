@@ -1,4 +1,8 @@
 // fill_cpu: chooses the instruction set, and fills the chunks of all tasks on threads (parallel.h).
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstring>
 #include <vector>
 
@@ -26,12 +30,19 @@ FillRange fill_range_of(int choice) {
   return kFillRanges[choice];
 }
 
+#if defined(__x86_64__)
+// __builtin_cpu_supports does not know it in Clang 14. That the system keeps the registers, avx2 implies.
+bool supports_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 }  // namespace
 
 const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)
-  static const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c();
   static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else
