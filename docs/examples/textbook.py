@@ -1,4 +1,4 @@
-"""The textbook experiments of docs/SIGNAL.md, and their pictures: python docs/examples/textbook.py [folder for the SVGs].
+"""The textbook experiments of docs/SIGNAL.md: python docs/examples/textbook.py [folder for the pictures]
 
 Numbers are printed. Pictures are small SVGs that follow the reader's light or dark scheme; they need no library.
 """
@@ -120,7 +120,7 @@ def tanh_gains() -> Curves:
 # ---- the pictures ----
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 560, 300, 62, 34, 14, 40
-# Blue, orange and green that can be told apart in print, by the colour-blind, and on both backgrounds (Okabe, Ito 2008).
+# Blue, orange and green that the colour-blind can tell apart, on both backgrounds (Okabe, Ito 2008).
 _STYLE = """
   text { font: 12px system-ui, sans-serif; fill: #333 } .title { font-size: 14px; font-weight: 600 }
   .grid { stroke: #0002 } path { fill: none; stroke-width: 2 } .back { fill: #fff }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -16,9 +17,6 @@ from fastinit.audit.statistics import Statistics, statistics
 from fastinit.distributed.shards import local_tensor
 from fastinit.run.memory import check_readable
 from fastinit.run.names import named_modules, named_parameters
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Verdict = Literal["vanishing", "exploding", "level", "not finite", "no signal"]
 
@@ -67,7 +65,7 @@ class Trace:
         self.gradients = course(back) if back else None
 
     def __str__(self) -> str:
-        table = [("layer", "", "std", "mean", "zeros", "gradient std", "zeros")]
+        table: list[tuple[str, ...]] = [("layer", "", "std", "mean", "zeros", "gradient std", "zeros")]
         for each in self.layers:
             table.append((each.name, each.kind, *_cells(each.activation, True), *_cells(each.gradient, False)))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -86,7 +84,7 @@ class Trace:
         """The layers as a JSON array of objects; what JSON cannot write (NaN, inf) is null."""
         return json.dumps([_record(each) for each in self.layers], indent=1, allow_nan=False)
 
-    def plot(self, axes: Axes | None = None) -> Any:
+    def plot(self, axes: Any = None) -> Any:
         """Depth against std on a log scale, in matplotlib axes; without matplotlib, the text of `text_plot()`.
 
         The text is printed and returned. With matplotlib, the axes are returned: those given, or new ones.
@@ -115,7 +113,7 @@ class Comparison:
             for at, line in enumerate(trace.verdicts())
         )
 
-    def plot(self, axes: Axes | None = None) -> Any:
+    def plot(self, axes: Any = None) -> Any:
         """As `Trace.plot`, with a curve for every scheme."""
         return _plotted(list(self.traces.values()), axes)
 
@@ -219,7 +217,8 @@ class _Looker:
         passed = _Passed(self._name, type(module).__name__, statistics(local_tensor(tensor)), [])
         self._found.append(passed)
         if tensor.requires_grad:
-            tensor.register_hook(lambda gradient: passed.gradients.append(statistics(local_tensor(gradient))))
+            hooked: Any = tensor  # whose method has no types
+            hooked.register_hook(lambda gradient: passed.gradients.append(statistics(local_tensor(gradient))))
 
 
 class _Passed(NamedTuple):
@@ -335,7 +334,7 @@ def _curves(trace: Trace) -> list[tuple[str, list[float]]]:
 
 def _plotted(traces: Sequence[Trace], axes: Any) -> Any:
     try:
-        from matplotlib import pyplot
+        pyplot = importlib.import_module("matplotlib.pyplot")
     except ImportError:
         if axes is not None:
             raise
