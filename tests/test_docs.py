@@ -6,7 +6,6 @@ import doctest
 import inspect
 import re
 import runpy
-import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
