@@ -37,6 +37,7 @@ lint: $(VENV)/stamps/lint $(BUILD)  ## ruff, mypy and clang-format; changes noth
 
 docs: $(VENV)/stamps/docs $(BUILD)  ## the site, in build/site; a warning is an error
 	$(BIN)/python benchmarks/page.py
+	$(BIN)/python benchmarks/chart.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/stamps/lint  ## what lint would change

@@ -17,6 +17,7 @@ from torch import distributed, nn
 
 import fastinit
 from fastinit import functional
+from fastinit.cli.architectures import ARCHITECTURES
 
 PAGE = Path(__file__).parent.parent / "docs" / "SCHEMES.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -102,6 +103,43 @@ def test_examples_of_deferred_run_and_print_what_the_page_says(capsys: pytest.Ca
     run_examples(page, at_least=4)
     table, _ = capsys.readouterr().out.rstrip().split("\n13 tensors")
     assert "\n".join("    " + line.rstrip() for line in table.split("\n")) in page.read_text(encoding="utf-8")
+
+
+def test_the_line_of_the_readme_runs() -> None:
+    text = PAGE.parent.with_name("README.md").read_text(encoding="utf-8")
+    (block,) = BLOCK.findall(text)
+    model = nn.Linear(3, 2)
+    exec(block, {"model": model})
+    assert not model.bias.any() and model.weight.any()
+
+
+def test_the_example_of_the_command_line_runs() -> None:
+    run_examples(PAGE.with_name("COMMAND_LINE.md"), at_least=1)
+
+
+def test_every_command_is_in_the_table() -> None:
+    page = PAGE.with_name("COMMAND_LINE.md")
+    for command in ("info", "demo", "plan", "init", "verify", "report", "bench"):
+        assert re.search(rf"^\| `fastinit {command}\b", page.read_text(encoding="utf-8"), re.MULTILINE)
+    for name in ARCHITECTURES:
+        assert f"`{name}`" in page.read_text(encoding="utf-8")
+
+
+def test_the_table_against_peers_names_tests_that_are_there() -> None:
+    rows = re.findall(r"^\| (?!---)(.+) \|$", PAGE.with_name("PEERS.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cells = [row.split(" | ") for row in rows if not row.startswith("|")]
+    assert len(cells) > 15 and {len(each) for each in cells} == {10}
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    for each in cells:
+        assert each[1] == "+" and f"def {each[-1].strip('`')}(" in tests, each
+
+
+def test_the_picture_of_the_readme_is_drawn_from_the_results() -> None:
+    root = PAGE.parent.parent
+    chart = runpy.run_path(str(root / "benchmarks" / "chart.py"))
+    for name, colours in chart["COLOURS"].items():
+        drawn = chart["draw"](chart["RESULTS"], colours)
+        assert drawn == (root / "docs" / f"speed-{name}.svg").read_text(encoding="utf-8")
 
 
 def in_a_table(name: str, page: Path) -> bool:

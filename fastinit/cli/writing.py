@@ -33,8 +33,8 @@ from fastinit.run.targets import Target
 
 PREFIX = "fastinit."  # of our keys in the metadata
 _NO_FINGERPRINT = "-" * 16  # until all values were made
-_BUFFER_BYTES = 2**23
-_BUFFERS = 4
+_BUFFER_BYTES = 2**24
+_BUFFERS = 3
 _ROOM_BYTES = 2**26  # that a disk should have left
 
 
