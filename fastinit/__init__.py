@@ -3,6 +3,7 @@
 from fastinit import adapters, functional
 from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
+from fastinit.audit.distance import distance
 from fastinit.audit.fingerprint import fingerprint
 from fastinit.audit.verify import verify
 from fastinit.capture.contexts import deferred, fused, no_init
@@ -117,6 +118,7 @@ __all__ = [
     "delta_orthogonal_",
     "derive_seed",
     "dirac_",
+    "distance",
     "eye_",
     "fingerprint",
     "fixup",

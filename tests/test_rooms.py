@@ -39,6 +39,7 @@ PUBLIC = [
     "Row", "Rule", "Scaled", "Scheme", "Sparse", "Spectral", "TimeStep", "TruncNormal", "UncoveredWarning",
     "Uniform", "VarianceScaling", "Where", "ZerO", "ZerosWarning", "__version__", "adapters", "calculate_gain",
     "constant_", "deepnorm", "deferred", "derive_seed", "delta_orthogonal_", "dirac_", "eye_", "fingerprint", "fixup",
+    "distance",
     "functional", "fused", "init_", "init_model_", "kaiming_normal_", "kaiming_uniform_", "lecun_normal_",
     "lecun_uniform_", "load_recipe", "lora_rules", "materialize_", "mup", "no_init", "normal_", "ones_",
     "orthogonal_", "plan", "preset", "preset_names", "presets", "register_scheme", "residual_zeros", "scheme",

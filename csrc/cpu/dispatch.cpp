@@ -14,6 +14,8 @@ namespace {
 // before its next use. Writing past them also saves reading each line first.
 constexpr int64_t kStreamingBytes = int64_t{32} << 20;
 
+}  // namespace
+
 FillRange fill_range_of(int choice) {
 #if defined(__x86_64__)
   constexpr FillRange kFillRanges[kInstructionSets] = {fill_range_avx512, fill_range_avx2, fill_range_portable};
@@ -22,8 +24,6 @@ FillRange fill_range_of(int choice) {
 #endif
   return kFillRanges[choice];
 }
-
-}  // namespace
 
 const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)

@@ -267,6 +267,30 @@ class Program:
             if self._written:
                 increment_version(self._written)
 
+    @property
+    def targets(self) -> list[Target]:
+        """All targets, but for those with an assignment."""
+        return [*self._native, *self._composed, *self._fallback]
+
+    @property
+    def backend(self) -> str:
+        return self._backend
+
+    def blend_in_place(self, keep: float, scale: float, seed: int) -> list[Target]:
+        """keep * element + scale * value for all targets of the CPU's table, in one pass. Returns all other targets."""
+        for obstacle in self._obstacles:
+            _warn_once(obstacle)
+        if self._cpu_table is None:
+            return self.targets
+        try:
+            self._cpu_table.blend_cpu(keep, scale, seed, torch.get_num_threads())
+        finally:  # an interrupted blend has written something, too
+            increment_version(self._written)
+        return [target for target in self.targets if not self._is_in_cpu_table(target)]
+
+    def _is_in_cpu_table(self, target: Target) -> bool:
+        return target.device == _CPU and target.distribution.needs == "element" and self._is_native(target, {})
+
     def _reads_on_device(self, seed: torch.Tensor) -> bool:
         """Whether all values are made by kernels of the device on which a seed is."""
         others = self._composed or self._fallback or self._assigned
