@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import worlds
 from conftest import DTYPES, INSTRUCTION_SETS, needs_native
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import fastinit
 from fastinit import _native
+from fastinit.plans import targets_of
 from fastinit.run.table import Table
 
 KEEP, SCALE = 0.9, -0.37
@@ -109,6 +114,14 @@ def restored_threads() -> Any:
     torch.set_num_threads(before)
 
 
+def holder(tensor: torch.Tensor) -> nn.Module:
+    return nn.ParameterDict({"w": nn.Parameter(tensor)})
+
+
+def plan_of(tensor: torch.Tensor) -> fastinit.Plan:
+    return fastinit.plan(holder(tensor), "normal", [("w", fastinit.Normal(0.25, 2.0))], seed=1)
+
+
 @needs_native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -120,13 +133,11 @@ def test_every_old_number_is_blended_alike(isa: str, dtype: torch.dtype, monkeyp
         old = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     else:
         old = torch.randint(-128, 128, (2**16 * dtype.itemsize,), dtype=torch.int8, generator=generator).view(dtype)
-    now = old.clone()
-    plan = fastinit.plan(nn.ParameterDict({"w": nn.Parameter(now)}), rules=[("w", "normal")], seed=1)
-    tensor = plan.rows[0].tensor
-    plan.blend_(KEEP, SCALE)
+    tensor = old.clone()
+    plan_of(tensor).blend_(KEEP, SCALE)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    value = fastinit.init_({"w": torch.empty(old.shape, dtype=wide)}, "normal", seed=1)
-    value = value["w"] if isinstance(value, dict) else value
+    value = torch.empty(old.shape, dtype=wide)
+    plan_of(value).run_()
     wanted = in_torch(old, value)
     nan = wanted.isnan()
     assert nan.any()
@@ -174,7 +185,7 @@ def test_what_cannot_be_blended_is_refused_by_name() -> None:
     with pytest.raises(fastinit.ParameterError, match=r"1\.count: expected a real floating-point dtype"):
         plan.blend_(0.5, 0.5)
     nn.utils.parametrizations.weight_norm(model[0])
-    plan = fastinit.plan(model, "normal", seed=0)
+    plan = fastinit.plan(model, "normal", [("1.count", fastinit.KEEP)], seed=0)
     with pytest.raises(fastinit.ParameterError, match=r"0\.weight: is computed by a parametrization"):
         plan.blend_(0.5, 0.5)
     assert torch.equal(model[1].weight, before["1.weight"])
@@ -265,8 +276,8 @@ def test_units_that_are_not_there(units: Any, outgoing: Any, problem: str) -> No
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=problem):
         fastinit.plan(model, "normal", seed=0).run_units_(units, outgoing=outgoing)
+    plan = fastinit.plan(model, "normal", [("first.*", fastinit.KEEP)], seed=0)
     with pytest.raises(fastinit.ParameterError, match=r"first\.weight: its units cannot be reset"):
-        plan = fastinit.plan(model, "normal", [("first.*", fastinit.KEEP)], seed=0)
         plan.run_units_({"first": [0]}, outgoing={"first": ()})
     assert all(torch.equal(now, before[name]) for name, now in model.state_dict().items())
 
@@ -302,8 +313,7 @@ def test_distances_are_the_same_for_all_threads_instruction_sets_and_layouts(
             for layout in (lambda w: w, lambda w: w.t().contiguous().t()):
                 for offset in (0, 3):
                     w = layout(torch.linspace(-1, 1, 700 * 403).view(700, 403))[offset:].detach()
-                    plan = fastinit.plan(nn.ParameterDict({"w": nn.Parameter(w)}), rules=[("w", "normal")], seed=1)
-                    each = fastinit.distance(nn.ParameterDict({"w": nn.Parameter(w)}), plan)["w"]
+                    each = fastinit.distance(holder(w), plan_of(w))["w"]
                     found.add((offset, each))
     assert len(found) == 2
 
@@ -358,7 +368,7 @@ def test_nothing_large_is_made_to_measure() -> None:
 def test_the_binding_refuses_what_is_not_prepared_or_finite() -> None:
     assert _native.module is not None
     model = nn.Linear(3, 4)
-    targets = [target for row in planned(model).rows for target in fastinit.plans.targets_of(row, row.tensor)]
+    targets = [target for row in fastinit.plan(model, "normal", seed=0).rows for target in targets_of(row, row.tensor)]
     table = Table(targets)
     for factors in ((math.nan, 1.0), (1.0, math.inf), (1e39, 0.0)):
         with pytest.raises(ValueError, match="keep, scale: expected finite numbers"):
@@ -375,3 +385,41 @@ def test_the_binding_refuses_what_is_not_prepared_or_finite() -> None:
             call()
     with pytest.raises(ValueError, match="threads"):
         table.distances_cpu(0, 0)
+
+
+# ---- over ranks ----
+
+
+def _shards_are_slices(world: int) -> None:
+    mesh = init_device_mesh("cpu", (world,))
+    dense = nn.Sequential(nn.Linear(7, 10), nn.Linear(10, 3), nn.Linear(3, 3))
+    for each in dense:
+        nn.init.constant_(each.weight, 0.25)
+        nn.init.constant_(each.bias, -0.5)
+    model = copy.deepcopy(dense)
+    for each, placement in zip(model, (Shard(0), Shard(1), Replicate()), strict=True):
+        for name, parameter in list(each.named_parameters()):
+            of = Shard(0) if name == "bias" and placement == Shard(1) else placement
+            setattr(each, name, nn.Parameter(distribute_tensor(parameter.detach(), mesh, [of])))
+    plan = fastinit.plan(dense, "kaiming_normal", [("2.weight", "orthogonal")], seed=5)
+    sharded = fastinit.plan(model, "kaiming_normal", [("2.weight", "orthogonal")], seed=5)
+    mask = torch.rand(10, 7, generator=torch.Generator().manual_seed(0)) < 0.5
+    for of, where in ((plan, mask), (sharded, mask)):
+        of.blend_(KEEP, SCALE, seed=9)
+        of.run_(where={"0.weight": where})
+        of.run_units_({"0": [1, 8], "1": [2]}, outgoing={"0": "1", "1": "2"})
+    version = model[0].weight._version
+    sharded.run_(where={"0.weight": distribute_tensor(mask, mesh, [Shard(0)])})
+    assert model[0].weight._version > version
+    for (name, want), given in zip(dense.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(given.full_tensor(), want, rtol=0, atol=0, msg=name)
+    wanted = fastinit.distance(dense, plan)
+    for name, each in fastinit.distance(model, sharded, group=dist.group.WORLD).items():
+        assert each == pytest.approx(wanted[name], rel=1e-12, nan_ok=True), name
+    here = fastinit.distance(model, sharded)
+    assert here["0.weight"].norm < wanted["0.weight"].norm
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_shards_are_slices_and_distances_add_up(world: int) -> None:
+    worlds.run(world, _shards_are_slices, world)
