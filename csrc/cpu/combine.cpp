@@ -1,6 +1,7 @@
 // blend_cpu, differs_cpu and distances_cpu: values of a table, and what its tensors hold, combined a few KiB at a time.
 // The values are made by the fill of the instruction set (fill_body.h) into a buffer in the first cache. The loops that
 // combine are plain C++, from which the compiler makes vector code for every instruction set.
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -136,16 +137,16 @@ FASTINIT_HD void load(const Element* from, Doubles& to) {
 }
 
 struct LaneSums {
-  Doubles now{}, initial{}, product{}, moved{}, largest{};
+  Doubles now{}, initial{}, product{}, moved{}, largest_square{};
 
   FASTINIT_HD void add(const Doubles& w, const Doubles& value) {
     const Doubles change = w - value;
     now += w * w;
     initial += value * value;
     product += w * value;
-    moved += change * change;
-    const Doubles size = change < 0.0 ? -change : change;
-    largest = size > largest ? size : largest;
+    const Doubles square = change * change;
+    moved += square;
+    largest_square = square > largest_square ? square : largest_square;
   }
   void add_to(Distance& sums) const {
     const auto sum = [](const Doubles& lanes) {
@@ -155,7 +156,7 @@ struct LaneSums {
     sums.initial += sum(initial);
     sums.product += sum(product);
     sums.moved += sum(moved);
-    for (int k = 0; k < kLanes; ++k) sums.largest = largest[k] > sums.largest ? largest[k] : sums.largest;
+    for (int k = 0; k < kLanes; ++k) sums.largest = std::fmax(sums.largest, std::sqrt(largest_square[k]));
   }
 };
 

@@ -124,12 +124,12 @@ _AT_ONCE = 2**18
 def _sums_of(tensor: torch.Tensor, values: torch.Tensor) -> _Sums:
     total = _Sums(0.0, 0.0, 0.0, 0.0, 0.0)
     dtype = torch.float32 if tensor.device.type == "mps" else torch.float64
-    for w, v in zip(tensor.reshape(-1).split(_AT_ONCE), values.reshape(-1).split(_AT_ONCE), strict=True):
-        w, v = w.to(dtype), v.to(dtype)
+    flat, flat_values = tensor.reshape(-1), values.reshape(-1)
+    for begin in range(0, len(flat), _AT_ONCE):
+        w, v = flat[begin : begin + _AT_ONCE].to(dtype), flat_values[begin : begin + _AT_ONCE].to(dtype)
         change = w - v
         sizes = change.abs().nan_to_num(nan=0.0, posinf=math.inf)
-        largest = sizes.max() if len(sizes) else change.sum()
-        five = torch.stack([w.dot(w), v.dot(v), w.dot(v), change.dot(change), largest])
+        five = torch.stack([w.dot(w), v.dot(v), w.dot(v), change.dot(change), sizes.max()])
         total = total.plus(_Sums(*five.tolist()))
     return total
 

@@ -179,6 +179,8 @@ class Program:
             if kinds[target.device] == "cuda":
                 on_cuda.setdefault(target.device, []).append(target)
         self._cpu_table = Table(on_cpu) if on_cpu else None
+        self._outside_cpu_table = [target for of_device in on_cuda.values() for target in of_device]
+        self._outside_cpu_table += [*self._composed, *self._fallback]
         self._cuda_tables = [cuda.CudaTable(Table(of_device), device) for device, of_device in on_cuda.items()]
         self._devices = set(kinds)
         self._written = [target.tensor for target in (*self._native, *self._composed)]
@@ -286,10 +288,7 @@ class Program:
             self._cpu_table.blend_cpu(keep, scale, seed, torch.get_num_threads())
         finally:  # an interrupted blend has written something, too
             increment_version(self._written)
-        return [target for target in self.targets if not self._is_in_cpu_table(target)]
-
-    def _is_in_cpu_table(self, target: Target) -> bool:
-        return target.device == _CPU and target.distribution.needs == "element" and self._is_native(target, {})
+        return self._outside_cpu_table
 
     def _reads_on_device(self, seed: torch.Tensor) -> bool:
         """Whether all values are made by kernels of the device on which a seed is."""
