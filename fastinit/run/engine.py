@@ -282,12 +282,12 @@ class Program:
         """keep * element + scale * value for all targets of the CPU's table, in one pass. Returns all other targets."""
         for obstacle in self._obstacles:
             _warn_once(obstacle)
-        if self._cpu_table is None:
-            return self.targets
         try:
-            self._cpu_table.blend_cpu(keep, scale, seed, torch.get_num_threads())
+            if self._cpu_table is not None:
+                self._cpu_table.blend_cpu(keep, scale, seed, torch.get_num_threads())
         finally:  # an interrupted blend has written something, too
-            increment_version(self._written)
+            if self._written:
+                increment_version(self._written)
         return self._outside_cpu_table
 
     def _reads_on_device(self, seed: torch.Tensor) -> bool:
