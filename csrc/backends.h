@@ -43,6 +43,38 @@ bool sparse_cpu(const Task& values, const Task& keys, int64_t rows, int64_t zero
 bool fingerprint_cpu(const FingerprintTask* tasks, int64_t num_tasks, int threads, const char* isa, uint64_t* sums,
                      const std::function<bool()>& should_stop);
 
+// Like fill_cpu, but what a tensor holds goes into what it gets: keep * element + scale * value (core/blend.h). Throws
+// std::bad_alloc; nothing was written then.
+bool blend_cpu(const Task* tasks, int64_t num_tasks, double keep, double scale, uint64_t seed, int threads,
+               const char* isa, const std::function<bool()>& should_stop);
+
+// Whether the elements of every task have other bits than fill_cpu would write: differs[num_tasks], 0 or 1. Writes
+// nothing else. The rest as fill_cpu.
+bool differs_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa, uint8_t* differs,
+                 const std::function<bool()>& should_stop);
+
+// Sums over the elements of a task, in double. w is an element, v the value that fill_cpu would write.
+struct Distance {
+  double now = 0.0;      // w^2
+  double initial = 0.0;  // v^2
+  double product = 0.0;  // w v
+  double moved = 0.0;    // (w - v)^2
+  double largest = 0.0;  // the largest |w - v| that is a number
+
+  void add(const Distance& other) {
+    now += other.now;
+    initial += other.initial;
+    product += other.product;
+    moved += other.moved;
+    largest = other.largest > largest ? other.largest : largest;
+  }
+};
+
+// How far the elements of every task are from what fill_cpu would write: distances[num_tasks], the same for any number
+// of threads and any instruction set. The rest as differs_cpu.
+bool distances_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa,
+                   Distance* distances, const std::function<bool()>& should_stop);
+
 // A table in the memory of a CUDA device. It holds no seed: one upload serves any number of fills.
 struct CudaTable {
   uint64_t address;

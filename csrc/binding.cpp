@@ -11,6 +11,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -190,6 +191,55 @@ void fill_table(const py::buffer& buffer, uint64_t seed, int threads) {
   call_interruptibly([&](const std::function<bool()>& should_stop) {
     return fill_cpu(table.rows, table.num_rows, seed, threads, isa, should_stop);
   });
+}
+
+// Factors of a blend, in float unless an element is a double.
+void check_blend(double keep, double scale) {
+  constexpr double kMost = std::numeric_limits<float>::max();
+  if (!(std::abs(keep) <= kMost && std::abs(scale) <= kMost)) {
+    throw py::value_error("keep, scale: expected finite numbers of float32, got " + std::to_string(keep) + " and " +
+                          std::to_string(scale));
+  }
+}
+
+void blend_table(const py::buffer& buffer, double keep, double scale, uint64_t seed, int threads) {
+  const Table table(buffer);
+  check_threads(threads);
+  check_blend(keep, scale);
+  check_prepared(table.rows, table.num_rows);
+  const char* isa = forced_isa();
+  call_interruptibly([&](const std::function<bool()>& should_stop) {
+    return blend_cpu(table.rows, table.num_rows, keep, scale, seed, threads, isa, should_stop);
+  });
+}
+
+// One byte a row.
+py::array_t<uint8_t> differs_table(const py::buffer& buffer, uint64_t seed, int threads) {
+  const Table table(buffer);
+  check_threads(threads);
+  check_prepared(table.rows, table.num_rows);
+  const char* isa = forced_isa();
+  py::array_t<uint8_t> differs(table.num_rows);
+  uint8_t* const data = differs.mutable_data();
+  call_interruptibly([&](const std::function<bool()>& should_stop) {
+    return differs_cpu(table.rows, table.num_rows, seed, threads, isa, data, should_stop);
+  });
+  return differs;
+}
+
+// The five numbers of Distance a row.
+py::array_t<double> distances_table(const py::buffer& buffer, uint64_t seed, int threads) {
+  static_assert(sizeof(Distance) == 5 * sizeof(double), "five numbers");
+  const Table table(buffer);
+  check_threads(threads);
+  check_prepared(table.rows, table.num_rows);
+  const char* isa = forced_isa();
+  py::array_t<double> distances({static_cast<py::ssize_t>(table.num_rows), py::ssize_t{5}});
+  auto* const data = reinterpret_cast<Distance*>(distances.mutable_data());
+  call_interruptibly([&](const std::function<bool()>& should_stop) {
+    return distances_cpu(table.rows, table.num_rows, seed, threads, isa, data, should_stop);
+  });
+  return distances;
 }
 
 // To let go of the interpreter's lock takes longer than to fill so few elements.
@@ -414,6 +464,10 @@ PYBIND11_MODULE(_C, module) {
   module.def("task_dtype", &task_dtype);
   module.def("prepare", &prepare_table, py::arg("table"));
   module.def("fill_cpu", &fill_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
+  module.def("blend_cpu", &blend_table, py::arg("table"), py::arg("keep"), py::arg("scale"), py::arg("seed"),
+             py::arg("threads"));
+  module.def("differs_cpu", &differs_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
+  module.def("distances_cpu", &distances_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("layout_of", &layout_of, py::arg("exchange_api"), py::arg("tensors"));
   py::class_<Direct>(module, "Direct")
       .def(py::init<py::object, const py::dict&>(), py::arg("resolve"), py::arg("torch"))

@@ -3,6 +3,7 @@
 from fastinit import adapters, functional
 from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
+from fastinit.audit.distance import distance
 from fastinit.audit.fingerprint import fingerprint
 from fastinit.audit.report import report
 from fastinit.audit.signal import trace_signal
@@ -126,6 +127,7 @@ __all__ = [
     "delta_orthogonal_",
     "derive_seed",
     "dirac_",
+    "distance",
     "dummy_",
     "eye_",
     "fingerprint",

@@ -6,18 +6,20 @@ import json
 import math
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 
+from fastinit._torch import increment_version
 from fastinit.distributed.agreement import Ranks, ranks_of_meshes
-from fastinit.distributed.held import held_of, is_sharded
+from fastinit.distributed.held import held_of, is_sharded, local_tensor
 from fastinit.distributed.pieces import Box, Held
 from fastinit.distributed.shards import is_dtensor
 from fastinit.errors import ParameterError, ZerosWarning, warn
-from fastinit.run import engine
+from fastinit.run import engine, rewriting
+from fastinit.run.masks import Masks, Weight, check_mask, masks_of, masks_of_units
 from fastinit.run.memory import was_set_to_zero
 from fastinit.run.places import Assignment, Place, current_tensors
 from fastinit.run.streams import as_seed, as_seed_of_run
@@ -139,6 +141,21 @@ def _targets_of_pieces(name: str, held: Held, distribution: Distribution) -> Ite
         yield Target(name, each, each.shape, each.dtype, each.device, Constant(0.0))
 
 
+def _check_no_assignment(row: Row) -> None:
+    if row.place.assignment is not None:
+        raise ParameterError(
+            row.name, "is computed by a parametrization, so it cannot keep a part of its values; filter its row out"
+        )
+
+
+def _finite(name: str, given: object) -> float:
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(given).__name__}")
+    if not abs(given) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{name}: expected a finite number of float32, got {given}")
+    return float(given)
+
+
 def _takes_random_numbers(row: Row) -> bool:
     return row.action == "init" and row.distribution is not None and row.distribution.is_random()
 
@@ -227,7 +244,7 @@ class Plan:
         self._lock = threading.Lock()
         self._prepared: engine.Program | None = None
 
-    def run_(self, seed: int | torch.Tensor | None = None) -> None:
+    def run_(self, seed: int | torch.Tensor | None = None, *, where: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write all values, in one pass. With a seed, running again gives the same bits.
 
         Args:
@@ -235,22 +252,37 @@ class Plan:
                 tensor of one int64 or uint64 element means the number of these 64 bits. On a CUDA device the kernel
                 reads it there, and nothing waits for it. A captured graph then gives new values at every replay for
                 which another seed is written to that tensor, which must be kept as long as the graph.
+            where: write these elements alone: for names of parameters, masks of bool with the parameter's global shape,
+                true where an element gets its initial value anew. A mask is a plain tensor, or for a DTensor one with
+                the same placements. What it leaves out keeps its bits, as do parameters without a mask. The seed is
+                an int then, the plan's or this one.
 
         The run writes the parameters that the model has now. A parameter that was replaced after planning is written if
         it is as planned.
 
         Raises:
-            TypeError, ValueError: the seed is not one.
+            TypeError, ValueError: the seed is not one, or `where` needs one.
             ParameterError: a tensor has no memory (meta), or lost it; its shape, dtype or device is not as planned; the
-                model no longer has the parameter; or a parametrisation cannot take the weight. Nothing is written
-                then.
+                model no longer has the parameter; a parametrisation cannot take the weight; or a mask has another
+                shape, dtype or device, or is for a weight that is parametrised or that the plan does not write. Nothing
+                is written then.
             RuntimeError: the CUDA kernel cannot be launched; or the plan of a distributed model has no seed, and a rank
                 of its meshes did not come (distributed/agreement.py).
         """
+        if where is not None:
+            self._run_where(where, self._int_seed(seed))
+            return
         generator = self._generator if seed is None else None
         seed = self.seed if seed is None else as_seed_of_run(seed)
         if self._written:
             engine.check_modes()
+        tensors, program, is_new = self._current_program()
+        if is_new and self._guessed:
+            self._warn_of_zeros(tensors)
+        program.run_(seed, generator)
+
+    def _current_program(self) -> tuple[list[torch.Tensor], engine.Program, bool]:
+        """The tensors that the model has now, the program for them, and whether it was made just now."""
         for row in self._ties:
             row.place.check_tied(row.name)
         tensors = current_tensors(self._places)
@@ -259,9 +291,129 @@ class Plan:
             is_new = program is None or not program.is_for(tensors)
             if program is None or is_new:
                 program = self._prepared = self._made(tensors)
-        if is_new and self._guessed:
-            self._warn_of_zeros(tensors)
-        program.run_(seed, generator)
+        return tensors, program, is_new
+
+    def blend_(self, keep: float, scale: float, seed: int | None = None) -> None:
+        """Blend every parameter that the plan writes with its initial value, in one pass: keep * w + scale * value.
+
+        Both products and the sum are float32 operations on the value before it is rounded (float64 for float64), in
+        which `keep` and `scale` are rounded, too; then the result is rounded once to the dtype (docs/STREAM.md, section
+        8). So it is the same to the bit on every device and for every sharding. No copy of anything is made, except
+        of parameters that are computed as a whole (orthogonal, sparse) and of those that torch writes: these take
+        16 MiB, or the size of one such parameter.
+
+        Args:
+            keep, scale: finite numbers of float32. A NaN or an infinity in w stays one, also for keep = 0.
+            seed: in place of the plan's own. Another seed gives other values of the same distributions: perturbations.
+
+        Raises:
+            TypeError, ValueError: keep, scale or the seed is not one, or neither the plan nor the call has a seed.
+            ParameterError: as `run_`; or a dtype is not a real floating-point one, or a weight is parametrised. Nothing
+                is written then. A signal that interrupts a blend leaves it half done.
+
+        Shrink and perturb (Ash, Adams: "On Warm-Starting Neural Network Training", NeurIPS 2020):
+
+        >>> from fastinit import plan
+        >>> model = torch.nn.Linear(3, 2)
+        >>> of = plan(model, "xavier_uniform", seed=0)
+        >>> of.blend_(keep=0.4, scale=0.1, seed=1)
+        """
+        keep, scale = _finite("keep", keep), _finite("scale", scale)
+        seed = self._int_seed(seed)
+        if self._written:
+            engine.check_modes()
+        for row in self._written:
+            _check_no_assignment(row)
+        _, program, _ = self._current_program()
+        for target in program.targets:
+            rewriting.check_blends(target)
+        rewriting.blend(program, keep, scale, seed)
+
+    def run_units_(
+        self,
+        units: Mapping[str, Sequence[int]],
+        *,
+        outgoing: Mapping[str, str | Sequence[str]],
+        seed: int | None = None,
+    ) -> None:
+        """Reset some units of layers: their incoming weights and biases as planned, their outgoing weights zero.
+
+        Unit k of a layer is output feature or channel k: row k of its `weight` (column k of a transposed convolution's
+        or of a Conv1D's) and element k of its `bias`, if the plan writes that. In a layer that reads them, the weights
+        for input k become zero. If that layer has f times as many inputs (features of flattened channels), those for
+        inputs k f to k f + f - 1 do. So the units start anew, and what the model computes is what it computed without
+        them (ReDo, Sokar et al.: "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", ICML 2023).
+
+        Args:
+            units: for names of layers, the numbers of units.
+            outgoing: for every one of these names, the layer or layers that read its output; () if its outgoing
+                weights shall stay. Nothing can tell this from a model, so nothing is guessed.
+            seed: in place of the plan's own. With the plan's, a unit gets the weights that it began with.
+
+        Outgoing weights are set to zero last, whichever layer they belong to, and whether or not the plan writes them.
+
+        Raises:
+            TypeError, ValueError: the seed is not one, or `outgoing` does not name the same layers as `units`.
+            ParameterError: the plan does not write a layer's weight or has no layer of a name; a number is no unit of
+                the layer; an outgoing weight does not fit; or as `run_`. Nothing is written then.
+
+        >>> from fastinit import plan
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> of = plan(model, "kaiming_uniform", seed=0)
+        >>> of.run_units_({"0": [2, 5]}, outgoing={"0": "2"})
+        >>> model[2].weight[:, 2].tolist()
+        [0.0, 0.0]
+        """
+        seed = self._int_seed(seed)
+        rows = {row.name: row for row in self.rows if row.action in ("init", "keep")}
+        weights = {name: Weight(row.shape, row.kind, row.action == "init") for name, row in rows.items()}
+        anew, zeroed = masks_of_units(weights, units, outgoing)
+        zeros = {name: row._replace(action="init", distribution=Constant(0.0)) for name, row in rows.items()}
+        self._write_masked([(rows, anew), (zeros, zeroed)], seed, on_any_device=True)
+
+    def _int_seed(self, seed: object) -> int:
+        """The seed of a call, or the plan's."""
+        found = self.seed if seed is None else as_seed(seed)
+        if found is None:
+            raise ValueError(
+                "seed: expected an int, of the plan or of this call; without one, values cannot be made again"
+            )
+        return found
+
+    def _run_where(self, where: Mapping[str, torch.Tensor], seed: int) -> None:
+        rows = {row.name: row for row in self._written}
+        for name in where:
+            if name not in rows:
+                raise ParameterError(name, "`where` has a mask for it, but the plan writes no parameter of this name")
+        self._write_masked([(rows, list(where.items()))], seed)
+
+    def _write_masked(
+        self, steps: Sequence[tuple[Mapping[str, Row], Masks]], seed: int, *, on_any_device: bool = False
+    ) -> None:
+        """Write rows to tensors where masks are true, one step after the other. All is checked first."""
+        engine.check_modes()
+        checked = []
+        for rows, masks in steps:
+            masked: list[tuple[Target, torch.Tensor]] = []
+            distributed = []
+            for name, mask in masks:
+                row = rows[name]
+                _check_no_assignment(row)
+                tensor = row.place.current(name)
+                mask = mask.to(local_tensor(tensor).device) if on_any_device else mask
+                check_mask(name, tensor, mask)
+                targets = targets_of(row, tensor)
+                masked += zip(targets, masks_of(name, tensor, mask, targets), strict=True)
+                if is_dtensor(tensor):
+                    distributed.append(tensor)
+            engine.Program([target for target, _ in masked], self.backend)  # which checks dtypes and memory
+            checked.append((masked, distributed))
+        for masked, distributed in checked:
+            try:
+                rewriting.write_where(masked, self.backend, seed)
+            finally:
+                if distributed:
+                    increment_version(distributed)
 
     def _warn_of_zeros(self, tensors: Sequence[torch.Tensor]) -> None:
         """Warn of linear maps that somebody set to zero, if no code tells that they should be zero."""

@@ -81,6 +81,12 @@ def test_examples_of_looking_run(page: str, monkeypatch: pytest.MonkeyPatch) -> 
     run_examples(PAGE.with_name(page), at_least=3)
 
 
+def test_examples_of_regenerating_run(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    run_examples(PAGE.with_name("REGENERATE.md"), at_least=9)
+    assert "0.weight: |w|" in capsys.readouterr().out
+
+
 @pytest.fixture
 def world_of_one(tmp_path: Path) -> Iterator[None]:
     """test_distributed.py has larger ones."""

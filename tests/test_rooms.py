@@ -39,12 +39,12 @@ PUBLIC = [
     "Recipe", "Row", "Rule", "Scaled", "Scheme", "Sparse", "Spectral", "StagedWarning", "TimeStep", "TruncNormal",
     "UncoveredWarning", "Uniform", "VarianceScaling", "Where", "ZerO", "ZerosWarning", "__version__", "adapters",
     "calculate_gain", "compare", "constant_", "deepnorm", "deferred", "delta_orthogonal_", "derive_seed", "dirac_",
-    "dummy_", "eye_", "fingerprint", "fixup", "functional", "fused", "init_", "init_model_", "kaiming_normal_",
-    "kaiming_uniform_", "lecun_normal_", "lecun_uniform_", "load_recipe", "lora_rules", "materialize_", "mup",
-    "no_init", "normal_", "ones_", "orthogonal_", "plan", "preset", "preset_names", "presets", "register_scheme",
-    "register_shards", "report", "residual_zeros", "scheme", "scheme_names", "sparse_", "spectral_", "t_fixup",
-    "tensor_parallel", "trace_signal", "trunc_normal_", "uniform_", "variance_scaling_", "verify", "xavier_normal_",
-    "xavier_uniform_", "zer_o", "zeros_",
+    "distance", "dummy_", "eye_", "fingerprint", "fixup", "functional", "fused", "init_", "init_model_",
+    "kaiming_normal_", "kaiming_uniform_", "lecun_normal_", "lecun_uniform_", "load_recipe", "lora_rules",
+    "materialize_", "mup", "no_init", "normal_", "ones_", "orthogonal_", "plan", "preset", "preset_names", "presets",
+    "register_scheme", "register_shards", "report", "residual_zeros", "scheme", "scheme_names", "sparse_", "spectral_",
+    "t_fixup", "tensor_parallel", "trace_signal", "trunc_normal_", "uniform_", "variance_scaling_", "verify",
+    "xavier_normal_", "xavier_uniform_", "zer_o", "zeros_",
 ]  # fmt: skip
 
 

@@ -18,6 +18,16 @@ namespace {
 // before its next use. Writing past them also saves reading each line first.
 constexpr int64_t kStreamingBytes = int64_t{32} << 20;
 
+#if defined(__x86_64__)
+// __builtin_cpu_supports does not know it in Clang 14. That the system keeps the registers, avx2 implies.
+bool supports_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
+}  // namespace
+
 FillRange fill_range_of(int choice) {
 #if defined(__x86_64__)
   constexpr FillRange kFillRanges[kInstructionSets] = {fill_range_avx512, fill_range_avx2, nullptr,
@@ -29,16 +39,6 @@ FillRange fill_range_of(int choice) {
 #endif
   return kFillRanges[choice];
 }
-
-#if defined(__x86_64__)
-// __builtin_cpu_supports does not know it in Clang 14. That the system keeps the registers, avx2 implies.
-bool supports_f16c() {
-  unsigned eax, ebx, ecx, edx;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
-}
-#endif
-
-}  // namespace
 
 const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)

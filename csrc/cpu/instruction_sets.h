@@ -18,6 +18,9 @@ void fill_range_avx512(const Task& task, const Stream& stream, int64_t begin, in
 void fill_range_neon(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 #endif
 
+// The loop of an instruction set, by its place in instruction_sets().
+FillRange fill_range_of(int choice);
+
 // The place in instruction_sets() of the one to use: that of this name, or the best.
 int chosen_instruction_set(const char* isa);
 

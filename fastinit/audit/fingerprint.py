@@ -238,13 +238,13 @@ _SHOWN = 6
 def _reduced(numbers: Sequence[int], ranks: _Ranks) -> list[int]:
     """Sums over all ranks, modulo 2^64. They are taken in halves of 32 bits, whose sums never overflow."""
     halves = [half for number in numbers for half in (number & 0xFFFFFFFF, number >> 32 & 0xFFFFFFFF)]
-    tensor = torch.tensor(halves, dtype=torch.int64, device=_device_of(ranks.group))
+    tensor = torch.tensor(halves, dtype=torch.int64, device=device_of(ranks.group))
     dist.all_reduce(tensor, group=ranks.group)
     found = tensor.tolist()
     return [(low + (high << 32)) & MASK for low, high in zip(found[::2], found[1::2], strict=True)]
 
 
-def _device_of(group: Any) -> torch.device:
+def device_of(group: Any) -> torch.device:
     """A device whose tensors the group can reduce: the CPU if possible."""
     spread: Any = group or dist.group.WORLD
     kinds = _torch.group_devices(spread)

@@ -14,7 +14,9 @@ import torch.distributed as dist
 from torch import nn
 
 from fastinit.audit.statistics import NOTHING, Statistics, equal_rows, spectrum, statistics
-from fastinit.distributed.shards import check_not_flattened, is_dtensor, is_first_replica, local_tensor
+from fastinit.distributed.flat import unflattened
+from fastinit.distributed.held import is_sharded, local_tensor
+from fastinit.distributed.shards import is_dtensor, is_first_replica
 from fastinit.errors import ParameterError
 from fastinit.plans import Plan, Row, fold
 from fastinit.rules.roles import RoleName, Roles
@@ -212,9 +214,12 @@ def report(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan: expected a fastinit.Plan, got {type(plan).__name__}")
-    check_not_flattened(model)
     wanted = {} if plan is None else {row.name: row for row in plan.rows}
-    asked = list(_asked(model, Renamer(names)))
+    with unflattened(model):
+        asked = list(_asked(model, Renamer(names)))
+    for each in asked:
+        if is_sharded(each.tensor) and not is_dtensor(each.tensor):
+            raise ParameterError(each.name, "is a shard of another kind than DTensor, of which no report can be made")
     measured = _over_ranks(asked, [_measured(each, wanted.get(each.name)) for each in asked])
     return Report(
         [

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fastinit.audit.statistics import Statistics, statistics
-from fastinit.distributed.shards import local_tensor
+from fastinit.distributed.held import local_tensor
 from fastinit.run.memory import check_readable
 from fastinit.run.names import named_modules, named_parameters
 

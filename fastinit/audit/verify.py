@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -12,16 +11,13 @@ from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import global_shape
 from fastinit.errors import ParameterError
 from fastinit.plans import Plan, Row, targets_of
-from fastinit.run import engine
-from fastinit.run.index_maps import box_of, boxes
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters
 from fastinit.run.parametrized import Computed, computed_weights
-from fastinit.run.targets import Target, begin_of
+from fastinit.run.scratch import pieces, reads_in_place, staged
+from fastinit.run.table import Table
+from fastinit.run.targets import Target
 
-# Bytes of values that are made once more at a time: so few that most are in the cache. A tensor that is computed as a
-# whole may take more.
-_SCRATCH_BYTES = 2**24
 # The largest rounding error of an orthogonal matrix with gain 1, in units of the precision it is computed in.
 _ROUNDING = 32.0
 
@@ -40,8 +36,9 @@ def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit
 
     Only rows that the plan writes are compared, each with the parameter of its name. The plan may come from another
     instance of the model: on another device, or without the sharding. A process reads the elements of shards that it
-    holds itself. Ranks exchange nothing. The comparison takes a few times the time of filling, and 16 MiB of memory, or
-    more for tensors that are computed as a whole.
+    holds itself. Ranks exchange nothing. On the CPU, the comparison takes about the time of filling and no memory.
+    Other devices, values that are computed from whole tensors, and those of torch take 16 MiB, or more for a tensor
+    that is computed as a whole.
 
     Args:
         model: any module whose parameters have memory.
@@ -70,28 +67,37 @@ def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit: expected an int of 1 or more, got {limit!r}")
     with unflattened(model):
-        held = _held(model, Renamer(names))
-    rows = [(row, _matching(row, held)) for row in plan.rows if row.action == "init"]
-    differing: dict[str, None] = {}
-    for batch in _batches(rows, plan.backend):
-        for each in _differing(batch, plan):
-            differing.setdefault(each.target.name)
-        if len(differing) >= limit:
-            break
-    return tuple(differing)[:limit]
+        held = held_by(model, Renamer(names))
+    rows = [(row, matching(row, held)) for row in plan.rows if row.action == "init"]
+    in_place, others = split(rows, plan.backend)
+    differing: set[str] = set()
+    if in_place:
+        table = Table(in_place)
+        found = table.differs_cpu(plan.seed, torch.get_num_threads())
+        differing.update(owner.name for owner, differs in zip(table.owners, found, strict=True) if differs)
+    for target, computed, values in staged(others, plan.backend, plan.seed):
+        if target.name in differing:
+            continue
+        if computed is None:
+            equal = _equal(target.tensor.detach(), values, target.distribution.rounding_scale())
+        else:
+            equal = _holds(computed, target.name, values)
+        if not equal:
+            differing.add(target.name)
+    return tuple([row.name for row, _ in rows if row.name in differing][:limit])
 
 
-_Weight = torch.Tensor | Computed
+Held = torch.Tensor | Computed
 
 
-def _held(model: nn.Module, rename: Callable[[str], str]) -> dict[str, _Weight]:
+def held_by(model: nn.Module, rename: Callable[[str], str]) -> dict[str, Held]:
     """Parameters and computed weights by their names."""
-    parameters: dict[str, _Weight] = {
+    parameters: dict[str, Held] = {
         rename(name): parameter
         for name, _, parameter in named_parameters(model, ties=True)
         if not nn.parameter.is_lazy(parameter)
     }
-    computed: dict[str, _Weight] = {
+    computed: dict[str, Held] = {
         rename(of.names_of(each.own_name)[0]): each
         for of in named_modules(model)
         for each in computed_weights(of.module)
@@ -99,7 +105,7 @@ def _held(model: nn.Module, rename: Callable[[str], str]) -> dict[str, _Weight]:
     return parameters | computed  # where an original has its weight's name, the weight stays
 
 
-def _matching(row: Row, held: dict[str, _Weight]) -> _Weight:
+def matching(row: Row, held: dict[str, Held]) -> Held:
     """What the model holds under the name of a row.
 
     Raises:
@@ -119,74 +125,31 @@ def _matching(row: Row, held: dict[str, _Weight]) -> _Weight:
     return found
 
 
-class _Comparison(NamedTuple):
-    """A target whose tensor has the model's values, to compare with those that would be written there.
+def split(rows: Sequence[tuple[Row, Held]], backend: str) -> tuple[list[Target], list[tuple[Target, Computed | None]]]:
+    """The targets with the model's tensors: those that the native code reads in one pass, and pieces of all others.
 
-    A computed weight is compared as a whole.
+    A computed weight is one piece.
     """
-
-    target: Target
-    computed: Computed | None
-
-    def nbytes(self) -> int:
-        return self.target.tensor.numel() * self.target.dtype.itemsize
-
-
-def _batches(rows: list[tuple[Row, _Weight]], backend: str) -> Iterator[list[_Comparison]]:
-    """The comparisons of all rows in order, in batches that fit into the scratch memory."""
-    batch: list[_Comparison] = []
-    nbytes = 0
+    in_place: list[Target] = []
+    others: list[tuple[Target, Computed | None]] = []
     for row, found in rows:
-        for each in _comparisons(row, found, backend):
-            if batch and nbytes + each.nbytes() > _SCRATCH_BYTES:
-                yield batch
-                batch, nbytes = [], 0
-            batch.append(each)
-            nbytes += each.nbytes()
-    if batch:
-        yield batch
+        computed, tensor = (found, found.weight) if isinstance(found, Computed) else (None, found)
+        for target in targets_of(row._replace(device=tensor.device, boxes=None), tensor):
+            if computed is not None:
+                others.append((target, computed))
+            elif reads_in_place(target, backend):
+                in_place.append(target)
+            else:
+                others += [(piece, None) for piece in pieces(target, backend)]
+    return in_place, others
 
 
-def _comparisons(row: Row, found: _Weight, backend: str) -> Iterator[_Comparison]:
-    computed, tensor = (found, found.weight) if isinstance(found, Computed) else (None, found)
-    for target in targets_of(row._replace(device=tensor.device, boxes=None), tensor):
-        if computed is not None or target.distribution.needs == "tensor" or not engine.fills_natively(target, backend):
-            yield _Comparison(target, computed)
-            continue
-        for begin, shape in boxes(target.tensor.shape, _SCRATCH_BYTES // target.dtype.itemsize):
-            if shape == tuple(target.tensor.shape):
-                yield _Comparison(target, None)
-                continue
-            at = tuple(map(sum, zip(begin_of(target), begin, strict=True)))
-            yield _Comparison(target._replace(tensor=box_of(target.tensor.detach(), begin, shape), begin=at), None)
-
-
-def _differing(batch: list[_Comparison], plan: Plan) -> Iterator[_Comparison]:
-    expected = [each.target._replace(tensor=_scratch(each.target, plan.backend)) for each in batch]
-    engine.Program(expected, plan.backend).run_(plan.seed, None)
-    for each, target in zip(batch, expected, strict=True):
-        if each.computed is None:
-            equal = _equal(each.target.tensor.detach(), target.tensor, target.distribution.rounding_scale())
-        else:
-            equal = _holds(each.computed, target)
-        if not equal:
-            yield each
-
-
-def _scratch(target: Target, backend: str) -> torch.Tensor:
-    tensor = target.tensor
-    if engine.fills_natively(target, backend):
-        return torch.empty_like(tensor)
-    # torch's random numbers depend on the strides.
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-
-
-def _holds(computed: Computed, target: Target) -> bool:
-    """Whether a weight's originals have the values that setting it to the target's would give them."""
+def _holds(computed: Computed, name: str, values: torch.Tensor) -> bool:
+    """Whether a weight's originals have what setting it to `values` would give them."""
     try:
-        prepared = computed.setter.prepare(target.tensor)
+        prepared = computed.setter.prepare(values)
     except Exception as error:
-        raise ParameterError(target.name, f"cannot be set through its parametrization: {error}") from error
+        raise ParameterError(name, f"cannot be set through its parametrization: {error}") from error
     return all(
         given.shape == value.shape and (value.numel() == 0 or _equal(given.detach(), value, float(value.abs().max())))
         for given, value in computed.setter.written(prepared)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fastinit import _native
 from fastinit.errors import ParameterError
@@ -67,6 +68,7 @@ class Table:
             raise ParameterError(owners[row].name, reason)
         table.setflags(write=False)
         self.rows = table
+        self.owners = owners  # of the rows
 
     def fill_cpu(self, seed: int, threads: int) -> None:
         """Write all values, to tensors in the memory of the CPU. The interpreter's lock is released meanwhile.
@@ -74,6 +76,23 @@ class Table:
         The table does not change, so any number of threads may run it at the same time.
         """
         _module().fill_cpu(self.rows, seed, threads)
+
+    def blend_cpu(self, keep: float, scale: float, seed: int, threads: int) -> None:
+        """keep * element + scale * value for all tensors, which are in the memory of the CPU."""
+        _module().blend_cpu(self.rows, keep, scale, seed, threads)
+
+    def differs_cpu(self, seed: int, threads: int) -> NDArray[np.bool_]:
+        """Whether each row's elements have other bits than `fill_cpu` would write. Nothing is written."""
+        differs: NDArray[np.bool_] = _module().differs_cpu(self.rows, seed, threads).astype(np.bool_)
+        return differs
+
+    def distances_cpu(self, seed: int, threads: int) -> NDArray[np.float64]:
+        """Five numbers for each row, in float64: the sums of w^2, v^2, w v and (w - v)^2, and the largest |w - v|.
+
+        w are the row's elements, v the values that `fill_cpu` would write.
+        """
+        distances: NDArray[np.float64] = _module().distances_cpu(self.rows, seed, threads)
+        return distances
 
 
 def _module() -> Any:
