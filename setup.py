@@ -38,8 +38,8 @@ MODES = ("auto", "cpu", "cuda", "none")
 CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-fast-math", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
 CXX_FLAGS += ["-pthread", "-Wall", "-Wextra"]
 
-# On macOS threads are part of the system's library, and std::aligned_alloc came with macOS 10.15, after the release that
-# some Pythons were built for.
+# On macOS threads are part of the system's library, and std::aligned_alloc came with macOS 10.15, after the release
+# that some Pythons were built for.
 LINK_FLAGS = [] if sys.platform == "darwin" else ["-pthread"]
 if sys.platform == "darwin":
     os.environ.setdefault("MACOSX_DEPLOYMENT_TARGET", "11.0")
