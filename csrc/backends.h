@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 
 #include "core/fingerprint.h"
 #include "core/orthogonal.h"
@@ -74,6 +75,20 @@ struct Distance {
 // of threads and any instruction set. The rest as differs_cpu.
 bool distances_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa,
                    Distance* distances, const std::function<bool()>& should_stop);
+
+// Moments and extremes of values. Those of the finite values alone, but for the counts. `squares` is the sum of squared
+// differences from the mean.
+struct Moments {
+  int64_t count = 0, non_finite = 0, zeros = 0;
+  double mean = 0.0, squares = 0.0;
+  double low = std::numeric_limits<double>::infinity(), high = -std::numeric_limits<double>::infinity();
+
+  void join(const Moments& other);
+};
+
+// The moments of `numel` elements of float32, float64 or bfloat16 that lie one behind the other. The rest as fill_cpu.
+bool statistics_cpu(const void* data, int64_t numel, Dtype dtype, int threads, const char* isa, Moments* result,
+                    const std::function<bool()>& should_stop);
 
 // A table in the memory of a CUDA device. It holds no seed: one upload serves any number of fills.
 struct CudaTable {

@@ -322,6 +322,25 @@ py::array_t<uint64_t> fingerprint_table(const py::buffer& buffer, int threads) {
   return sums;
 }
 
+// The fields of Moments, of elements that lie one behind the other at an address.
+py::tuple statistics_at(uint64_t address, int64_t numel, int dtype, int threads) {
+  check_threads(threads);
+  const auto kind = static_cast<Dtype>(dtype);
+  if (kind != Dtype::kFloat32 && kind != Dtype::kFloat64 && kind != Dtype::kBfloat16) {
+    throw std::invalid_argument("dtype: expected that of float32, float64 or bfloat16, got " + std::to_string(dtype));
+  }
+  if (numel < 0) throw std::invalid_argument("numel: expected 0 or more, got " + std::to_string(numel));
+  if (numel > 0 && (address == 0 || address % static_cast<uint64_t>(element_bytes(kind)) != 0)) {
+    throw std::invalid_argument("address: expected a multiple of the element's size that is not 0");
+  }
+  const char* isa = forced_isa();
+  Moments found;
+  call_interruptibly([&](const std::function<bool()>& should_stop) {
+    return statistics_cpu(reinterpret_cast<const void*>(address), numel, kind, threads, isa, &found, should_stop);
+  });
+  return py::make_tuple(found.count, found.non_finite, found.zeros, found.mean, found.squares, found.low, found.high);
+}
+
 #if defined(FASTINIT_CUDA)
 // The table's image for a device, as bytes to be copied there, and the number of its chunks.
 std::pair<py::array_t<uint8_t>, int64_t> cuda_table(const py::buffer& buffer) {
@@ -479,6 +498,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("check_orthogonal", &check_orthogonal, py::arg("table"));
   module.attr("FINGERPRINT_VERSION") = kFingerprintVersion;
   module.def("fingerprint_dtype", &fingerprint_dtype);
+  module.def("statistics_cpu", &statistics_at, py::arg("address"), py::arg("numel"), py::arg("dtype"),
+             py::arg("threads"));
   module.def("fingerprint_cpu", &fingerprint_table, py::arg("table"), py::arg("threads"));
 #if defined(FASTINIT_CUDA)
   module.attr("HAS_CUDA") = true;

@@ -44,12 +44,15 @@ def test_statistics_are_numpys(dtype: torch.dtype, shape: tuple[int, ...]) -> No
     tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 2).to(dtype)
     if tensor.dim() > 1:
         tensor[0] = 0
+    # The native code sums float32 and bfloat16 in float32, a thousand at a time.
+    close = 2e-6 if dtype in (torch.float32, torch.bfloat16) else 1e-12
     for given in (tensor, tensor.T if tensor.dim() == 2 else tensor):
-        assert statistics(given) == pytest.approx(expected(given), rel=1e-12)
+        assert statistics(given) == pytest.approx(expected(given), rel=close)
 
 
 def test_statistics_leave_out_what_is_not_finite() -> None:
     tensor = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert statistics(tensor) == pytest.approx(expected(tensor), rel=2e-6, abs=1e-7)
     tensor[3], tensor[500], tensor[999] = math.inf, math.nan, -math.inf
     assert statistics(tensor) == pytest.approx(expected(tensor), rel=1e-12)
     nothing = statistics(torch.full((3,), math.nan))
@@ -63,13 +66,35 @@ def test_a_mean_far_from_zero_does_not_cancel() -> None:
     assert statistics(tensor).std == pytest.approx(0.5, rel=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e-12, 1.0, 1e12, 1e25, 1e37])
+def test_squares_neither_overflow_nor_underflow(scale: float) -> None:
+    tensor = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * scale
+    assert statistics(tensor).std == pytest.approx(float(tensor.double().std(correction=0)), rel=2e-6)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_threads_and_the_address_change_nothing(dtype: torch.dtype) -> None:
+    tensor = (torch.randn(200_003, generator=torch.Generator().manual_seed(0)) + 1).to(dtype)
+    found = statistics(tensor)
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            assert statistics(tensor) == found
+    finally:
+        torch.set_num_threads(threads)
+    moved = torch.cat([tensor[:1], tensor])[1:]  # not at the beginning of its memory
+    assert statistics(moved) == found
+
+
 def test_statistics_of_parts_join_to_those_of_the_whole() -> None:
     tensor = torch.randn(10_001, generator=torch.Generator().manual_seed(1))
     tensor[17] = math.nan
     total = NOTHING
     for part in tensor.split(999):
         total = total.joined(statistics(part))
-    assert total == pytest.approx(statistics(tensor), rel=1e-12)
+    assert total == pytest.approx(statistics(tensor), rel=2e-6)
 
 
 def test_equal_rows_are_counted() -> None:
@@ -279,7 +304,7 @@ def _of_shards() -> None:
     expected = fastinit.report(nn.Linear(16, 30))["bias"].held.numel
     model.weight = nn.Parameter(distribute_tensor(whole, mesh, [Replicate(), Shard(0)]))
     found = fastinit.report(model, singular_values=True)
-    assert found["weight"].held == pytest.approx(statistics(whole), rel=1e-12)
+    assert found["weight"].held == pytest.approx(statistics(whole), rel=2e-6)
     assert found["bias"].held.numel == expected
     assert flags(found) == {"weight": ("equal rows",)}
     assert found["weight"].largest == pytest.approx(spectrum(whole).largest)
