@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,12 +25,12 @@ class Measured(NamedTuple):
     fill_seconds: float
 
 
-_FILLS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("uniform", "uniform_", {}),
-    ("normal", "normal_", {}),
-    ("trunc_normal, 2 sigma", "trunc_normal_", {}),
-    ("xavier_uniform", "xavier_uniform_", {}),
-    ("kaiming_normal", "kaiming_normal_", {}),
+_FILLS = (
+    ("uniform", "uniform_"),
+    ("normal", "normal_"),
+    ("trunc_normal, 2 sigma", "trunc_normal_"),
+    ("xavier_uniform", "xavier_uniform_"),
+    ("kaiming_normal", "kaiming_normal_"),
 )
 
 
@@ -38,18 +38,18 @@ def run(mib: int = 64, tries: int = 3) -> list[Measured]:
     """Measure float32 fills of `mib` MiB, one in bfloat16, and an orthogonal matrix."""
     rows = max(1, mib * _MIB // 4 // 4096)
     tensor = torch.empty(rows, 4096)
-    found = [_measured(f"{what}, float32", name, arguments, tensor, tries) for what, name, arguments in _FILLS]
-    found.append(_measured("normal, bfloat16", "normal_", {}, torch.empty(rows, 4096, dtype=torch.bfloat16), tries))
+    found = [_measured(f"{what}, float32", name, tensor, tries) for what, name in _FILLS]
+    found.append(_measured("normal, bfloat16", "normal_", torch.empty(rows, 4096, dtype=torch.bfloat16), tries))
     side = min(1024, 16 * mib)
-    found.append(_measured(f"orthogonal {side} x {side}", "orthogonal_", {}, torch.empty(side, side), tries))
+    found.append(_measured(f"orthogonal {side} x {side}", "orthogonal_", torch.empty(side, side), tries))
     return found
 
 
-def _measured(what: str, name: str, arguments: dict[str, Any], tensor: torch.Tensor, tries: int) -> Measured:
+def _measured(what: str, name: str, tensor: torch.Tensor, tries: int) -> Measured:
     nbytes = tensor.numel() * tensor.element_size()
     ways = (
-        partial(getattr(nn.init, name), tensor, **arguments),
-        partial(getattr(functional, name), tensor, **arguments),
+        partial(getattr(nn.init, name), tensor),
+        partial(getattr(functional, name), tensor),
         partial(tensor.fill_, 0.5),
     )
     return Measured(what, nbytes, *(_best(way, tries) for way in ways))

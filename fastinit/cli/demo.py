@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fastinit.audit.fingerprint import fingerprint
+from fastinit.audit.signal import text_plot
 from fastinit.capture.contexts import fused
 from fastinit.model import init_model_, plan
 from fastinit.schemes.base import Scheme
@@ -200,40 +201,25 @@ def run_threads(kind: Callable[[], nn.Module] = Llama) -> None:
     print("Equal, to the bit." if prints[0] == prints[1] else "Different: this is a bug.")
 
 
-class Tanh(nn.Module):
-    """A deep network of linear maps and tanh."""
-
-    def __init__(self, layers: int = 30, width: int = 256) -> None:
-        super().__init__()
-        self.maps = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
-
-    def signal(self, x: torch.Tensor) -> list[float]:
-        """The std behind every layer."""
-        found = []
-        for each in self.maps:
-            x = torch.tanh(each(x))
-            found.append(float(x.std()))
-        return found
-
-
 @torch.no_grad()
-def run_signal(layers: int = 30) -> None:
-    """Print how far a signal comes in a deep network, one bar a scheme and depth."""
-    model = Tanh(layers)
-    batch = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+def run_signal(layers: int = 30, width: int = 256) -> None:
+    """Plot how far a signal comes in a deep network of linear maps and tanh, by scheme."""
+    maps = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+    batch = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
     schemes: dict[str, str | Scheme] = {
-        "Normal(std=0.01)": Normal(std=0.01),
+        "Normal(std=0.05)": Normal(std=0.05),
         "xavier_uniform": "xavier_uniform",
         "orthogonal, gain 5/3": Orthogonal(gain=5.0 / 3.0),
     }
-    print(f"\nThe signal in {layers} layers of width 256 with tanh: its std behind layer 1, 10, 20, ...\n")
+    curves: dict[str, list[float]] = {}
     for name, scheme in schemes.items():
-        stds = init_model_(model, scheme, seed=0).signal(batch)
-        for depth in (1, *range(10, layers + 1, 10)):
-            std = stds[depth - 1]
-            # A bar is as long as the logarithm is far above 1e-9, where a signal counts as gone.
-            bar = "#" * max(0, round(4.0 * (math.log10(std) + 9.0))) if std > 0.0 else ""
-            print(f"{name if depth == 1 else '':22}{depth:4}{std:10.1e}  {bar}")
+        init_model_(maps, scheme, seed=0)
+        x, curves[name] = batch, []
+        for each in maps:
+            x = torch.tanh(each(x))
+            curves[name].append(float(x.std()))
+    print(f"\nThe signal in {layers} layers of width {width} with tanh: its std behind each layer:\n")
+    print(text_plot(curves))
 
 
 _HEAD, _WIDTH = 8, 150  # lines of the plan that are shown, and their columns
