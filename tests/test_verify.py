@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.utils import parametrizations, parametrize
 
 import fastinit
-from fastinit.run import engine, staging
+from fastinit.run import engine
 
 
 class Net(nn.Module):
@@ -126,7 +126,7 @@ def test_dtypes_and_memory_formats(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("scratch", [8, 100, 3000])
 def test_in_pieces(monkeypatch: pytest.MonkeyPatch, scratch: int) -> None:
     """A few values at a time are the same values, and no more than fit are ever there."""
-    monkeypatch.setattr(staging, "SCRATCH_BYTES", scratch)
+    monkeypatch.setattr(scratch, "SCRATCH_BYTES", scratch)
     monkeypatch.setattr(sys.modules["fastinit.audit.verify"], "reads_in_place", lambda *_: False)  # as on a GPU
     model, plan = made()
     split = nn.Linear(6, 20)
