@@ -118,7 +118,7 @@ def test_threads_with_seeds_of_their_own_share_a_table() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("dtype", 4, "unknown dtype 4"),
+        ("dtype", 8, "unknown dtype 8"),
         ("dtype", -1, "unknown dtype -1"),
         ("distribution", 5, "unknown distribution 5"),
         ("numel", -1, "negative numel"),
@@ -368,8 +368,8 @@ def test_numbers_of_a_table_on_a_device() -> None:
     for address, matrices, shared in ((0, 1, 64), (64, -1, 64), (64, 2**31, 64), (64, 1, -1), (64, 1, 2**20)):
         with pytest.raises(ValueError, match=r"(address|num_matrices|shared_bytes): expected"):
             native.orthogonal_cuda(address, matrices, shared, 0, 0, 0)
-    with pytest.raises(ValueError, match="unknown dtype 4"):
-        native.orthogonal_cuda_fits(8, 4, 4, 0)
+    with pytest.raises(ValueError, match="unknown dtype 8"):
+        native.orthogonal_cuda_fits(8, 4, 8, 0)
 
 
 def test_a_tensor_that_is_not_aligned_is_named() -> None:

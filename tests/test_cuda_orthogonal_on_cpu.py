@@ -388,7 +388,8 @@ def test_more_shared_memory_than_the_device_has_is_refused(host: ctypes.CDLL) ->
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("dtype", 4, "unknown dtype 4"),
+        ("dtype", 4, "no matrix is made in 8-bit floats"),
+        ("dtype", 8, "unknown dtype 8"),
         ("dtype", -1, "unknown dtype -1"),
         ("gain", math.nan, "a gain that is not finite"),
         ("gain", math.inf, "a gain that is not finite"),

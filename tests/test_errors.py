@@ -342,7 +342,7 @@ def test_names_are_checked() -> None:
 
 
 def test_backend_is_checked() -> None:
-    with pytest.raises(ValueError, match="backend: expected one of auto, native, torch, got 'cuda'"):
+    with pytest.raises(ValueError, match="backend: expected one of auto, native, staged, torch, got 'cuda'"):
         fastinit.init_([torch.empty(3)], "normal", backend="cuda")
 
 

@@ -340,7 +340,12 @@ def test_native_equals_reference_on_millions_of_normals(isa: str, dtype: DType) 
 )
 def test_native_equals_reference_in_the_tails(isa: str, dtype: DType, sigmas: tuple[float, float]) -> None:
     parameters = (0.0, 1.0, *sigmas)
-    expected = reference.sample("trunc_normal", parameters, dtype, 5, "tail", np.arange(100_003))
+    try:
+        expected = reference.sample("trunc_normal", parameters, dtype, 5, "tail", np.arange(100_003))
+    except reference.Refused:  # no number of an 8-bit dtype lies there
+        with pytest.raises(ValueError, match="lies in"):
+            native("trunc_normal", parameters, dtype, 5, "tail", 100_003)
+        return
     assert_same(native("trunc_normal", parameters, dtype, 5, "tail", 100_003), expected)
 
 

@@ -26,8 +26,8 @@ LEVELS = (
     ("capture",),
     ("plans",),
     ("run",),
-    ("distributed",),
     ("schemes",),
+    ("distributed",),
     ("errors", "_native", "_torch", "_version"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

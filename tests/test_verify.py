@@ -123,10 +123,10 @@ def test_dtypes_and_memory_formats(dtype: torch.dtype) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("scratch", [8, 100, 3000])
-def test_in_pieces(monkeypatch: pytest.MonkeyPatch, scratch: int) -> None:
+@pytest.mark.parametrize("nbytes", [8, 100, 3000])
+def test_in_pieces(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
     """A few values at a time are the same values, and no more than fit are ever there."""
-    monkeypatch.setattr(scratch, "SCRATCH_BYTES", scratch)
+    monkeypatch.setattr(scratch, "SCRATCH_BYTES", nbytes)
     monkeypatch.setattr(sys.modules["fastinit.audit.verify"], "reads_in_place", lambda *_: False)  # as on a GPU
     model, plan = made()
     split = nn.Linear(6, 20)
@@ -143,7 +143,7 @@ def test_in_pieces(monkeypatch: pytest.MonkeyPatch, scratch: int) -> None:
 
     monkeypatch.setattr(engine, "Program", Watched)
     assert fastinit.verify(model, plan) == fastinit.verify(split, of_split) == ()
-    assert 0 < max(held) <= scratch and sum(held) == plan.nbytes + of_split.nbytes
+    assert 0 < max(held) <= nbytes and sum(held) == plan.nbytes + of_split.nbytes
     flip(model.wide.weight, 30)
     flip(model.embedding.weight, 65)
     assert fastinit.verify(model, plan) == ("embedding.weight", "wide.weight")
