@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.utils import parametrizations, parametrize
 
 import fastinit
-from fastinit.run import engine
+from fastinit.run import engine, scratch
 
 
 class Net(nn.Module):
