@@ -20,7 +20,7 @@ demo: $(BUILD)  ## a 1.5-billion-parameter model beside torch.nn.init, a plan, a
 	$(BIN)/python -m fastinit demo
 
 test: $(BUILD) $(TESTED)  ## the Python test suite; TESTS='-m "not slow"' leaves out what is slow
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 bench: $(BUILD) $(TESTED)  ## benchmarks, as one table of ratios and as JSON
 	$(BIN)/python benchmarks/run.py
