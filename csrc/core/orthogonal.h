@@ -28,6 +28,9 @@ struct OrthogonalMatrix {
   int32_t reserved;
 };
 
+// Matrices are made in the dtypes before the 8-bit ones.
+constexpr int kMatrixDtypes = static_cast<int>(Dtype::kFloat8E4m3fn);
+
 // The most shared memory that a block asks for; a matrix's reflectors lie there. Compute capabilities 8.6 and 8.9 have
 // no more; 8.0 and 9.0 do, and keep what is left for other blocks.
 constexpr int64_t kMostSharedBytes = 99 << 10;

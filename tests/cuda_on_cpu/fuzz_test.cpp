@@ -285,7 +285,7 @@ void test_matrices() {
     matrix.row_index_step = below(2) == 0 ? matrix.columns : 1;
     matrix.column_index_step = matrix.row_index_step == 1 ? matrix.rows : 1;
     matrix.gain = 1.0;
-    matrix.dtype = static_cast<Dtype>(below(kDtypes));
+    matrix.dtype = static_cast<Dtype>(below(kMatrixDtypes));
     const int64_t bytes = element_bytes(matrix.dtype);
     Memory by_cpu(matrix.rows * matrix.row_memory_step * bytes), by_cuda(matrix.rows * matrix.row_memory_step * bytes);
     matrix.data = by_cpu.address();

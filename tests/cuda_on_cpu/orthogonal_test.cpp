@@ -165,7 +165,7 @@ void test_matrices() {
   std::vector<OrthogonalMatrix> matrices;
   std::vector<std::vector<unsigned char>> memory;
   int64_t shared_bytes = 0;
-  for (int dtype = 0; dtype < kDtypes; ++dtype) {
+  for (int dtype = 0; dtype < kMatrixDtypes; ++dtype) {
     for (const Shape& shape : kShapes) {
       for (int layout = 0; layout < 3; ++layout) {  // row-major, column-major, with gaps
         OrthogonalMatrix matrix = make_matrix(shape, static_cast<Dtype>(dtype));
