@@ -97,10 +97,10 @@ def _run_traced(
     tensor: TensorsT, make: Callable[..., Scheme], arguments: tuple[Any, ...], fan: FanConvention
 ) -> TensorsT:
     key = _traced_key(make, arguments, fan)
-    with torch.no_grad():
-        seed = torch.zeros((), dtype=torch.int64, device="cpu") if make in _NOT_RANDOM else _seed_operator()
-        alone = isinstance(tensor, torch.Tensor)
-        _fill_operator([tensor] if alone else list(tensor), seed, key, alone)
+    seed = torch.zeros((), dtype=torch.int64, device="cpu") if make in _NOT_RANDOM else _seed_operator()
+    tensors: list[torch.Tensor] = [tensor] if isinstance(tensor, torch.Tensor) else list(tensor)
+    # No torch.no_grad: after an error in a graph, torch would leave gradients off.
+    _fill_operator([each.detach() for each in tensors], seed, key, isinstance(tensor, torch.Tensor))
     return tensor
 
 

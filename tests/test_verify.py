@@ -422,5 +422,6 @@ def _first_fully_sharded() -> None:
     assert fastinit.verify(model, plan) == ()
 
 
+@needs_native
 def test_first_version_of_fsdp() -> None:
     worlds.run(2, _first_fully_sharded)

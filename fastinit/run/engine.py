@@ -214,7 +214,7 @@ class Program:
                 on_cuda.setdefault(target.device, []).append(target)
         self._cpu_table = Table(on_cpu) if on_cpu else None
         self._outside_cpu_table = [target for of_device in on_cuda.values() for target in of_device]
-        self._outside_cpu_table += [*self._composed, *self._fallback]
+        self._outside_cpu_table += [*self._composed, *self._staged, *self._fallback]
         self._cuda_tables = [cuda.CudaTable(Table(of_device), device) for device, of_device in on_cuda.items()]
         staged.check([target for target in self._staged if target.distribution.needs == "element"])
         self._devices = set(kinds)
@@ -326,7 +326,7 @@ class Program:
     @property
     def targets(self) -> list[Target]:
         """All targets, but for those with an assignment."""
-        return [*self._native, *self._composed, *self._fallback]
+        return [*self._native, *self._composed, *self._staged, *self._fallback]
 
     @property
     def backend(self) -> str:
@@ -334,8 +334,8 @@ class Program:
 
     def blend_in_place(self, keep: float, scale: float, seed: int) -> list[Target]:
         """keep * element + scale * value for all targets of the CPU's table, in one pass. Returns all other targets."""
-        for obstacle in self._obstacles:
-            _warn_once(obstacle)
+        for obstacle, way in self._obstacles:
+            _warn_once(obstacle, way)
         try:
             if self._cpu_table is not None:
                 self._cpu_table.blend_cpu(keep, scale, seed, torch.get_num_threads())
