@@ -1,10 +1,11 @@
-"""Checks what nvcc makes of the CUDA kernels: check_cuda_build.py [COMPILED_FILE]. Needs nvcc and cuobjdump, no GPU.
+"""Checks what nvcc made of the CUDA kernels: check_cuda_build.py LOG KEPT COMPILED_FILE. Needs no GPU.
 
-From the compiler's report, for every file and architecture: no warning, no stack frame, nothing spilled, and no more
-registers than the occupancy allows that the kernel asks for. From the PTX, the rules of tests/ptx_lint.py. From the
-machine code: no local memory, and no approximation by the special-function unit. With COMPILED_FILE, the extension:
-that it holds all the architectures. Prints a line for each, with what is amiss below it, and exits with 1 if anything
-is.
+LOG is the output of a build with NVCC_APPEND_FLAGS="-Xptxas -v -Werror all-warnings --keep --keep-dir KEPT", and
+COMPILED_FILE is the extension that it made. From ptxas' report in LOG, for every kernel and architecture: no stack
+frame, nothing spilled, and no more registers than the occupancy allows that the kernel asks for. From the PTX in KEPT,
+the rules of tests/ptx_lint.py. From the machine code in COMPILED_FILE: all the architectures, no local memory, and no
+approximation by the special-function unit. Prints a line for each, with what is amiss below it, and exits with 1 if
+anything is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -55,14 +55,8 @@ LIMITS = {
     "orthogonal": Limits({"orthogonal_kernel": dict.fromkeys(ARCHITECTURES, 128)}, _DIVISION_AND_ROOT),
 }
 
-# Each torch's BuildExtension has its own: 2.11's the first, 2.14's the second.
-STANDARDS = ("-std=c++17", "-std=c++20")
-
-
-class Compiled(NamedTuple):
-    report: str  # what nvcc and ptxas said
-    ptx: str
-    machine_code: str
+# Each torch's BuildExtension has its own. This is 2.11's; the newest one's is the build's.
+OLDEST_STANDARD = "-std=c++17"
 
 
 def load(path: Path) -> ModuleType:
@@ -95,38 +89,45 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def compile_kernels(name: str, architecture: str, flags: list[str]) -> Compiled:
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, f"{name}.cubin")
-        report = run(
-            *(find_tool("nvcc"), "-cubin", f"-arch=sm_{architecture.replace('.', '')}", STANDARDS[1], *flags),
-            *("-Xptxas", "-v", "--keep", "--keep-dir", folder, "-o", cubin, SOURCES / f"{name}.cu"),
-        )
-        return Compiled(report, Path(folder, f"{name}.ptx").read_text(), run(find_tool("cuobjdump"), "-sass", cubin))
-
-
 def compile_host_side(name: str, flags: list[str]) -> None:
-    """The half of the file that the CPU runs, which is the same for all architectures."""
+    """The half of a file that the CPU runs, by the oldest standard. Of the other half PTX is made, which is quick."""
     with tempfile.TemporaryDirectory() as folder:
         run(
-            *(find_tool("nvcc"), "-c", "-arch=sm_90", STANDARDS[0], *flags, "-Xcompiler", "-Werror"),
-            *("-o", Path(folder, f"{name}.o"), SOURCES / f"{name}.cu"),
+            *(find_tool("nvcc"), "-c", "-gencode", "arch=compute_90,code=compute_90", OLDEST_STANDARD, *flags),
+            *("-Xcompiler", "-Werror", "-o", Path(folder, f"{name}.o"), SOURCES / f"{name}.cu"),
         )
 
 
-def check_report(report: str, most_registers: dict[str, int]) -> list[str]:
+class Kernel(NamedTuple):
+    """What ptxas reports of a kernel for an architecture."""
+
+    registers: int
+    memory: tuple[int, int, int]  # bytes of stack frame, of spill stores, of spill loads
+
+
+def read_report(log: str) -> dict[tuple[str, str], Kernel]:
+    """By kernel and architecture: {("fill_kernel", "9.0"): ...}."""
+    kernels = {}
+    entry = r"Compiling entry function '\w*?\d(?P<name>[a-z_]+_kernel)E\w*' for 'sm_(?P<major>\d+)(?P<minor>\d)'"
+    for part in re.split(r"(?=Compiling entry function)", log):
+        found = re.match(entry, part)
+        memory = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        registers = re.search(r"Used (\d+) registers", part)
+        if found and memory and registers:
+            stack, stores, loads = map(int, memory.groups())
+            key = found["name"], f"{found['major']}.{found['minor']}"
+            kernels[key] = Kernel(int(registers[1]), (stack, stores, loads))
+    return kernels
+
+
+def check_kernel(kernel: Kernel | None, most: int) -> list[str]:
+    if kernel is None:
+        return ["ptxas' report of it is missing, or cannot be read"]
     problems = []
-    kernels = re.findall(r"Compiling entry function '\w*?\d(?P<name>[a-z_]+_kernel)E", report)
-    registers = [int(number) for number in re.findall(r"Used (\d+) registers", report)]
-    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    if sorted(kernels) != sorted(most_registers) or len(registers) != len(kernels) or len(memory) < len(kernels):
-        problems.append(f"this report of ptxas cannot be read:\n{report}")
-    for kernel, number in zip(kernels, registers, strict=False):
-        if number > (most := most_registers.get(kernel, 0)):
-            problems.append(f"{kernel}: {number} registers, but at most {most} leave room for the blocks asked for")
-    for stack, stores, loads in memory:
-        if (stack, stores, loads) != ("0", "0", "0"):
-            problems.append(f"stack frame {stack} bytes, spill stores {stores} bytes, spill loads {loads} bytes")
+    if kernel.registers > most:
+        problems.append(f"{kernel.registers} registers, but at most {most} leave room for the blocks asked for")
+    if any(kernel.memory):
+        problems.append("stack frame {} bytes, spill stores {} bytes, spill loads {} bytes".format(*kernel.memory))
     return problems
 
 
@@ -140,14 +141,24 @@ def check_machine_code(code: str, special: tuple[str, ...]) -> list[str]:
     return [f"{opcodes.count(opcode)} times {opcode}" for opcode in sorted(bad)]
 
 
-def check_extension(path: Path, architectures: tuple[str, ...]) -> list[str]:
-    """That the compiled module holds machine code of each file for each architecture, and PTX for the newest."""
-    names = [f"sm_{architecture.replace('.', '')}" for architecture in architectures]
+def check_extension(path: Path) -> list[str]:
+    """That the compiled module holds sound machine code of each file for each architecture, and PTX for the newest."""
+    names = [f"sm_{architecture.replace('.', '')}" for architecture in ARCHITECTURES]
     problems = []
     for option, expected in (("--list-elf", names), ("--list-ptx", names[-1:])):
         held = re.findall(r"\.(sm_\w+)\.", run(find_tool("cuobjdump"), option, path))
         if sorted(held) != sorted(expected * len(LIMITS)):
             problems.append(f"cuobjdump {option}: {held}, expected {len(LIMITS)} times {expected}")
+    # One "Function" for each kernel and architecture.
+    functions = re.split(r"Function : ", run(find_tool("cuobjdump"), "-sass", path))[1:]
+    for name, limits in LIMITS.items():
+        for kernel in limits.registers:
+            codes = [code for code in functions if re.match(rf"\w*\d{kernel}E", code)]
+            if len(codes) != len(ARCHITECTURES):
+                problems.append(f"{kernel}: machine code for {len(codes)} of {len(ARCHITECTURES)} architectures")
+            problems += [
+                f"{name}, {kernel}: {found}" for code in codes for found in check_machine_code(code, limits.special)
+            ]
     return problems
 
 
@@ -159,7 +170,8 @@ def ptx_lint() -> Callable[[str], list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("compiled_file", type=Path, nargs="?")
+    for argument in ("log", "kept", "compiled_file"):
+        parser.add_argument(argument, type=Path)
     arguments = parser.parse_args()
 
     setup_py = load(ROOT / "setup.py")
@@ -167,32 +179,25 @@ def main() -> int:
     assert built == ARCHITECTURES, "each architecture that is built needs its limits here"
     assert sorted(LIMITS) == sorted(path.stem for path in SOURCES.glob("*.cu")), "each file needs its limits here"
     flags = [*setup_py.NVCC_FLAGS, "--expt-relaxed-constexpr", "-Werror", "all-warnings", f"-I{ROOT / 'csrc'}"]
-    violations = ptx_lint()
 
     problems = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        host_sides = [pool.submit(compile_host_side, name, flags) for name in LIMITS]
-        compilations = {
-            (name, architecture): pool.submit(compile_kernels, name, architecture, flags)
-            for name in LIMITS
-            for architecture in ARCHITECTURES
-        }
-        for (name, architecture), compilation in compilations.items():
-            compiled, limits = compilation.result(), LIMITS[name]
-            found = check_report(
-                compiled.report, {kernel: most[architecture] for kernel, most in limits.registers.items()}
-            )
-            found += check_machine_code(compiled.machine_code, limits.special)
-            found += violations(compiled.ptx)
-            used = ", ".join(re.findall(r"Used (.*)", compiled.report))
-            print(f"{name}, {architecture}: {used}", *found, sep="\n    ")
-            problems += found
-        for host_side in host_sides:
-            host_side.result()
-    if arguments.compiled_file is not None:
-        found = check_extension(arguments.compiled_file, ARCHITECTURES)
-        print(arguments.compiled_file.name, *found, sep="\n    ")
-        problems += found
+
+    def report(line: str, found: list[str]) -> None:
+        print(line, *found, sep="\n    ")
+        problems.extend(found)
+
+    kernels = read_report(arguments.log.read_text())
+    violations = ptx_lint()
+    for name, limits in LIMITS.items():
+        for architecture in ARCHITECTURES:
+            for kernel, most in limits.registers.items():
+                seen = kernels.get((kernel, architecture))
+                line = f"{kernel}, {architecture}: {seen.registers if seen else 'no'} registers"
+                report(line, check_kernel(seen, most[architecture]))
+            ptx = arguments.kept / f"{name}.compute_{architecture.replace('.', '')}.ptx"
+            report(ptx.name, violations(ptx.read_text()))
+        compile_host_side(name, flags)
+    report(arguments.compiled_file.name, check_extension(arguments.compiled_file))
     print(f"{len(problems)} problems" if problems else "good")
     return 1 if problems else 0
 
