@@ -19,8 +19,9 @@ help:  ## list the targets
 demo: $(BUILD)  ## a 1.5-billion-parameter model beside torch.nn.init, a plan, a signal, one model twice; under 30 s
 	$(BIN)/python -m fastinit demo
 
+# passive: torch's threads wait asleep. Those of two processes would else spin in each other's way, at three times the cost.
 test: $(BUILD) $(TESTED)  ## the Python test suite; TESTS='-m "not slow"' leaves out what is slow
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 bench: $(BUILD) $(TESTED)  ## benchmarks, as one table of ratios and as JSON
 	$(BIN)/python benchmarks/run.py
