@@ -308,8 +308,8 @@ class Plan:
 
         Raises:
             TypeError, ValueError: keep, scale or the seed is not one, or neither the plan nor the call has a seed.
-            ParameterError: as `run_`; or a dtype is not a real floating-point one, or a weight is parametrised. Nothing
-                is written then. A signal that interrupts a blend leaves it half done.
+            ParameterError: as `run_`; a dtype is neither floating-point nor complex, or a weight is parametrised. Nothing is
+                written then. A signal that interrupts a blend leaves it half done.
 
         Shrink and perturb (Ash, Adams: "On Warm-Starting Neural Network Training", NeurIPS 2020):
 
