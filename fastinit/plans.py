@@ -194,7 +194,8 @@ def _other_groups_of_seed(rows: Sequence[Row]) -> set[Ranks]:
             raise ParameterError(
                 row.name,
                 "is a shard, and which ranks hold the others is not known here, so they cannot agree on a seed; pass "
-                "the same int as seed= on all ranks",
+                "the same int as seed= on all ranks (fastinit.init_ takes one), or say which ranks they are "
+                "(fastinit.tensor_parallel(group=))",
             )
         found |= groups
     return found
@@ -308,8 +309,8 @@ class Plan:
 
         Raises:
             TypeError, ValueError: keep, scale or the seed is not one, or neither the plan nor the call has a seed.
-            ParameterError: as `run_`; a dtype is neither floating-point nor complex, or a weight is parametrised. Nothing is
-                written then. A signal that interrupts a blend leaves it half done.
+            ParameterError: as `run_`; a dtype is neither floating-point nor complex; or a weight is parametrised.
+                Nothing is written then. A signal that interrupts a blend leaves it half done.
 
         Shrink and perturb (Ash, Adams: "On Warm-Starting Neural Network Training", NeurIPS 2020):
 

@@ -150,7 +150,7 @@ def golden_complex() -> dict[str, Any]:
     return {
         "about": (
             "Golden complex values of the stream format (docs/STREAM.md, section 7), by tests/make_golden.py. Bits in "
-            " hexadecimal, of the real and the imaginary part of each value in turn. first: the values from index 0; "
+            "hexadecimal, of the real and the imaginary part of each value in turn. first: the values from index 0; "
             "later: those from later_index; sha256: of the little-endian bytes of the values at 0 .. hashed - 1."
         ),
         "stream_version": reference.STREAM_VERSION,

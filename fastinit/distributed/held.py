@@ -103,6 +103,13 @@ def _kind_of(tensor: Any) -> _Kind | None:
     return next((kind for kind in (*_registered, *_KINDS) if kind.is_one(tensor)), None)
 
 
+def is_whole(tensor: Any) -> bool:
+    """Whether a tensor is of torch's own types, and this rank has all of it. It is asked for every single tensor."""
+    if type(tensor) not in _PLAIN_TYPES:
+        return False
+    return (not tensor.__dict__ and not _registered) or _kind_of(tensor) is None
+
+
 def is_sharded(tensor: Any) -> bool:
     """Whether a tensor is distributed over ranks, in whatever way. Plain tensors, such as replicas, are not."""
     return _kind_of(tensor) is not None
