@@ -17,6 +17,7 @@ from fastinit.distributed.agreement import Ranks, ranks_of_meshes
 from fastinit.distributed.held import held_of, is_sharded, local_tensor
 from fastinit.distributed.pieces import Box, Held
 from fastinit.distributed.shards import is_dtensor
+from fastinit.distributed.wrapped import is_wrapped
 from fastinit.errors import ParameterError, ZerosWarning, warn
 from fastinit.run import engine, rewriting
 from fastinit.run.masks import Masks, Weight, check_mask, masks_of, masks_of_units
@@ -167,7 +168,7 @@ def _meshes_of_seed(rows: Sequence[Row]) -> list[DeviceMesh]:
     if this rank holds no element of it, because all ranks of a mesh must answer alike.
     """
     concerned = [(row.tensor, _takes_random_numbers(row)) for row in rows]
-    plain_is_random = any(is_random and not is_sharded(tensor) for tensor, is_random in concerned)
+    plain_is_random = any(is_random and (not is_sharded(each) or is_wrapped(each)) for each, is_random in concerned)
     meshes: dict[DeviceMesh, None] = {}
     for tensor, is_random in concerned:
         if is_dtensor(tensor) and (is_random or plain_is_random):
