@@ -16,7 +16,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 
 from fastinit._torch import in_fake_mode, is_compiling, is_fake, keep_order, traced_constant, uncompiled
-from fastinit.distributed.held import local_tensor
+from fastinit.distributed.held import is_whole, local_tensor
+from fastinit.distributed.megatron import is_megatron
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Treatment
@@ -46,11 +47,16 @@ def _run(
     warn_of_empty: bool = False,
 ) -> TensorsT:
     """Fill a tensor, or those of a list, as the scheme make(*arguments) says."""
-    if is_compiling() and generator is None and isinstance(fan, str):
+    if is_compiling() and generator is None and isinstance(fan, str) and not _is_divided(tensor):
         return _run_traced(tensor, make, arguments, fan)
-    if not is_compiling() and _fill_directly(tensor, make, arguments, fan, generator):
+    if not is_compiling() and is_whole(tensor) and _fill_directly(tensor, make, arguments, fan, generator):
         return tensor
     return _run_plan(tensor, make, arguments, generator, fan, warn_of_empty)
+
+
+def _is_divided(tensor: Any) -> bool:
+    """Whether a shard is known by attributes alone, which are no part of a graph."""
+    return any(map(is_megatron, [tensor] if isinstance(tensor, torch.Tensor) else tensor))
 
 
 @uncompiled

@@ -17,6 +17,7 @@ from fastinit.capture.tapes import drop_tapes
 from fastinit.capture.twins import twin_tapes
 from fastinit.distributed import agreement
 from fastinit.distributed.flat import unflattened
+from fastinit.distributed.wrapped import packed
 from fastinit.errors import KeptWarning, UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
@@ -25,7 +26,6 @@ from fastinit.recipes import presets
 from fastinit.recipes.files import Recipe, check_flag
 from fastinit.recipes.presets import as_recipe, preset_names
 from fastinit.rules.depths import check_layers
-from fastinit.rules.roles import RoleName
 from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
 from fastinit.rules.survey import Survey, plan_tensors
 from fastinit.run.memory import FLOAT8_DTYPES, SAMPLED_DTYPES
@@ -322,9 +322,13 @@ def _report_uncovered(made: Plan, strict: bool, failures: Sequence[str]) -> None
     warn(f"no rule covers {shown}{why}: kept as they are; give them a rule, or KEEP", UncoveredWarning)
 
 
-def _report_kept(made: Plan, kept: Mapping[RoleName, Sequence[str]]) -> None:
-    """Warn of frozen and of loaded parameters, which no rule has reached."""
-    what = {"frozen": "frozen parameters (requires_grad=False)", "loaded": "loaded weights (_is_hf_initialized)"}
+def _report_kept(made: Plan, kept: Mapping[str, Sequence[str]]) -> None:
+    """Warn of frozen, of loaded and of packed parameters, which no rule has reached."""
+    what = {
+        "frozen": "frozen parameters (requires_grad=False)",
+        "loaded": "loaded weights (_is_hf_initialized)",
+        "packed": "packed or quantised tensors",
+    }
     for role, names in kept.items():
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         nothing = "; nothing is left to write" if made.numel == 0 else ""
@@ -514,7 +518,7 @@ def dummy_(model: ModuleT, low: float = -1e-3, high: float = 1e-3, seed: int = 0
         TypeError, ValueError: an argument is wrong by itself.
 
     Warns:
-        KeptWarning: tensors in floating-point formats without a sign or of 4 bits are kept.
+        KeptWarning: tensors in floating-point formats without a sign or of 4 bits, and packed ones, are kept.
 
     >>> model = torch.nn.Linear(2, 2).to(torch.float8_e4m3fn)
     >>> bool(dummy_(model).weight.float().abs().max() <= 2**-6)
@@ -527,7 +531,9 @@ def dummy_(model: ModuleT, low: float = -1e-3, high: float = 1e-3, seed: int = 0
     kept: list[str] = []
     by_scheme: dict[Uniform, dict[str, torch.Tensor]] = {}
     for name, tensor in named_tensors(model).items():
-        if tensor.dtype in SAMPLED_DTYPES:
+        if (why := packed(tensor)) is not None:
+            kept.append(f"{name} ({why})")
+        elif tensor.dtype in SAMPLED_DTYPES:
             by_scheme.setdefault(_stretched(scheme, tensor.dtype), {})[name] = tensor
         elif tensor.is_floating_point():
             kept.append(f"{name} ({tensor.dtype})")

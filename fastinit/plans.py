@@ -17,6 +17,7 @@ from fastinit.distributed.agreement import Ranks, ranks_of_meshes
 from fastinit.distributed.held import held_of, is_sharded, local_tensor
 from fastinit.distributed.pieces import Box, Held
 from fastinit.distributed.shards import is_dtensor
+from fastinit.distributed.wrapped import is_wrapped
 from fastinit.errors import ParameterError, ZerosWarning, warn
 from fastinit.run import engine, rewriting
 from fastinit.run.masks import Masks, Weight, check_mask, masks_of, masks_of_units
@@ -167,7 +168,7 @@ def _meshes_of_seed(rows: Sequence[Row]) -> list[DeviceMesh]:
     if this rank holds no element of it, because all ranks of a mesh must answer alike.
     """
     concerned = [(row.tensor, _takes_random_numbers(row)) for row in rows]
-    plain_is_random = any(is_random and not is_sharded(tensor) for tensor, is_random in concerned)
+    plain_is_random = any(is_random and (not is_sharded(each) or is_wrapped(each)) for each, is_random in concerned)
     meshes: dict[DeviceMesh, None] = {}
     for tensor, is_random in concerned:
         if is_dtensor(tensor) and (is_random or plain_is_random):
@@ -194,7 +195,8 @@ def _other_groups_of_seed(rows: Sequence[Row]) -> set[Ranks]:
             raise ParameterError(
                 row.name,
                 "is a shard, and which ranks hold the others is not known here, so they cannot agree on a seed; pass "
-                "the same int as seed= on all ranks",
+                "the same int as seed= on all ranks (fastinit.init_ takes one), or say which ranks they are "
+                "(fastinit.tensor_parallel(group=))",
             )
         found |= groups
     return found
@@ -308,8 +310,8 @@ class Plan:
 
         Raises:
             TypeError, ValueError: keep, scale or the seed is not one, or neither the plan nor the call has a seed.
-            ParameterError: as `run_`; or a dtype is not a real floating-point one, or a weight is parametrised. Nothing
-                is written then. A signal that interrupts a blend leaves it half done.
+            ParameterError: as `run_`; a dtype is neither floating-point nor complex; or a weight is parametrised.
+                Nothing is written then. A signal that interrupts a blend leaves it half done.
 
         Shrink and perturb (Ash, Adams: "On Warm-Starting Neural Network Training", NeurIPS 2020):
 

@@ -1,8 +1,10 @@
-"""Writes tests/vectors/stream_v1.json, the golden values of stream version 1, from tests/reference.py alone.
+"""Writes tests/vectors/stream_v1.json and complex_v1.json, the golden values of stream version 1, from
+tests/reference.py alone.
 
-Run by hand; the file is checked in and never edited. A released version's values never change.
+Run by hand; the files are checked in and never edited. A released version's values never change.
 
     python tests/make_golden.py > tests/vectors/stream_v1.json
+    python tests/make_golden.py complex > tests/vectors/complex_v1.json
 """
 
 from __future__ import annotations
@@ -125,6 +127,39 @@ def golden() -> dict[str, Any]:
     }
 
 
+PARTS: dict[str, DType] = {"complex64": "float32", "complex128": "float64"}
+
+
+def _complex_case(number: int, kind: Kind, parameters: tuple[float, ...]) -> dict[str, Any]:
+    seed, name = SEEDS[number % len(SEEDS)], NAMES[number % len(NAMES)]
+    values = {}
+    for dtype, parts in PARTS.items():
+        every = reference.sample_complex(kind, parameters, parts, seed, name, np.arange(HASHED))
+        later = reference.sample_complex(kind, parameters, parts, seed, name, LATER + np.arange(COUNT))
+        values[dtype] = {
+            "first": bit_patterns(every[:COUNT].ravel()),
+            "later": bit_patterns(later.ravel()),
+            "sha256": digest(every),
+        }
+    return {"kind": kind, "parameters": list(map(repr, parameters)), "seed": seed, "name": name, "values": values}
+
+
+def golden_complex() -> dict[str, Any]:
+    """Everything that the file of complex values holds."""
+    cases = [(kind, parameters) for kind, parameters in CASES if kind != "trunc_normal"]
+    return {
+        "about": (
+            "Golden complex values of the stream format (docs/STREAM.md, section 7), by tests/make_golden.py. Bits in "
+            "hexadecimal, of the real and the imaginary part of each value in turn. first: the values from index 0; "
+            "later: those from later_index; sha256: of the little-endian bytes of the values at 0 .. hashed - 1."
+        ),
+        "stream_version": reference.STREAM_VERSION,
+        "later_index": LATER,
+        "hashed": HASHED,
+        "distributions": [_complex_case(number, kind, parameters) for number, (kind, parameters) in enumerate(cases)],
+    }
+
+
 if __name__ == "__main__":
-    json.dump(golden(), sys.stdout, indent=1, ensure_ascii=True)
+    json.dump(golden_complex() if sys.argv[1:] == ["complex"] else golden(), sys.stdout, indent=1, ensure_ascii=True)
     print()

@@ -546,3 +546,27 @@ def sample_stream(kind: Kind, parameters: Sequence[float], dtype: DType, of: Str
         p[tail] = tail_probability(normal, word[tail], tail_words(of, piece[tail]))
         pieces.append(round_to_dtype(normal_float(normal, word, p), dtype))
     return np.concatenate(pieces)
+
+
+# ---- Section 7: complex numbers ----
+
+
+def sample_complex(
+    kind: Kind, parameters: Sequence[float], parts: DType, seed: int, name: str, indices: ArrayLike
+) -> Values:
+    """Values of a complex parameter, a row each: the real and the imaginary part, in float32 or float64.
+
+    Raises:
+        Refused: a truncated normal, which has no complex values.
+    """
+    if kind == "trunc_normal":
+        raise Refused(kind)
+    index = np.asarray(indices, np.uint64) * np.uint64(2)
+    if kind == "normal":
+        mean, std = parameters
+        parameters = (mean, std / float.fromhex("0x1.6a09e667f3bcdp+0"))
+    real = sample(kind, parameters, parts, seed, name, index)
+    imaginary = sample(kind, parameters, parts, seed, name, index + np.uint64(1))
+    if kind == "constant":
+        imaginary = np.zeros_like(real)
+    return np.stack([real, imaginary], axis=-1)

@@ -800,19 +800,19 @@ def test_inference_tensors_are_written_in_inference_mode_only() -> None:
 
 def test_fallback_is_announced_once_and_torch_can_be_asked_for() -> None:
     engine._warn_once.cache_clear()
-    tensors = [torch.zeros(100, dtype=torch.complex64, device=DEVICE) for _ in range(2)]
+    tensors = [torch.zeros(10, 10, dtype=torch.complex64, device=DEVICE) for _ in range(2)]
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for _ in range(2):
-                fastinit.init_([*tensors, marked(50)], "normal", seed=1)
+                fastinit.init_([*tensors, marked((5, 10))], "orthogonal", seed=1)
     finally:
         engine._warn_once.cache_clear()
     said = [str(each.message) for each in caught if issubclass(each.category, fastinit.FallbackWarning)]
     assert len(said) == 1 and "complex64" in said[0]
     assert all((tensor != 0).all() for tensor in tensors)
     with pytest.raises(ValueError, match=r"0: backend='native' cannot fill it: .*complex64"):
-        fastinit.init_(tensors, "normal", backend="native")
+        fastinit.init_(tensors, "orthogonal", backend="native")
     by_torch = [marked(50), marked(50)]
     for tensor in by_torch:
         fastinit.init_([tensor], "normal", seed=1, backend="torch")

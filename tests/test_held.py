@@ -186,6 +186,37 @@ def test_shards_without_known_ranks_need_a_seed() -> None:
         fastinit.init_model_(model, "zeros")  # nothing random
 
 
+def test_torch_s_functions_never_take_a_megatron_shard_for_the_whole() -> None:
+    weight: Any = divide(torch.empty(6, 8), 0, 1, 1, 2)
+    before = weight.detach().clone()
+    for refused in (lambda: fastinit.xavier_uniform_(weight), lambda: fastinit.eye_(weight)):
+        with pytest.raises(fastinit.ParameterError, match=r"nobody says which"):
+            refused()
+    with fastinit.tensor_parallel(1, 2):
+        with pytest.raises(fastinit.ParameterError, match=r"cannot agree on a seed"):
+            fastinit.xavier_uniform_(weight)
+        assert torch.equal(weight, before)
+        fastinit.eye_(weight)
+    assert torch.equal(weight, torch.eye(6, 8)[3:])
+    with fastinit.tensor_parallel(0, 1):
+        torch.manual_seed(0)
+        fastinit.xavier_uniform_(weight)
+    torch.manual_seed(0)
+    assert torch.equal(weight, fastinit.xavier_uniform_(torch.empty(3, 8)))
+
+
+def test_compiled_calls_know_a_megatron_shard() -> None:
+    weight: Any = divide(torch.empty(6, 8), 0, 1, 1, 2)
+
+    @torch.compile(backend="eager")
+    def step() -> None:
+        fastinit.eye_(weight)
+
+    with fastinit.tensor_parallel(1, 2):
+        step()
+    assert torch.equal(weight, torch.eye(6, 8)[3:])
+
+
 def test_a_fingerprint_of_a_part_is_refused() -> None:
     with fastinit.tensor_parallel(1, 2):
         model = _layer(tensor_model_parallel=True, partition_dim=0)
@@ -461,7 +492,12 @@ def _check_megatron() -> None:
         # Without a seed, the pair takes that of its first rank.
         generator = torch.Generator().manual_seed(dist.get_rank())
         fastinit.init_model_(part, "xavier_uniform", RULES, generator=generator, fan="module")
+        weight = divide(torch.empty(6, 8), 1, 1, rank, 2)
+        fastinit.kaiming_normal_(weight, generator=torch.Generator().manual_seed(dist.get_rank()))
     seed = draw_seed(torch.Generator().manual_seed(dist.get_rank() - rank))
+    drawn = torch.empty(6, 8)
+    fastinit.init_([drawn], "kaiming_normal", names=[""], seed=seed)
+    assert torch.equal(weight, strips(drawn, 1, 1, rank, 2)), "torch's functions know the shard, too"
     fastinit.init_model_(whole, "xavier_uniform", RULES, seed=seed, fan="module")
     for name, (dim, stride) in DIVIDED.items():
         assert torch.equal(part.get_parameter(name), strips(whole.get_parameter(name), dim, stride, rank, 2)), name
@@ -625,6 +661,18 @@ def test_a_registered_kind_is_treated_by_its_global_shape() -> None:
 
 
 @pytest.mark.usefixtures("halves")
+def test_torch_s_functions_ask_registered_kinds() -> None:
+    weight: Any = nn.Parameter(torch.empty(3, 8))
+    weight.is_second_half = True
+    forget = fastinit.register_shards(
+        lambda tensor: hasattr(tensor, "is_second_half"),
+        lambda tensor: fastinit.Held(torch.Size((6, 8)), [fastinit.Piece((3, 0), tensor.detach())]),
+    )
+    fastinit.eye_(weight)
+    forget()
+    assert torch.equal(weight, torch.eye(6, 8)[3:])
+
+
 def test_a_refusal_of_a_registered_kind_names_the_parameter() -> None:
     model: Any = _layer()
     model.weight = _Halves(torch.full((3, 1), 7.0))

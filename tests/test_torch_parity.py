@@ -383,9 +383,9 @@ def test_complex_values_have_torchs_variance(
 
 
 @pytest.mark.usefixtures("warned_anew")
-def test_complex_values_come_from_torch_and_say_so() -> None:
-    with pytest.warns(fastinit.FallbackWarning):
-        functional.normal_(torch.empty(4, dtype=torch.complex64))
+def test_complex_matrices_come_from_torch_and_say_so() -> None:
+    with pytest.warns(fastinit.FallbackWarning, match=r"does not make Orthogonal in torch\.complex64"):
+        functional.orthogonal_(torch.empty(4, 4, dtype=torch.complex64))
 
 
 @through_torch

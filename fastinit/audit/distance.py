@@ -101,9 +101,9 @@ def distance(
 def _counts(name: str, tensor: Any, group: dist.ProcessGroup) -> bool:
     """Whether this rank counts the elements that it holds: the first of those that hold them."""
     held = held_of(tensor, name)
-    if held is None:
+    if held is None or (not held.ranks and sum(piece.tensor.numel() for piece in held.pieces) == held.shape.numel()):
         return dist.get_rank(group) == 0
-    if not held.ranks and sum(piece.tensor.numel() for piece in held.pieces) != held.shape.numel():
+    if not held.ranks:
         raise ParameterError(
             name, "is a shard, and which ranks hold the others is not known here (fastinit.tensor_parallel(group=))"
         )

@@ -24,6 +24,7 @@ from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules
 from fastinit.run.parametrized import computed_weights
 from fastinit.schemes.base import as_scheme
+from fastinit.schemes.distributions import Distribution
 from fastinit.schemes.fans import Fans, Geometry, geometry_of
 
 # What to do about each flag. Every sentence follows the name of the parameter and what was found.
@@ -352,7 +353,10 @@ def _reported(asked: _Asked, found: _Measured, row: Row | None, singular_values:
     distribution = None if row is None or row.action != "init" else row.distribution
     fans = None if geometry is None else geometry.fans
     is_map = asked.role == "map" and fans is not None
-    gain = held.std * math.sqrt(fans.fan_in) if is_map and fans is not None and held is not None else None
+    is_complex = asked.tensor.is_complex()
+    inputs = 0 if fans is None else 2 * fans.fan_in if is_complex else fans.fan_in  # the std is that of the parts
+    gain = held.std * math.sqrt(inputs) if is_map and held is not None else None
+    moments = None if distribution is None else _moments(distribution, is_complex)
     singular: tuple[float | None, float | None, float | None] = (None, None, None)
     if singular_values and is_map and geometry is not None and held is not None and held.numel > 0:
         tensor: Any = asked.tensor.detach()
@@ -365,9 +369,9 @@ def _reported(asked: _Asked, found: _Measured, row: Row | None, singular_values:
         asked.tensor.dtype,
         fans,
         None if distribution is None else str(distribution),
-        None if distribution is None else distribution.mean(),
-        None if distribution is None else distribution.std(),
-        None if distribution is None else distribution.bounds(),
+        None if moments is None else moments[0],
+        None if moments is None else moments[1],
+        None if moments is None else moments[2],
         NOTHING if held is None else held,
         gain,
         *singular,
@@ -421,10 +425,32 @@ def _flags(asked: _Asked, found: _Measured, row: Row | None, gain: float | None)
             yield "explodes", f"its gain, std * sqrt(fan_in), is {gain:.3g}"
 
 
-def _off_plan(held: Statistics, distribution: Any, dtype: torch.dtype) -> str | None:
-    """In what the values differ from those that the plan writes; None if in nothing."""
+def _moments(distribution: Distribution, is_complex: bool) -> tuple[float, float, tuple[float, float]] | None:
+    """Mean, std and bounds of the numbers that a tensor holds, which in a complex one are both parts of every value.
+
+    None: they are not told for complex values in blocks.
+    """
     mean, std, (low, high) = distribution.mean(), distribution.std(), distribution.bounds()
-    rounding = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+    if not is_complex:
+        return mean, std, (low, high)
+    if distribution.blocks() is not None:
+        return None
+    parts = distribution.of_parts()
+    if parts is None:  # matrices, of mean zero, whose parts share the variance
+        return mean, std / math.sqrt(2.0), (low, high)
+    if parts[0] == parts[1]:
+        return parts[0].mean(), parts[0].std(), parts[0].bounds()
+    # The imaginary parts are zero.
+    return 0.5 * mean, math.sqrt(0.5 * std * std + 0.25 * mean * mean), (min(low, 0.0), max(high, 0.0))
+
+
+def _off_plan(held: Statistics, distribution: Distribution, dtype: torch.dtype) -> str | None:
+    """In what the values differ from those that the plan writes; None if in nothing."""
+    moments = _moments(distribution, dtype.is_complex)
+    if moments is None:
+        return None
+    mean, std, (low, high) = moments
+    rounding = torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
     slack = rounding * max(abs(mean), std)
     error = _ERRORS / math.sqrt(held.finite)
     if held.low == held.high and std > 0.0 and held.finite > 1:

@@ -153,6 +153,8 @@ def equal_rows(matrix: torch.Tensor) -> int:
     if rows < 2 or columns < 4:
         return 0
     matrix = matrix.detach()
+    if matrix.is_complex():
+        matrix, columns = torch.view_as_real(matrix).flatten(1), 2 * columns
     at = torch.linspace(0, columns - 1, min(columns, _SAMPLED), device="cpu").long().to(matrix.device)
     sampled = matrix.index_select(1, at).cpu().double().view(torch.int64)
     keys = (sampled * torch.tensor(_MULTIPLIERS[: len(at)], device="cpu")).sum(1)
@@ -199,10 +201,11 @@ def _spectrum_of(matrix: torch.Tensor) -> Spectrum:
         matrix = matrix.T
     columns = matrix.shape[1]
     with exact_arithmetic([matrix.device]):
-        gram = torch.zeros(columns, columns, dtype=torch.float64, device=matrix.device)
+        dtype = torch.complex128 if matrix.is_complex() else torch.float64
+        gram = torch.zeros(columns, columns, dtype=dtype, device=matrix.device)
         for some in torch.split(matrix, max(1, _AT_ONCE // columns)):
-            some = some.double()
-            gram.addmm_(some.T, some)
+            some = some.to(dtype)
+            gram.addmm_(some.mH, some)
         if not bool(gram.isfinite().all()):
             return Spectrum(math.nan, math.nan, math.nan)
         values = torch.linalg.eigvalsh(gram).clamp_(min=0.0)

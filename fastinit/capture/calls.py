@@ -118,7 +118,9 @@ RANDOM_IN_PLACE: frozenset[Any] = frozenset(
 # Factories that take no tensor (but `out`) and draw nothing.
 QUIET_FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.eye, torch.empty_strided})
 
-SAMPLED_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+SAMPLED_DTYPES = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
+)
 
 
 class Filling(NamedTuple):

@@ -66,7 +66,7 @@ def _looked_at(distribution: Taped, reason: str) -> Author:
     if distribution.is_random() and not torch.equal(values, distribution.tape.replay(1)):
         return Author("draw", distribution, reason)
     values = values.flatten()
-    if values.numel() > 0 and bool((values == values[0]).all()):
+    if values.numel() > 0 and not values.is_complex() and bool((values == values[0]).all()):
         return Author("constant", Constant(values[0].item()), reason)
     return Author("table", distribution, reason)
 

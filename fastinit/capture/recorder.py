@@ -243,6 +243,8 @@ class Recorder(TorchFunctionMode):
             kwargs = {key: value for key, value in kwargs.items() if key != "generator"}
         try:
             distribution = filling.distribution(tensor, *args[1:], **kwargs)
+            if tensor.is_complex() and distribution.of_parts() is None:
+                return False
             if not distribution.same_everywhere:
                 distribution.check(tensor.shape)
         except Exception:
@@ -418,7 +420,9 @@ class Recorder(TorchFunctionMode):
         others = (*args[1:], *kwargs.values())
         if fill is None or not all(isinstance(each, (int, float)) or each is None for each in others):
             return None
-        if not fill.distribution.is_random():
+        if (
+            not fill.distribution.is_random() or fill.at.dtype.is_complex
+        ):  # a number may be added to the real part alone
             return None
         try:
             distribution = step(fill.distribution, *args[1:], **kwargs)

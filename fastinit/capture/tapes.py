@@ -85,11 +85,13 @@ class Taped(Distribution):
     """Values that other people's code computes: its steps are replayed on the CPU, and the result is rounded once."""
 
     tape: Tape
+    takes_complex: ClassVar[bool] = True
     told_by_formula: ClassVar[bool] = False
 
     def _values(self) -> Tensor:
-        """The values under seed 0, for what a plan prints."""
-        return self.tape.replay(0).detach().double()
+        """The values under seed 0, for what a plan prints; of complex ones both parts."""
+        values = self.tape.replay(0).detach().resolve_conj()
+        return (torch.view_as_real(values) if values.is_complex() else values).double()
 
     def mean(self) -> float:
         return float(self._values().mean())
@@ -106,6 +108,9 @@ class Taped(Distribution):
 
     def is_random(self) -> bool:
         return bool(draws_of(self.tape.view.node))
+
+    def of_parts(self) -> tuple[Taped, Taped]:
+        return self, self  # a replay makes complex values like any others
 
     def __str__(self) -> str:
         return f"{'random steps' if self.is_random() else 'a table'}, by its author's code"

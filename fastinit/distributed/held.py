@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastinit import _torch
-from fastinit.distributed import flat, megatron, shards, zero3
+from fastinit.distributed import flat, megatron, shards, wrapped, zero3
 from fastinit.distributed.pieces import Held
 from fastinit.errors import ParameterError
 
@@ -29,6 +29,7 @@ _KINDS = [
     _Kind(flat.is_flat, flat.held_of_flat, flat.local_tensors),
     _Kind(zero3.is_zero3, zero3.held_of_zero3, zero3.local_tensors),
     _Kind(megatron.is_megatron, megatron.held_of_megatron, lambda tensor: [tensor]),
+    _Kind(wrapped.is_wrapped, wrapped.held_of_wrapped, wrapped.local_tensors),
 ]
 _registered: list[_Kind] = []
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -103,8 +104,18 @@ def _kind_of(tensor: Any) -> _Kind | None:
     return next((kind for kind in (*_registered, *_KINDS) if kind.is_one(tensor)), None)
 
 
+def is_whole(tensor: Any) -> bool:
+    """Whether a tensor is of torch's own types, and this rank has all of it. It is asked for every single tensor."""
+    if type(tensor) not in _PLAIN_TYPES:
+        return False
+    return (not tensor.__dict__ and not _registered) or _kind_of(tensor) is None
+
+
 def is_sharded(tensor: Any) -> bool:
-    """Whether a tensor is distributed over ranks, in whatever way. Plain tensors, such as replicas, are not."""
+    """Whether a tensor is distributed over ranks, in whatever way, or a wrapper (distributed/wrapped.py).
+
+    Plain tensors, such as replicas, are not.
+    """
     return _kind_of(tensor) is not None
 
 

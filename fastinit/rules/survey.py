@@ -15,12 +15,13 @@ from fastinit.distributed import agreement
 from fastinit.distributed.held import global_shape
 from fastinit.distributed.megatron import check_in_module
 from fastinit.distributed.shards import is_dtensor
+from fastinit.distributed.wrapped import packed
 from fastinit.errors import NAMELESS, FanWarning, ParameterError, warn
 from fastinit.plans import Action, Plan, Row, boxes_of
 from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
-from fastinit.rules.roles import RoleName, Roles, Treatment, ruled_treatment
+from fastinit.rules.roles import Roles, Treatment, ruled_treatment
 from fastinit.rules.select import Rule, RuleFinder, as_fan
 from fastinit.run.memory import check_tensor
 from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules
@@ -215,7 +216,7 @@ class Survey:
         self._is_own = isinstance(scheme, Own)
         fan = None if fan is None else as_fan(fan)
         self._maker = _RowMaker(Resolver(fan, depths, self._roles.authors))
-        self.kept: dict[RoleName, list[str]] = {}  # frozen and loaded parameters
+        self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
         self.guessed: set[str] = set()  # maps of which no author's code tells
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
         self._first: dict[int, tuple[str, Place]] = {}  # id of a parameter -> its first name and place
@@ -300,6 +301,9 @@ class Survey:
         if position is not None:
             self.matched.add(position)
             return ruled_treatment(self._finder.rules[position], module)
+        if (why := packed(parameter)) is not None:
+            self.kept.setdefault("packed", []).append(name)
+            return Treatment(None, f"{why}: kept")
         treatment = self._roles.treatment(canonical, module, own_name, parameter)
         if treatment.role in ("frozen", "loaded"):
             self.kept.setdefault(treatment.role, []).append(name)

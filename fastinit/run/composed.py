@@ -287,7 +287,7 @@ def _fill_spectral(targets: Sequence[tuple[Target, Spectral]], source: Source) -
     held = 0
     for position, (target, distribution) in enumerate(targets):
         rank = len(distribution.values)
-        dtype = target.dtype if target.dtype.is_complex else compute_dtype(target.dtype)
+        dtype = compute_dtype(target.dtype)
         lengths = (distribution.rows, distribution.columns)
         sides = []
         for what, length, rows in zip((":left", ":right"), lengths, _flat(target).bounding_box(), strict=True):

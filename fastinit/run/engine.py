@@ -27,7 +27,7 @@ from fastinit.run.orthogonal import Matrix
 from fastinit.run.places import Assignment
 from fastinit.run.streams import draw_seed
 from fastinit.run.table import DTYPES, Table
-from fastinit.run.targets import Target, begin_of, name_of_block
+from fastinit.run.targets import PARTS, Target, begin_of, name_of_block
 from fastinit.schemes.distributions import Uniform
 
 if TYPE_CHECKING:
@@ -57,9 +57,15 @@ def _obstacle(target: Target) -> str | None:
         return f"the native code is built without a backend for {device}"
     if device == "cuda" and (obstacle := cuda.obstacle()) is not None:
         return obstacle
-    if target.dtype not in DTYPES:
-        return f"the native code does not sample {target.dtype}"
-    return None
+    return _obstacle_of_dtype(target)
+
+
+def _obstacle_of_dtype(target: Target) -> str | None:
+    if target.dtype in PARTS:
+        if all(block.of_parts() is not None for block in target.distribution.each_block()):
+            return None
+        return f"the native code does not make {type(target.distribution).__name__} in {target.dtype}"
+    return None if target.dtype in DTYPES else f"the native code does not sample {target.dtype}"
 
 
 Way = Literal["native", "staged", "torch"]
@@ -72,7 +78,7 @@ def _way_around(target: Target, obstacle: str | None, backend: str) -> Way:
     if obstacle is None:
         return "native"
     # Values that are not random are the same from torch, without a copy.
-    has_values = _native.module is not None and target.dtype in DTYPES and target.distribution.is_random()
+    has_values = _native.module is not None and _obstacle_of_dtype(target) is None and target.distribution.is_random()
     return "staged" if has_values and backend != "native" else "torch"
 
 
@@ -182,7 +188,7 @@ class Program:
         for target in targets:
             way = self._way(target, obstacles)
             if way == "torch":
-                if target.dtype not in DTYPES:
+                if _obstacle_of_dtype(target) is not None:
                     _check_torch_writes(target)
                 self._fallback.append(target)
             elif way == "staged":

@@ -14,6 +14,7 @@ import torch
 
 from fastinit._torch import in_transform, version_of
 from fastinit.distributed.held import is_sharded, local_tensor, local_tensors
+from fastinit.distributed.wrapped import packed
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import extent, overlaps_itself
 from fastinit.schemes.distributions import Distribution
@@ -98,6 +99,8 @@ def _check_local(tensor: torch.Tensor, name: str) -> None:
         raise ParameterError(name, f"expected a floating-point tensor, got a quantized one ({tensor.dtype})")
     if tensor.is_nested:
         raise ParameterError(name, "expected a dense tensor, got a nested one")
+    if (why := packed(tensor)) is not None:
+        raise ParameterError(name, f"expected a plain tensor, got {why}")
     if not _is_plain(type(tensor)):
         raise ParameterError(name, f"expected a plain tensor, got {type(tensor).__name__}, a wrapper around others")
     if tensor.is_neg() or tensor.is_conj():

@@ -88,7 +88,9 @@ def _tall(matrix: Matrix) -> tuple[_Tall, bool]:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32."""
+    """float64 for float64, else float32; complex dtypes as they are."""
+    if dtype.is_complex:
+        return dtype
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -11,13 +11,13 @@ from fastinit.run import engine
 from fastinit.run.index_maps import box_of
 from fastinit.run.orthogonal import compute_dtype
 from fastinit.run.scratch import pieces, staged
-from fastinit.run.targets import Target, begin_of
+from fastinit.run.targets import PARTS, Target, begin_of
 
 
 def check_blends(target: Target) -> None:
     """Raise ParameterError unless the target's dtype has products and sums."""
-    if not target.dtype.is_floating_point:
-        raise ParameterError(target.name, f"expected a real floating-point dtype to blend, got {target.dtype}")
+    if not (target.dtype.is_floating_point or target.dtype in PARTS):
+        raise ParameterError(target.name, f"expected a floating-point or complex dtype to blend, got {target.dtype}")
 
 
 @torch.no_grad()
@@ -31,7 +31,9 @@ def blend(program: engine.Program, keep: float, scale: float, seed: int) -> None
     each = ((piece, None) for target in others for piece in pieces(target, program.backend))
     for target, _, values in staged(each, program.backend, seed, unrounded=True):
         tensor = target.tensor.detach()
-        dtype = compute_dtype(target.dtype)
+        if target.dtype in PARTS:  # both parts by themselves: a product with a complex factor would mix them
+            tensor, values = torch.view_as_real(tensor), torch.view_as_real(values)
+        dtype = compute_dtype(tensor.dtype)
         # Two products and a sum, each rounded, as the native code has them.
         tensor.copy_((tensor.to(dtype) * keep).add_(values.to(dtype) * scale))
 

@@ -15,7 +15,7 @@ from fastinit import _native
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import index_maps
 from fastinit.run.streams import name_id
-from fastinit.run.targets import Target, indices_of_tensor, sampled_blocks
+from fastinit.run.targets import PARTS, Target, indices_of_tensor, parts_of, sampled_blocks
 
 # csrc/core/task.h
 DTYPES = {
@@ -111,12 +111,14 @@ def _parts(targets: Sequence[Target]) -> Iterator[tuple[Target, int, tuple[int, 
     the others are."""
     for target in targets:
         tensor = target.tensor
-        is_whole = target.indices is None and target.begin is None and tensor.is_contiguous()
+        is_complex = tensor.dtype in PARTS
+        is_whole = target.indices is None and target.begin is None and tensor.is_contiguous() and not is_complex
         if is_whole and target.distribution.blocks() is None:
             numel = tensor.numel()
             yield target, tensor.data_ptr(), (numel, 0, numel, 1, 0, 0, 1, 0, 0)  # one row of consecutive elements
             continue
-        for block in sampled_blocks(target):
+        blocks = sampled_blocks(target)
+        for block in [part for each in blocks for part in parts_of(each)] if is_complex else blocks:
             for data_offset, *index_map in index_maps(block.tensor, indices_of_tensor(block)):
                 address = block.tensor.data_ptr() + data_offset * block.tensor.element_size()
                 yield block, address, tuple(index_map)

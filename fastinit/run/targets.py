@@ -29,6 +29,36 @@ class Target(NamedTuple):
     begin: tuple[int, ...] | None = None
 
 
+# The dtypes of the real and imaginary parts of complex numbers.
+PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+def parts_of(target: Target) -> list[Target]:
+    """A target of complex values as one of twice as many real ones, or as two if its parts are distributed differently.
+
+    Complex value i is the real values 2 i and 2 i + 1 of the parameter's stream (docs/STREAM.md, section 7).
+    """
+    both = target.distribution.of_parts()
+    assert both is not None, "the run asks before"
+    offset, strides = indices_of(target)
+    view = torch.view_as_real(target.tensor.detach())
+    indices = BoxIndices(2 * offset, (*(2 * stride for stride in strides), 1))
+    begin = None if target.begin is None else (*target.begin, 0)
+    real = Target(target.name, view, torch.Size((*target.shape, 2)), view.dtype, target.device, both[0], indices, begin)
+    if both[0] is both[1]:
+        return [real]
+    shape, strides = torch.Size((*target.shape, 1)), indices.strides
+    return [
+        real._replace(
+            tensor=view[..., part : part + 1],
+            shape=shape,
+            distribution=distribution,
+            indices=BoxIndices(indices.offset + part, strides),
+        )
+        for part, distribution in enumerate(both)
+    ]
+
+
 def indices_of(target: Target) -> BoxIndices:
     """The indices of a target's values in its parameter."""
     return target.indices or whole(target.shape)

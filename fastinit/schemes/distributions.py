@@ -68,6 +68,15 @@ class Distribution(ABC):
         """
         raise TypeError(f"{self} cannot be scaled")
 
+    def of_parts(self) -> tuple[Distribution, Distribution] | None:
+        """The distributions of the real and of the imaginary parts of complex values; None: only torch makes these.
+
+        Value i has its real part from element 2 i, and its imaginary part from element 2 i + 1, of a real tensor.
+        Positions in these distributions count the elements of that one. It is one object twice where both parts are
+        distributed alike (two constants of which one is -0 are equal, and are not alike).
+        """
+        return None
+
     def blocks(self) -> Split | None:
         """The blocks, if several distributions lie along a dimension; None if there is only this one."""
         return None
@@ -217,6 +226,10 @@ class Constant(Sampled):
     def scaled(self, factor: float) -> Constant:
         return Constant(self.value * factor)
 
+    def of_parts(self) -> tuple[Constant, Constant]:
+        is_positive_zero = self.value == 0.0 and math.copysign(1.0, self.value) > 0.0
+        return (ZERO, ZERO) if is_positive_zero else (self, ZERO)
+
     def is_random(self) -> bool:
         return False
 
@@ -259,6 +272,9 @@ class Uniform(Sampled):
     def scaled(self, factor: float) -> Uniform:
         return Uniform(self.low * factor, self.high * factor)
 
+    def of_parts(self) -> tuple[Uniform, Uniform]:
+        return self, self
+
 
 @dataclass(frozen=True, slots=True)
 class Normal(Sampled):
@@ -291,6 +307,11 @@ class Normal(Sampled):
 
     def scaled(self, factor: float) -> Normal:
         return Normal(self.center * factor, self.sigma * factor)
+
+    def of_parts(self) -> tuple[Normal, Normal]:
+        """Both with half the variance, as torch has them. The center is that of both."""
+        part = Normal(self.center, self.sigma / math.sqrt(2.0))
+        return part, part
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +406,9 @@ class Diagonal(Sampled):
 
     def scaled(self, factor: float) -> Diagonal:
         return replace(self, value=self.value * factor)
+
+    def of_parts(self) -> tuple[Diagonal, Constant]:
+        return Diagonal(self.value, 2 * self.first, 2 * self.step, self.length, 2 * self.period), ZERO
 
     def is_random(self) -> bool:
         return False
@@ -606,6 +630,11 @@ class Sparse(Distribution):
 
     def scaled(self, factor: float) -> Sparse:
         return replace(self, sigma=self.sigma * factor)
+
+    def of_parts(self) -> tuple[Sparse, Sparse]:
+        """Both with half the variance, and with zeros in the same places."""
+        part = replace(self, sigma=self.sigma / math.sqrt(2.0))
+        return part, part
 
     def check(self, shape: Sequence[int]) -> None:
         _check_fits(self, shape, (len(shape), *shape[:1]), (2, self.rows))
