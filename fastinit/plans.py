@@ -239,9 +239,9 @@ class Plan:
         self._strict = strict
         self._guessed = guessed  # names of linear maps of which no author's code tells
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
-        self._places = [(row.name, row.place) for row in self._written]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
         self._lock = threading.Lock()
+        self._places: list[tuple[str, Place]] = []  # of what is written; made at the first run
         self._prepared: engine.Program | None = None
 
     def run_(self, seed: int | torch.Tensor | None = None, *, where: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -285,6 +285,8 @@ class Plan:
         """The tensors that the model has now, the program for them, and whether it was made just now."""
         for row in self._ties:
             row.place.check_tied(row.name)
+        if not self._places:
+            self._places = [(row.name, row.place) for row in self._written]
         tensors = current_tensors(self._places)
         with self._lock:
             program = self._prepared

@@ -21,7 +21,7 @@ from fastinit._torch import typed_like
 from fastinit.capture.contexts import name_draws, recorded
 from fastinit.capture.graph import Geometry, View
 from fastinit.capture.recorder import Recorder
-from fastinit.capture.tapes import Tape, Taped, distribution_of, has_tapes, is_complete, tape_of
+from fastinit.capture.tapes import Tape, Taped, distribution_of, is_complete, tape_of, with_tapes
 from fastinit.distributed.held import global_shape
 from fastinit.run.names import NamedModule, named_modules, unwrapped
 from fastinit.schemes.distributions import Constant, Distribution
@@ -77,8 +77,11 @@ class Authors:
     `everything`: whether the code of torch's own classes is asked throughout, in one go with the rest.
     """
 
-    def __init__(self, model: nn.Module, *, everything: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, everything: bool = False, modules: Sequence[nn.Module] | None = None
+    ) -> None:
         self._model = model
+        self._modules = [each.module for each in named_modules(model)] if modules is None else modules
         self._everything = everything
         self._with_code: set[int] | None = None
         self._read: dict[tuple[int, str], tuple[Tape, str]] | None = None
@@ -87,11 +90,15 @@ class Authors:
 
     def tell_of(self, module: nn.Module) -> bool:
         """Whether code of somebody else than torch tells of a module: its tapes, its class or one around it."""
-        if has_tapes(module):
-            return True
         if self._with_code is None:
-            self._with_code = _with_code(unwrapped(self._model))
-        return id(module) in self._with_code
+            self._with_code = _with_code(unwrapped(self._model)) if self._any_has_code() else set()
+            self._with_code.update(map(id, with_tapes(self._modules)))
+        return bool(self._with_code) and id(module) in self._with_code
+
+    def _any_has_code(self) -> bool:
+        """Whether any module, or a wrapper around it, may have code of somebody else than torch."""
+        kinds: set[Any] = set(map(type, self._modules))
+        return any(map(_tells, kinds)) or any(["pretrained_cfg" in each.__dict__ for each in self._modules])
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""
@@ -295,12 +302,14 @@ def _with_code(model: nn.Module) -> set[int]:
     """The ids of modules of which code of somebody else than torch tells: with reset code, or below such a module."""
     found: set[int] = set()
     for module in model.modules():
-        if id(module) in found:
-            continue
         kind: Any = type(module)
-        if _has_reset_code(kind) or _libraries(kind) or "pretrained_cfg" in module.__dict__:
+        if (_tells(kind) or "pretrained_cfg" in module.__dict__) and id(module) not in found:
             found.update(map(id, module.modules()))
     return found
+
+
+def _tells(module_type: type) -> bool:
+    return _has_reset_code(module_type) or bool(_libraries(module_type))
 
 
 def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, str]], failures: dict[int, str]) -> None:

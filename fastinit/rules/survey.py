@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,9 +20,9 @@ from fastinit.plans import Action, Plan, Row, boxes_of
 from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
-from fastinit.rules.roles import RoleName, Roles, Treatment, ruled_treatment
+from fastinit.rules.roles import Alike, RoleName, Roles, Treatment, ruled_treatment
 from fastinit.rules.select import Rule, RuleFinder, as_fan
-from fastinit.run.memory import check_tensor
+from fastinit.run.memory import are_usual, check_tensor, is_usual
 from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules
 from fastinit.run.parametrized import computed_weights
 from fastinit.run.places import Place, place_of
@@ -51,18 +51,25 @@ class _RowMaker:
         treatment: Treatment,
         place: Place,
         kind: str = "",
-    ) -> Row:
+    ) -> tuple[Row, bool]:
+        """The row, and whether equal parameters of modules with equal looks have the same, but for name and place."""
         scheme = treatment.scheme
         assert scheme is not None
-        check_tensor(tensor, name)
-        shape, boxes = global_shape(tensor, name), boxes_of(tensor, name)
+        boxes = None
+        if is_usual(tensor):
+            shape = tensor.shape
+        else:
+            check_tensor(tensor, name)
+            shape, boxes = global_shape(tensor, name), boxes_of(tensor, name)
         fans = distribution = None
-        reason = treatment.reason
-        if shape.numel() == 0:
+        reason, dtype = treatment.reason, tensor.dtype
+        is_settled = True
+        if 0 in shape:
             reason = "empty"
         else:
-            found = self._resolve(name, own_name, module, shape, tensor.dtype, treatment)
+            found = self._resolve(name, own_name, module, shape, dtype, treatment)
             fans, distribution = found.fans, found.distribution
+            is_settled = not (found.asked or found.warning or found.disagreement)
             if found.warning is not None:
                 self.warnings.append(f"{name or NAMELESS}: {found.warning}")
             if found.disagreement is not None:
@@ -70,10 +77,8 @@ class _RowMaker:
                 of_maps = f" to each of its {maps} maps" if maps > 1 else ""
                 self.disagreements.append(f"{name} {by_torch:.3g} and {by_module:.3g}{of_maps}")
         frozen = module is not None and not tensor.requires_grad
-        dtype, device = tensor.dtype, tensor.device
-        return Row(
-            name, "init", kind, shape, dtype, device, reason, place, scheme, fans, distribution, True, frozen, boxes
-        )
+        what = shape, dtype, tensor.device, reason, place, scheme, fans, distribution, True, frozen, boxes
+        return Row(name, "init", kind, *what), is_settled
 
     def warn(self) -> None:
         if self.warnings:
@@ -89,6 +94,20 @@ class _RowMaker:
             )
 
 
+class _Known(NamedTuple):
+    """The fields of a row before and after its place, for parameters that differ in nothing but name and place.
+
+    is_guess: whether it is a linear map of which no author's code tells.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    before_place: tuple[Any, ...]
+    after_place: tuple[Any, ...]
+    is_guess: bool
+
+
+_PLACE = Row._fields.index("place")
 _SHOWN = 6
 _NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
 
@@ -121,7 +140,7 @@ def plan_tensors(
     maker = _RowMaker(Resolver(as_fan(fan), Depths(canonical)))
     rows = []
     for name, tensor in zip(canonical, tensors, strict=True):
-        rows.append(maker.row(name, "", None, tensor, treatment, Place.of_tensor(tensor)))
+        rows.append(maker.row(name, "", None, tensor, treatment, Place.of_tensor(tensor))[0])
     maker.warn()
     return Plan(rows, seed=seed, generator=generator, backend=backend)
 
@@ -164,9 +183,11 @@ class Survey:
         rename: Renamer,
         layers: int | Mapping[str, int] | None,
         unwritten: Collection[str] = (),
+        *,
+        modules: Sequence[NamedModule] | None = None,
     ) -> None:
         self.model = model
-        self._modules = named_modules(model)
+        self._modules = named_modules(model) if modules is None else modules
         self._rename = rename
         self._layers = layers
         self._unwritten = unwritten
@@ -189,8 +210,10 @@ class Survey:
     def wrapper_groups(self) -> set[agreement.Ranks]:
         """The sets of ranks that hold replicas under a wrapper: DistributedDataParallel, FSDP1 or replicate."""
         groups: set[agreement.Ranks] = set()
-        for _, _, module in self._modules:
-            if _is_replicated(type(module)):
+        kinds: set[Any] = {type(module) for _, _, module in self._modules}
+        replicated = set(filter(_is_replicated, kinds))
+        for _, _, module in self._modules if replicated else ():
+            if type(module) in replicated:
                 wrapped: Any = module
                 groups.add(agreement.ranks_of(getattr(wrapped, "process_group", None)))
                 if (between := between_nodes(wrapped)) is not None:  # FSDP1's HYBRID_SHARD
@@ -215,10 +238,18 @@ class Survey:
         self._is_own = isinstance(scheme, Own)
         fan = None if fan is None else as_fan(fan)
         self._maker = _RowMaker(Resolver(fan, depths, self._roles.authors))
+        every = [each for of in self._modules for each in of.module._parameters.values() if each is not None]
+        self._all_usual = are_usual(every)
+        # Such names are the canonical ones, and no two of them are equal.
+        self._has_plain_names = self._rename.changes_nothing and not any(
+            each.name is not each.full_name or "parametrizations" in each.module._modules for each in self._modules
+        )
         self.kept: dict[RoleName, list[str]] = {}  # frozen and loaded parameters
         self.guessed: set[str] = set()  # maps of which no author's code tells
+        self._known: dict[Any, _Known] = {}
+        self._ruled_treatments: dict[Any, Treatment] = {}
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
-        self._first: dict[int, tuple[str, Place]] = {}  # id of a parameter -> its first name and place
+        self._first: dict[int, Row] = {}  # id of a parameter -> its first row
         self._computed: dict[int, str] = {}  # id of an original -> the weight computed from it
         rows: list[Row] = []
         for each in self._modules:
@@ -226,10 +257,14 @@ class Survey:
             if ("parametrizations" in each.module._modules or each.module._forward_pre_hooks) and not self._is_own:
                 rows += self._computed_rows(each)
             kind = kind_of(each.module)
-            for own_name, parameter in each.module._parameters.items():
+            parameters, buffers = each.module._parameters, each.module._buffers
+            alike = self._roles.alike(each.name, each.module) if parameters else None
+            for own_name, parameter in parameters.items():
                 if parameter is not None:
-                    rows.append(self._parameter_row(each, kind, own_name, parameter))
-            for own_name, buffer in each.module._buffers.items():
+                    row = self._parameter_row(each, kind, alike, own_name, parameter)
+                    self._first.setdefault(id(parameter), row)
+                    rows.append(row)
+            for own_name, buffer in buffers.items() if buffers else ():
                 if buffer is not None:
                     rows.append(self._buffer_row(each, kind, own_name, buffer))
         depths.check_prefixes()
@@ -237,29 +272,54 @@ class Survey:
         self._maker.warn()
         return rows
 
-    def _parameter_row(self, of: NamedModule, kind: str, own_name: str, parameter: nn.Parameter) -> Row:
+    def _parameter_row(
+        self, of: NamedModule, kind: str, alike: Alike | None, own_name: str, parameter: nn.Parameter
+    ) -> Row:
         module = of.module
-        canonical, full_name = of.names_of(own_name)
-        name = canonical if self._rename.changes_nothing else self._rename(canonical)
-        if id(parameter) in self._first:
-            first_name, first = self._first[id(parameter)]
-            self._match_tie(name, canonical, full_name, first_name, own_name, module, parameter)
-            place = place_of(module, own_name, parameter, first)
-            return _kept(name, "tied", kind, parameter, f"tied to {first_name}", place)
-        place = place_of(module, own_name, parameter)
-        self._first[id(parameter)] = name, place
+        if self._has_plain_names:
+            name = canonical = full_name = f"{of.full_name}.{own_name}" if of.full_name else own_name
+        else:
+            canonical, full_name = of.names_of(own_name)
+            name = self._rename(canonical)
+        first = self._first.get(id(parameter))
+        if first is not None:
+            self._match_tie(name, canonical, full_name, first.name, own_name, module, parameter)
+            place = place_of(module, own_name, parameter, first.place)
+            return _kept(name, "tied", kind, parameter, f"tied to {first.name}", place)
+        usual = self._all_usual or (is_usual(parameter) and not parameter.__dict__)
+        place = Place(parameter, module._parameters, own_name) if usual else place_of(module, own_name, parameter)
         if id(parameter) in self._computed:
             return _kept(full_name, "original", kind, parameter, f"holds {self._computed[id(parameter)]}", place)
-        if self._taken.setdefault(name, full_name) != full_name:
+        if not self._has_plain_names and self._taken.setdefault(name, full_name) != full_name:
             raise ParameterError(
                 name,
                 f"two parameters have this canonical name, {self._taken[name]} and {full_name}; rename a module",
             )
-        treatment = self._treatment(name, canonical, full_name, own_name, module, parameter)
+        position = None
+        if self._finder.rules:
+            position = self._position(name, canonical, full_name, own_name, module, parameter)
+        # Most parameters get what an equal one before them got.
+        key: Any = None
+        if usual and alike is not None and parameter.requires_grad:
+            key = id(alike), position, own_name, parameter.shape
+            known = self._known.get(key)
+            if known is not None and parameter.dtype is known.dtype and parameter.device == known.device:
+                if position is not None:
+                    self.matched.add(position)
+                elif known.is_guess:
+                    self.guessed.add(name)
+                return tuple.__new__(Row, (name, *known.before_place, place, *known.after_place))
+        treatment = self._treatment(position, name, canonical, own_name, module, parameter)
         if treatment.scheme is None:
             return _kept(name, "keep", kind, parameter, treatment.reason, place, covered=treatment.covered)
         check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
-        return self._maker.row(name, own_name, module, parameter, treatment, place, kind)
+        row, is_settled = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
+        # What an author's code gives is another for each module.
+        if key is not None and is_settled and alike is not None and alike.covers(own_name):
+            if position is not None or not alike.author_tells:
+                known = _Known(row.dtype, row.device, row[1:_PLACE], row[_PLACE + 1 :], treatment.role == "map")
+                self._known[key] = known
+        return row
 
     def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:
         name = self._rename(of.names_of(own_name)[0])
@@ -294,17 +354,31 @@ class Survey:
             self.matched_ties.setdefault(position, (name, first_name))
 
     def _treatment(
-        self, name: str, canonical: str, full_name: str, own_name: str, module: nn.Module, parameter: torch.Tensor
+        self,
+        position: int | None,
+        name: str,
+        canonical: str,
+        own_name: str,
+        module: nn.Module,
+        parameter: torch.Tensor,
     ) -> Treatment:
-        position = self._position(name, canonical, full_name, own_name, module, parameter)
+        """The treatment of a parameter that the rule at this position matches; None: no rule does."""
         if position is not None:
             self.matched.add(position)
-            return ruled_treatment(self._finder.rules[position], module)
+            return self._ruled(position, module)
         treatment = self._roles.treatment(canonical, module, own_name, parameter)
         if treatment.role in ("frozen", "loaded"):
             self.kept.setdefault(treatment.role, []).append(name)
         elif treatment.role == "map" and not self._roles.authors.tell_of(module):
             self.guessed.add(name)
+        return treatment
+
+    def _ruled(self, position: int, module: nn.Module) -> Treatment:
+        """The treatment that the rule at a position gives. It depends on nothing else but a padding row."""
+        key = position, module.__dict__.get("padding_idx"), isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        treatment = self._ruled_treatments.get(key)
+        if treatment is None:
+            treatment = self._ruled_treatments[key] = ruled_treatment(self._finder.rules[position], module)
         return treatment
 
     def _computed_rows(self, of: NamedModule) -> list[Row]:
@@ -318,7 +392,8 @@ class Survey:
             if tied is not None:
                 rows.append(_kept(name, "tied", kind, each.weight, f"computed from what {tied} holds", place))
                 continue
-            treatment = self._treatment(name, canonical, full_name, each.own_name, of.module, each.weight)
+            position = self._position(name, canonical, full_name, each.own_name, of.module, each.weight)
+            treatment = self._treatment(position, name, canonical, each.own_name, of.module, each.weight)
             for original in each.originals:
                 self._computed[id(original)] = name
             if treatment.scheme is None:
@@ -326,7 +401,7 @@ class Survey:
                 rows.append(row)
                 continue
             treatment = treatment._replace(reason=f"{treatment.reason}; {each.reason}")
-            rows.append(self._maker.row(name, each.own_name, of.module, each.weight, treatment, place, kind))
+            rows.append(self._maker.row(name, each.own_name, of.module, each.weight, treatment, place, kind)[0])
         return rows
 
     def _planned(self, original: nn.Parameter) -> str | None:
@@ -334,7 +409,7 @@ class Survey:
         if id(original) in self._computed:
             return self._computed[id(original)]
         found = self._first.get(id(original))
-        return None if found is None else found[0]
+        return None if found is None else found.name
 
     def report_unmatched(self, rules: Sequence[Rule], strict: bool) -> None:
         """Warn of rules that match nothing; under `strict` raise ValueError. `rules` are the finder's first ones."""

@@ -7,13 +7,14 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fastinit._torch import in_transform, version_of
-from fastinit.distributed.held import is_sharded, local_tensor, local_tensors
+from fastinit.distributed.held import are_plain, is_sharded, local_tensor, local_tensors
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import extent, overlaps_itself
 from fastinit.schemes.distributions import Distribution
@@ -46,8 +47,8 @@ FLOAT8_DTYPES = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_
 SAMPLED_DTYPES = _USUAL_DTYPES | FLOAT8_DTYPES  # real ones
 
 
-def _is_usual(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is of the usual kind, in which the checks below find nothing.
+def is_usual(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of the usual kind: this rank has all of it, and the checks below find nothing.
 
     This comes first, because these checks take most of the time of planning a model of thousands of parameters.
     """
@@ -60,6 +61,22 @@ def _is_usual(tensor: torch.Tensor) -> bool:
     )
 
 
+def are_usual(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all tensors are usual and have no attributes: one pass in C for each question."""
+    if not are_plain(tensors):
+        return False
+    kinds: set[tuple[torch.dtype, torch.layout, bool]] = set(map(_kind, tensors))
+    return (
+        all(dtype in _USUAL_DTYPES and layout is torch.strided and not nested for dtype, layout, nested in kinds)
+        and not any(map(torch.Tensor.is_neg, tensors))
+        and not any(map(torch.Tensor.is_inference, tensors))
+        and not any(map(in_transform, tensors))
+    )
+
+
+_kind: Any = attrgetter("dtype", "layout", "is_nested")
+
+
 def check_tensor(tensor: torch.Tensor, name: str) -> None:
     """Raise unless `tensor` can be written to once it has memory. It may be on the meta device.
 
@@ -67,7 +84,7 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
         TypeError: not a tensor, a wrapper around others, or of another layout.
         ValueError: a lazy parameter, an inference tensor, or a lazily negated or conjugated view.
     """
-    if _is_usual(tensor):
+    if is_usual(tensor):
         return
     check_dense(tensor, name)
     if any(local.is_inference() for local in local_tensors(tensor)) and not torch.is_inference_mode_enabled():
