@@ -94,17 +94,25 @@ class _RowMaker:
             )
 
 
-class _Known(NamedTuple):
-    """The fields of a row before and after its place, for parameters that differ in nothing but name and place.
+class _Known:
+    """The row of parameters that differ in nothing but name and place.
 
     is_guess: whether it is a linear map of which no author's code tells.
     """
 
-    dtype: torch.dtype
-    device: torch.device
-    before_place: tuple[Any, ...]
-    after_place: tuple[Any, ...]
-    is_guess: bool
+    __slots__ = ("_fields", "device", "dtype", "is_guess")
+
+    def __init__(self, row: Row, is_guess: bool) -> None:
+        self.dtype = row.dtype
+        self.device = row.device
+        self.is_guess = is_guess
+        self._fields: list[Any] = list(row)
+
+    def row(self, name: str, place: Place) -> Row:
+        fields = self._fields
+        fields[0] = name
+        fields[_PLACE] = place
+        return tuple.__new__(Row, fields)
 
 
 _PLACE = Row._fields.index("place")
@@ -220,20 +228,10 @@ class Survey:
                     groups.add(agreement.ranks_of(between))
         return groups
 
-    def _names_in_stacks(self) -> Iterator[str]:
-        """Names that contain the numbers of all layers: one name per module if its own name has a number, else all."""
-        for each in self._modules:
-            in_stack = _NUMBERED.search(each.name) is not None
-            for own_name, parameter in each.module._parameters.items():
-                if parameter is not None:
-                    yield self._rename(each.names_of(own_name)[0])
-                    if in_stack:
-                        break
-
     def rows(self, scheme: Scheme, fan: FanConvention | None, finder: RuleFinder) -> list[Row]:
         """The rows of all parameters and buffers. `fan` None: nobody chose a convention."""
         self._finder = finder
-        depths = Depths(self._names_in_stacks(), self._layers, of_part=not self._rename.changes_nothing)
+        depths = Depths(_names_in_stacks(self._modules, self._rename), self._layers, of_part=not self._rename.changes_nothing)
         self._roles = Roles(self.model, scheme, modules=self._modules, unwritten=self._unwritten)
         self._is_own = isinstance(scheme, Own)
         fan = None if fan is None else as_fan(fan)
@@ -308,7 +306,7 @@ class Survey:
                     self.matched.add(position)
                 elif known.is_guess:
                     self.guessed.add(name)
-                return tuple.__new__(Row, (name, *known.before_place, place, *known.after_place))
+                return known.row(name, place)
         treatment = self._treatment(position, name, canonical, own_name, module, parameter)
         if treatment.scheme is None:
             return _kept(name, "keep", kind, parameter, treatment.reason, place, covered=treatment.covered)
@@ -317,8 +315,7 @@ class Survey:
         # What an author's code gives is another for each module.
         if key is not None and is_settled and alike is not None and alike.covers(own_name):
             if position is not None or not alike.author_tells:
-                known = _Known(row.dtype, row.device, row[1:_PLACE], row[_PLACE + 1 :], treatment.role == "map")
-                self._known[key] = known
+                self._known[key] = _Known(row, treatment.role == "map")
         return row
 
     def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:
@@ -442,6 +439,17 @@ def _shape_of_kept(tensor: torch.Tensor) -> torch.Size:
         return global_shape(tensor)
     except ParameterError:
         return tensor.shape
+
+
+def _names_in_stacks(modules: Sequence[NamedModule], rename: Renamer) -> Iterator[str]:
+    """Names that contain the numbers of all layers: one name per module if its own name has a number, else all."""
+    for each in modules:
+        in_stack = _NUMBERED.search(each.name) is not None
+        for own_name, parameter in each.module._parameters.items():
+            if parameter is not None:
+                yield rename(each.names_of(own_name)[0])
+                if in_stack:
+                    break
 
 
 def _is_replicated(module_type: type) -> bool:

@@ -63,18 +63,19 @@ def is_usual(tensor: torch.Tensor) -> bool:
 
 def are_usual(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether all tensors are usual and have no attributes: one pass in C for each question."""
-    if not are_plain(tensors):
-        return False
-    kinds: set[tuple[torch.dtype, torch.layout, bool]] = set(map(_kind, tensors))
     return (
-        all(dtype in _USUAL_DTYPES and layout is torch.strided and not nested for dtype, layout, nested in kinds)
+        are_plain(tensors)
+        and _USUAL_DTYPES.issuperset(map(_DTYPE, tensors))
+        and _STRIDED.issuperset(map(_LAYOUT, tensors))
+        and not any(map(_IS_NESTED, tensors))
         and not any(map(torch.Tensor.is_neg, tensors))
         and not any(map(torch.Tensor.is_inference, tensors))
         and not any(map(in_transform, tensors))
     )
 
 
-_kind: Any = attrgetter("dtype", "layout", "is_nested")
+_DTYPE, _LAYOUT, _IS_NESTED = map(attrgetter, ("dtype", "layout", "is_nested"))
+_STRIDED = frozenset({torch.strided})
 
 
 def check_tensor(tensor: torch.Tensor, name: str) -> None:
