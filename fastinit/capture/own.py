@@ -8,9 +8,11 @@ import random
 import sys
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from types import FunctionType, MethodType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -366,7 +368,10 @@ def _copy_on_meta(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
             for tensor in holder.values():
                 if isinstance(tensor, Tensor) and id(tensor) not in memo:
                     memo[id(tensor)] = _on_meta(tensor)
-    tensors = list(memo.values())
+        for each in module.__dict__.values():  # a module has a dozen, mostly for hooks, and each takes deepcopy long
+            if type(each) in (dict, OrderedDict) and not each:
+                memo[id(each)] = type(each)()
+    tensors = [each for each in memo.values() if isinstance(each, Tensor)]
     twin: nn.Module = copy.deepcopy(model, memo)
     for module in twin.modules():
         module.__dict__.pop("_is_hf_initialized", None)
@@ -418,6 +423,17 @@ def _first(module: nn.Module, names: Sequence[str]) -> tuple[str, Callable[[], A
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
     """Whether a function can be called with this number of arguments."""
+    if isinstance(function, MethodType) and isinstance(function.__func__, FunctionType):
+        return _method_takes(function.__func__, count + 1)  # of a class, which many modules have
+    return _binds(function, count)
+
+
+@lru_cache(maxsize=4096)
+def _method_takes(function: FunctionType, count: int) -> bool:
+    return _binds(function, count)
+
+
+def _binds(function: Callable[..., Any], count: int) -> bool:
     try:
         inspect.signature(function).bind(*range(count))
     except (TypeError, ValueError):

@@ -147,8 +147,18 @@ def plan_tensors(
     treatment = Treatment(scheme, "listed")
     maker = _RowMaker(Resolver(as_fan(fan), Depths(canonical)))
     rows = []
+    known: dict[torch.Size, _Known] = {}
+    usual = are_usual(tensors)
     for name, tensor in zip(canonical, tensors, strict=True):
-        rows.append(maker.row(name, "", None, tensor, treatment, Place.of_tensor(tensor))[0])
+        place = Place.of_tensor(tensor)
+        like = known.get(tensor.shape) if usual else None
+        if like is not None and tensor.dtype is like.dtype and tensor.device == like.device:
+            rows.append(like.row(name, place))
+            continue
+        row, is_settled = maker.row(name, "", None, tensor, treatment, place)
+        if usual and is_settled:
+            known[tensor.shape] = _Known(row, is_guess=False)
+        rows.append(row)
     maker.warn()
     return Plan(rows, seed=seed, generator=generator, backend=backend)
 

@@ -164,13 +164,13 @@ def memory_span(tensor: torch.Tensor, name: str) -> Span:
     Raises:
         ParameterError: elements share memory, or the storage is smaller than the tensor (freed, or resized to nothing).
     """
-    size, numel = tensor.element_size(), tensor.numel()
-    if numel == 0:
+    size, nbytes = tensor.element_size(), tensor.nbytes
+    if nbytes == 0:
         return Span(0, 0, True, False, (), size)
     if tensor.is_contiguous():  # nearly all are: the short way
-        begin, length, storage = tensor.data_ptr(), numel * size, tensor.untyped_storage()
-        if begin != 0 and tensor.storage_offset() * size + length <= storage.nbytes():
-            return Span(begin, begin + length, True, not storage.resizable(), (), size)
+        begin, storage = tensor.data_ptr(), tensor.untyped_storage()
+        if begin != 0 and tensor.storage_offset() * size + nbytes <= storage.nbytes():
+            return tuple.__new__(Span, (begin, begin + nbytes, True, not storage.resizable(), (), size))
     elif overlaps_itself(tensor):
         raise ParameterError(
             name,
@@ -206,12 +206,12 @@ def check_allocated(tensor: torch.Tensor, name: str) -> tuple[int, int]:
 
 def was_set_to_zero(tensor: torch.Tensor) -> bool:
     """Whether somebody has written to a tensor on the CPU, and left it all zero. New memory may be zero by itself."""
-    if tensor.device.type != "cpu" or version_of(tensor) == 0:
+    if not tensor.is_cpu or version_of(tensor) == 0:
         return False
-    local = local_tensor(tensor).detach()
+    local = local_tensor(tensor)
     if local.numel() == 0 or any(ctypes.string_at(local.data_ptr(), local.element_size())):
         return False
-    return not bool(local.any())
+    return not bool(local.detach().any())
 
 
 def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:
