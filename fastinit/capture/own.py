@@ -100,7 +100,7 @@ class Authors:
     def _any_has_code(self) -> bool:
         """Whether any module, or a wrapper around it, may have code of somebody else than torch."""
         kinds: set[Any] = set(map(type, self._modules))
-        return any(map(_tells, kinds)) or any(["pretrained_cfg" in each.__dict__ for each in self._modules])
+        return any(map(_tells, kinds)) or any("pretrained_cfg" in each.__dict__ for each in self._modules)
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""

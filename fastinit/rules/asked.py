@@ -34,7 +34,6 @@ class Surroundings:
         """Whether the model has layers of PEFT, which list the names of what they add."""
         return any(hasattr(kind, "adapter_layer_names") for kind in {type(each.module) for each in self.named})
 
-
     @cached_property
     def has_words(self) -> bool:
         """Whether a word of PUBLISHED_WORDS is in the name of any module."""

@@ -95,7 +95,8 @@ class Resolver:
         fan = self._fan if rule is None or rule.fan is None else rule.fan
         # Where nobody chose a convention, this spares most parameters the question for the module's fans.
         agrees = fan is not None or module is None or reads_as_torch(module, shape)
-        may_be_stack = module is not None and len(shape) >= 3 and not is_never_stack(type(module))
+        module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+        may_be_stack = module is not None and len(shape) >= 3 and not is_never_stack(module_type)
         key = (id(treatment.scheme), id(rule), shape, dtype, treatment.zero_row, agrees, may_be_stack)
         found = self._known.get(key)
         if type(found) is Resolution:

@@ -16,7 +16,7 @@ from torch import nn
 
 from fastinit._torch import BATCH_NORMS, CONVOLUTIONS
 from fastinit.capture.own import Author, Authors
-from fastinit.distributed.held import global_shape, is_sharded
+from fastinit.distributed.held import are_plain, global_shape, is_sharded
 from fastinit.rules.asked import Asked, Found, Surroundings, Test, has_word, kind_of, long_axes_of, own_type
 from fastinit.rules.biases import SCALES, SHIFTS, is_bias
 from fastinit.rules.norms import computes_one_plus, has_switch
@@ -223,7 +223,6 @@ class Alike(NamedTuple):
         return self.of_class is None or _torch_role(self.of_class, own_name) is not None
 
 
-_UNASKED: Any = object()
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
@@ -238,15 +237,13 @@ def _looks_of(module: nn.Module) -> tuple[Any, ...] | None:
     None: a parameter is a shard, or has no shape yet.
     """
     module_type: Any = type(module)  # mypy takes the types of modules for unhashable
-    attributes, own = module.__dict__, module._parameters
-    shapes = []
-    for own_name, parameter in own.items():
-        if parameter is not None:
-            if is_sharded(parameter) or nn.parameter.is_lazy(parameter):
-                return None
-            shapes.append((own_name, parameter.shape))
+    own = [(own_name, parameter) for own_name, parameter in module._parameters.items() if parameter is not None]
+    tensors = [parameter for _, parameter in own]
+    if not are_plain(tensors) and any(is_sharded(each) or nn.parameter.is_lazy(each) for each in tensors):
+        return None
+    shapes = [(own_name, parameter.shape) for own_name, parameter in own]
     # True and 1 are equal, and only one of them switches.
-    plain = [(key, type(value), value) for key, value in attributes.items() if type(value) in _PLAIN]
+    plain = [(key, type(value), value) for key, value in module.__dict__.items() if type(value) in _PLAIN]
     return module_type, tuple(shapes), tuple(plain), tuple(map(type, module._modules.values()))
 
 
@@ -278,12 +275,12 @@ class Roles:
 
     def treatment(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> Treatment:
         """The treatment of a parameter that no rule matches."""
-        alike = self._alike_of.get(id(module), _UNASKED)
-        if alike is _UNASKED:
-            alike = self._alike_of[id(module)] = self.alike(name, module)
+        if id(module) not in self._alike_of:
+            self._alike_of[id(module)] = self.alike(name, module)
+        alike = self._alike_of[id(module)]
         if alike is None or not parameter.requires_grad or "_is_hf_initialized" in parameter.__dict__:
             asked = Asked(self._around, name, module, own_name, parameter)
-            return self._treatment(*_first(asked, ROLES), module, own_name, parameter)
+            return self._treatment(_first(asked, ROLES), module, own_name, parameter)
         treatment = alike.treatments.get(own_name)
         if treatment is not None:
             return treatment
@@ -292,7 +289,7 @@ class Roles:
             role_and_found = _first(Asked(self._around, name, module, own_name, parameter), ROLES)
             if alike.covers(own_name):
                 alike.roles[own_name] = role_and_found
-        treatment = self._treatment(*role_and_found, module, own_name, parameter)
+        treatment = self._treatment(role_and_found, module, own_name, parameter)
         # Of what is its author's, even torch's own classes are asked.
         if not alike.author_tells and role_and_found[0] != "author" and alike.covers(own_name):
             alike.treatments[own_name] = treatment
@@ -322,8 +319,13 @@ class Roles:
         return found
 
     def _treatment(
-        self, role: RoleName, found: Found | None, module: nn.Module, own_name: str, parameter: torch.Tensor
+        self,
+        role_and_found: tuple[RoleName, Found | None],
+        module: nn.Module,
+        own_name: str,
+        parameter: torch.Tensor,
     ) -> Treatment:
+        role, found = role_and_found
         if role == "integer":
             assert found is not None
             return Treatment(None, found.reason, covered=False, role=role)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -241,7 +241,9 @@ class Survey:
     def rows(self, scheme: Scheme, fan: FanConvention | None, finder: RuleFinder) -> list[Row]:
         """The rows of all parameters and buffers. `fan` None: nobody chose a convention."""
         self._finder = finder
-        depths = Depths(_names_in_stacks(self._modules, self._rename), self._layers, of_part=not self._rename.changes_nothing)
+        depths = Depths(
+            _names_in_stacks(self._modules, self._rename), self._layers, of_part=not self._rename.changes_nothing
+        )
         self._roles = Roles(self.model, scheme, modules=self._modules, unwritten=self._unwritten)
         self._is_own = isinstance(scheme, Own)
         fan = None if fan is None else as_fan(fan)
@@ -306,9 +308,10 @@ class Survey:
         position = None
         if self._finder.rules:
             position = self._position(name, canonical, full_name, own_name, module, parameter)
-        # Most parameters get what an equal one before them got.
+        # Most parameters get what an equal one before them got. What an author's code gives differs between modules.
         key: Any = None
-        if usual and alike is not None and parameter.requires_grad:
+        may_be_known = alike is not None and (position is not None or not alike.author_tells)
+        if may_be_known and usual and parameter.requires_grad:
             key = id(alike), position, own_name, parameter.shape
             known = self._known.get(key)
             if known is not None and parameter.dtype is known.dtype and parameter.device == known.device:
@@ -322,10 +325,8 @@ class Survey:
             return _kept(name, "keep", kind, parameter, treatment.reason, place, covered=treatment.covered)
         check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
         row, is_settled = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
-        # What an author's code gives is another for each module.
         if key is not None and is_settled and alike is not None and alike.covers(own_name):
-            if position is not None or not alike.author_tells:
-                self._known[key] = _Known(row, treatment.role == "map")
+            self._known[key] = _Known(row, treatment.role == "map")
         return row
 
     def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:

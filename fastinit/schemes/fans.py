@@ -170,13 +170,13 @@ def is_never_stack(module_type: type) -> bool:
 
 
 def _is_known_or_convolution(module: Any) -> bool:
-    if is_never_stack(type(module)):
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    if is_never_stack(module_type):
         return True
     for name in ("kernel_size", "groups"):
         size = getattr(module, name, None)
         if type(size) is int or (isinstance(size, (tuple, list)) and all(type(each) is int for each in size)):
             return True
-    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
     # What a module holds under such a name (self.conv1d) is a convolution of its own, with its own weight.
     return any(not hasattr(module, name) for name in _convolutions_in_forward(module_type))
 
