@@ -29,7 +29,7 @@ from fastinit.rules.depths import check_layers
 from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
 from fastinit.rules.survey import Survey, plan_tensors
 from fastinit.run.memory import FLOAT8_DTYPES, SAMPLED_DTYPES
-from fastinit.run.names import Renamer, Renaming, named_parameters, named_tensors
+from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters, named_tensors
 from fastinit.schemes.base import Context, Scheme, as_scheme, as_written, describe
 from fastinit.schemes.fans import FanConvention
 from fastinit.schemes.named import Own, Uniform
@@ -188,8 +188,9 @@ def _planned(
     _check_given(model, scheme, lambda made: f"fastinit.plan(model, {made})")
     check_flag("strict", strict)
     check_layers(layers)
-    with unflattened(model):
-        survey = Survey(model, Renamer(names), layers, unwritten)
+    modules = named_modules(model)
+    with unflattened(model, [each.module for each in modules]):
+        survey = Survey(model, Renamer(names), layers, unwritten, modules=modules)
         made = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict, names is not None)
         return _agreed(made, survey.meshes()) if strict else made()
 

@@ -120,6 +120,8 @@ def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
         return []
     held = held_of(tensor, row.name)
     shape, dtype, device = tensor.shape if held is None else held.shape, tensor.dtype, tensor.device
+    if held is None and row.boxes is None and dtype is row.dtype and device == row.device and shape == row.shape:
+        return [Target(row.name, tensor, shape, dtype, device, row.distribution)]  # nearly all are so
     was_distributed = row.boxes is not None
     same_device = device == row.device or held is not None or row.device.type == "meta"
     if shape != row.shape or dtype != row.dtype or not same_device or (was_distributed and held is None):
@@ -241,9 +243,9 @@ class Plan:
         self._strict = strict
         self._guessed = guessed  # names of linear maps of which no author's code tells
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
-        self._places = [(row.name, row.place) for row in self._written]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
         self._lock = threading.Lock()
+        self._places: list[tuple[str, Place]] = []  # of what is written; made at the first run
         self._prepared: engine.Program | None = None
 
     def run_(self, seed: int | torch.Tensor | None = None, *, where: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -287,6 +289,8 @@ class Plan:
         """The tensors that the model has now, the program for them, and whether it was made just now."""
         for row in self._ties:
             row.place.check_tied(row.name)
+        if not self._places:
+            self._places = [(row.name, row.place) for row in self._written]
         tensors = current_tensors(self._places)
         with self._lock:
             program = self._prepared

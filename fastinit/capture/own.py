@@ -8,9 +8,11 @@ import random
 import sys
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from types import FunctionType, MethodType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from fastinit._torch import typed_like
 from fastinit.capture.contexts import name_draws, recorded
 from fastinit.capture.graph import Geometry, View
 from fastinit.capture.recorder import Recorder
-from fastinit.capture.tapes import Tape, Taped, distribution_of, has_tapes, is_complete, tape_of
+from fastinit.capture.tapes import Tape, Taped, distribution_of, is_complete, tape_of, with_tapes
 from fastinit.distributed.held import global_shape
 from fastinit.run.names import NamedModule, named_modules, unwrapped
 from fastinit.schemes.distributions import Constant, Distribution
@@ -77,8 +79,11 @@ class Authors:
     `everything`: whether the code of torch's own classes is asked throughout, in one go with the rest.
     """
 
-    def __init__(self, model: nn.Module, *, everything: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, everything: bool = False, modules: Sequence[nn.Module] | None = None
+    ) -> None:
         self._model = model
+        self._modules = [each.module for each in named_modules(model)] if modules is None else modules
         self._everything = everything
         self._with_code: set[int] | None = None
         self._read: dict[tuple[int, str], tuple[Tape, str]] | None = None
@@ -87,11 +92,15 @@ class Authors:
 
     def tell_of(self, module: nn.Module) -> bool:
         """Whether code of somebody else than torch tells of a module: its tapes, its class or one around it."""
-        if has_tapes(module):
-            return True
         if self._with_code is None:
-            self._with_code = _with_code(unwrapped(self._model))
-        return id(module) in self._with_code
+            self._with_code = _with_code(unwrapped(self._model)) if self._any_has_code() else set()
+            self._with_code.update(map(id, with_tapes(self._modules)))
+        return bool(self._with_code) and id(module) in self._with_code
+
+    def _any_has_code(self) -> bool:
+        """Whether any module, or a wrapper around it, may have code of somebody else than torch."""
+        kinds: set[Any] = set(map(type, self._modules))
+        return any(map(_tells, kinds)) or any("pretrained_cfg" in each.__dict__ for each in self._modules)
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""
@@ -295,12 +304,14 @@ def _with_code(model: nn.Module) -> set[int]:
     """The ids of modules of which code of somebody else than torch tells: with reset code, or below such a module."""
     found: set[int] = set()
     for module in model.modules():
-        if id(module) in found:
-            continue
         kind: Any = type(module)
-        if _has_reset_code(kind) or _libraries(kind) or "pretrained_cfg" in module.__dict__:
+        if (_tells(kind) or "pretrained_cfg" in module.__dict__) and id(module) not in found:
             found.update(map(id, module.modules()))
     return found
+
+
+def _tells(module_type: type) -> bool:
+    return _has_reset_code(module_type) or bool(_libraries(module_type))
 
 
 def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, str]], failures: dict[int, str]) -> None:
@@ -357,7 +368,10 @@ def _copy_on_meta(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
             for tensor in holder.values():
                 if isinstance(tensor, Tensor) and id(tensor) not in memo:
                     memo[id(tensor)] = _on_meta(tensor)
-    tensors = list(memo.values())
+        for each in module.__dict__.values():  # a module has a dozen, mostly for hooks, and each takes deepcopy long
+            if type(each) in (dict, OrderedDict) and not each:
+                memo[id(each)] = type(each)()
+    tensors = [each for each in memo.values() if isinstance(each, Tensor)]
     twin: nn.Module = copy.deepcopy(model, memo)
     for module in twin.modules():
         module.__dict__.pop("_is_hf_initialized", None)
@@ -409,6 +423,17 @@ def _first(module: nn.Module, names: Sequence[str]) -> tuple[str, Callable[[], A
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
     """Whether a function can be called with this number of arguments."""
+    if isinstance(function, MethodType) and isinstance(function.__func__, FunctionType):
+        return _method_takes(function.__func__, count + 1)  # of a class, which many modules have
+    return _binds(function, count)
+
+
+@lru_cache(maxsize=4096)
+def _method_takes(function: FunctionType, count: int) -> bool:
+    return _binds(function, count)
+
+
+def _binds(function: Callable[..., Any], count: int) -> bool:
     try:
         inspect.signature(function).bind(*range(count))
     except (TypeError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -54,6 +55,11 @@ def tape_of(module: nn.Module, own_name: str) -> Tape | None:
 def has_tapes(module: nn.Module) -> bool:
     """Whether a module remembers how its tensors are made."""
     return bool(module.__dict__.get(_ATTRIBUTE))
+
+
+def with_tapes(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those of the modules that remember how their tensors are made."""
+    return [module for module in modules if module.__dict__.get(_ATTRIBUTE)]
 
 
 def drop_tape(module: nn.Module, own_name: str) -> None:

@@ -6,7 +6,7 @@ model does so inside `unflattened`, where modules have a parameter for each of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,27 +21,32 @@ from fastinit.errors import ParameterError
 _MARK = "_fastinit_flat"  # the attribute of a parameter that stands for one: its wrapper, and its position there
 
 
+_WRAPPER = "FullyShardedDataParallel"
+
+
 def is_flattened(module: object) -> bool:
     """Whether a module is torch's FullyShardedDataParallel with its parameters cut into flat shards.
 
     They are, except within `summon_full_params`.
     """
-    if type(module).__name__ != "FullyShardedDataParallel":
+    if type(module).__name__ != _WRAPPER:
         return False
     return getattr(getattr(module, "training_state", None), "name", "") != "SUMMON_FULL_PARAMS"
 
 
 @contextmanager
-def unflattened(model: nn.Module) -> Iterator[None]:
+def unflattened(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
     """Let modules have a parameter for each that FSDP1 has made part of a flat one. It is empty, and of kind `is_flat`.
 
-    Nothing is gathered. Afterwards the modules are as before.
+    Nothing is gathered. Afterwards the modules are as before. `modules`: all of the model's, if they are known.
 
     Raises:
         ParameterError: this torch does not tell what a flat shard consists of.
     """
     kept: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
     seen: set[nn.Module] = set()
+    kinds: set[Any] = set(map(type, model.modules() if modules is None else modules))
+    some_are = any(kind.__name__ == _WRAPPER for kind in kinds)  # else the names need not be made
 
     def keep(module: nn.Module) -> None:
         if module not in seen:
@@ -49,7 +54,7 @@ def unflattened(model: nn.Module) -> Iterator[None]:
             kept.append((module, dict(module._parameters), dict(module.__dict__)))
 
     try:
-        for prefix, wrapper in list(model.named_modules()):
+        for prefix, wrapper in list(model.named_modules()) if some_are else ():
             if not is_flattened(wrapper):
                 continue
             parts = flat_parts(wrapper)

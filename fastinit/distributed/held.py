@@ -5,7 +5,8 @@ Everybody asks here. A tensor of no kind is a plain one, and this rank has all o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -109,6 +110,14 @@ def is_whole(tensor: Any) -> bool:
     if type(tensor) not in _PLAIN_TYPES:
         return False
     return (not tensor.__dict__ and not _registered) or _kind_of(tensor) is None
+
+
+def are_plain(tensors: Sequence[Any]) -> bool:
+    """Whether no tensor is sharded, nor has an attribute by which another kind is known: a quick answer for many."""
+    return not _registered and _PLAIN_TYPES.issuperset(map(type, tensors)) and not any(map(_attributes, tensors))
+
+
+_attributes = attrgetter("__dict__")
 
 
 def is_sharded(tensor: Any) -> bool:

@@ -21,18 +21,31 @@ class Surroundings:
     """
 
     def __init__(self, modules: Sequence[NamedModule], unwritten: Collection[str] = ()) -> None:
-        self._modules = modules
+        self.named = modules
         self.unwritten = unwritten
 
     @cached_property
     def modules(self) -> Mapping[str, nn.Module]:
         """The modules by their canonical names. Of a wrapper and the module in it, which have one name: the latter."""
-        return {each.name: each.module for each in self._modules}
+        return {each.name: each.module for each in self.named}
 
     @cached_property
     def has_adapters(self) -> bool:
         """Whether the model has layers of PEFT, which list the names of what they add."""
-        return any(hasattr(kind, "adapter_layer_names") for kind in {type(each.module) for each in self._modules})
+        return any(hasattr(kind, "adapter_layer_names") for kind in {type(each.module) for each in self.named})
+
+    @cached_property
+    def has_words(self) -> bool:
+        """Whether a word of PUBLISHED_WORDS is in the name of any module."""
+        return has_word("\n".join([each.name for each in self.named]))
+
+
+# Where torch.nn's classes hold what belongs to a method, one of these is in the name.
+PUBLISHED_WORDS = ("lora_", "ia3_l", "dt_proj")
+
+
+def has_word(name: str) -> bool:
+    return any(word in name for word in PUBLISHED_WORDS)
 
 
 class Asked:

@@ -48,11 +48,19 @@ def has_switch(module: nn.Module) -> bool:
 
 
 def _switch(module: nn.Module) -> bool | None:
+    attributes: dict[str, Any] = module.__dict__
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    if attributes.keys().isdisjoint(_SWITCHES) and not _class_switches(module_type):  # as nearly always
+        return None
     for switch in _SWITCHES:
-        given = module.__dict__.get(switch, getattr(type(module), switch, None))
+        given = attributes.get(switch, getattr(module_type, switch, None))
         if isinstance(given, bool):
             return given
     return None
+
+
+def _class_switches(module_type: type) -> bool:
+    return any(hasattr(module_type, switch) for switch in _SWITCHES)
 
 
 def _passes_at_zero(module: nn.Module, size: int) -> bool:

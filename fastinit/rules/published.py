@@ -33,8 +33,6 @@ LORA_EMBEDDING_B = re.compile(r"(^|\.)lora_embedding_B(\.|$)")
 _IA3 = re.compile(r"(^|\.)ia3_l(\.|$)")
 
 
-# Where torch.nn's classes hold what belongs to a method, one of these is in the name.
-PUBLISHED_WORDS = ("lora_", "ia3_l", "dt_proj")
 STATE_SPACE_NAMES = frozenset({"A_log", "D", "dt_bias"})
 
 

@@ -31,6 +31,7 @@ from fastinit.schemes.fans import (
     Geometry,
     block_fans,
     geometry_of,
+    is_never_stack,
     is_stack,
     module_geometry,
     reads_as_torch,
@@ -57,6 +58,7 @@ class Resolution(NamedTuple):
     distribution: Distribution
     warning: str | None = None
     disagreement: Disagreement | None = None
+    asked: bool = False  # whether it depends on more than scheme, rule, shape, dtype and the looks of the module
 
 
 class Resolver:
@@ -80,7 +82,7 @@ class Resolver:
         name: str,
         own_name: str,
         module: nn.Module | None,
-        shape: Sequence[int],
+        shape: torch.Size,
         dtype: torch.dtype,
         treatment: Treatment,
     ) -> Resolution:
@@ -90,21 +92,26 @@ class Resolver:
             ParameterError: the scheme, rule or distribution does not fit the parameter, or a user's scheme failed.
         """
         rule = treatment.rule
-        shape = tuple(shape)
-        key = (id(treatment.scheme), id(rule), shape, dtype, treatment.zero_row)
+        fan = self._fan if rule is None or rule.fan is None else rule.fan
+        # Where nobody chose a convention, this spares most parameters the question for the module's fans.
+        agrees = fan is not None or module is None or reads_as_torch(module, shape)
+        module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+        may_be_stack = module is not None and len(shape) >= 3 and not is_never_stack(module_type)
+        key = (id(treatment.scheme), id(rule), shape, dtype, treatment.zero_row, agrees, may_be_stack)
         found = self._known.get(key)
         if type(found) is Resolution:
             return found
-        fan = self._fan if rule is None or rule.fan is None else rule.fan
-        asked = _Asked(fan or "torch", self._depths, self._authors, name, own_name, module, shape)
+        asked = _Asked(fan or "torch", self._depths, self._authors, name, own_name, module, tuple(shape), may_be_stack)
         while found is not None:
             if type(found) is Resolution:
                 return found
             assert isinstance(found, _Question)
             found = found.next.get(asked.key(found.what))
         resolution = _resolve(asked, treatment, dtype)
-        if fan is None:
+        if not agrees:
             resolution = resolution._replace(disagreement=_disagreement(asked, treatment, dtype, resolution))
+        if asked.path:
+            resolution = resolution._replace(asked=True)
         self._remember(key, asked.path, resolution)
         self._alive += (treatment.scheme, rule, module)
         return resolution
@@ -141,6 +148,7 @@ class _Asked:
         own_name: str,
         module: nn.Module | None,
         shape: tuple[int, ...],
+        may_be_stack: bool,
     ) -> None:
         self.fan = fan
         self.depths = depths
@@ -149,7 +157,7 @@ class _Asked:
         self.own_name = own_name
         self.module = module
         self.shape = shape
-        self.may_be_stack = module is not None and len(shape) >= 3 and fan in ("torch", "module", "weight")
+        self.may_be_stack = may_be_stack and fan in ("torch", "module", "weight")
         # All other conventions look at the shape alone, which every key contains, and at whether it is a stack's.
         self.looks_at_module = module is not None and (fan == "module" or fan == "weight")
         self.wanted_fans = False
@@ -191,8 +199,6 @@ class _Asked:
             return is_stack(self.module, self.shape)
         if what == "geometry by module":
             assert self.module is not None
-            if reads_as_torch(self.module, self.shape):
-                return None
             return module_geometry(self.module, self.own_name, self.shape)
         if what == "layer":
             return self.depths.layer(self.name)
@@ -314,10 +320,11 @@ def _disagreement(asked: _Asked, treatment: Treatment, dtype: torch.dtype, by_to
     alike = by_torch.distribution.same_everywhere and not asked.wanted_fans
     if alike or is_own or asked.module is None or isinstance(asked.module, (nn.Embedding, nn.EmbeddingBag)):
         return None
-    other = _Asked("module", asked.depths, asked.authors, asked.name, asked.own_name, asked.module, asked.shape)
+    context = asked.depths, asked.authors, asked.name, asked.own_name, asked.module, asked.shape, asked.may_be_stack
+    other = _Asked("module", *context)
     try:
-        geometry: Geometry | None = asked.answer("geometry by module")
-        if geometry is None or geometry == asked.geometry():
+        geometry: Geometry = asked.answer("geometry by module")
+        if geometry == asked.geometry():
             return None
         by_module = _resolve(other, treatment, dtype).distribution
     except Exception:  # a scheme that fits only one reading

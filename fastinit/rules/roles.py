@@ -16,8 +16,8 @@ from torch import nn
 
 from fastinit._torch import BATCH_NORMS, CONVOLUTIONS
 from fastinit.capture.own import Author, Authors
-from fastinit.distributed.held import global_shape
-from fastinit.rules.asked import Asked, Found, Surroundings, Test, kind_of, long_axes_of, own_type
+from fastinit.distributed.held import are_plain, global_shape, is_sharded
+from fastinit.rules.asked import Asked, Found, Surroundings, Test, has_word, kind_of, long_axes_of, own_type
 from fastinit.rules.biases import SCALES, SHIFTS, is_bias
 from fastinit.rules.norms import computes_one_plus, has_switch
 from fastinit.rules.published import (
@@ -26,7 +26,6 @@ from fastinit.rules.published import (
     LORA_EMBEDDING_B,
     LORA_ZERO,
     ONES,
-    PUBLISHED_WORDS,
     STATE_SPACE_NAMES,
     ZEROS,
     published,
@@ -207,6 +206,47 @@ def _first(asked: Asked, table: Sequence[tuple[RoleName, Test]]) -> tuple[RoleNa
 # ---- what they get ----
 
 
+class Alike(NamedTuple):
+    """Modules that the table cannot tell apart: what it found for each name of a parameter that is trained, and the
+    treatment. An author may tell of each module something else, so that those have no treatments in common.
+
+    of_class: the class of torch.nn that they are of, if no more is known of them; it tells of its own parameters alone.
+    """
+
+    author_tells: bool
+    of_class: type | None
+    roles: dict[str, tuple[RoleName, Found | None]]
+    treatments: dict[str, Treatment]
+
+    def covers(self, own_name: str) -> bool:
+        """Whether all these modules have the same parameter of this name."""
+        return self.of_class is None or _torch_role(self.of_class, own_name) is not None
+
+
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+
+@lru_cache(maxsize=4096)
+def _is_of_torch(module_type: type) -> bool:
+    return module_type.__module__.startswith("torch.nn.modules.")
+
+
+def _looks_of(module: nn.Module) -> tuple[Any, ...] | None:
+    """All that the table, and torch's fans, see of a module but its name. Modules with equal looks are treated alike.
+
+    None: a parameter is a shard, or has no shape yet.
+    """
+    module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+    own = [(own_name, parameter) for own_name, parameter in module._parameters.items() if parameter is not None]
+    tensors = [parameter for _, parameter in own]
+    if not are_plain(tensors) and any(is_sharded(each) or nn.parameter.is_lazy(each) for each in tensors):
+        return None
+    shapes = [(own_name, parameter.shape) for own_name, parameter in own]
+    # True and 1 are equal, and only one of them switches.
+    plain = [(key, type(value), value) for key, value in module.__dict__.items() if type(value) in _PLAIN]
+    return module_type, tuple(shapes), tuple(plain), tuple(map(type, module._modules.values()))
+
+
 class Roles:
     """The roles of one model's parameters, and how they are treated where no rule matches."""
 
@@ -219,11 +259,11 @@ class Roles:
         unwritten: Collection[str] = (),
     ) -> None:
         self._around = Surroundings(named_modules(model) if modules is None else modules, unwritten)
-        self._plain: dict[int, bool] = {}  # id of a module
-        self._known: dict[tuple[Any, ...], Treatment] = {}
+        self._alike: dict[tuple[Any, ...], Alike] = {}
+        self._alike_of: dict[int, Alike | None] = {}  # by the id of a module
         self._scheme = scheme
         self._is_own = isinstance(scheme, Own)
-        self.authors = Authors(model, everything=self._is_own)
+        self.authors = Authors(model, everything=self._is_own, modules=[each.module for each in self._around.named])
 
     def role(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> RoleName:
         """The role that a parameter has, or would have if it were neither frozen nor loaded.
@@ -235,29 +275,57 @@ class Roles:
 
     def treatment(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> Treatment:
         """The treatment of a parameter that no rule matches."""
-        plain = self._plain.get(id(module))
-        if plain is None:
-            plain = self._plain[id(module)] = self._is_plain(name, module)
-        if not (plain and parameter.requires_grad) or "_is_hf_initialized" in parameter.__dict__:
-            return self._treatment(name, module, own_name, parameter)
-        key = type(module), own_name, module.__dict__.get("padding_idx")
-        found = self._known.get(key)
+        if id(module) not in self._alike_of:
+            self._alike_of[id(module)] = self.alike(name, module)
+        alike = self._alike_of[id(module)]
+        if alike is None or not parameter.requires_grad or "_is_hf_initialized" in parameter.__dict__:
+            asked = Asked(self._around, name, module, own_name, parameter)
+            return self._treatment(_first(asked, ROLES), module, own_name, parameter)
+        treatment = alike.treatments.get(own_name)
+        if treatment is not None:
+            return treatment
+        role_and_found = alike.roles.get(own_name)
+        if role_and_found is None:
+            role_and_found = _first(Asked(self._around, name, module, own_name, parameter), ROLES)
+            if alike.covers(own_name):
+                alike.roles[own_name] = role_and_found
+        treatment = self._treatment(role_and_found, module, own_name, parameter)
+        # Of what is its author's, even torch's own classes are asked.
+        if not alike.author_tells and role_and_found[0] != "author" and alike.covers(own_name):
+            alike.treatments[own_name] = treatment
+        return treatment
+
+    def alike(self, name: str, module: nn.Module) -> Alike | None:
+        """What is known of modules that the table cannot tell from this one; None: it must be asked by itself.
+
+        `name` is that of the module, or of its parameter. Tests of the table that look beyond the module are those of
+        adapters and of methods whose words are in names.
+        """
+        if self._is_own or self._around.has_adapters or (self._around.has_words and has_word(name)):
+            return None
+        module_type: Any = type(module)  # mypy takes the types of modules for unhashable
+        key: Any
+        if _is_of_torch(module_type) and not (_is_norm(module_type) and has_switch(module)):
+            attributes = module.__dict__
+            key = module_type, attributes.get("padding_idx"), attributes.get("groups"), self.authors.tell_of(module)
+        else:
+            key = self.authors.tell_of(module), _looks_of(module)
+            if key[1] is None:
+                return None
+        found = self._alike.get(key)
         if found is None:
-            found = self._known[key] = self._treatment(name, module, own_name, parameter)
+            of_class = module_type if len(key) == 4 else None
+            found = self._alike[key] = Alike(self.authors.tell_of(module), of_class, {}, {})
         return found
 
-    def _is_plain(self, name: str, module: nn.Module) -> bool:
-        """Whether a module is one of torch.nn's, of which nobody else tells: equal ones are treated alike."""
-        return (
-            type(module).__module__.startswith("torch.nn.modules.")
-            and not (self._is_own or self._around.has_adapters or self.authors.tell_of(module))
-            and not any(word in name for word in PUBLISHED_WORDS)
-            and not has_switch(module)
-            and not isinstance(module, nn.PReLU)  # which has its own slope
-        )
-
-    def _treatment(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> Treatment:
-        role, found = _first(Asked(self._around, name, module, own_name, parameter), ROLES)
+    def _treatment(
+        self,
+        role_and_found: tuple[RoleName, Found | None],
+        module: nn.Module,
+        own_name: str,
+        parameter: torch.Tensor,
+    ) -> Treatment:
+        role, found = role_and_found
         if role == "integer":
             assert found is not None
             return Treatment(None, found.reason, covered=False, role=role)

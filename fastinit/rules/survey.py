@@ -21,9 +21,9 @@ from fastinit.plans import Action, Plan, Row, boxes_of
 from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
-from fastinit.rules.roles import Roles, Treatment, ruled_treatment
+from fastinit.rules.roles import Alike, Roles, Treatment, ruled_treatment
 from fastinit.rules.select import Rule, RuleFinder, as_fan
-from fastinit.run.memory import check_tensor
+from fastinit.run.memory import are_usual, check_tensor, is_usual
 from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules
 from fastinit.run.parametrized import computed_weights
 from fastinit.run.places import Place, place_of
@@ -52,18 +52,25 @@ class _RowMaker:
         treatment: Treatment,
         place: Place,
         kind: str = "",
-    ) -> Row:
+    ) -> tuple[Row, bool]:
+        """The row, and whether equal parameters of modules with equal looks have the same, but for name and place."""
         scheme = treatment.scheme
         assert scheme is not None
-        check_tensor(tensor, name)
-        shape, boxes = global_shape(tensor, name), boxes_of(tensor, name)
+        boxes = None
+        if is_usual(tensor):
+            shape = tensor.shape
+        else:
+            check_tensor(tensor, name)
+            shape, boxes = global_shape(tensor, name), boxes_of(tensor, name)
         fans = distribution = None
-        reason = treatment.reason
-        if shape.numel() == 0:
+        reason, dtype = treatment.reason, tensor.dtype
+        is_settled = True
+        if 0 in shape:
             reason = "empty"
         else:
-            found = self._resolve(name, own_name, module, shape, tensor.dtype, treatment)
+            found = self._resolve(name, own_name, module, shape, dtype, treatment)
             fans, distribution = found.fans, found.distribution
+            is_settled = not (found.asked or found.warning or found.disagreement)
             if found.warning is not None:
                 self.warnings.append(f"{name or NAMELESS}: {found.warning}")
             if found.disagreement is not None:
@@ -71,10 +78,8 @@ class _RowMaker:
                 of_maps = f" to each of its {maps} maps" if maps > 1 else ""
                 self.disagreements.append(f"{name} {by_torch:.3g} and {by_module:.3g}{of_maps}")
         frozen = module is not None and not tensor.requires_grad
-        dtype, device = tensor.dtype, tensor.device
-        return Row(
-            name, "init", kind, shape, dtype, device, reason, place, scheme, fans, distribution, True, frozen, boxes
-        )
+        what = shape, dtype, tensor.device, reason, place, scheme, fans, distribution, True, frozen, boxes
+        return Row(name, "init", kind, *what), is_settled
 
     def warn(self) -> None:
         if self.warnings:
@@ -90,6 +95,28 @@ class _RowMaker:
             )
 
 
+class _Known:
+    """The row of parameters that differ in nothing but name and place.
+
+    is_guess: whether it is a linear map of which no author's code tells.
+    """
+
+    __slots__ = ("_fields", "device", "dtype", "is_guess")
+
+    def __init__(self, row: Row, is_guess: bool) -> None:
+        self.dtype = row.dtype
+        self.device = row.device
+        self.is_guess = is_guess
+        self._fields: list[Any] = list(row)
+
+    def row(self, name: str, place: Place) -> Row:
+        fields = self._fields
+        fields[0] = name
+        fields[_PLACE] = place
+        return tuple.__new__(Row, fields)
+
+
+_PLACE = Row._fields.index("place")
 _SHOWN = 6
 _NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
 
@@ -121,8 +148,18 @@ def plan_tensors(
     treatment = Treatment(scheme, "listed")
     maker = _RowMaker(Resolver(as_fan(fan), Depths(canonical)))
     rows = []
+    known: dict[torch.Size, _Known] = {}
+    usual = are_usual(tensors)
     for name, tensor in zip(canonical, tensors, strict=True):
-        rows.append(maker.row(name, "", None, tensor, treatment, Place.of_tensor(tensor)))
+        place = Place.of_tensor(tensor)
+        like = known.get(tensor.shape) if usual else None
+        if like is not None and tensor.dtype is like.dtype and tensor.device == like.device:
+            rows.append(like.row(name, place))
+            continue
+        row, is_settled = maker.row(name, "", None, tensor, treatment, place)
+        if usual and is_settled:
+            known[tensor.shape] = _Known(row, is_guess=False)
+        rows.append(row)
     maker.warn()
     return Plan(rows, seed=seed, generator=generator, backend=backend)
 
@@ -165,9 +202,11 @@ class Survey:
         rename: Renamer,
         layers: int | Mapping[str, int] | None,
         unwritten: Collection[str] = (),
+        *,
+        modules: Sequence[NamedModule] | None = None,
     ) -> None:
         self.model = model
-        self._modules = named_modules(model)
+        self._modules = named_modules(model) if modules is None else modules
         self._rename = rename
         self._layers = layers
         self._unwritten = unwritten
@@ -190,36 +229,38 @@ class Survey:
     def wrapper_groups(self) -> set[agreement.Ranks]:
         """The sets of ranks that hold replicas under a wrapper: DistributedDataParallel, FSDP1 or replicate."""
         groups: set[agreement.Ranks] = set()
-        for _, _, module in self._modules:
-            if _is_replicated(type(module)):
+        kinds: set[Any] = {type(module) for _, _, module in self._modules}
+        replicated = set(filter(_is_replicated, kinds))
+        for _, _, module in self._modules if replicated else ():
+            if type(module) in replicated:
                 wrapped: Any = module
                 groups.add(agreement.ranks_of(getattr(wrapped, "process_group", None)))
                 if (between := between_nodes(wrapped)) is not None:  # FSDP1's HYBRID_SHARD
                     groups.add(agreement.ranks_of(between))
         return groups
 
-    def _names_in_stacks(self) -> Iterator[str]:
-        """Names that contain the numbers of all layers: one name per module if its own name has a number, else all."""
-        for each in self._modules:
-            in_stack = _NUMBERED.search(each.name) is not None
-            for own_name, parameter in each.module._parameters.items():
-                if parameter is not None:
-                    yield self._rename(each.names_of(own_name)[0])
-                    if in_stack:
-                        break
-
     def rows(self, scheme: Scheme, fan: FanConvention | None, finder: RuleFinder) -> list[Row]:
         """The rows of all parameters and buffers. `fan` None: nobody chose a convention."""
         self._finder = finder
-        depths = Depths(self._names_in_stacks(), self._layers, of_part=not self._rename.changes_nothing)
+        depths = Depths(
+            _names_in_stacks(self._modules, self._rename), self._layers, of_part=not self._rename.changes_nothing
+        )
         self._roles = Roles(self.model, scheme, modules=self._modules, unwritten=self._unwritten)
         self._is_own = isinstance(scheme, Own)
         fan = None if fan is None else as_fan(fan)
         self._maker = _RowMaker(Resolver(fan, depths, self._roles.authors))
+        every = [each for of in self._modules for each in of.module._parameters.values() if each is not None]
+        self._all_usual = are_usual(every)
+        # Such names are the canonical ones, and no two of them are equal.
+        self._has_plain_names = self._rename.changes_nothing and not any(
+            each.name is not each.full_name or "parametrizations" in each.module._modules for each in self._modules
+        )
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
         self.guessed: set[str] = set()  # maps of which no author's code tells
+        self._known: dict[Any, _Known] = {}
+        self._ruled_treatments: dict[Any, Treatment] = {}
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
-        self._first: dict[int, tuple[str, Place]] = {}  # id of a parameter -> its first name and place
+        self._first: dict[int, Row] = {}  # id of a parameter -> its first row
         self._computed: dict[int, str] = {}  # id of an original -> the weight computed from it
         rows: list[Row] = []
         for each in self._modules:
@@ -227,10 +268,14 @@ class Survey:
             if ("parametrizations" in each.module._modules or each.module._forward_pre_hooks) and not self._is_own:
                 rows += self._computed_rows(each)
             kind = kind_of(each.module)
-            for own_name, parameter in each.module._parameters.items():
+            parameters, buffers = each.module._parameters, each.module._buffers
+            alike = self._roles.alike(each.name, each.module) if parameters else None
+            for own_name, parameter in parameters.items():
                 if parameter is not None:
-                    rows.append(self._parameter_row(each, kind, own_name, parameter))
-            for own_name, buffer in each.module._buffers.items():
+                    row = self._parameter_row(each, kind, alike, own_name, parameter)
+                    self._first.setdefault(id(parameter), row)
+                    rows.append(row)
+            for own_name, buffer in buffers.items() if buffers else ():
                 if buffer is not None:
                     rows.append(self._buffer_row(each, kind, own_name, buffer))
         depths.check_prefixes()
@@ -238,29 +283,52 @@ class Survey:
         self._maker.warn()
         return rows
 
-    def _parameter_row(self, of: NamedModule, kind: str, own_name: str, parameter: nn.Parameter) -> Row:
+    def _parameter_row(
+        self, of: NamedModule, kind: str, alike: Alike | None, own_name: str, parameter: nn.Parameter
+    ) -> Row:
         module = of.module
-        canonical, full_name = of.names_of(own_name)
-        name = canonical if self._rename.changes_nothing else self._rename(canonical)
-        if id(parameter) in self._first:
-            first_name, first = self._first[id(parameter)]
-            self._match_tie(name, canonical, full_name, first_name, own_name, module, parameter)
-            place = place_of(module, own_name, parameter, first)
-            return _kept(name, "tied", kind, parameter, f"tied to {first_name}", place)
-        place = place_of(module, own_name, parameter)
-        self._first[id(parameter)] = name, place
+        if self._has_plain_names:
+            name = canonical = full_name = f"{of.full_name}.{own_name}" if of.full_name else own_name
+        else:
+            canonical, full_name = of.names_of(own_name)
+            name = self._rename(canonical)
+        first = self._first.get(id(parameter))
+        if first is not None:
+            self._match_tie(name, canonical, full_name, first.name, own_name, module, parameter)
+            place = place_of(module, own_name, parameter, first.place)
+            return _kept(name, "tied", kind, parameter, f"tied to {first.name}", place)
+        usual = self._all_usual or (is_usual(parameter) and not parameter.__dict__)
+        place = Place(parameter, module._parameters, own_name) if usual else place_of(module, own_name, parameter)
         if id(parameter) in self._computed:
             return _kept(full_name, "original", kind, parameter, f"holds {self._computed[id(parameter)]}", place)
-        if self._taken.setdefault(name, full_name) != full_name:
+        if not self._has_plain_names and self._taken.setdefault(name, full_name) != full_name:
             raise ParameterError(
                 name,
                 f"two parameters have this canonical name, {self._taken[name]} and {full_name}; rename a module",
             )
-        treatment = self._treatment(name, canonical, full_name, own_name, module, parameter)
+        position = None
+        if self._finder.rules:
+            position = self._position(name, canonical, full_name, own_name, module, parameter)
+        # Most parameters get what an equal one before them got. What an author's code gives differs between modules.
+        key: Any = None
+        may_be_known = alike is not None and (position is not None or not alike.author_tells)
+        if may_be_known and usual and parameter.requires_grad:
+            key = id(alike), position, own_name, parameter.shape
+            known = self._known.get(key)
+            if known is not None and parameter.dtype is known.dtype and parameter.device == known.device:
+                if position is not None:
+                    self.matched.add(position)
+                elif known.is_guess:
+                    self.guessed.add(name)
+                return known.row(name, place)
+        treatment = self._treatment(position, name, canonical, own_name, module, parameter)
         if treatment.scheme is None:
             return _kept(name, "keep", kind, parameter, treatment.reason, place, covered=treatment.covered)
         check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
-        return self._maker.row(name, own_name, module, parameter, treatment, place, kind)
+        row, is_settled = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
+        if key is not None and is_settled and alike is not None and alike.covers(own_name):
+            self._known[key] = _Known(row, treatment.role == "map")
+        return row
 
     def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:
         name = self._rename(of.names_of(own_name)[0])
@@ -295,12 +363,18 @@ class Survey:
             self.matched_ties.setdefault(position, (name, first_name))
 
     def _treatment(
-        self, name: str, canonical: str, full_name: str, own_name: str, module: nn.Module, parameter: torch.Tensor
+        self,
+        position: int | None,
+        name: str,
+        canonical: str,
+        own_name: str,
+        module: nn.Module,
+        parameter: torch.Tensor,
     ) -> Treatment:
-        position = self._position(name, canonical, full_name, own_name, module, parameter)
+        """The treatment of a parameter that the rule at this position matches; None: no rule does."""
         if position is not None:
             self.matched.add(position)
-            return ruled_treatment(self._finder.rules[position], module)
+            return self._ruled(position, module)
         if (why := packed(parameter)) is not None:
             self.kept.setdefault("packed", []).append(name)
             return Treatment(None, f"{why}: kept")
@@ -309,6 +383,14 @@ class Survey:
             self.kept.setdefault(treatment.role, []).append(name)
         elif treatment.role == "map" and not self._roles.authors.tell_of(module):
             self.guessed.add(name)
+        return treatment
+
+    def _ruled(self, position: int, module: nn.Module) -> Treatment:
+        """The treatment that the rule at a position gives. It depends on nothing else but a padding row."""
+        key = position, module.__dict__.get("padding_idx"), isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        treatment = self._ruled_treatments.get(key)
+        if treatment is None:
+            treatment = self._ruled_treatments[key] = ruled_treatment(self._finder.rules[position], module)
         return treatment
 
     def _computed_rows(self, of: NamedModule) -> list[Row]:
@@ -322,7 +404,8 @@ class Survey:
             if tied is not None:
                 rows.append(_kept(name, "tied", kind, each.weight, f"computed from what {tied} holds", place))
                 continue
-            treatment = self._treatment(name, canonical, full_name, each.own_name, of.module, each.weight)
+            position = self._position(name, canonical, full_name, each.own_name, of.module, each.weight)
+            treatment = self._treatment(position, name, canonical, each.own_name, of.module, each.weight)
             for original in each.originals:
                 self._computed[id(original)] = name
             if treatment.scheme is None:
@@ -330,7 +413,7 @@ class Survey:
                 rows.append(row)
                 continue
             treatment = treatment._replace(reason=f"{treatment.reason}; {each.reason}")
-            rows.append(self._maker.row(name, each.own_name, of.module, each.weight, treatment, place, kind))
+            rows.append(self._maker.row(name, each.own_name, of.module, each.weight, treatment, place, kind)[0])
         return rows
 
     def _planned(self, original: nn.Parameter) -> str | None:
@@ -338,7 +421,7 @@ class Survey:
         if id(original) in self._computed:
             return self._computed[id(original)]
         found = self._first.get(id(original))
-        return None if found is None else found[0]
+        return None if found is None else found.name
 
     def report_unmatched(self, rules: Sequence[Rule], strict: bool) -> None:
         """Warn of rules that match nothing; under `strict` raise ValueError. `rules` are the finder's first ones."""
@@ -371,6 +454,17 @@ def _shape_of_kept(tensor: torch.Tensor) -> torch.Size:
         return global_shape(tensor)
     except ParameterError:
         return tensor.shape
+
+
+def _names_in_stacks(modules: Sequence[NamedModule], rename: Renamer) -> Iterator[str]:
+    """Names that contain the numbers of all layers: one name per module if its own name has a number, else all."""
+    for each in modules:
+        in_stack = _NUMBERED.search(each.name) is not None
+        for own_name, parameter in each.module._parameters.items():
+            if parameter is not None:
+                yield rename(each.names_of(own_name)[0])
+                if in_stack:
+                    break
 
 
 def _is_replicated(module_type: type) -> bool:

@@ -50,7 +50,7 @@ def _obstacle(target: Target) -> str | None:
     """Why the native code cannot fill a tensor where it is, or None."""
     if _native.module is None:
         return f"the native code is not available ({_native.reason})"
-    if target.device == _CPU and target.dtype in DTYPES:  # first, since nearly all are
+    if target.device == _CPU and target.dtype in DTYPES:
         return None
     device = target.device.type
     if device not in NATIVE_DEVICES:
@@ -185,8 +185,12 @@ class Program:
                 "(model.to_empty(device=...)) and plan again",
             )
         obstacles: dict[tuple[str, Way], str] = {}  # what to tell of -> first name
+        has_native = backend != "torch" and _native.module is not None
         for target in targets:
-            way = self._way(target, obstacles)
+            if has_native and target.device == _CPU and target.dtype in DTYPES:  # first, since nearly all are
+                way: Way = "native"
+            else:
+                way = self._way(target, obstacles)
             if way == "torch":
                 if _obstacle_of_dtype(target) is not None:
                     _check_torch_writes(target)
@@ -209,13 +213,16 @@ class Program:
         self._all_have_addresses = all(kind in NATIVE_DEVICES for kind in kinds.values())
         self._layout = self._layout_of(self._tensors)
         # Memory on these devices can be checked, whichever backend fills it.
-        checked = [target for target in targets if kinds[target.device] in NATIVE_DEVICES]
+        checked, on_cpu = targets, self._native
+        if set(kinds.values()) != {"cpu"}:  # else there is nothing to sort out
+            checked = [target for target in targets if kinds[target.device] in NATIVE_DEVICES]
+            on_cpu = [target for target in self._native if kinds[target.device] == "cpu"]
         spans = [(memory_span(target.tensor, target.name), target.name) for target in checked]
         check_overlaps(spans)
-        check_writable([each for each, target in zip(spans, checked, strict=True) if kinds[target.device] == "cpu"])
-        on_cpu = [target for target in self._native if kinds[target.device] == "cpu"]
+        foreign = [(each, target) for each, target in zip(spans, checked, strict=True) if each[0].foreign]
+        check_writable([each for each, target in foreign if kinds[target.device] == "cpu"])
         on_cuda: dict[torch.device, list[Target]] = {}
-        for target in self._native:
+        for target in self._native if len(on_cpu) < len(self._native) else ():
             if kinds[target.device] == "cuda":
                 on_cuda.setdefault(target.device, []).append(target)
         self._cpu_table = Table(on_cpu) if on_cpu else None
@@ -227,7 +234,8 @@ class Program:
         self._written = [target.tensor for target in (*self._native, *self._composed, *self._staged)]
         self._written += [tensor for _, tensor in distributed]
         ours = [*self._native, *self._composed, *self._staged, *(target for target, _ in assigned)]
-        self._takes_random_numbers = any(target.distribution.is_random() for target in ours)
+        distributions = {id(target.distribution): target.distribution for target in ours}
+        self._takes_random_numbers = any(each.is_random() for each in distributions.values())
 
     def is_for(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether the program was made for these tensors, and they still lie as they did then."""

@@ -7,13 +7,14 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fastinit._torch import in_transform, version_of
-from fastinit.distributed.held import is_sharded, local_tensor, local_tensors
+from fastinit.distributed.held import are_plain, is_sharded, local_tensor, local_tensors
 from fastinit.distributed.wrapped import packed
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import extent, overlaps_itself
@@ -47,8 +48,8 @@ FLOAT8_DTYPES = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_
 SAMPLED_DTYPES = _USUAL_DTYPES | FLOAT8_DTYPES  # real ones
 
 
-def _is_usual(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is of the usual kind, in which the checks below find nothing.
+def is_usual(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of the usual kind: this rank has all of it, and the checks below find nothing.
 
     This comes first, because these checks take most of the time of planning a model of thousands of parameters.
     """
@@ -61,6 +62,23 @@ def _is_usual(tensor: torch.Tensor) -> bool:
     )
 
 
+def are_usual(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all tensors are usual and have no attributes: one pass in C for each question."""
+    return (
+        are_plain(tensors)
+        and _USUAL_DTYPES.issuperset(map(_DTYPE, tensors))
+        and _STRIDED.issuperset(map(_LAYOUT, tensors))
+        and not any(map(_IS_NESTED, tensors))
+        and not any(map(torch.Tensor.is_neg, tensors))
+        and not any(map(torch.Tensor.is_inference, tensors))
+        and not any(map(in_transform, tensors))
+    )
+
+
+_DTYPE, _LAYOUT, _IS_NESTED = map(attrgetter, ("dtype", "layout", "is_nested"))
+_STRIDED = frozenset({torch.strided})
+
+
 def check_tensor(tensor: torch.Tensor, name: str) -> None:
     """Raise unless `tensor` can be written to once it has memory. It may be on the meta device.
 
@@ -68,7 +86,7 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
         TypeError: not a tensor, a wrapper around others, or of another layout.
         ValueError: a lazy parameter, an inference tensor, or a lazily negated or conjugated view.
     """
-    if _is_usual(tensor):
+    if is_usual(tensor):
         return
     check_dense(tensor, name)
     if any(local.is_inference() for local in local_tensors(tensor)) and not torch.is_inference_mode_enabled():
@@ -149,13 +167,13 @@ def memory_span(tensor: torch.Tensor, name: str) -> Span:
     Raises:
         ParameterError: elements share memory, or the storage is smaller than the tensor (freed, or resized to nothing).
     """
-    size, numel = tensor.element_size(), tensor.numel()
-    if numel == 0:
+    size, nbytes = tensor.element_size(), tensor.nbytes
+    if nbytes == 0:
         return Span(0, 0, True, False, (), size)
     if tensor.is_contiguous():  # nearly all are: the short way
-        begin, length, storage = tensor.data_ptr(), numel * size, tensor.untyped_storage()
-        if begin != 0 and tensor.storage_offset() * size + length <= storage.nbytes():
-            return Span(begin, begin + length, True, not storage.resizable(), (), size)
+        begin, storage = tensor.data_ptr(), tensor.untyped_storage()
+        if begin != 0 and tensor.storage_offset() * size + nbytes <= storage.nbytes():
+            return tuple.__new__(Span, (begin, begin + nbytes, True, not storage.resizable(), (), size))
     elif overlaps_itself(tensor):
         raise ParameterError(
             name,
@@ -191,12 +209,12 @@ def check_allocated(tensor: torch.Tensor, name: str) -> tuple[int, int]:
 
 def was_set_to_zero(tensor: torch.Tensor) -> bool:
     """Whether somebody has written to a tensor on the CPU, and left it all zero. New memory may be zero by itself."""
-    if tensor.device.type != "cpu" or version_of(tensor) == 0:
+    if not tensor.is_cpu or version_of(tensor) == 0:
         return False
-    local = local_tensor(tensor).detach()
+    local = local_tensor(tensor)
     if local.numel() == 0 or any(ctypes.string_at(local.data_ptr(), local.element_size())):
         return False
-    return not bool(local.any())
+    return not bool(local.detach().any())
 
 
 def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:

@@ -37,9 +37,10 @@ class NamedModule(NamedTuple):
 
     def names_of(self, own_name: str) -> tuple[str, str]:
         """(canonical name, full name) of the parameter or buffer `own_name` of this module."""
-        full_name = f"{self.full_name}.{own_name}" if self.full_name else own_name
-        name = f"{self.name}.{own_name}" if self.name else own_name
-        return _unparametrized(name) if "parametrizations." in name else name, full_name
+        full_name, name, _ = self
+        full_name_of = f"{full_name}.{own_name}" if full_name else own_name
+        name_of = full_name_of if name is full_name else f"{name}.{own_name}" if name else own_name
+        return _unparametrized(name_of) if "parametrizations." in name_of else name_of, full_name_of
 
 
 def named_modules(model: nn.Module) -> list[NamedModule]:
@@ -66,6 +67,8 @@ def _walk(module: nn.Module, full_name: str, name: str, seen: set[nn.Module], fo
         below = f"{full_name}.{own_name}" if full_name else own_name
         if own_name in _RESERVED or (own_name == "module" and is_wrapper(module)):
             _walk(child, below, name, seen, found)
+        elif name is full_name:
+            _walk(child, below, below, seen, found)
         else:
             _walk(child, below, f"{name}.{own_name}" if name else own_name, seen, found)
 

@@ -37,13 +37,13 @@ class Place:
     def __init__(
         self,
         tensor: torch.Tensor,
-        holder: dict[str, Any] | None = None,
-        own_name: str = "",
+        holder: dict[str, Any],
+        own_name: str,
         computed: Computed | None = None,
         first: Place | None = None,
     ) -> None:
         self._tensor = tensor
-        self.holder: dict[str, Any] = {own_name: tensor} if holder is None else holder
+        self.holder = holder
         self.own_name = own_name
         self.computed = computed
         self.first = first
@@ -51,12 +51,12 @@ class Place:
     @staticmethod
     def of_tensor(tensor: torch.Tensor) -> Place:
         """The place of a tensor that was given by itself, which never changes."""
-        return Place(tensor)
+        return Place(tensor, {"": tensor}, "")
 
     @staticmethod
     def of_computed(computed: Computed) -> Place:
         """The place of a weight that is set through its originals."""
-        return Place(computed.weight, computed=computed)
+        return Place(computed.weight, {"": computed.weight}, "", computed)
 
     @property
     def assignment(self) -> Assignment | None:
@@ -103,5 +103,5 @@ def current_tensors(named: Iterable[tuple[str, Place]]) -> list[torch.Tensor]:
 def place_of(module: nn.Module, own_name: str, tensor: torch.Tensor, first: Place | None = None) -> Place:
     """The place of a parameter of a module."""
     # What stands for a part of a flat parameter is in its module only while somebody looks (distributed/flat.py).
-    holder = {own_name: tensor} if is_flat(tensor) else module._parameters
+    holder = {own_name: tensor} if tensor.__dict__ and is_flat(tensor) else module._parameters
     return Place(tensor, holder, own_name, None, first)

@@ -47,6 +47,7 @@ class Table:
         owners: list[Target] = []
         rows: list[bytes] = []
         pack = _task_struct().pack
+        known: dict[int, tuple[Any, ...]] = {}  # the last fields, by the id of a distribution
         for target, address, index_map in _parts(targets):
             if address % 8 and address % (itemsize := target.tensor.element_size()):
                 raise ParameterError(
@@ -55,10 +56,13 @@ class Table:
                     "clone() it first",
                 )
             distribution: Any = target.distribution  # all of them sampled
-            parameters = distribution.parameters()
-            parameters += _PADDING[len(parameters)]
-            dtype = DTYPES[target.tensor.dtype]
-            rows.append(pack(address, *index_map, name_id(target.name), *parameters, dtype, distribution.code))
+            of_distribution = known.get(id(distribution))
+            if of_distribution is None:
+                parameters = distribution.parameters()
+                of_distribution = (*parameters, *_PADDING[len(parameters)]), distribution.code
+                known[id(distribution)] = of_distribution
+            parameters, code = of_distribution
+            rows.append(pack(address, *index_map, name_id(target.name), *parameters, DTYPES[target.tensor.dtype], code))
             owners.append(target)
         table = np.frombuffer(bytearray().join(rows), dtype=_task_dtype())
         error = _module().prepare(table)

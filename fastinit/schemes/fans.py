@@ -163,9 +163,15 @@ def is_stack(module: nn.Module | None, shape: Sequence[int]) -> bool:
     return len(shape) >= 3 and module is not None and 1 not in shape[1:] and not _is_known_or_convolution(module)
 
 
+@lru_cache(maxsize=4096)
+def is_never_stack(module_type: type) -> bool:
+    """Whether `is_stack` is false for all parameters of a class: it is one of torch.nn's, or called a convolution."""
+    return _reader_of(module_type) is not None or _is_called_convolution(module_type)
+
+
 def _is_known_or_convolution(module: Any) -> bool:
     module_type: Any = type(module)  # mypy takes the types of modules for unhashable
-    if _reader_of(module_type) is not None or _is_called_convolution(module_type):
+    if is_never_stack(module_type):
         return True
     for name in ("kernel_size", "groups"):
         size = getattr(module, name, None)
