@@ -23,6 +23,7 @@ from fastinit.rules.roles import RoleName, Roles
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules
 from fastinit.run.parametrized import computed_weights
+from fastinit.run.progress import Progress, check_progress, metered
 from fastinit.schemes.base import as_scheme
 from fastinit.schemes.fans import Fans, Geometry, geometry_of
 
@@ -182,6 +183,7 @@ def report(
     *,
     names: Renaming | None = None,
     singular_values: bool = False,
+    progress: Progress = None,
 ) -> Report:
     """What every parameter of a model holds, beside what a plan wants of it, and what is off.
 
@@ -198,9 +200,10 @@ def report(
         plan: what the parameters should hold; rows are found by name. It may come from another instance of the model.
         names: the names of parameters in the whole model, if `model` is a part of it, as in `fastinit.plan`.
         singular_values: whether to compute those of all maps: n^3 operations each. DTensors are gathered for it.
+        progress: a bar or a function, as for `Plan.run_`. It tells of the reading, not of singular values.
 
     Raises:
-        TypeError: the model, the plan or a parameter has another type.
+        TypeError: the model, the plan, a parameter or progress has another type.
         ValueError: the plan has another shape for a parameter; a parameter's memory was freed, or has an unknown
             placement. If one rank of a mesh fails, every rank raises.
 
@@ -214,13 +217,20 @@ def report(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan: expected a fastinit.Plan, got {type(plan).__name__}")
+    check_progress(progress)
     wanted = {} if plan is None else {row.name: row for row in plan.rows}
     with unflattened(model):
         asked = list(_asked(model, Renamer(names)))
     for each in asked:
         if is_sharded(each.tensor) and not is_dtensor(each.tensor):
             raise ParameterError(each.name, "is a shard of another kind than DTensor, of which no report can be made")
-    measured = _over_ranks(asked, [_measured(each, wanted.get(each.name)) for each in asked])
+    own: list[_Measured] = []
+    with metered(progress, "reading", sum(_bytes_here(each) for each in asked)) as meter:
+        for each in asked:
+            own.append(_measured(each, wanted.get(each.name)))
+            if meter is not None:
+                meter.advance(_bytes_here(each))
+    measured = _over_ranks(asked, own)
     return Report(
         [
             _reported(each, found, wanted.get(each.name), singular_values)
@@ -262,6 +272,12 @@ def _asked(model: nn.Module, rename: Renamer) -> Iterator[_Asked]:
                 except ValueError:  # a vector in an unusual place
                     geometry = None
             yield _Asked(rename(canonical), of.module, role, geometry, tensor)
+
+
+def _bytes_here(asked: _Asked) -> int:
+    """The bytes of a parameter that this rank reads."""
+    local = local_tensor(asked.tensor)
+    return 0 if local.is_meta else local.nbytes
 
 
 class _Measured(NamedTuple):
