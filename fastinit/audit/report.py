@@ -157,24 +157,44 @@ class Report:
     def _repr_html_(self) -> str:
         lines = []
         for at, (cells, off) in enumerate(self._table()):
-            tag, style = ("td" if at else "th"), ' style="color:#c62828"' if off else ""
-            lines.append(f"<tr{style}>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>")
+            # A red that can be read on white and on black.
+            tag, style = (
+                ("td" if at else "th"),
+                "text-align:left;white-space:nowrap" + (";color:#e53935" if off else ""),
+            )
+            row = "".join(f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for cell in cells)
+            lines.append(f"<tr>{row}</tr>")
+        table = f'<div style="overflow-x:auto"><table>{"".join(lines)}</table></div>'
         sentences = "".join(f"<li>{html.escape(each)}</li>" for each in self.advice())
-        return f"<table>{''.join(lines)}</table><p>{html.escape(self._conclusion())}</p><ul>{sentences}</ul>"
+        return f"{table}<p>{html.escape(self._conclusion())}</p><ul>{sentences}</ul>"
 
-    def __rich__(self) -> Any:
-        """What `rich.print(report)` shows: the same table, with what is off in red."""
-        from rich.console import Group
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """What `rich.print(report)` shows: the same table, with what is off in red.
+
+        Where the console is too narrow, columns are left out, the most dispensable ones first.
+        """
         from rich.table import Table
         from rich.text import Text
 
-        (heading, _), *lines = self._table()
+        lines = self._table()
+        heading = lines[0][0]
+        widths = {heading[at]: max(len(cells[at]) for cells, _ in lines) + 2 for at in range(len(heading))}
+        left_out = []
+        for each in _DISPENSABLE:
+            if each in widths and sum(widths.values()) > options.max_width:
+                del widths[each]
+                left_out.append(each)
         table = Table(box=None)
-        for cell in heading:
-            table.add_column(cell)
-        for cells, off in lines:
-            table.add_row(*map(Text, cells), style="red" if off else None)
-        return Group(table, Text(self._conclusion()), *map(Text, self.advice()))
+        for each in widths:
+            table.add_column(each, overflow="fold", no_wrap=each != "parameter")
+        for cells, off in lines[1:]:
+            shown = [Text(cell) for each, cell in zip(heading, cells, strict=True) if each in widths]
+            table.add_row(*shown, style="red" if off else None)
+        yield table
+        if left_out:
+            yield Text(f"(too narrow for {', '.join(left_out)}; print(report) shows them)")
+        yield Text(self._conclusion())
+        yield from map(Text, self.advice())
 
 
 def report(
@@ -460,6 +480,13 @@ def _off_plan(held: Statistics, distribution: Any, dtype: torch.dtype) -> str | 
 _HEADINGS = (
     "shape", "dtype", "fan in/out", "wanted", "wanted std", "std", "mean", "min", "max", "zeros", "not finite", "gain",
     "largest s", "smallest s", "orth. error", "off",
+)  # fmt: skip
+
+
+# Columns that a narrow console does without, the first ones first.
+_DISPENSABLE = (
+    "dtype", "wanted", "min", "max", "fan in/out", "mean", "smallest s", "orth. error", "largest s", "shape", "zeros",
+    "not finite", "gain", "wanted std",
 )  # fmt: skip
 
 
