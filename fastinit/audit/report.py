@@ -160,7 +160,7 @@ class Report:
             # A red that can be read on white and on black.
             tag, style = (
                 ("td" if at else "th"),
-                "text-align:left;white-space:nowrap" + (";color:#e53935" if off else ""),
+                "text-align:left;white-space:nowrap;padding:2px 8px" + (";color:#e53935" if off else ""),
             )
             row = "".join(f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for cell in cells)
             lines.append(f"<tr>{row}</tr>")

@@ -87,7 +87,7 @@ class Trace:
     def plot(self, axes: Any = None) -> Any:
         """Depth against std on a log scale, in matplotlib axes; without matplotlib, the text of `text_plot()`.
 
-        A triangle at the foot marks where zeros begin, one at the head where values are no longer finite.
+        A triangle at the foot marks the first zero of a curve, one at the head the first value that is not finite.
         The text is printed and returned. With matplotlib, the axes are returned: those given, or new ones.
         """
         return _plotted([self], axes)
@@ -369,15 +369,15 @@ def _plotted(traces: Sequence[Trace], axes: Any) -> Any:
 
 
 def _mark_ends(axes: Any, stds: Sequence[float], color: Any) -> None:
-    """Mark where a log scale has no place for a curve: where zeros begin, and where infinities and NaN do."""
+    """Mark where a log scale has no place for a curve: the first zero, and the first infinity or NaN."""
+    place = axes.get_xaxis_transform()
     for mark, height, is_out in (
         ("v", 0.02, [each == 0.0 for each in stds]),
         ("^", 0.98, [not each < math.inf for each in stds]),
     ):
-        begins = [at for at, out in enumerate(is_out, 1) if out and (at == 1 or not is_out[at - 2])]
-        if begins:
-            place = axes.get_xaxis_transform()
-            axes.scatter(begins, [height] * len(begins), marker=mark, color=color, transform=place, zorder=3)
+        if any(is_out):
+            first = is_out.index(True) + 1
+            axes.scatter(first, height, marker=mark, color=color, transform=place, zorder=3, clip_on=False)
 
 
 _MARKS = "*o+x#@%&"
