@@ -108,7 +108,7 @@ $(VENV)/stamps/lint: $(TESTED)
 	@touch $@
 
 $(VENV)/stamps/docs: pyproject.toml | $(BUILD)
-	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.7' 'mkdocstrings[python]>=1'
+	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.7' 'mkdocstrings[python]>=1' ruff  # for signatures
 	@touch $@
 
 .PHONY: help demo test bench gpu lint docs format cpp clean

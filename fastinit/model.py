@@ -30,6 +30,7 @@ from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
 from fastinit.rules.survey import Survey, plan_tensors
 from fastinit.run.memory import FLOAT8_DTYPES, SAMPLED_DTYPES
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters, named_tensors
+from fastinit.run.progress import Progress, check_progress
 from fastinit.schemes.base import Context, Scheme, as_scheme, as_written, describe
 from fastinit.schemes.fans import FanConvention
 from fastinit.schemes.named import Own, Uniform
@@ -52,6 +53,7 @@ def init_model_(
     strict: bool = False,
     names: Renaming | None = None,
     layers: int | Mapping[str, int] | None = None,
+    progress: Progress = None,
 ) -> ModuleT:
     """Initialise every parameter of `model` in one pass, and return it.
 
@@ -82,11 +84,14 @@ def init_model_(
         names: the canonical names in the whole model, if `model` is a part of one: a pipeline stage, or the experts of
             a rank.
         layers: the number of layers of the whole model, for schemes that look at the depth.
+        progress: None shows a bar on a terminal once the work has taken two seconds; True, False and a function are as
+            for `Plan.run_`.
 
     Raises:
         ParameterError: a parameter cannot be initialised. The error is a ValueError and a TypeError, and names the
             parameter and what is wrong with it.
         TypeError, ValueError: an argument is wrong by itself. Nothing is written in any case.
+        RuntimeError: the function of `progress` raised an exception; the work has stopped there, half done.
 
     >>> model = torch.nn.Linear(3, 2)
     >>> init_model_(model, "xavier_uniform", seed=0).bias.tolist()
@@ -104,7 +109,7 @@ def init_model_(
         strict=strict,
         names=names,
         layers=layers,
-    ).run_()
+    ).run_(progress=progress)
     return model
 
 
@@ -368,6 +373,7 @@ def materialize_(
     strict: bool = False,
     names: Renaming | None = None,
     layers: int | Mapping[str, int] | None = None,
+    progress: Progress = None,
 ) -> ModuleT:
     """Give a model on the meta device its memory, its buffers and its initial values, and return it.
 
@@ -387,6 +393,7 @@ def materialize_(
             be those of `model`; if that is a part, of which `names` tells, the function builds the whole. A model that
             was itself built under `deferred` needs no such function.
         scheme, rules, fan, seed, generator, backend, strict, names, layers: as for `plan`.
+        progress: as for `init_model_`.
 
     Raises:
         TypeError, ValueError: `plan` raises it, a parameter would be left without values, nobody knows how to compute
@@ -400,6 +407,7 @@ def materialize_(
     """
     _check_given(model, scheme, lambda made: f"fastinit.materialize_(model, {made}, device={str(device)!r})")
     check_not_read()
+    check_progress(progress)
     device = torch.device(device)
     if device.type == "meta":
         raise ValueError("device: expected one with memory, got meta")
@@ -413,7 +421,7 @@ def materialize_(
         with warnings.catch_warnings():  # the first plan gave these warnings
             warnings.simplefilter("ignore")
             made = planned(False, names, layers, unwritten)
-        made.run_()
+        made.run_(progress=progress)
         restoration.settle_({id(row.tensor) for row in made.rows if isinstance(row.scheme, Own)})
         drop_tapes(model)
     return model

@@ -23,6 +23,7 @@ from fastinit.run import engine, rewriting
 from fastinit.run.masks import Masks, Weight, check_mask, masks_of, masks_of_units
 from fastinit.run.memory import was_set_to_zero
 from fastinit.run.places import Assignment, Place, current_tensors
+from fastinit.run.progress import Progress, check_progress
 from fastinit.run.streams import as_seed, as_seed_of_run
 from fastinit.run.targets import Target
 from fastinit.schemes.base import Scheme, check_choice, describe
@@ -248,7 +249,13 @@ class Plan:
         self._places: list[tuple[str, Place]] = []  # of what is written; made at the first run
         self._prepared: engine.Program | None = None
 
-    def run_(self, seed: int | torch.Tensor | None = None, *, where: Mapping[str, torch.Tensor] | None = None) -> None:
+    def run_(
+        self,
+        seed: int | torch.Tensor | None = None,
+        *,
+        where: Mapping[str, torch.Tensor] | None = None,
+        progress: Progress = None,
+    ) -> None:
         """Write all values, in one pass. With a seed, running again gives the same bits.
 
         Args:
@@ -260,19 +267,24 @@ class Plan:
                 true where an element gets its initial value anew. A mask is a plain tensor, or for a DTensor one with
                 the same placements. What it leaves out keeps its bits, as do parameters without a mask. The seed is
                 an int then, the plan's or this one.
+            progress: None shows a bar on a terminal once the run has taken two seconds, True from its beginning on,
+                False never. A function is called with the bytes that are written and all bytes, at most ten times a
+                second and once at the end. Nothing is told of runs with `where`.
 
         The run writes the parameters that the model has now. A parameter that was replaced after planning is written if
         it is as planned.
 
         Raises:
-            TypeError, ValueError: the seed is not one, or `where` needs one.
+            TypeError, ValueError: the seed or `progress` is not one, or `where` needs a seed.
             ParameterError: a tensor has no memory (meta), or lost it; its shape, dtype or device is not as planned; the
                 model no longer has the parameter; a parametrisation cannot take the weight; or a mask has another
                 shape, dtype or device, or is for a weight that is parametrised or that the plan does not write. Nothing
                 is written then.
             RuntimeError: the CUDA kernel cannot be launched; or the plan of a distributed model has no seed, and a rank
-                of its meshes did not come (distributed/agreement.py).
+                of its meshes did not come (distributed/agreement.py); or the function of `progress` raised an
+                exception, which is the cause. The run has stopped there, with a part of the values written.
         """
+        check_progress(progress)
         if where is not None:
             self._run_where(where, self._int_seed(seed))
             return
@@ -283,7 +295,7 @@ class Plan:
         tensors, program, is_new = self._current_program()
         if is_new and self._guessed:
             self._warn_of_zeros(tensors)
-        program.run_(seed, generator)
+        program.run_(seed, generator, progress)
 
     def _current_program(self) -> tuple[list[torch.Tensor], engine.Program, bool]:
         """The tensors that the model has now, the program for them, and whether it was made just now."""

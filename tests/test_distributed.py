@@ -587,10 +587,10 @@ def _count_sampled() -> tuple[int, int]:
     counted = 0
 
     class Counting(engine.Table):
-        def fill_cpu(self, seed: int, threads: int) -> None:
+        def fill_cpu(self, seed: int, threads: int, meter: Any = None) -> None:
             nonlocal counted
             counted += int(self.rows["numel"].sum())
-            super().fill_cpu(seed, threads)
+            super().fill_cpu(seed, threads, meter)
 
     model = sharded.llama()
     sharded.fsdp(model, mesh_of((dist.get_world_size(),)))

@@ -268,7 +268,7 @@ def test_json_numpy_and_html() -> None:
     assert np.isnan(array["gain"][array["name"] == "norm.weight"])
     assert array["wanted_std"].dtype == np.float64 and len(array) == len(records)
     text = found._repr_html_()
-    assert text.count("<tr") == len(found._table()) and "color:#c62828" in text and "conv.weight" in text
+    assert text.count("<tr") == len(found._table()) and "color:#e53935" in text and "conv.weight" in text
     with pytest.raises(KeyError):
         found["nowhere"]
 
@@ -279,7 +279,16 @@ def test_rich_shows_the_table() -> None:
     found = fastinit.report(model, plan)
     console.print(found)
     text = console.export_text()
-    assert "layers.{0..4}.weight" in text and "nothing is off" in text
+    assert "layers.{0..4}.weight" in text and "nothing is off" in text and "too narrow" not in text
+
+
+def test_a_narrow_console_leaves_columns_out_and_names_them() -> None:
+    console = pytest.importorskip("rich.console").Console(width=60, record=True, file=io.StringIO())
+    model, plan = planned()
+    console.print(fastinit.report(model, plan))
+    text = console.export_text()
+    assert "layers.{0..4}.weight" in text and "(too narrow for dtype, wanted, " in text and "…" not in text
+    assert max(map(len, text.splitlines())) <= 60
 
 
 def test_wrong_arguments() -> None:

@@ -224,6 +224,13 @@ def test_matplotlib_draws_a_curve_for_signal_and_gradient() -> None:
     assert found["orthogonal"].plot(axes) is axes and len(axes.lines) == 8
 
 
+def test_a_plot_marks_where_nothing_can_be_drawn() -> None:
+    pytest.importorskip("matplotlib").use("Agg")
+    axes = traced(nn.ReLU, "zeros").plot()
+    assert [each.get_offsets().tolist() for each in axes.collections] == [[[1, 0.02]], [[1, 0.02]]]
+    assert axes.get_xlim()[0] == 0.5
+
+
 def compared() -> Comparison:
     return fastinit.compare(
         lambda: network(nn.Tanh, 30), ["xavier_normal", fastinit.Normal(std=1.0), "orthogonal"], batch()

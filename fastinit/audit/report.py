@@ -23,6 +23,7 @@ from fastinit.rules.roles import RoleName, Roles
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules
 from fastinit.run.parametrized import computed_weights
+from fastinit.run.progress import Progress, check_progress, metered
 from fastinit.schemes.base import as_scheme
 from fastinit.schemes.distributions import Distribution
 from fastinit.schemes.fans import Fans, Geometry, geometry_of
@@ -157,24 +158,44 @@ class Report:
     def _repr_html_(self) -> str:
         lines = []
         for at, (cells, off) in enumerate(self._table()):
-            tag, style = ("td" if at else "th"), ' style="color:#c62828"' if off else ""
-            lines.append(f"<tr{style}>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>")
+            # A red that can be read on white and on black.
+            tag, style = (
+                ("td" if at else "th"),
+                "text-align:left;white-space:nowrap;padding:2px 8px" + (";color:#e53935" if off else ""),
+            )
+            row = "".join(f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for cell in cells)
+            lines.append(f"<tr>{row}</tr>")
+        table = f'<div style="overflow-x:auto"><table>{"".join(lines)}</table></div>'
         sentences = "".join(f"<li>{html.escape(each)}</li>" for each in self.advice())
-        return f"<table>{''.join(lines)}</table><p>{html.escape(self._conclusion())}</p><ul>{sentences}</ul>"
+        return f"{table}<p>{html.escape(self._conclusion())}</p><ul>{sentences}</ul>"
 
-    def __rich__(self) -> Any:
-        """What `rich.print(report)` shows: the same table, with what is off in red."""
-        from rich.console import Group
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """What `rich.print(report)` shows: the same table, with what is off in red.
+
+        Where the console is too narrow, columns are left out, the most dispensable ones first.
+        """
         from rich.table import Table
         from rich.text import Text
 
-        (heading, _), *lines = self._table()
+        lines = self._table()
+        heading = lines[0][0]
+        widths = {heading[at]: max(len(cells[at]) for cells, _ in lines) + 2 for at in range(len(heading))}
+        left_out = []
+        for each in _DISPENSABLE:
+            if each in widths and sum(widths.values()) > options.max_width:
+                del widths[each]
+                left_out.append(each)
         table = Table(box=None)
-        for cell in heading:
-            table.add_column(cell)
-        for cells, off in lines:
-            table.add_row(*map(Text, cells), style="red" if off else None)
-        return Group(table, Text(self._conclusion()), *map(Text, self.advice()))
+        for each in widths:
+            table.add_column(each, overflow="fold", no_wrap=each != "parameter")
+        for cells, off in lines[1:]:
+            shown = [Text(cell) for each, cell in zip(heading, cells, strict=True) if each in widths]
+            table.add_row(*shown, style="red" if off else None)
+        yield table
+        if left_out:
+            yield Text(f"(too narrow for {', '.join(left_out)}; print(report) shows them)")
+        yield Text(self._conclusion())
+        yield from map(Text, self.advice())
 
 
 def report(
@@ -183,6 +204,7 @@ def report(
     *,
     names: Renaming | None = None,
     singular_values: bool = False,
+    progress: Progress = None,
 ) -> Report:
     """What every parameter of a model holds, beside what a plan wants of it, and what is off.
 
@@ -199,9 +221,10 @@ def report(
         plan: what the parameters should hold; rows are found by name. It may come from another instance of the model.
         names: the names of parameters in the whole model, if `model` is a part of it, as in `fastinit.plan`.
         singular_values: whether to compute those of all maps: n^3 operations each. DTensors are gathered for it.
+        progress: a bar or a function, as for `Plan.run_`. It tells of the reading, not of singular values.
 
     Raises:
-        TypeError: the model, the plan or a parameter has another type.
+        TypeError: the model, the plan, a parameter or progress has another type.
         ValueError: the plan has another shape for a parameter; a parameter's memory was freed, or has an unknown
             placement. If one rank of a mesh fails, every rank raises.
 
@@ -215,13 +238,20 @@ def report(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan: expected a fastinit.Plan, got {type(plan).__name__}")
+    check_progress(progress)
     wanted = {} if plan is None else {row.name: row for row in plan.rows}
     with unflattened(model):
         asked = list(_asked(model, Renamer(names)))
     for each in asked:
         if is_sharded(each.tensor) and not is_dtensor(each.tensor):
             raise ParameterError(each.name, "is a shard of another kind than DTensor, of which no report can be made")
-    measured = _over_ranks(asked, [_measured(each, wanted.get(each.name)) for each in asked])
+    own: list[_Measured] = []
+    with metered(progress, "reading", sum(_bytes_here(each) for each in asked)) as meter:
+        for each in asked:
+            own.append(_measured(each, wanted.get(each.name)))
+            if meter is not None:
+                meter.advance(_bytes_here(each))
+    measured = _over_ranks(asked, own)
     return Report(
         [
             _reported(each, found, wanted.get(each.name), singular_values)
@@ -263,6 +293,12 @@ def _asked(model: nn.Module, rename: Renamer) -> Iterator[_Asked]:
                 except ValueError:  # a vector in an unusual place
                     geometry = None
             yield _Asked(rename(canonical), of.module, role, geometry, tensor)
+
+
+def _bytes_here(asked: _Asked) -> int:
+    """The bytes of a parameter that this rank reads."""
+    local = local_tensor(asked.tensor)
+    return 0 if local.is_meta else local.nbytes
 
 
 class _Measured(NamedTuple):
@@ -470,6 +506,13 @@ def _off_plan(held: Statistics, distribution: Distribution, dtype: torch.dtype) 
 _HEADINGS = (
     "shape", "dtype", "fan in/out", "wanted", "wanted std", "std", "mean", "min", "max", "zeros", "not finite", "gain",
     "largest s", "smallest s", "orth. error", "off",
+)  # fmt: skip
+
+
+# Columns that a narrow console does without, the first ones first.
+_DISPENSABLE = (
+    "dtype", "wanted", "min", "max", "fan in/out", "mean", "smallest s", "orth. error", "largest s", "shape", "zeros",
+    "not finite", "gain", "wanted std",
 )  # fmt: skip
 
 

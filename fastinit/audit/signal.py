@@ -87,6 +87,7 @@ class Trace:
     def plot(self, axes: Any = None) -> Any:
         """Depth against std on a log scale, in matplotlib axes; without matplotlib, the text of `text_plot()`.
 
+        A triangle at the foot marks the first zero of a curve, one at the head the first value that is not finite.
         The text is printed and returned. With matplotlib, the axes are returned: those given, or new ones.
         """
         return _plotted([self], axes)
@@ -347,17 +348,36 @@ def _plotted(traces: Sequence[Trace], axes: Any) -> Any:
         return text
     if axes is None:
         axes = pyplot.subplots(figsize=(7.0, 4.0), layout="constrained")[1]
+        axes.set_xlim(0.5, max(len(trace.layers) for trace in traces) + 0.5)
     for trace in traces:
         line = None
         for what, stds in _curves(trace):
             depth = range(1, len(stds) + 1)
             label = f"{trace.name} {what}".strip()
             style = "-" if what == "signal" else "--"
-            shown = [each if each > 0.0 else math.nan for each in stds]
+            shown = [each if 0.0 < each < math.inf else math.nan for each in stds]
             (line,) = axes.plot(depth, shown, style, label=label, color=None if line is None else line.get_color())
+            _mark_ends(axes, stds, line.get_color())
     axes.set(yscale="log", xlabel="layer", ylabel="std")
-    axes.legend(fontsize="small")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    if len(traces) > 1:  # beside the curves, which go everywhere
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    else:
+        axes.legend(fontsize="small")
     return axes
+
+
+def _mark_ends(axes: Any, stds: Sequence[float], color: Any) -> None:
+    """Mark where a log scale has no place for a curve: the first zero, and the first infinity or NaN."""
+    place = axes.get_xaxis_transform()
+    for mark, height, is_out in (
+        ("v", 0.02, [each == 0.0 for each in stds]),
+        ("^", 0.98, [not each < math.inf for each in stds]),
+    ):
+        if any(is_out):
+            first = is_out.index(True) + 1
+            axes.scatter(first, height, marker=mark, color=color, transform=place, zorder=3, clip_on=False)
 
 
 _MARKS = "*o+x#@%&"

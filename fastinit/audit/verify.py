@@ -14,6 +14,7 @@ from fastinit.plans import Plan, Row, targets_of
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters
 from fastinit.run.parametrized import Computed, computed_weights
+from fastinit.run.progress import Progress, check_progress, metered
 from fastinit.run.scratch import pieces, reads_in_place, staged
 from fastinit.run.table import Table
 from fastinit.run.targets import Target
@@ -23,7 +24,14 @@ _ROUNDING = 32.0
 
 
 @torch.no_grad()
-def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit: int = 10) -> tuple[str, ...]:
+def verify(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    names: Renaming | None = None,
+    limit: int = 10,
+    progress: Progress = None,
+) -> tuple[str, ...]:
     """The names of the first parameters of `model` that do not hold the values `plan` would write; empty if all do.
 
     Values are compared to the bit, so a NaN equals itself, and 0 differs from -0. Some values come out of matrix
@@ -45,9 +53,10 @@ def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit
         plan: a plan with a seed.
         names: the names of parameters in the whole model, if `model` is a part of it, as in `fastinit.plan`.
         limit: how many names are enough.
+        progress: a bar or a function, as for `Plan.run_`.
 
     Raises:
-        TypeError: a model, plan or parameter of another type.
+        TypeError: a model, plan, parameter or progress of another type.
         ValueError: the plan has no seed; the model lacks a parameter, or has it with another shape or dtype, or
             without memory (meta).
 
@@ -64,6 +73,7 @@ def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit
         raise TypeError(f"plan: expected a fastinit.Plan, got {type(plan).__name__}")
     if plan.seed is None:
         raise ValueError("plan: expected one with a seed; without, every run writes other values")
+    check_progress(progress)
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit: expected an int of 1 or more, got {limit!r}")
     with unflattened(model):
@@ -71,19 +81,23 @@ def verify(model: nn.Module, plan: Plan, *, names: Renaming | None = None, limit
     rows = [(row, matching(row, held)) for row in plan.rows if row.action == "init"]
     in_place, others = split(rows, plan.backend)
     differing: set[str] = set()
-    if in_place:
-        table = Table(in_place)
-        found = table.differs_cpu(plan.seed, torch.get_num_threads())
-        differing.update(owner.name for owner, differs in zip(table.owners, found, strict=True) if differs)
-    for target, computed, values in staged(others, plan.backend, plan.seed):
-        if target.name in differing:
-            continue
-        if computed is None:
-            equal = _equal(target.tensor.detach(), values, target.distribution.rounding_scale())
-        else:
-            equal = _holds(computed, target.name, values)
-        if not equal:
-            differing.add(target.name)
+    table = Table(in_place) if in_place else None
+    nbytes = sum(target.tensor.nbytes for target, _ in others) + (0 if table is None else table.nbytes)
+    with metered(progress, "verifying", nbytes) as meter:
+        if table is not None:
+            found = table.differs_cpu(plan.seed, torch.get_num_threads(), meter)
+            differing.update(owner.name for owner, differs in zip(table.owners, found, strict=True) if differs)
+        for target, computed, values in staged(others, plan.backend, plan.seed):
+            if meter is not None:
+                meter.advance(target.tensor.nbytes)
+            if target.name in differing:
+                continue
+            if computed is None:
+                equal = _equal(target.tensor.detach(), values, target.distribution.rounding_scale())
+            else:
+                equal = _holds(computed, target.name, values)
+            if not equal:
+                differing.add(target.name)
     return tuple([row.name for row, _ in rows if row.name in differing][:limit])
 
 

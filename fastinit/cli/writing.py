@@ -29,6 +29,7 @@ from fastinit.plans import Plan, Row
 from fastinit.run import engine
 from fastinit.run.index_maps import BoxIndices, boxes, whole
 from fastinit.run.names import named_modules
+from fastinit.run.progress import Meter, Progress, metered
 from fastinit.run.targets import Target
 
 PREFIX = "fastinit."  # of our keys in the metadata
@@ -108,7 +109,7 @@ def contents_of(made: Planned) -> tuple[list[Content], dict[str, str]]:
     return list(found.values()), tied
 
 
-def run(given: Named, out: Path, shard_bytes: int, replace: bool = False) -> Written:
+def run(given: Named, out: Path, shard_bytes: int, replace: bool = False, progress: Progress = None) -> Written:
     """Write the initial values of a model to `out`, or to shards beside it with an index.
 
     Files appear under their names once all of them are complete.
@@ -129,13 +130,13 @@ def run(given: Named, out: Path, shard_bytes: int, replace: bool = False) -> Wri
     total = 0
     try:
         places = []
-        with ThreadPoolExecutor(1) as writer:
+        with metered(progress, "writing", nbytes) as meter, ThreadPoolExecutor(1) as writer:
             for part, shard in zip(parts, shards, strict=True):
                 header = encoded_header([each.entry for each in shard], metadata)
                 places.append(header.index(_NO_FINGERPRINT.encode()))
                 with part.open("wb", buffering=0) as file:
                     _write_all(file, header)
-                    total += _write_shard(file, writer, shard, made.plan)
+                    total += _write_shard(file, writer, shard, made.plan, meter)
         fingerprint = f"{total & MASK:016x}"
         for part, place in zip(parts, places, strict=True):
             with part.open("r+b", buffering=0) as file:
@@ -258,7 +259,9 @@ def _batches(shard: Sequence[Content], backend: str) -> Iterator[list[_Piece]]:
 _CPU = torch.device("cpu")
 
 
-def _write_shard(file: BinaryIO, writer: ThreadPoolExecutor, shard: Sequence[Content], made: Plan) -> int:
+def _write_shard(
+    file: BinaryIO, writer: ThreadPoolExecutor, shard: Sequence[Content], made: Plan, meter: Meter | None
+) -> int:
     """Write the values of a file, and return the sum of the hashes of its parameters."""
     buffers = [torch.empty(_BUFFER_BYTES, dtype=torch.uint8) for _ in range(_BUFFERS)]
     busy: list[Future[None] | None] = [None] * _BUFFERS
@@ -272,6 +275,8 @@ def _write_shard(file: BinaryIO, writer: ThreadPoolExecutor, shard: Sequence[Con
         buffer = buffers[which] if nbytes <= _BUFFER_BYTES else torch.empty(nbytes, dtype=torch.uint8)
         total += _fill(buffer, batch, made)
         busy[which] = writer.submit(_write_all, file, buffer.numpy().data[:nbytes])
+        if meter is not None:
+            meter.advance(nbytes)
     for each in busy:
         if each is not None:
             each.result()

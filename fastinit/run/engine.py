@@ -25,6 +25,7 @@ from fastinit.run.index_maps import BoxIndices
 from fastinit.run.memory import EXCHANGE_API, check_overlaps, check_writable, memory_span
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.places import Assignment
+from fastinit.run.progress import Meter, Progress, metered
 from fastinit.run.streams import draw_seed
 from fastinit.run.table import DTYPES, Table
 from fastinit.run.targets import PARTS, Target, begin_of, name_of_block
@@ -98,8 +99,9 @@ def _warn_once(obstacle: str, way: Way) -> None:
 class NativeSource:
     """Random values of the streams under a seed (docs/STREAM.md)."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, meter: Meter | None = None) -> None:
         self._seed = seed
+        self._meter = meter
 
     @property
     def seed(self) -> int:
@@ -114,7 +116,7 @@ class NativeSource:
             table.fill_cpu(self._seed, torch.get_num_threads())
 
     def orthogonal(self, matrices: Sequence[Matrix]) -> None:
-        orthogonal.fill(matrix_table.fill_small(matrices, self._seed), self)
+        orthogonal.fill(matrix_table.fill_small(matrices, self._seed), self, self._meter)
 
     def zero_rows(self, target: Target, zeros: int) -> None:
         rows, (first_row, first_column) = target.shape[0], begin_of(target)
@@ -260,7 +262,9 @@ class Program:
             obstacles.setdefault((obstacle, way), target.name)
         return way
 
-    def run_(self, seed: int | torch.Tensor | None, generator: torch.Generator | None) -> None:
+    def run_(
+        self, seed: int | torch.Tensor | None, generator: torch.Generator | None, progress: Progress = False
+    ) -> None:
         """Write all targets. See Plan.run_."""
         self._check_captures()
         for obstacle, way in self._obstacles:
@@ -284,21 +288,29 @@ class Program:
                 seed = draw_seed(generator)
             elif self._native or self._composed or self._staged or self._assigned:
                 seed = 0  # nothing depends on it
-        # An assignment can fail, so all of them are prepared before anything is written.
-        prepared: list[object] = []
-        if self._assigned:
-            with exact_arithmetic(self._devices):
-                for target, assignment in self._assigned:
-                    prepared.append(self._prepare(target, assignment, seed, given_seed, generator))
-        self._fill(seed)
-        if self._fallback:
-            with exact_arithmetic(self._devices):
-                for target in self._fallback:
-                    torch_source.fill(target, given_seed, generator)
-        if self._assigned:
-            with safe_threads():
-                for (_, assignment), values in zip(self._assigned, prepared, strict=True):
-                    assignment.commit(values)
+        with metered(progress, "initialising", self._nbytes) as meter:
+            # An assignment can fail, so all of them are prepared before anything is written.
+            prepared: list[object] = []
+            if self._assigned:
+                with exact_arithmetic(self._devices):
+                    for target, assignment in self._assigned:
+                        prepared.append(self._prepare(target, assignment, seed, given_seed, generator))
+                        _advance(meter, target)
+            self._fill(seed, meter)
+            if self._fallback:
+                with exact_arithmetic(self._devices):
+                    for target in self._fallback:
+                        torch_source.fill(target, given_seed, generator)
+                        _advance(meter, target)
+            if self._assigned:
+                with safe_threads():
+                    for (_, assignment), values in zip(self._assigned, prepared, strict=True):
+                        assignment.commit(values)
+
+    def _nbytes(self) -> int:
+        """The bytes that a run writes."""
+        others = [*self._outside_cpu_table, *(target for target, _ in self._assigned)]
+        return sum(map(_bytes_of, others)) + (0 if self._cpu_table is None else self._cpu_table.nbytes)
 
     def _check_captures(self) -> None:
         """Refuse to capture into a CUDA graph what waits for the device, or reads the host's memory at a replay."""
@@ -316,7 +328,7 @@ class Program:
                     "its plan outside of the capture",
                 )
 
-    def _fill(self, seed: int | torch.Tensor | None) -> None:
+    def _fill(self, seed: int | torch.Tensor | None, meter: Meter | None = None) -> None:
         """Write what the native code writes, with a seed that is a tensor on CUDA devices alone."""
         try:
             if self._native:
@@ -325,14 +337,17 @@ class Program:
                     table.fill(seed)
                 if self._cpu_table is not None:
                     assert isinstance(seed, int)
-                    self._cpu_table.fill_cpu(seed, torch.get_num_threads())
+                    self._cpu_table.fill_cpu(seed, torch.get_num_threads(), meter)
             if self._composed:
                 assert isinstance(seed, int)
+                done = 0 if meter is None else meter.done + sum(map(_bytes_of, self._composed))
                 with exact_arithmetic(self._devices):
-                    composed.fill_all(self._composed, NativeSource(seed))
+                    composed.fill_all(self._composed, NativeSource(seed, meter))
+                if meter is not None:  # only orthogonal matrices have advanced it
+                    meter.reach(done)
             if self._staged:
                 assert isinstance(seed, int)
-                _fill_staged(self._staged, seed)
+                _fill_staged(self._staged, seed, meter)
         finally:  # an interrupted run has written something, too
             if self._written:
                 increment_version(self._written)
@@ -388,7 +403,7 @@ class Program:
             raise ParameterError(target.name, f"cannot be set through its parametrization: {error}") from error
 
 
-def _fill_staged(targets: Sequence[Target], seed: int) -> None:
+def _fill_staged(targets: Sequence[Target], seed: int, meter: Meter | None = None) -> None:
     """Write targets of devices that have no kernels. What is computed from random numbers is computed on the CPU too,
     in memory for one tensor."""
     sampled: dict[torch.device, list[Target]] = {}
@@ -400,8 +415,18 @@ def _fill_staged(targets: Sequence[Target], seed: int) -> None:
         with exact_arithmetic({_CPU}):
             composed.fill_all([target._replace(tensor=values, device=_CPU)], NativeSource(seed))
         target.tensor.detach().copy_(values)
+        _advance(meter, target)
     for of_device in sampled.values():
-        staged.fill(of_device, seed, torch.get_num_threads())
+        staged.fill(of_device, seed, torch.get_num_threads(), meter)
+
+
+def _bytes_of(target: Target) -> int:
+    return target.tensor.numel() * target.dtype.itemsize
+
+
+def _advance(meter: Meter | None, target: Target) -> None:
+    if meter is not None:
+        meter.advance(_bytes_of(target))
 
 
 def _value_of(seed: torch.Tensor) -> int:

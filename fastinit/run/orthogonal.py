@@ -21,6 +21,7 @@ import torch
 
 from fastinit.distributed.shards import Interval
 from fastinit.run.index_maps import BoxIndices
+from fastinit.run.progress import Meter
 from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Normal
 
@@ -105,7 +106,7 @@ def makes_groups(device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def fill(matrices: Sequence[Matrix], source: Source) -> None:
+def fill(matrices: Sequence[Matrix], source: Source, meter: Meter | None = None) -> None:
     """Write all matrices, those of one shape together.
 
     Memory beyond the results: `workspace_bytes`, and a panel of PANEL columns for each matrix in work. Where
@@ -129,7 +130,10 @@ def fill(matrices: Sequence[Matrix], source: Source) -> None:
         of = _Common(group[0])
         at_once = max(1, workspace_bytes(of.device) // of.bytes)
         for begin in range(0, len(group), at_once):
-            _fill_together(of, group[begin : begin + at_once], source)
+            batch = group[begin : begin + at_once]
+            _fill_together(of, batch, source)
+            if meter is not None:
+                meter.advance(sum(matrix.tensor.nbytes for matrix in batch))
 
 
 def _check_interval(what: str, given: Interval | None, size: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from fastinit.run.index_maps import box_of, boxes
+from fastinit.run.progress import Meter
 from fastinit.run.table import Table
 from fastinit.run.targets import Target, begin_of
 
@@ -43,7 +44,7 @@ class _Buffer:
             self._event.synchronize()
 
 
-def fill(targets: Sequence[Target], seed: int, threads: int) -> None:
+def fill(targets: Sequence[Target], seed: int, threads: int, meter: Meter | None = None) -> None:
     """Write targets, all of which are sampled and on one device.
 
     Raises:
@@ -66,6 +67,8 @@ def fill(targets: Sequence[Target], seed: int, threads: int) -> None:
                 begin += _aligned(_bytes_of_box(target))
             Table(made).fill_cpu(seed, threads)
             buffer.copy([(target.tensor, values.tensor) for target, values in zip(piece, made, strict=True)])
+            if meter is not None:
+                meter.advance(sum(map(_bytes_of_box, piece)))
     finally:
         for buffer in buffers:
             buffer.wait()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fastinit import _native
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import index_maps
+from fastinit.run.progress import Meter
 from fastinit.run.streams import name_id
 from fastinit.run.targets import PARTS, Target, indices_of_tensor, parts_of, sampled_blocks
 
@@ -74,20 +75,23 @@ class Table:
         self.rows = table
         self.owners = owners  # of the rows
 
-    def fill_cpu(self, seed: int, threads: int) -> None:
+    def fill_cpu(self, seed: int, threads: int, meter: Meter | None = None) -> None:
         """Write all values, to tensors in the memory of the CPU. The interpreter's lock is released meanwhile.
 
         The table does not change, so any number of threads may run it at the same time.
         """
-        _module().fill_cpu(self.rows, seed, threads)
+        for rows, _ in self._pieces(meter):
+            _module().fill_cpu(rows, seed, threads)
 
     def blend_cpu(self, keep: float, scale: float, seed: int, threads: int) -> None:
         """keep * element + scale * value for all tensors, which are in the memory of the CPU."""
         _module().blend_cpu(self.rows, keep, scale, seed, threads)
 
-    def differs_cpu(self, seed: int, threads: int) -> NDArray[np.bool_]:
+    def differs_cpu(self, seed: int, threads: int, meter: Meter | None = None) -> NDArray[np.bool_]:
         """Whether each row's elements have other bits than `fill_cpu` would write. Nothing is written."""
-        differs: NDArray[np.bool_] = _module().differs_cpu(self.rows, seed, threads).astype(np.bool_)
+        differs = np.zeros(len(self.rows), dtype=np.bool_)
+        for rows, at in self._pieces(meter):
+            differs[at] |= _module().differs_cpu(rows, seed, threads).astype(np.bool_)
         return differs
 
     def distances_cpu(self, seed: int, threads: int) -> NDArray[np.float64]:
@@ -97,6 +101,63 @@ class Table:
         """
         distances: NDArray[np.float64] = _module().distances_cpu(self.rows, seed, threads)
         return distances
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all elements."""
+        return int(self._sizes().sum())
+
+    def _sizes(self) -> NDArray[np.int64]:
+        """The bytes of each row's elements."""
+        sizes: NDArray[np.int64] = self.rows["numel"] * _itemsizes()[self.rows["dtype"]]
+        return sizes
+
+    def _pieces(self, meter: Meter | None) -> Iterator[tuple[NDArray[np.void], slice]]:
+        """The rows, and which they are: without a meter all of them, else a few at a time that have the bytes that it
+        asks for. It is advanced after each piece. A larger row of consecutive elements is cut."""
+        if meter is None:
+            yield self.rows, slice(None)
+            return
+        ends, begin = np.cumsum(self._sizes()), 0
+        while begin < len(ends):
+            before = int(ends[begin - 1]) if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, before + meter.piece_bytes, "right")))
+            nbytes = int(ends[end - 1]) - before
+            if end == begin + 1 and nbytes > meter.piece_bytes:
+                for part, part_bytes in _cut(self.rows[begin:end], meter):
+                    yield part, slice(begin, end)
+                    meter.advance(part_bytes)
+            else:
+                yield self.rows[begin:end], slice(begin, end)
+                meter.advance(nbytes)
+            begin = end
+
+
+# Parts of a row begin at a multiple of the elements that a thread takes at a time (csrc/cpu/parallel.h).
+_CLAIM = 2**19
+
+
+def _cut(row: NDArray[np.void], meter: Meter) -> Iterator[tuple[NDArray[np.void], int]]:
+    """Parts of one row, and their bytes: the row itself, unless all its elements lie one behind the other."""
+    numel, itemsize = int(row["numel"][0]), int(_itemsizes()[row["dtype"][0]])
+    if row["row_length"][0] != numel or row["element_memory_step"][0] != 1:
+        yield row, numel * itemsize
+        return
+    begin = 0
+    while begin < numel:
+        count = min(numel - begin, max(1, meter.piece_bytes // itemsize // _CLAIM) * _CLAIM)
+        part = row.view(np.uint8).copy().view(row.dtype)  # with what `prepare` has set, which has no names here
+        part["data"] += begin * itemsize
+        part["global_offset"] += begin
+        part["numel"] = part["row_length"] = count
+        yield part, count * itemsize
+        begin += count
+
+
+@cache
+def _itemsizes() -> NDArray[np.int64]:
+    """Of the dtypes by their numbers."""
+    return np.array([dtype.itemsize for dtype in sorted(DTYPES, key=DTYPES.__getitem__)], dtype=np.int64)
 
 
 def _module() -> Any:
