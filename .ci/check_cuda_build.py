@@ -48,6 +48,7 @@ LIMITS = {
             "fill_kernel": dict(zip(ARCHITECTURES, (80, 72, 72, 72, 64, 80, 128), strict=True)),
             # 4, 5 of 9.0, 3 before 8.0 and from 10.0 on, 2 from 12.0 on.
             "fill_single_kernel": dict(zip(ARCHITECTURES, (168, 128, 128, 128, 96, 168, 255), strict=True)),
+            "blend_kernel": dict(zip(ARCHITECTURES, (168, 128, 128, 128, 96, 168, 255), strict=True)),
         },
         _INTEGER_DIVISION,
     ),

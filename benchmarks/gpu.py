@@ -237,7 +237,7 @@ def render_results(results: Sequence[dict[str, Any]]) -> str:
     about = (
         "torch, fastinit, kernel, fill_: GB/s of memory written, from the medians. fastinit: run_() of a plan that is "
         "made; kernel: the launch alone.\nms, iqr, Gvalues/s, x torch, of fill_: of fastinit; medians of events on the "
-        "device. A row without wanted figures is for information."
+        "device. Of a blend, memory read and written. A row without wanted figures is for information."
     )
     return table_of(titles, lines) + "\n\n" + about
 
@@ -611,6 +611,55 @@ def column_shard(dtype_name: str, settings: Settings) -> Work:
     )
 
 
+def blend(kind: str, dtype_name: str, settings: Settings) -> Work:
+    """1 GiB that is read and written. The memory's limit is mul_, which stands where other rows have fill_."""
+    dtype = DTYPES[dtype_name]
+    weight = torch.nn.Parameter(
+        torch.zeros((1 << 30) // settings.divisor // dtype.itemsize, dtype=dtype, device=settings.device)
+    )
+    plan = fastinit.plan(torch.nn.ParameterDict({"w": weight}), SCHEMES[kind], seed=0, backend="native")
+    keep, scale = 0.9, 0.1
+
+    @torch.no_grad()
+    def by_torch() -> None:
+        torch.manual_seed(0)
+        noise = torch.empty_like(weight)
+        TORCH[kind](noise)
+        weight.mul_(keep).add_(noise, alpha=scale)
+
+    @torch.no_grad()
+    def limit() -> None:
+        weight.mul_(keep)
+
+    return Work(
+        f"blend of {kind}, {dtype_name}, fill_: mul_",
+        weight.numel(),
+        2 * weight.numel() * dtype.itemsize,
+        {"torch": by_torch, "fastinit": partial(plan.blend_, keep, scale), "fill": limit},
+        (Wanted(0.6, "of fill_"),) if kind == "uniform" else (Wanted(10.0, "x torch"),),
+        one_launch=True,
+    )
+
+
+def reading(name: str, dtype_name: str, settings: Settings) -> Work:
+    """What makes the values of 1 GiB once more and compares, against run_, which stands where others have fill_."""
+    dtype = DTYPES[dtype_name]
+    weight = torch.nn.Parameter(
+        torch.empty((1 << 30) // settings.divisor // dtype.itemsize, dtype=dtype, device=settings.device)
+    )
+    model = torch.nn.ParameterDict({"w": weight})
+    plan = fastinit.plan(model, SCHEMES["normal"], seed=0, backend="native")
+    plan.run_()
+    read = {"verify": fastinit.verify, "distance": fastinit.distance}[name]
+    return Work(
+        f"{name} of normal, {dtype_name}, fill_: run_",
+        weight.numel(),
+        weight.numel() * dtype.itemsize,
+        {"fastinit": partial(read, model, plan), "fill": plan.run_},
+        (Wanted(1.0 / 1.5, "of fill_"),),
+    )
+
+
 def works(settings: Settings, quick: bool) -> Iterator[tuple[str, Callable[[], Work]]]:
     """Names and makers of the rows, those with wanted figures first. A row has its memory only while it is measured."""
     for dtype_name in ("float32", "bfloat16"):
@@ -622,6 +671,11 @@ def works(settings: Settings, quick: bool) -> Iterator[tuple[str, Callable[[], W
     yield "orthogonal 4096 x 4096", partial(orthogonal, 1, 4096, settings, (Wanted(15.0, "x torch"),))
     yield "orthogonal 48 of 1024 x 1024", partial(orthogonal, 48, 1024, settings, (Wanted(20.0, "x torch"),))
     yield "orthogonal 512 of 128 x 128", partial(orthogonal, 512, 128, settings, one_launch=True)
+    for kind in ("uniform", "normal"):
+        for dtype_name in ("float32", "bfloat16"):
+            yield f"blend of {kind}, {dtype_name}", partial(blend, kind, dtype_name, settings)
+    for name in ("verify", "distance"):
+        yield f"{name} of normal, float32", partial(reading, name, "float32", settings)
     gpt2 = partial(whole_model, "GPT-2 XL", models.gpt2_xl(), "float32", settings)
     yield "GPT-2 XL", gpt2
     yield "Llama 3 8B, first run", partial(llama, first_run=True)

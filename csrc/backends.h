@@ -107,7 +107,10 @@ int64_t write_cuda_table(const Task* tasks, int64_t num_tasks, void* image);
 // the device's memory.
 void fill_cuda(const CudaTable& table, uint64_t seed, uint64_t seed_address, int device, uint64_t stream);
 
-// The same for one task, which travels with the launch: nothing is uploaded.
+// Like fill_cuda, but keep * element + scale * value (core/blend.h), read and written by the same kernel.
+void blend_cuda(const CudaTable& table, double keep, double scale, uint64_t seed, int device, uint64_t stream);
+
+// Like fill_cuda for one task, which travels with the launch: nothing is uploaded.
 void fill_cuda_single(const Task& task, uint64_t seed, int device, uint64_t stream);
 
 // Whether the work on a stream is being captured into a graph.

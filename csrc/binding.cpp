@@ -360,6 +360,14 @@ void fill_cuda_table(uint64_t address, int64_t num_tasks, int64_t num_chunks, ui
   fill_cuda({address, num_tasks, num_chunks}, seed, seed_address, device, stream);
 }
 
+void blend_cuda_table(uint64_t address, int64_t num_tasks, int64_t num_chunks, double keep, double scale, uint64_t seed,
+                      int device, uint64_t stream) {
+  check_device_table(address, num_tasks, "num_tasks");
+  check_device_table(address, num_chunks, "num_chunks");
+  check_blend(keep, scale);
+  blend_cuda({address, num_tasks, num_chunks}, keep, scale, seed, device, stream);
+}
+
 bool fits_orthogonal_cuda(int64_t rows, int64_t columns, int32_t dtype, int device) {
   check_dtype(static_cast<Dtype>(dtype), 0);
   return orthogonal_cuda_fits(rows, columns, static_cast<Dtype>(dtype), device);
@@ -506,6 +514,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("cuda_table", &cuda_table, py::arg("table"));
   module.def("fill_cuda", &fill_cuda_table, py::arg("address"), py::arg("num_tasks"), py::arg("num_chunks"),
              py::arg("seed"), py::arg("device"), py::arg("stream"), py::arg("seed_address") = 0);
+  module.def("blend_cuda", &blend_cuda_table, py::arg("address"), py::arg("num_tasks"), py::arg("num_chunks"),
+             py::arg("keep"), py::arg("scale"), py::arg("seed"), py::arg("device"), py::arg("stream"));
   module.def("orthogonal_cuda_fits", &fits_orthogonal_cuda, py::arg("rows"), py::arg("columns"), py::arg("dtype"),
              py::arg("device"));
   module.def("orthogonal_cuda", &orthogonal_cuda_table, py::arg("address"), py::arg("num_matrices"),

@@ -316,9 +316,9 @@ class Plan:
 
         Both products and the sum are float32 operations on the value before it is rounded (float64 for float64), in
         which `keep` and `scale` are rounded, too; then the result is rounded once to the dtype (docs/STREAM.md, section
-        8). So it is the same to the bit on every device and for every sharding. No copy of anything is made, except
-        of parameters that are computed as a whole (orthogonal, sparse) and of those that torch writes: these take
-        16 MiB, or the size of one such parameter.
+        8). So it is the same to the bit on every device and for every sharding. On the CPU and on CUDA devices one pass
+        reads and writes, without a copy of anything. Parameters that are computed as a whole (orthogonal, sparse) or
+        that torch writes, and other devices, take 16 MiB, or the size of one such parameter.
 
         Args:
             keep, scale: finite numbers of float32. A NaN or an infinity in w stays one, also for keep = 0.

@@ -941,6 +941,51 @@ def test_a_table_that_finds_no_memory_is_an_error_and_nothing_is_written() -> No
     assert_same(tensors["19999"], on_cpu("19999", 4, DISTRIBUTIONS["normal"], torch.float32))
 
 
+# ---- Blending ----
+
+
+def blend_all(tensors: Mapping[str, torch.Tensor], distribution: Distribution) -> None:
+    """Nothing may be left for other ways than the kernel."""
+    entries = [(name, tensor, distribution) for name, tensor in tensors.items() if tensor.numel()]
+    assert program_of(entries).blend_in_place(0.75, -0.3, 11) == []
+
+
+@by_dtype
+@by_distribution
+def test_blends_of_every_layout_have_the_bits_of_the_cpu(distribution: Distribution, dtype: torch.dtype) -> None:
+    views = {f"{shape}.{layout}": view for shape in SHAPES for layout, view in views_of(shape, dtype, DEVICE).items()}
+    twins = {f"{shape}.{layout}": view for shape in SHAPES for layout, view in views_of(shape, dtype, CPU).items()}
+    for size in SIZES:
+        views[f"{size}"], twins[f"{size}"] = (
+            (memory, memory[2:-1]) for memory in (marked(size + 3, dtype, DEVICE), marked(size + 3, dtype, CPU))
+        )
+    blend_all({name: view for name, (_, view) in views.items()}, distribution)
+    blend_all({name: view for name, (_, view) in twins.items()}, distribution)
+    for name, (memory, _) in views.items():
+        assert_same(memory, twins[name][0], name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_old_number_is_blended_as_by_the_cpu(dtype: torch.dtype) -> None:
+    old = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    here, there = old.to(DEVICE, copy=True), old.clone()
+    for tensor in (here, there):
+        blend_all({"w": tensor}, DISTRIBUTIONS["normal"])
+    assert_same(here, there)
+
+
+@needs_gpu
+def test_a_blend_is_one_launch_and_makes_no_memory() -> None:
+    tensors = {f"{number}": marked((1000, 4 * number + 1)) for number in range(20)}
+    plan = plan_of(tensors, DISTRIBUTIONS["normal"])
+    plan.blend_(0.5, 0.5)
+    torch.cuda.reset_peak_memory_stats()
+    before, held = native().cuda_launches(), torch.cuda.memory_allocated()
+    plan.blend_(0.5, 0.5)
+    assert native().cuda_launches() == before + 1
+    assert torch.cuda.max_memory_allocated() == held
+
+
 # ---- One launch, on the current stream, without waiting ----
 
 

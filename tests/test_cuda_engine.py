@@ -28,6 +28,7 @@ pytestmark = needs_native
 
 CUDA = torch.device("cuda", 0)
 plan_module = importlib.import_module("fastinit.plans")
+TARGETS_OF = plan_module.targets_of
 
 
 class EmulatedModule:
@@ -38,6 +39,7 @@ class EmulatedModule:
     def __init__(self, driver: ctypes.CDLL) -> None:
         self._driver = driver
         self.fills: list[dict[str, int]] = []
+        self.blends: list[dict[str, float]] = []
         self._fills_again: list[Callable[[], None]] = []
         self.orthogonals: list[dict[str, int]] = []
         driver.table_bytes.restype = driver.write_table.restype = ctypes.c_longlong
@@ -69,6 +71,24 @@ class EmulatedModule:
     def _fill(self, address: int, *arguments: Any) -> None:
         message = ctypes.create_string_buffer(500)
         if self._driver.fill(ctypes.c_void_p(address), *arguments, message, 500):
+            raise RuntimeError(message.value.decode())
+
+    def blend_cuda(
+        self,
+        address: int,
+        num_tasks: int,
+        num_chunks: int,
+        keep: float,
+        scale: float,
+        seed: int,
+        device: int,
+        stream: int,
+    ) -> None:
+        self.blends.append({"address": address, "device": device, "stream": stream, "keep": keep, "scale": scale})
+        sizes = ctypes.c_longlong(num_tasks), ctypes.c_longlong(num_chunks)
+        factors = ctypes.c_double(keep), ctypes.c_double(scale), ctypes.c_ulonglong(seed)
+        message = ctypes.create_string_buffer(500)
+        if self._driver.blend(ctypes.c_void_p(address), *sizes, *factors, message, 500):
             raise RuntimeError(message.value.decode())
 
     def replay(self) -> None:
@@ -163,6 +183,27 @@ def test_a_plan_is_one_launch_and_its_table_is_uploaded_once(
     assert len(native.fills) == 3
     assert device.uploads == 1
     assert len({fill["address"] for fill in native.fills}) == 1
+
+
+def test_a_blend_is_one_launch_on_the_table_of_a_fill(device: Device, native: EmulatedModule) -> None:
+    for make in (model, lambda: model().bfloat16()):
+        given, wanted = make(), make()
+        with torch.no_grad():
+            for one, other in zip(given.parameters(), wanted.parameters(), strict=True):
+                other.copy_(one)
+        with pytest.MonkeyPatch.context() as on_cpu:
+            on_cpu.setattr(_native, "module", _REAL)
+            on_cpu.setattr(plan_module, "targets_of", TARGETS_OF)
+            fastinit.plan(wanted, "kaiming_normal", seed=4).blend_(0.9, 0.25)
+        plan = fastinit.plan(given, "kaiming_normal", seed=4)
+        versions = [parameter._version for parameter in given.parameters()]
+        plan.blend_(0.9, 0.25)
+        assert same(given, wanted)
+        assert all(p._version > before for p, before in zip(given.parameters(), versions, strict=True))
+        plan.run_()
+        assert native.fills[-1]["address"] == native.blends[-1]["address"]
+    assert [(each["keep"], each["scale"]) for each in native.blends] == [(0.9, 0.25)] * 2
+    assert device.uploads == 2
 
 
 def test_every_stream_has_a_table_of_its_own(device: Device, native: EmulatedModule) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,15 +135,18 @@ class Emulated:
         """With a seed that is an argument of the kernel, or lies in the device's memory."""
         memory = np.array([seed], np.uint64)
         number = ctypes.c_ulonglong(0 if on_device else seed)
+        self._launch(self._kernel.fill, table, number, _pointer(memory) if on_device else None)
+
+    def blend(self, table: np.ndarray[Any, Any], keep: float, scale: float, seed: int) -> None:
+        factors = ctypes.c_double(keep), ctypes.c_double(scale)
+        self._launch(self._kernel.blend, table, *factors, ctypes.c_ulonglong(seed))
+
+    def _launch(self, kernel: Any, table: np.ndarray[Any, Any], *arguments: Any) -> None:
         num_tasks = ctypes.c_longlong(len(table))
         image = np.zeros(self._host.table_bytes(num_tasks), np.uint8)
-        num_chunks = self._host.write_table(_pointer(table), num_tasks, _pointer(image))
+        num_chunks = ctypes.c_longlong(self._host.write_table(_pointer(table), num_tasks, _pointer(image)))
         message = ctypes.create_string_buffer(500)
-        address = _pointer(memory) if on_device else None
-        error = self._kernel.fill(
-            _pointer(image), num_tasks, ctypes.c_longlong(num_chunks), number, address, message, 500
-        )
-        if error:
+        if error := kernel(_pointer(image), num_tasks, num_chunks, *arguments, message, 500):
             raise RuntimeError(message.value.decode() or f"CUDA error {error}")
 
     def orthogonal(self, table: np.ndarray[Any, Any], shared_bytes: int, seed: int) -> None:
@@ -354,10 +357,20 @@ NEIGHBOURS = [
 def test_rows_of_any_length_alignment_and_offset(
     emulated: Emulated, transposed: bool, distribution: Distribution, dtype: torch.dtype
 ) -> None:
+    by_table(emulated, *table_of_rows(transposed, distribution, dtype, PIECE_OFFSETS, with_sentinels))
+
+
+def table_of_rows(
+    transposed: bool,
+    distribution: Distribution,
+    dtype: torch.dtype,
+    offsets: Sequence[int],
+    make_memory: Callable[[int, torch.dtype], torch.Tensor],
+) -> tuple[np.ndarray[Any, Any], list[torch.Tensor]]:
     shapes = NEIGHBOURS if transposed else LONG_ROWS
-    table, outputs = make_table(len(shapes) * len(PIECE_OFFSETS)), []
+    table, outputs = make_table(len(shapes) * len(offsets)), []
     for case, row in enumerate(table):
-        rows, offset = shapes[case % len(shapes)], PIECE_OFFSETS[case // len(shapes)]
+        rows, offset = shapes[case % len(shapes)], offsets[case // len(shapes)]
         describe(row, "rows", distribution, dtype)
         row["global_offset"], row["numel"] = offset, rows.length * rows.number - rows.missing
         row["row_length"], row["rows_per_slab"] = rows.length, rows.per_slab
@@ -371,9 +384,9 @@ def test_rows_of_any_length_alignment_and_offset(
             row["row_memory_step"] = rows.length + memory_gap
             row["slab_memory_step"] = rows.per_slab * row["row_memory_step"] + case % 3
         slabs = -(-rows.number // rows.per_slab)
-        outputs.append(with_sentinels(slabs * int(row["slab_memory_step"]) + 16, dtype))
+        outputs.append(make_memory(slabs * int(row["slab_memory_step"]) + 16, dtype))
         row["data"] = outputs[-1].data_ptr() + (case + case // 8) % 8 * dtype.itemsize
-    by_table(emulated, table, outputs)
+    return table, outputs
 
 
 @pytest.mark.parametrize("order_seed", [1, 2])

@@ -19,19 +19,22 @@ FASTINIT_HD float widened(Float16 x) {
   const uint32_t bits = magnitude >= 0x0F800000 ? magnitude | 0x7F800000 : finite;
   return bit_cast<float>(bits | static_cast<uint32_t>(x.bits & 0x8000) << 16);
 }
-template <Dtype kDtype>
-FASTINIT_HD float widened(Float8<kDtype> x) {
-  constexpr Float8Format kFormat(kDtype);
-  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x80) << 24;
-  const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7F) << (23 - kFormat.mantissa_bits);
+FASTINIT_HD float widened_float8(uint32_t bits, const Float8Format& format) {
+  const uint32_t sign = (bits & 0x80) << 24;
+  const uint32_t magnitude = (bits & 0x7F) << (23 - format.mantissa_bits);
   // As above: 2^(127 - bias) rebiases the exponent.
-  const float rebias = bit_cast<float>(((kFormat.least_normal >> 23) - 1 + 127) << 23);
+  const float rebias = bit_cast<float>(((format.least_normal >> 23) - 1 + 127) << 23);
   const float finite = bit_cast<float>(magnitude) * rebias;
-  if (kFormat.has_one_zero ? x.bits == 0x80 : finite > kFormat.greatest) {
-    const bool is_infinite = !kFormat.has_one_zero && kFormat.mantissa_bits == 2 && (x.bits & 3) == 0;
+  if (format.has_one_zero ? bits == 0x80 : finite > format.greatest) {
+    const bool is_infinite = !format.has_one_zero && format.mantissa_bits == 2 && (bits & 3) == 0;
     return bit_cast<float>(sign | (is_infinite ? 0x7F800000u : 0x7FC00000u));
   }
   return bit_cast<float>(sign | bit_cast<uint32_t>(finite));
+}
+template <Dtype kDtype>
+FASTINIT_HD float widened(Float8<kDtype> x) {
+  constexpr Float8Format kFormat(kDtype);
+  return widened_float8(x.bits, kFormat);
 }
 
 // Two products and a sum, each rounded. NaN becomes the positive quiet one: which one comes out of a sum depends on the

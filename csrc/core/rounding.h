@@ -108,14 +108,16 @@ FASTINIT_HD void round_to(float x, Float16& rounded) {
   rounded.bits = static_cast<uint16_t>(sign | magnitude);
 }
 
+// NaN may come, too.
+FASTINIT_HD uint8_t rounded_to_float8(float x, const Float8Format& format) {
+  if (x != x) return static_cast<uint8_t>(format.has_one_zero ? 0x80 : 0x7F | (bit_cast<uint32_t>(x) >> 24 & 0x80));
+  return static_cast<uint8_t>(float8_in_lowest_byte<ScalarLanes>(x, format));
+}
+
 template <Dtype kDtype>
 FASTINIT_HD void round_to(float x, Float8<kDtype>& rounded) {
   constexpr Float8Format kFormat(kDtype);
-  if (x != x) {
-    rounded.bits = static_cast<uint8_t>(kFormat.has_one_zero ? 0x80 : 0x7F | (bit_cast<uint32_t>(x) >> 24 & 0x80));
-  } else {
-    rounded.bits = static_cast<uint8_t>(float8_in_lowest_byte<ScalarLanes>(x, kFormat));
-  }
+  rounded.bits = rounded_to_float8(x, kFormat);
 }
 
 // Constants come in double, and go to fewer bits by way of float, as torch.Tensor.fill_ rounds them.

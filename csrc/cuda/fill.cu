@@ -1,5 +1,5 @@
-// fill_cuda: all tasks of a table in one launch. Here are the table as it lies in device memory, the kernel, which
-// finds the tasks of a block's chunks, and its launch.
+// fill_cuda and blend_cuda: all tasks of a table in one launch. Here are the table as it lies in device memory, the
+// kernels, which find the tasks of a block's chunks, and their launch.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -65,28 +65,45 @@ FASTINIT_DEVICE SharedQuantile copy_quantile(SharedQuantile::Pair* pairs) {
 //
 // tasks is not __restrict__. So the compiler reads again (from L1) what a strided task needs, rather than keep it in
 // registers, of which the kernel has none left.
-__global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
-    fill_kernel(const Task* tasks, const int* __restrict__ first_chunk, int num_tasks, int num_chunks, uint64_t seed,
-                const uint64_t* __restrict__ seed_on_device) {
-  __shared__ SharedQuantile::Pair hot_pairs[SharedQuantile::kEntries];
-  const SharedQuantile hot = copy_quantile(hot_pairs);
+template <class Put>
+FASTINIT_DEVICE void fill_table(const Task* tasks, const int* __restrict__ first_chunk, int num_tasks, int num_chunks,
+                                uint64_t seed, const uint64_t* __restrict__ seed_on_device, const SharedQuantile& hot,
+                                const Put& put) {
   const int step = static_cast<int>(gridDim.x);
   for (int chunk = static_cast<int>(blockIdx.x); chunk < num_chunks;) {
     const int index = uniform(find_task(first_chunk, num_tasks, chunk));
     const int begin = first_chunk[index];
     const ChunkRange chunks{chunk - begin, first_chunk[index + 1] - begin, step};
-    fill_chunks(tasks[index], seed_on_device == nullptr ? seed : *seed_on_device, hot, chunks);
+    fill_chunks(tasks[index], seed_on_device == nullptr ? seed : *seed_on_device, hot, chunks, put);
     chunk += (chunks.count - chunks.first + step - 1) / step * step;  // this block's first chunk beyond the task
   }
 }
 
-// The same for one task, an argument of the launch. As another branch of fill_kernel it would not fit into registers.
+__global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
+    fill_kernel(const Task* tasks, const int* __restrict__ first_chunk, int num_tasks, int num_chunks, uint64_t seed,
+                const uint64_t* __restrict__ seed_on_device) {
+  __shared__ SharedQuantile::Pair hot_pairs[SharedQuantile::kEntries];
+  const SharedQuantile hot = copy_quantile(hot_pairs);
+  fill_table(tasks, first_chunk, num_tasks, num_chunks, seed, seed_on_device, hot, Overwrite{});
+}
+
+// What the tensors hold goes into what they get. A kernel of its own, for it needs more registers.
+__global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads * 5 / 8)
+    blend_kernel(const Task* tasks, const int* __restrict__ first_chunk, int num_tasks, int num_chunks, uint64_t seed,
+                 const Blend blend) {
+  __shared__ SharedQuantile::Pair hot_pairs[SharedQuantile::kEntries];
+  const SharedQuantile hot = copy_quantile(hot_pairs);
+  fill_table(tasks, first_chunk, num_tasks, num_chunks, seed, nullptr, hot, blend);
+}
+
+// Fills one task, an argument of the launch. As another branch of fill_kernel it would not fit into registers.
 // It needs a few more, and fills what is too small for that to matter.
 __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads * 5 / 8)
     fill_single_kernel(const __grid_constant__ Task task, int num_chunks, uint64_t seed) {
   __shared__ SharedQuantile::Pair hot_pairs[SharedQuantile::kEntries];
   const SharedQuantile hot = copy_quantile(hot_pairs);
-  fill_chunks(task, seed, hot, {static_cast<int>(blockIdx.x), num_chunks, static_cast<int>(gridDim.x)});
+  const ChunkRange chunks{static_cast<int>(blockIdx.x), num_chunks, static_cast<int>(gridDim.x)};
+  fill_chunks(task, seed, hot, chunks, Overwrite{});
 }
 
 template <class... Parameters, class... Arguments>
@@ -124,6 +141,14 @@ void fill_cuda(const CudaTable& table, uint64_t seed, uint64_t seed_address, int
   const auto* first_chunk = reinterpret_cast<const int*>(tasks + table.num_tasks);
   launch_fill(fill_kernel, table.num_chunks, device, stream, tasks, first_chunk, static_cast<int>(table.num_tasks),
               static_cast<int>(table.num_chunks), seed, reinterpret_cast<const uint64_t*>(seed_address));
+}
+
+void blend_cuda(const CudaTable& table, double keep, double scale, uint64_t seed, int device, uint64_t stream) {
+  if (table.num_chunks == 0) return;
+  const auto* tasks = reinterpret_cast<const Task*>(table.address);
+  const auto* first_chunk = reinterpret_cast<const int*>(tasks + table.num_tasks);
+  launch_fill(blend_kernel, table.num_chunks, device, stream, tasks, first_chunk, static_cast<int>(table.num_tasks),
+              static_cast<int>(table.num_chunks), seed, Blend(keep, scale));
 }
 
 void fill_cuda_single(const Task& task, uint64_t seed, int device, uint64_t stream) {

@@ -1,4 +1,5 @@
-// Fills one chunk of one task, by all threads of a block. Knows nothing of other tasks (fill.cu).
+// Fills one chunk of one task, or blends it (Put in stores.h), by all threads of a block. Knows nothing of other tasks
+// (fill.cu).
 #pragma once
 
 #include "chunks.h"
@@ -23,8 +24,8 @@ struct Run {
 
 // A thread computes two Philox blocks at a time: neighbours where 16 bytes hold both, else a warp's lanes apart, so
 // that a warp writes 512 bytes without a gap. In double, and in 8-bit floats, one, for lack of registers.
-template <class Element, class Source>
-FASTINIT_DEVICE void fill_run(Source& source, const Run& run, Dtype dtype) {
+template <class Element, class Source, class Put>
+FASTINIT_DEVICE void fill_run(Source& source, const Run& run, Dtype dtype, const Put& put) {
   constexpr int kBlockValues = Source::kBlockValues;
   constexpr int kStoreBytes = sizeof(Element) == 1 ? 4 : 16;
   constexpr int kStoreValues = kStoreBytes / static_cast<int>(sizeof(Element));
@@ -49,10 +50,24 @@ FASTINIT_DEVICE void fill_run(Source& source, const Run& run, Dtype dtype) {
     source.template draw<kBlocks, kStride>(first, values);
     FASTINIT_UNROLL
     for (int i = 0; i < kStores; ++i) {
-      Packed packed = pack<Element, kStoreValues>(values + i * kStoreValues, dtype);
       const int at = (unit + i * kStride) * kBlockValues;
       const uint64_t place = run.address + static_cast<uint64_t>(at) * sizeof(Element);
-      if (static_cast<unsigned>(at - begin) < together) {
+      const bool is_together = static_cast<unsigned>(at - begin) < together;
+      if constexpr (Put::kBlends) {
+        if (is_together) {
+          put.template together<Element, kStoreValues>(place, values + i * kStoreValues, dtype);
+          continue;
+        }
+        FASTINIT_UNROLL
+        for (int k = 0; k < kStoreValues; ++k) {
+          if (static_cast<unsigned>(at + k - begin) >= static_cast<unsigned>(end - begin)) continue;
+          const uint64_t address = place + static_cast<uint64_t>(k) * sizeof(Element);
+          put.template at<Element>(address, values[i * kStoreValues + k], dtype);
+        }
+        continue;
+      }
+      Packed packed = pack<Element, kStoreValues>(values + i * kStoreValues, dtype);
+      if (is_together) {
         store_together(place, packed, kStoreBytes);
       } else {
         FASTINIT_ROLL
@@ -203,11 +218,20 @@ FASTINIT_DEVICE void skip(const Value (&block)[2], const Value (&next)[2], int s
   values[1] = skipped & 1 ? next[0] : block[1];
 }
 
+// The first of an array in registers; the others move down. Such an array cannot be indexed by the variable of a loop.
+template <class Value, int kCount>
+FASTINIT_DEVICE Value take_first(Value (&values)[kCount]) {
+  const Value first = values[0];
+  FASTINIT_UNROLL
+  for (int k = 1; k < kCount; ++k) values[k - 1] = values[k];
+  return first;
+}
+
 // A piece of a task of neighbouring rows (chunks.h), by a warp. All lanes are at the same column, so that what they
 // store lies together; where rows do not begin with Philox blocks, a lane therefore holds a block until it has the next
 // one.
-template <class MakeSource>
-FASTINIT_DEVICE void fill_across(const Task& task, const MakeSource& make_source, int64_t piece) {
+template <class MakeSource, class Put>
+FASTINIT_DEVICE void fill_across(const Task& task, const MakeSource& make_source, int64_t piece, const Put& put) {
   using Source = decltype(make_source());
   constexpr int kBlockValues = Source::kBlockValues;
   const IndexMap& map = task.map;
@@ -251,19 +275,29 @@ FASTINIT_DEVICE void fill_across(const Task& task, const MakeSource& make_source
       for (int k = 0; k < kBlockValues; ++k) held[k] = drawn[k];
       if (at < 0) continue;
     }
-    Packed packed = pack_block(values, task.dtype);
-    FASTINIT_UNROLL
-    for (int k = 0; k < kBlockValues; ++k) {
-      const uint64_t bits = packed.pop(bytes);
-      if (at + k < end) store_element(place, bits, bytes);
-      place += step;
+    if constexpr (Put::kBlends) {
+      FASTINIT_ROLL
+      for (int k = 0; k < kBlockValues; ++k) {
+        const typename Source::Value value = take_first(values);
+        if (at + k < end) put.at(place, value, task.dtype);
+        place += step;
+      }
+    } else {
+      Packed packed = pack_block(values, task.dtype);
+      FASTINIT_UNROLL
+      for (int k = 0; k < kBlockValues; ++k) {
+        const uint64_t bits = packed.pop(bytes);
+        if (at + k < end) store_element(place, bits, bytes);
+        place += step;
+      }
     }
   }
 }
 
 // Any task. The source is made anew for every block: what it holds would not fit into registers beside the index map.
-template <class MakeSource>
-FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source, int64_t chunk, int64_t units) {
+template <class MakeSource, class Put>
+FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source, int64_t chunk, int64_t units,
+                                 const Put& put) {
   using Source = decltype(make_source());
   constexpr int kBlockValues = Source::kBlockValues;
   const int64_t chunk_begin = chunk * kChunkUnits;
@@ -275,20 +309,34 @@ FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source
     typename Source::Value values[kBlockValues];
     make_source().template draw<1, 0>(unit.block, values);
     const int bytes = static_cast<int>(element_bytes(task.dtype));
-    Packed packed = pack_block(values, task.dtype);
     Place place(task, unit.local_index, bytes);
-    const int block_bytes = kBlockValues * bytes;
-    if (unit.end - unit.skipped == kBlockValues && place.left_in_row >= kBlockValues &&
-        task.map.element_memory_step == 1 && place.address % static_cast<uint64_t>(block_bytes) == 0) {
-      store_together(place.address, packed, block_bytes);
-      continue;
+    [[maybe_unused]] Packed packed;
+    if constexpr (!Put::kBlends) {
+      packed = pack_block(values, task.dtype);
+      const int block_bytes = kBlockValues * bytes;
+      if (unit.end - unit.skipped == kBlockValues && place.left_in_row >= kBlockValues &&
+          task.map.element_memory_step == 1 && place.address % static_cast<uint64_t>(block_bytes) == 0) {
+        store_together(place.address, packed, block_bytes);
+        continue;
+      }
     }
+    const auto next = [&] {
+      if constexpr (Put::kBlends) {
+        return take_first(values);
+      } else {
+        return packed.pop(bytes);
+      }
+    };
     FASTINIT_ROLL
     for (int k = 0; k < unit.end; ++k) {
-      const uint64_t bits = packed.pop(bytes);
+      const auto value = next();
       if (k < unit.skipped) continue;
       if (place.left_in_row == 0) place = Place(task, unit.local_index + k - unit.skipped, bytes);
-      store_element(place.address, bits, bytes);
+      if constexpr (Put::kBlends) {
+        put.at(place.address, value, task.dtype);
+      } else {
+        store_element(place.address, value, bytes);
+      }
       // Unsigned, for the step may be any number where a row has one element.
       place.address += static_cast<uint64_t>(task.map.element_memory_step) * static_cast<uint64_t>(bytes);
       --place.left_in_row;
@@ -318,55 +366,59 @@ FASTINIT_DEVICE void for_each_piece(const ChunkRange& chunks, const Fill& fill) 
   });
 }
 
-template <class Element, class Source>
-FASTINIT_DEVICE void fill_together(const Task& task, Source source, const ChunkRange& chunks) {
+template <class Element, class Source, class Put>
+FASTINIT_DEVICE void fill_together(const Task& task, Source source, const ChunkRange& chunks, const Put& put) {
   constexpr int kBlockValues = Source::kBlockValues;
   for_each_piece(chunks, [&](int64_t piece) {
     const Run run = is_contiguous(task) ? contiguous_run<Element, kBlockValues>(task, piece)
                                         : row_run<Element, kBlockValues>(task, piece);
-    fill_run<Element>(source, run, task.dtype);
+    fill_run<Element>(source, run, task.dtype, put);
   });
 }
 
 // The ways to fill a task, each for all of its chunks.
 struct Together {
   // All that differs between the dtypes of float samples is the store.
-  template <class MakeSource>
-  static FASTINIT_DEVICE void fill(const Task& task, const MakeSource& make_source, const ChunkRange& chunks) {
+  template <class MakeSource, class Put>
+  static FASTINIT_DEVICE void fill(const Task& task, const MakeSource& make_source, const ChunkRange& chunks,
+                                   const Put& put) {
     using Source = decltype(make_source());
     if constexpr (Source::kBlockValues == 2) {
-      fill_together<double>(task, make_source(), chunks);
+      fill_together<double>(task, make_source(), chunks, put);
     } else if (task.dtype == Dtype::kFloat32) {
-      fill_together<float>(task, make_source(), chunks);
+      fill_together<float>(task, make_source(), chunks, put);
     } else if (is_float8(task.dtype)) {
-      fill_together<AnyFloat8>(task, make_source(), chunks);
+      fill_together<AnyFloat8>(task, make_source(), chunks, put);
     } else if (task.dtype == Dtype::kFloat16 || std::is_same_v<typename Source::Value, uint64_t>) {
-      fill_together<Float16>(task, make_source(), chunks);
+      fill_together<Float16>(task, make_source(), chunks, put);
     } else {
-      fill_together<Bfloat16>(task, make_source(), chunks);
+      fill_together<Bfloat16>(task, make_source(), chunks, put);
     }
   }
 };
 
 struct Across {
-  template <class MakeSource>
-  static FASTINIT_DEVICE void fill(const Task& task, const MakeSource& make_source, const ChunkRange& chunks) {
-    for_each_piece(chunks, [&](int64_t piece) { fill_across(task, make_source, piece); });
+  template <class MakeSource, class Put>
+  static FASTINIT_DEVICE void fill(const Task& task, const MakeSource& make_source, const ChunkRange& chunks,
+                                   const Put& put) {
+    for_each_piece(chunks, [&](int64_t piece) { fill_across(task, make_source, piece, put); });
   }
 };
 
 struct Mapped {
-  template <class MakeSource>
-  static FASTINIT_DEVICE void fill(const Task& task, const MakeSource& make_source, const ChunkRange& chunks) {
+  template <class MakeSource, class Put>
+  static FASTINIT_DEVICE void fill(const Task& task, const MakeSource& make_source, const ChunkRange& chunks,
+                                   const Put& put) {
     const int64_t units = num_units(task);
-    chunks.for_each([&](int64_t chunk) { fill_mapped(task, make_source, chunk, units); });
+    chunks.for_each([&](int64_t chunk) { fill_mapped(task, make_source, chunk, units, put); });
   }
 };
 
 // Every way derives the stream for itself. If they shared it, the compiler would compute the round keys before it knows
 // the way, and keep them in registers of every thread instead of those that a warp shares.
-template <class Way>
-FASTINIT_DEVICE void fill_by(const Task& task, uint64_t seed, const SharedQuantile& hot, const ChunkRange& chunks) {
+template <class Way, class Put>
+FASTINIT_DEVICE void fill_by(const Task& task, uint64_t seed, const SharedQuantile& hot, const ChunkRange& chunks,
+                             const Put& put) {
   using Uniform = UniformF32<ScalarLanes>;
   using Normal = NormalF32<ScalarLanes, SharedQuantile, /*kTruncated=*/false>;
   using TruncNormal = NormalF32<ScalarLanes, SharedQuantile, /*kTruncated=*/true>;
@@ -375,35 +427,39 @@ FASTINIT_DEVICE void fill_by(const Task& task, uint64_t seed, const SharedQuanti
   if (sampler.kind == Distribution::kConstant || sampler.kind == Distribution::kDiagonal) {
     // A diagonal is never cut into pieces (has_pieces in chunks.h).
     constexpr bool kDiagonal = std::is_same_v<Way, Mapped>;
-    using Source4 = std::conditional_t<kDiagonal, DiagonalSource<4>, ConstantSource<4>>;
-    using Source2 = std::conditional_t<kDiagonal, DiagonalSource<2>, ConstantSource<2>>;
-    if (is_double) return Way::fill(task, [&] { return Source2(task); }, chunks);
-    return Way::fill(task, [&] { return Source4(task); }, chunks);
+    using Value4 = std::conditional_t<Put::kBlends, float, uint64_t>;
+    using Value2 = std::conditional_t<Put::kBlends, double, uint64_t>;
+    using Source4 = std::conditional_t<kDiagonal, DiagonalSource<4, Value4>, ConstantSource<4, Value4>>;
+    using Source2 = std::conditional_t<kDiagonal, DiagonalSource<2, Value2>, ConstantSource<2, Value2>>;
+    if (is_double) return Way::fill(task, [&] { return Source2(task); }, chunks, put);
+    return Way::fill(task, [&] { return Source4(task); }, chunks, put);
   }
   const Stream derived = derive_stream(task.name_id, seed);
   const Stream stream{uniform(derived.key), uniform(derived.counter_high)};
   if (is_double) {
     if (sampler.kind == Distribution::kUniform) {
-      Way::fill(task, [&] { return DoubleSource<UniformF64>(stream, UniformF64(sampler, stream)); }, chunks);
+      Way::fill(task, [&] { return DoubleSource<UniformF64>(stream, UniformF64(sampler, stream)); }, chunks, put);
     } else {
-      Way::fill(task, [&] { return DoubleSource<NormalF64>(stream, NormalF64(sampler, stream)); }, chunks);
+      Way::fill(task, [&] { return DoubleSource<NormalF64>(stream, NormalF64(sampler, stream)); }, chunks, put);
     }
   } else if (sampler.kind == Distribution::kUniform) {
-    Way::fill(task, [&] { return FloatSource<Uniform>(stream, Uniform(sampler, stream)); }, chunks);
+    Way::fill(task, [&] { return FloatSource<Uniform>(stream, Uniform(sampler, stream)); }, chunks, put);
   } else if (sampler.kind == Distribution::kNormal) {
-    Way::fill(task, [&] { return FloatSource<Normal>(stream, Normal(sampler, stream, hot)); }, chunks);
+    Way::fill(task, [&] { return FloatSource<Normal>(stream, Normal(sampler, stream, hot)); }, chunks, put);
   } else {
-    Way::fill(task, [&] { return FloatSource<TruncNormal>(stream, TruncNormal(sampler, stream, hot)); }, chunks);
+    Way::fill(task, [&] { return FloatSource<TruncNormal>(stream, TruncNormal(sampler, stream, hot)); }, chunks, put);
   }
 }
 
-FASTINIT_DEVICE void fill_chunks(const Task& task, uint64_t seed, const SharedQuantile& hot, const ChunkRange& chunks) {
+template <class Put>
+FASTINIT_DEVICE void fill_chunks(const Task& task, uint64_t seed, const SharedQuantile& hot, const ChunkRange& chunks,
+                                 const Put& put) {
   if (has_long_rows(task) || (is_contiguous(task) && task.sampler.kind != Distribution::kDiagonal)) {
-    fill_by<Together>(task, seed, hot, chunks);
+    fill_by<Together>(task, seed, hot, chunks, put);
   } else if (has_neighbouring_rows(task)) {
-    fill_by<Across>(task, seed, hot, chunks);
+    fill_by<Across>(task, seed, hot, chunks, put);
   } else {
-    fill_by<Mapped>(task, seed, hot, chunks);
+    fill_by<Mapped>(task, seed, hot, chunks, put);
   }
 }
 

@@ -3,6 +3,8 @@
 // values go is not its business.
 #pragma once
 
+#include <type_traits>
+
 #include "core/diagonal.h"
 #include "core/distributions.h"
 #include "core/rounding.h"
@@ -125,14 +127,24 @@ class DoubleSource {
   DistributionF64 distribution_;
 };
 
-// One value everywhere; elements are given by their bits.
-template <int kValues>
+// The value of a constant or a diagonal: the bits of an element, or the number before it is rounded to one.
+template <class Value>
+FASTINIT_HD Value constant_of(const Sampler& sampler) {
+  if constexpr (std::is_same_v<Value, uint64_t>) {
+    return sampler.constant_bits;
+  } else {
+    return static_cast<Value>(sampler.center);
+  }
+}
+
+// One value everywhere.
+template <int kValues, class Number>
 class ConstantSource {
  public:
-  using Value = uint64_t;
+  using Value = Number;
   static constexpr int kBlockValues = kValues;
 
-  FASTINIT_HD explicit ConstantSource(const Task& task) : value_(task.sampler.constant_bits) {}
+  FASTINIT_HD explicit ConstantSource(const Task& task) : value_(constant_of<Value>(task.sampler)) {}
 
   template <int kBlocks, int kStride>
   FASTINIT_HD void draw(uint64_t /*first*/, Value (&values)[kValues * kBlocks]) {
@@ -145,16 +157,16 @@ class ConstantSource {
 };
 
 // One value on a diagonal or everywhere, zeros elsewhere.
-template <int kValues>
+template <int kValues, class Number>
 class DiagonalSource {
  public:
-  using Value = uint64_t;
+  using Value = Number;
   static constexpr int kBlockValues = kValues;
 
   FASTINIT_HD explicit DiagonalSource(const Task& task)
       : diagonal_(task.parameter),
         everywhere_(task.sampler.kind == Distribution::kConstant),
-        value_(task.sampler.constant_bits) {}
+        value_(constant_of<Value>(task.sampler)) {}
 
   template <int kBlocks, int kStride>
   FASTINIT_HD void draw(uint64_t first, Value (&values)[kValues * kBlocks]) {
@@ -168,7 +180,7 @@ class DiagonalSource {
       const int64_t index = block * kValues + i % kValues;
       FASTINIT_UNROLL
       for (int k = 1; k < kValues * kBlocks; ++k) values[k - 1] = values[k];
-      values[kValues * kBlocks - 1] = everywhere_ || diagonal_.next(index) == index ? value_ : 0;
+      values[kValues * kBlocks - 1] = everywhere_ || diagonal_.next(index) == index ? value_ : Value{0};
     }
   }
 

@@ -1,9 +1,10 @@
-// From values to memory: rounding to the dtype, and stores of 16 or 8 bytes where places are aligned.
+// From values to memory: rounding to the dtype, and stores of 16 or 8 bytes where places are aligned. What is there
+// already is either written over or blended with the values.
 #pragma once
 
 #include <type_traits>
 
-#include "core/rounding.h"
+#include "core/blend.h"
 #include "sources.h"
 
 namespace fastinit {
@@ -159,6 +160,128 @@ FASTINIT_DEVICE void store_element(uint64_t address, uint64_t bits, int bytes) {
     store_global(address, bits);
   }
 }
+
+// Reads a word of global memory.
+template <class Word>
+FASTINIT_DEVICE Word load_global(uint64_t address) {
+#if defined(__CUDA_ARCH__)
+  const size_t place = __cvta_generic_to_global(reinterpret_cast<const void*>(address));
+  Word word;
+  if constexpr (sizeof(Word) == 16) {
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+                 : "l"(place)
+                 : "memory");
+  } else if constexpr (sizeof(Word) == 8) {
+    asm volatile("ld.global.u64 %0, [%1];" : "=l"(word) : "l"(place) : "memory");
+  } else if constexpr (sizeof(Word) == 4) {
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(place) : "memory");
+  } else if constexpr (sizeof(Word) == 2) {
+    asm volatile("ld.global.u16 %0, [%1];" : "=h"(word) : "l"(place) : "memory");
+  } else {
+    uint32_t byte;
+    asm volatile("ld.global.u8 %0, [%1];" : "=r"(byte) : "l"(place) : "memory");
+    word = static_cast<Word>(byte);
+  }
+  return word;
+#else
+  return *reinterpret_cast<const Word*>(address);
+#endif
+}
+
+// 16, 8 or 4 bytes at once, from a place that is aligned to them.
+FASTINIT_DEVICE Packed load_together(uint64_t address, int bytes) {
+  if (bytes == 16) {
+    const uint4 words = load_global<uint4>(address);
+    return {{words.x, words.y, words.z, words.w}};
+  }
+  if (bytes == 8) {
+    const uint64_t words = load_global<uint64_t>(address);
+    return {{static_cast<uint32_t>(words), static_cast<uint32_t>(words >> 32), 0, 0}};
+  }
+  return {{load_global<uint32_t>(address), 0, 0, 0}};
+}
+
+// What a kernel does with the values: writes them over what is there, ...
+struct Overwrite {
+  static constexpr bool kBlends = false;
+};
+
+// ... or blends them with it (core/blend.h). Values of float come before they are rounded.
+class Blend {
+ public:
+  static constexpr bool kBlends = true;
+
+  FASTINIT_HD Blend(double keep, double scale)
+      : keep_(keep), scale_(scale), keep_f32_(static_cast<float>(keep)), scale_f32_(static_cast<float>(scale)) {}
+
+  // The elements at an address that is aligned to all of them together.
+  template <class Element, int kCount, class Value>
+  FASTINIT_DEVICE void together(uint64_t address, const Value* values, Dtype dtype) const {
+    constexpr int kBits = 8 * static_cast<int>(sizeof(Element));
+    constexpr int kBytes = kCount * static_cast<int>(sizeof(Element));
+    const Packed old = load_together(address, kBytes);
+    Packed packed{};
+    FASTINIT_UNROLL
+    for (int k = 0; k < kCount; ++k) {
+      if constexpr (kBits == 64) {
+        const uint64_t before = old.word[2 * k] | static_cast<uint64_t>(old.word[2 * k + 1]) << 32;
+        const uint64_t bits = after<Element>(before, values[k], dtype);
+        packed.word[2 * k] = static_cast<uint32_t>(bits);
+        packed.word[2 * k + 1] = static_cast<uint32_t>(bits >> 32);
+      } else {
+        const int shift = kBits * k % 32;
+        const BitsOf<Element> before = static_cast<BitsOf<Element>>(old.word[kBits * k / 32] >> shift);
+        packed.word[kBits * k / 32] |= static_cast<uint32_t>(after<Element>(before, values[k], dtype)) << shift;
+      }
+    }
+    store_together(address, packed, kBytes);
+  }
+
+  template <class Element, class Value>
+  FASTINIT_DEVICE void at(uint64_t address, Value value, Dtype dtype) const {
+    store_global(address, after<Element>(load_global<BitsOf<Element>>(address), value, dtype));
+  }
+  // An element of the dtype that the task says.
+  FASTINIT_DEVICE void at(uint64_t address, float value, Dtype dtype) const {
+    if (dtype == Dtype::kFloat32) {
+      at<float>(address, value, dtype);
+    } else if (is_float8(dtype)) {
+      at<AnyFloat8>(address, value, dtype);
+    } else if (dtype == Dtype::kFloat16) {
+      at<Float16>(address, value, dtype);
+    } else {
+      at<Bfloat16>(address, value, dtype);
+    }
+  }
+  FASTINIT_DEVICE void at(uint64_t address, double value, Dtype dtype) const { at<double>(address, value, dtype); }
+
+ private:
+  template <class Element>
+  using BitsOf = std::conditional_t<
+      sizeof(Element) == 8, uint64_t,
+      std::conditional_t<sizeof(Element) == 4, uint32_t, std::conditional_t<sizeof(Element) == 2, uint16_t, uint8_t>>>;
+
+  // What an element becomes.
+  template <class Element>
+  FASTINIT_DEVICE BitsOf<Element> after(BitsOf<Element> before, float value, Dtype dtype) const {
+    if constexpr (sizeof(Element) == 1) {
+      const Float8Format format(dtype);
+      return rounded_to_float8(blended(keep_f32_, widened_float8(before, format), scale_f32_, value), format);
+    } else {
+      Element rounded;
+      round_to(blended(keep_f32_, widened(bit_cast<Element>(before)), scale_f32_, value), rounded);
+      return bit_cast<BitsOf<Element>>(rounded);
+    }
+  }
+  template <class Element>
+  FASTINIT_DEVICE BitsOf<Element> after(BitsOf<Element> before, double value, Dtype /*dtype*/) const {
+    return bit_cast<uint64_t>(blended(keep_, bit_cast<double>(before), scale_, value));
+  }
+
+  double keep_, scale_;
+  float keep_f32_, scale_f32_;
+};
 
 }  // namespace FASTINIT_ISA
 }  // namespace fastinit

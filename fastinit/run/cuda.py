@@ -1,4 +1,5 @@
-"""Tables on CUDA devices. A table is uploaded once for every stream that it runs on, and one kernel launch fills it.
+"""Tables on CUDA devices. A table is uploaded once for every stream that it runs on, and one kernel launch fills
+it, or blends what is there with it.
 
 Nothing here waits for the device. The memory comes from torch's caching allocators, in the order of the stream.
 """
@@ -94,6 +95,13 @@ class CudaTable:
         _native.module.fill_cuda(
             image.data_ptr(), self._num_tasks, self._num_chunks, number, self._device.index, stream, seed_address
         )
+
+    def blend(self, keep: float, scale: float, seed: int) -> None:
+        """Enqueue the kernel that makes keep * element + scale * value of every element. Raises as `fill`."""
+        assert _native.module is not None
+        image, stream = self._upload.on_current_stream()
+        sizes = self._num_tasks, self._num_chunks
+        _native.module.blend_cuda(image.data_ptr(), *sizes, keep, scale, seed, self._device.index, stream)
 
 
 def fill_orthogonal(table: NDArray[np.void], device: torch.device, seed: int) -> None:

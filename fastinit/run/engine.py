@@ -228,8 +228,6 @@ class Program:
             if kinds[target.device] == "cuda":
                 on_cuda.setdefault(target.device, []).append(target)
         self._cpu_table = Table(on_cpu) if on_cpu else None
-        self._outside_cpu_table = [target for of_device in on_cuda.values() for target in of_device]
-        self._outside_cpu_table += [*self._composed, *self._staged, *self._fallback]
         self._cuda_tables = [cuda.CudaTable(Table(of_device), device) for device, of_device in on_cuda.items()]
         staged.check([target for target in self._staged if target.distribution.needs == "element"])
         self._devices = set(kinds)
@@ -362,16 +360,18 @@ class Program:
         return self._backend
 
     def blend_in_place(self, keep: float, scale: float, seed: int) -> list[Target]:
-        """keep * element + scale * value for all targets of the CPU's table, in one pass. Returns all other targets."""
+        """keep * element + scale * value for all targets of tables, in one pass a device. Returns all other targets."""
         for obstacle, way in self._obstacles:
             _warn_once(obstacle, way)
         try:
+            for table in self._cuda_tables:  # first, as in _fill
+                table.blend(keep, scale, seed)
             if self._cpu_table is not None:
                 self._cpu_table.blend_cpu(keep, scale, seed, torch.get_num_threads())
         finally:  # an interrupted blend has written something, too
             if self._written:
                 increment_version(self._written)
-        return self._outside_cpu_table
+        return [*self._composed, *self._staged, *self._fallback]
 
     def _reads_on_device(self, seed: torch.Tensor) -> bool:
         """Whether all values are made by kernels of the device on which a seed is."""

@@ -24,8 +24,8 @@ def check_blends(target: Target) -> None:
 def blend(program: engine.Program, keep: float, scale: float, seed: int) -> None:
     """keep * element + scale * value for all targets of a program, rounded once (docs/STREAM.md, section 8).
 
-    On the CPU the native code does it in one pass. Values for other devices, and those that are computed from whole
-    tensors or come from torch, are staged.
+    On the CPU and on CUDA devices the native code does it in one pass. Values for other devices, and those that are
+    computed from whole tensors or come from torch, are staged.
     """
     others = program.blend_in_place(keep, scale, seed)
     each = ((piece, None) for target in others for piece in pieces(target, program.backend))

@@ -1,6 +1,7 @@
 // The CUDA backend as a shared library for the CPU, driven by test_cuda_on_cpu.py through ctypes: csrc/cuda/*.cu itself
-// or what nvcc made of a kernel (ptx_to_cpp.py), launched like its own host code does it: PTX_FILL or PTX_ORTHOGONAL.
-#if defined(PTX_FILL) || defined(PTX_ORTHOGONAL)
+// or what nvcc made of a kernel (ptx_to_cpp.py), launched like its own host code does it: PTX_FILL, PTX_BLEND
+// or PTX_ORTHOGONAL.
+#if defined(PTX_FILL) || defined(PTX_BLEND) || defined(PTX_ORTHOGONAL)
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -9,6 +10,10 @@
 #include "core/prepare.h"
 #if defined(PTX_FILL)
 #include PTX_FILL
+#elif defined(PTX_BLEND)
+#include PTX_BLEND
+
+#include "cuda/stores.h"
 #else
 #include PTX_ORTHOGONAL
 #endif
@@ -61,6 +66,27 @@ __attribute__((visibility("default"))) int fill(const void* image, long long num
                             reinterpret_cast<uint64_t>(seed_on_device));
 }
 
+#elif defined(PTX_BLEND)
+
+// The same, blended.
+__attribute__((visibility("default"))) int blend(const void* image, long long num_tasks, long long num_chunks,
+                                                 double keep, double scale, unsigned long long seed, char* /*message*/,
+                                                 int /*capacity*/) {
+  if (num_chunks == 0) return 0;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min<long long>(
+      num_chunks, static_cast<long long>(cuda_on_cpu::multiprocessors) * cuda_on_cpu::blocks_per_multiprocessor)));
+  config.blockDim = dim3(128);  // kThreads of fill_chunk.h
+  const auto* tasks = static_cast<const Task*>(image);
+  const fastinit::Blend factors(keep, scale);
+  blend_kernel_Param5 blend;
+  static_assert(sizeof blend == sizeof factors);
+  std::memcpy(&blend, &factors, sizeof blend);
+  return cudaLaunchKernelEx(&config, ptx_blend_kernel, reinterpret_cast<uint64_t>(tasks),
+                            reinterpret_cast<uint64_t>(tasks + num_tasks), static_cast<uint32_t>(num_tasks),
+                            static_cast<uint32_t>(num_chunks), static_cast<uint64_t>(seed), blend);
+}
+
 #elif defined(PTX_ORTHOGONAL)
 
 // `image` is an array of OrthogonalMatrix. Returns 0, or a CUDA error.
@@ -105,6 +131,16 @@ __attribute__((visibility("default"))) int fill(const void* image, long long num
                                                 int capacity) try {
   fastinit::fill_cuda({reinterpret_cast<uint64_t>(image), num_tasks, num_chunks}, seed,
                       reinterpret_cast<uint64_t>(seed_on_device), 0, 0);
+  return 0;
+} catch (const std::exception& error) {
+  std::snprintf(message, static_cast<size_t>(capacity), "%s", error.what());
+  return 1;
+}
+
+__attribute__((visibility("default"))) int blend(const void* image, long long num_tasks, long long num_chunks,
+                                                 double keep, double scale, unsigned long long seed, char* message,
+                                                 int capacity) try {
+  fastinit::blend_cuda({reinterpret_cast<uint64_t>(image), num_tasks, num_chunks}, keep, scale, seed, 0, 0);
   return 0;
 } catch (const std::exception& error) {
   std::snprintf(message, static_cast<size_t>(capacity), "%s", error.what());

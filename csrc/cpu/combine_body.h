@@ -1,0 +1,228 @@
+// The loops of combine.cpp. That file includes this one for each instruction set, in a namespace of its own, with
+// FASTINIT_COMBINE_FMA set to whether it has AVX2 and FMA.
+
+// Values that are made at a time: 8 KiB of floats.
+constexpr int64_t kPieceValues = 2048;
+
+// Local elements [begin, end) of a task, in order: calls combine(values, count, elements, step) for elements that lie
+// `step` elements apart, with the values as the dtype kValues has them. Cuts where the index is a multiple of
+// kPieceValues, which leaves Philox blocks whole.
+template <class Value, class Element, class Combine>
+FASTINIT_HD void for_each_row(const Task& task, uint64_t seed, FillRange fill_range, Dtype dtype_of_values,
+                              int64_t begin, int64_t end, const Combine& combine) {
+  const Stream stream = derive_stream(task.name_id, seed);
+  const IndexMap& map = task.map;
+  alignas(64) Value values[kPieceValues];
+  Task piece = task;
+  piece.data = reinterpret_cast<uint64_t>(values);
+  piece.dtype = dtype_of_values;
+  piece.map = {0, kPieceValues, 1, 0, 0, 1, 0, 0};
+  const bool one_index_run = is_one_index_run(map);
+  Cursor cursor(map, begin);
+  while (begin < end) {
+    const int64_t index = cursor.global_index(map);
+    const int64_t most = kPieceValues - index % kPieceValues;
+    int64_t count = end - begin < most ? end - begin : most;
+    if (!one_index_run) count = cursor.left_in_row(map, count);
+    piece.map.global_offset = index;
+    piece.numel = count;
+    fill_range(piece, stream, 0, count, /*streaming=*/false);
+    for (int64_t done = 0; done < count;) {
+      const int64_t in_row = cursor.left_in_row(map, count - done);
+      Element* const elements = reinterpret_cast<Element*>(task.data) + cursor.memory_offset(map);
+      combine(values + done, in_row, elements, map.element_memory_step);
+      cursor.advance(map, in_row);
+      done += in_row;
+    }
+    begin += count;
+  }
+}
+
+// Calls work(an element of the task's dtype, a value as it is sampled for that dtype).
+template <class Work>
+FASTINIT_HD void with_types(Dtype dtype, const Work& work) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return work(float{}, float{});
+    case Dtype::kFloat64:
+      return work(double{}, double{});
+    case Dtype::kFloat16:
+      return work(Float16{}, float{});
+    case Dtype::kBfloat16:
+      return work(Bfloat16{}, float{});
+    case Dtype::kFloat8E4m3fn:
+      return work(Float8E4m3fn{}, float{});
+    case Dtype::kFloat8E5m2:
+      return work(Float8E5m2{}, float{});
+    case Dtype::kFloat8E4m3fnuz:
+      return work(Float8E4m3fnuz{}, float{});
+    case Dtype::kFloat8E5m2fnuz:
+      return work(Float8E5m2fnuz{}, float{});
+  }
+}
+
+template <class Value, class Element>
+FASTINIT_HD void blend_row(const Value* __restrict__ values, int64_t count, Value keep, Value scale,
+                           Element* __restrict__ elements, int64_t step) {
+  const auto blend = [&](int64_t k, int64_t at) __attribute__((always_inline)) {
+    round_to(blended(keep, widened(elements[at]), scale, values[k]), elements[at]);
+  };
+  if (step == 1) {  // known to be so, it becomes vector loads
+    for (int64_t k = 0; k < count; ++k) blend(k, k);
+  } else {
+    for (int64_t k = 0; k < count; ++k) blend(k, k * step);
+  }
+}
+
+void blend_range(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end,
+                 const Blend& blend) {
+  with_types(task.dtype, [&](auto element, auto value) __attribute__((always_inline)) {
+    using Element = decltype(element);
+    using Value = decltype(value);
+    const auto keep = static_cast<Value>(blend.keep), scale = static_cast<Value>(blend.scale);
+    const Dtype sampled = sizeof(Value) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
+    for_each_row<Value, Element>(
+        task, seed, fill_range, sampled, begin, end,
+        [&](const Value* values, int64_t count, Element* elements, int64_t step)
+            __attribute__((always_inline)) { blend_row(values, count, keep, scale, elements, step); });
+  });
+}
+
+// Whether any element has other bits than its value.
+void compare_range(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end, bool& differs) {
+  with_types(task.dtype, [&](auto element, auto) __attribute__((always_inline)) {
+    using Element = decltype(element);
+    for_each_row<Element, Element>(
+        task, seed, fill_range, task.dtype, begin, end,
+        [&](const Element* values, int64_t count, const Element* elements, int64_t step)
+            __attribute__((always_inline)) {
+              if (step == 1) {
+                differs = differs || memcmp(static_cast<const void*>(values), elements, count * sizeof(Element)) != 0;
+                return;
+              }
+              for (int64_t k = 0; k < count && !differs; ++k) {
+                differs = memcmp(static_cast<const void*>(values + k), elements + k * step, sizeof(Element)) != 0;
+              }
+            });
+  });
+}
+
+// Sums in double, element k of a chunk in lane k % kLanes. So they are the same for any instruction set.
+constexpr int kLanes = 4;
+#if FASTINIT_COMBINE_FMA
+using Doubles = __m256d;
+#else
+typedef double Doubles __attribute__((vector_size(kLanes * sizeof(double))));
+typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
+#endif
+
+FASTINIT_HD void load(const double* from, Doubles& to) { memcpy(&to, from, sizeof(to)); }
+FASTINIT_HD void load(const float* from, Doubles& to) {
+#if FASTINIT_COMBINE_FMA
+  to = _mm256_cvtps_pd(_mm_loadu_ps(from));
+#else
+  Floats floats;
+  memcpy(&floats, from, sizeof(floats));
+  to = __builtin_convertvector(floats, Doubles);
+#endif
+}
+template <class Element>
+FASTINIT_HD void load(const Element* from, Doubles& to) {
+  float floats[kLanes];
+  for (int k = 0; k < kLanes; ++k) floats[k] = widened(from[k]);
+  load(floats, to);
+}
+
+// Adds a * b to a sum. Products of floats are exact in double. So for them a fused operation, which rounds only the
+// sum, gives the same as two.
+template <class Element>
+FASTINIT_HD void add_product(const Doubles& a, const Doubles& b, Doubles& sum) {
+#if FASTINIT_COMBINE_FMA
+  if constexpr (sizeof(Element) < sizeof(double)) {
+    sum = _mm256_fmadd_pd(a, b, sum);
+    return;
+  }
+#endif
+  sum += a * b;
+}
+
+template <class Element>
+struct LaneSums {
+  Doubles now{}, initial{}, product{}, moved{}, largest_square{};
+
+  FASTINIT_HD void add(const Doubles& w, const Doubles& value) {
+    const Doubles change = w - value;
+    add_product<Element>(w, w, now);
+    add_product<Element>(value, value, initial);
+    add_product<Element>(w, value, product);
+    const Doubles square = change * change;
+    moved += square;
+#if FASTINIT_COMBINE_FMA
+    largest_square = _mm256_max_pd(square, largest_square);  // the second, if the first is NaN
+#else
+    largest_square = square > largest_square ? square : largest_square;
+#endif
+  }
+  void add_to(Distance& sums) const {
+    const auto sum = [](const Doubles& lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); };
+    sums.now += sum(now);
+    sums.initial += sum(initial);
+    sums.product += sum(product);
+    sums.moved += sum(moved);
+    for (int k = 0; k < kLanes; ++k) sums.largest = std::fmax(sums.largest, std::sqrt(largest_square[k]));
+  }
+};
+
+void measure_range(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end, Distance& sums) {
+  with_types(task.dtype, [&](auto element, auto) __attribute__((always_inline)) {
+    using Element = decltype(element);
+    LaneSums<Element> lanes;
+    // Pairs that fill no vector yet, or whose elements are apart.
+    Element held[kPieceValues], held_values[kPieceValues];
+    int64_t count_held = 0;
+    const auto add_held = [&] {
+      int64_t k = 0;
+      for (; k + kLanes <= count_held; k += kLanes) {
+        Doubles w, value;
+        load(held + k, w);
+        load(held_values + k, value);
+        lanes.add(w, value);
+      }
+      memmove(static_cast<void*>(held), held + k, (count_held - k) * sizeof(Element));
+      memmove(static_cast<void*>(held_values), held_values + k, (count_held - k) * sizeof(Element));
+      count_held -= k;
+    };
+    for_each_row<Element, Element>(task, seed, fill_range, task.dtype, begin, end,
+                                   [&](const Element* values, int64_t count, const Element* elements, int64_t step)
+                                       __attribute__((always_inline)) {
+                                         int64_t k = 0;
+                                         if (step == 1 && count_held == 0) {
+                                           for (; k + kLanes <= count; k += kLanes) {
+                                             Doubles w, value;
+                                             load(elements + k, w);
+                                             load(values + k, value);
+                                             lanes.add(w, value);
+                                           }
+                                         }
+                                         while (k < count) {
+                                           const int64_t room = kPieceValues - count_held;
+                                           const int64_t taken = count - k < room ? count - k : room;
+                                           for (int64_t i = 0; i < taken; ++i)
+                                             held[count_held + i] = elements[(k + i) * step];
+                                           memcpy(static_cast<void*>(held_values + count_held), values + k,
+                                                  taken * sizeof(Element));
+                                           count_held += taken;
+                                           k += taken;
+                                           add_held();
+                                         }
+                                       });
+    // Zeros fill the last vector: they add nothing.
+    memset(static_cast<void*>(held + count_held), 0, kLanes * sizeof(Element));
+    memset(static_cast<void*>(held_values + count_held), 0, kLanes * sizeof(Element));
+    count_held = count_held == 0 ? 0 : kLanes;
+    add_held();
+    lanes.add_to(sums);
+  });
+}
+
+constexpr Loops kLoops = {blend_range, compare_range, measure_range};

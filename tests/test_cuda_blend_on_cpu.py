@@ -1,0 +1,145 @@
+"""The kernel that blends without a GPU: run on the CPU as test_cuda_on_cpu.py runs the one that fills, from its source
+and from its PTX, against the CPU backend, to the bit. What the tensors hold is any bits, NaN and infinities too."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import DTYPES, FLOAT8_DTYPES
+from test_cuda_on_cpu import (
+    CHUNK,
+    DISTRIBUTIONS,
+    ROOT,
+    SIZES,
+    Emulated,
+    compile_driver,
+    compile_ptx,
+    make_table,
+    ptx_driver,
+    rows_of,
+    table_of_rows,
+)
+from test_cuda_on_cpu import pytestmark as pytestmark
+
+from fastinit import _native
+from fastinit.schemes.distributions import Diagonal, Distribution, Normal
+
+KEEP, SCALE = 0.8, -0.3
+EVERY_DTYPE = [*DTYPES, *FLOAT8_DTYPES]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return compile_driver(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module", params=["source", pytest.param("ptx", marks=pytest.mark.slow)])
+def emulated(request: pytest.FixtureRequest, host: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    if request.param == "source":
+        return Emulated(host, host)
+    folder = tmp_path_factory.mktemp("ptx")
+    return Emulated(host, ptx_driver(folder, compile_ptx(folder), "blend"))
+
+
+def any_bits(numel: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(numel)
+    return torch.randint(0, 256, (numel * dtype.itemsize,), dtype=torch.uint8, generator=generator).view(dtype)
+
+
+def joined(parts: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    table = make_table(sum(map(len, parts)))
+    at = 0
+    for part in parts:
+        table[at : at + len(part)] = part
+        at += len(part)
+    return table
+
+
+def both(emulated: Emulated, table: np.ndarray[Any, Any], tensors: Sequence[torch.Tensor], seed: int = 77) -> None:
+    """Blend by the CPU backend, put the old elements back, blend by the emulated GPU, and compare all storage."""
+    assert _native.module is not None
+    assert _native.module.prepare(table) is None
+    storages = [torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage()) for tensor in tensors]
+    before = [storage.clone() for storage in storages]
+    _native.module.blend_cpu(table, KEEP, SCALE, seed, 1)
+    wanted = [storage.clone() for storage in storages]
+    for storage, old in zip(storages, before, strict=True):
+        storage.copy_(old)
+    emulated.blend(table, KEEP, SCALE, seed)
+    for storage, want, tensor in zip(storages, wanted, tensors, strict=True):
+        if not torch.equal(storage, want):
+            different = torch.nonzero(storage != want).flatten() // tensor.element_size()
+            pytest.fail(f"{tuple(tensor.shape)} {tensor.dtype}: differs at {different[:10]}")
+
+
+@pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+def test_every_size_alignment_and_layout(emulated: Emulated, distribution: Distribution, dtype: torch.dtype) -> None:
+    tensors = [any_bits(size + 8, dtype)[4 : 4 + size] for size in [0, *SIZES]]
+    tensors += [any_bits(CHUNK + 40, dtype)[offset:-13] for offset in range(1, 8)]
+    matrix, images = any_bits(130 * 70, dtype).view(130, 70), any_bits(20 * 9 * 5 * 3, dtype).view(20, 9, 5, 3)
+    tensors += [matrix.clone().t(), matrix.clone()[:, 3:64], matrix.clone()[::2, ::3], images.permute(0, 3, 1, 2)]
+    tensors += [any_bits(64 * 96, dtype).view(64, 96)[:, :64], any_bits(9 * 5000, dtype).view(9, 5000)[:, 1:4500]]
+    both(emulated, joined([rows_of(f"{i}", each, distribution) for i, each in enumerate(tensors)]), tensors)
+
+
+@pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
+@pytest.mark.parametrize("distribution", [Normal(0.25, 2.0), Diagonal(0.7, 3, 65, 9, 640)], ids=str)
+@pytest.mark.parametrize("transposed", [False, True], ids=["long rows", "neighbouring rows"])
+def test_rows_of_any_length_and_offset(
+    emulated: Emulated, distribution: Distribution, dtype: torch.dtype, transposed: bool
+) -> None:
+    both(emulated, *table_of_rows(transposed, distribution, dtype, [3, 2**33 - 1030, 2**40 + 1], any_bits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, *FLOAT8_DTYPES], ids=str)
+def test_every_old_number_of_few_bits(emulated: Emulated, dtype: torch.dtype) -> None:
+    if dtype.itemsize == 1:
+        tensor = torch.arange(256 * 5).to(torch.uint8).view(dtype)
+    else:
+        tensor = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    both(emulated, rows_of("w", tensor, Normal(0.25, 2.0)), [tensor])
+
+
+# Each of these must be seen.
+BREAKS = {
+    "a wrong bound": (
+        "static_cast<unsigned>(end - begin)) continue;",
+        "static_cast<unsigned>(end - begin - 1)) continue;",
+    ),
+    "the wrong value": ("values[i * kStoreValues + k], dtype);", "values[i * kStoreValues], dtype);"),
+    "no value moves down": ("values[k - 1] = values[k];", ""),
+}
+
+
+@pytest.mark.slow  # compiles the kernel once more
+@pytest.mark.parametrize(("given", "broken"), BREAKS.values(), ids=BREAKS)
+def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: str, broken: str) -> None:
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    file = tmp_path / "csrc/cuda/fill_chunk.h"
+    text = file.read_text(encoding="utf-8")
+    assert given in text
+    file.write_text(text.replace(given, broken), encoding="utf-8")
+    kernel = compile_driver(tmp_path, "-O0", f"-I{tmp_path / 'csrc'}")
+    tensors = [any_bits(CHUNK + 11, torch.float32)[3:], any_bits(130 * 70, torch.float32).view(130, 70).t()]
+    with pytest.raises(pytest.fail.Exception, match="differs at"):
+        both(Emulated(host, kernel), joined([rows_of("w", each, Normal(0.0, 1.0)) for each in tensors]), tensors)
+
+
+def test_a_failed_launch_is_an_exception_and_writes_nothing(host: ctypes.CDLL) -> None:
+    emulated = Emulated(host, host)
+    tensor = any_bits(100, torch.float32)
+    before = tensor.clone().view(torch.uint8)
+    table = rows_of("weight", tensor, Normal(0.0, 1.0))
+    assert _native.module is not None and _native.module.prepare(table) is None
+    emulated.fail_next_launch()
+    with pytest.raises(RuntimeError, match="CUDA error while launching a kernel: cudaErrorLaunchOutOfResources"):
+        emulated.blend(table, KEEP, SCALE, 1)
+    assert torch.equal(tensor.view(torch.uint8), before)
