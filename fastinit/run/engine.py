@@ -307,8 +307,7 @@ class Program:
 
     def _nbytes(self) -> int:
         """The bytes that a run writes."""
-        others = [*self._outside_cpu_table, *(target for target, _ in self._assigned)]
-        return sum(map(_bytes_of, others)) + (0 if self._cpu_table is None else self._cpu_table.nbytes)
+        return sum(map(_bytes_of, (*self.targets, *(target for target, _ in self._assigned))))
 
     def _check_captures(self) -> None:
         """Refuse to capture into a CUDA graph what waits for the device, or reads the host's memory at a replay."""
