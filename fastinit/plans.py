@@ -14,7 +14,7 @@ import torch
 
 from fastinit._torch import increment_version
 from fastinit.distributed.agreement import Ranks, ranks_of_meshes
-from fastinit.distributed.held import held_of, is_sharded, local_tensor
+from fastinit.distributed.held import are_plain, held_of, is_sharded, local_tensor
 from fastinit.distributed.pieces import Box, Held
 from fastinit.distributed.shards import is_dtensor
 from fastinit.errors import ParameterError, ZerosWarning, warn
@@ -444,10 +444,11 @@ class Plan:
                 assigned += [(target, assignment) for target in targets]
             if is_sharded(tensor):
                 distributed.append((row.name, tensor))
-        meshes = _meshes_of_seed(self.rows) if self.seed is None else []
-        groups = self._seed_groups | ranks_of_meshes(meshes)
-        if self.seed is None:
-            groups |= _other_groups_of_seed(self.rows)
+        meshes: list[DeviceMesh] = []
+        groups = self._seed_groups
+        if self.seed is None and not are_plain([row.tensor for row in self.rows]):
+            meshes = _meshes_of_seed(self.rows)
+            groups = groups | ranks_of_meshes(meshes) | _other_groups_of_seed(self.rows)
         return engine.Program(
             plain,
             self.backend,
