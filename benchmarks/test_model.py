@@ -180,7 +180,7 @@ TEN_RULES = [(f"*.layer{position}.*", "normal") for position in range(9)] + [("*
 @pytest.mark.filterwarnings("ignore:no parameter matches")
 @pytest.mark.parametrize("contestant", ["a scheme", "a preset", "ten rules", "fans of the modules"])
 def test_planning(race: Callable[..., None], contestant: str) -> None:
-    """GPT-2 XL's 580 parameters: under 10 microseconds each, with all checks. The rate counts parameters."""
+    """GPT-2 XL's 580 parameters, in modules that nobody knows, with all checks. The rate counts parameters."""
     model = allocate(gpt2_xl(), torch.float32).model
     plan = {
         "a scheme": lambda: fastinit.plan(model, "xavier_uniform"),
@@ -189,6 +189,46 @@ def test_planning(race: Callable[..., None], contestant: str) -> None:
         "fans of the modules": lambda: fastinit.plan(model, "xavier_uniform", fan="module"),
     }[contestant]
     race("planning GPT-2 XL (parameters a second)", contestant, len(list(model.parameters())), plan, rounds=20)
+
+
+class Own(torch.nn.Module):
+    """Two layers, of the first of which the module's own code tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.normal_(self.first.weight, std=0.02)
+
+
+SMALL: dict[str, Callable[[], torch.nn.Module]] = {
+    "layers": lambda: torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(1500)),
+    "layers with reset code": lambda: torch.nn.ModuleList(Own() for _ in range(750)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:no parameter matches")
+@pytest.mark.parametrize("contestant", ["torch", "a plan", "a preset's plan", "a plan and its first run", "again"])
+@pytest.mark.parametrize("which", SMALL)
+def test_planning_small_layers(race: Callable[..., None], which: str, contestant: str) -> None:
+    """3 000 small parameters. torch: `normal_` for each of them. The rate counts parameters."""
+    model = SMALL[which]()
+    plan = fastinit.plan(model, "kaiming_normal")
+
+    def loop() -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_()
+
+    work = {
+        "torch": loop,
+        "a plan": lambda: fastinit.plan(model, "kaiming_normal"),
+        "a preset's plan": lambda: fastinit.plan(model, "gpt2"),
+        "a plan and its first run": lambda: fastinit.init_model_(model, "kaiming_normal"),
+        "again": plan.run_,
+    }[contestant]
+    race(f"planning 3 000 small parameters: {which} (parameters a second)", contestant, 3000, work, rounds=9)
 
 
 @pytest.mark.parametrize("contestant", ["a scheme", "a preset"])

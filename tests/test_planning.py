@@ -86,7 +86,7 @@ ALIKE: dict[str, Callable[[], list[nn.Module]]] = {
     "devices": lambda: [nn.Linear(8, 8), nn.Linear(8, 8, device="meta"), nn.Linear(8, 8)],
     "frozen": lambda: [nn.Linear(8, 8), frozen(nn.Linear(8, 8)), nn.Linear(8, 8)],
     "attributes": lambda: [nn.Linear(8, 8), marked(nn.Linear(8, 8)), nn.Linear(8, 8)],
-    "groups": lambda: [nn.Conv2d(8, 8, 3), nn.Conv2d(16, 8, 3, groups=2), nn.ConvTranspose2d(8, 8, 3)],
+    "groups": lambda: [nn.Conv2d(8, 8, 3), nn.Conv2d(32, 8, 3, groups=4), nn.ConvTranspose2d(8, 8, 3)],
     "padding": lambda: [nn.Embedding(6, 8), nn.Embedding(6, 8, padding_idx=1), nn.Embedding(6, 8, padding_idx=2)],
     "own parameters": lambda: [with_own((8, 8)), with_own((8,)), with_own((1, 8)), with_own((2, 8, 8))],
     "a switch": lambda: [ScaledNorm(1), ScaledNorm(True), ScaledNorm(False), Scaled(True)],
@@ -128,17 +128,17 @@ def planned(model: nn.Module, scheme: Any, rules: Any, fan: Any) -> tuple[Any, l
 
 @pytest.mark.parametrize("fan", [None, "torch", "module"])
 @pytest.mark.parametrize("rules", [None, RULES], ids=["no rules", "rules"])
-@pytest.mark.parametrize("scheme", ["kaiming_normal", "gpt2", "by layer"])
+@pytest.mark.parametrize("scheme", ["kaiming_normal", "by fan_out", "gpt2", "by layer"])
 @pytest.mark.parametrize("which", ALIKE)
 def test_equal_modules_get_what_each_gets_by_itself(
     monkeypatch: pytest.MonkeyPatch, which: str, scheme: str, rules: Any, fan: Any
 ) -> None:
-    given: Any = fastinit.DepthScaled(fastinit.Normal(std=0.02), by="layer") if scheme == "by layer" else scheme
-    rules = (
-        [("proj.*", "zeros"), ("dt_proj.*", "zeros"), ("lora_B.*", "zeros"), *(rules or ())]
-        if scheme == "by layer"
-        else rules
-    )
+    given: Any = scheme
+    if scheme == "by fan_out":
+        given = fastinit.VarianceScaling(1.0, "fan_out")
+    if scheme == "by layer":
+        given = fastinit.DepthScaled(fastinit.Normal(std=0.02), by="layer")
+        rules = [(f"{name}.*", "zeros") for name in ("proj", "dt_proj", "lora_B")] + (rules or [])  # in no layer
     model = named(ALIKE[which]())
     shared = planned(model, given, rules, fan)
     monkeypatch.setattr(Roles, "alike", lambda self, name, module: None)

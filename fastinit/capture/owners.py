@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from torch import nn
 from torch.nn.modules import module as hooks
 
 from fastinit.run.names import named_modules
+
+# What most attributes of modules are of: this is faster than to ask whether they are tensors.
+_NO_TENSORS = frozenset({dict, OrderedDict, set, bool, int, float, str, type(None)})
 
 
 class Owned(NamedTuple):
@@ -53,10 +57,13 @@ class Owners:
         self._handles = []
 
     def _registered(self, module: nn.Module, name: str, value: Any) -> None:
+        known = self._modules.get(id(module))
+        if known is not None and known() is module:  # as for all registrations of a module but the first
+            return
         if threading.get_ident() != self._thread:
             return
         noted = self._modules if self._is_innermost() else self._guests
-        known = self._modules.get(id(module)) or noted.get(id(module))
+        known = noted.get(id(module))
         if known is None or known() is not module:
             noted[id(module)] = weakref.ref(module)
 
@@ -79,6 +86,6 @@ class Owners:
             for number, modules in enumerate(models):
                 for each in modules:
                     for own_name, tensor in getattr(each.module, holder).items():
-                        if isinstance(tensor, torch.Tensor):
+                        if type(tensor) not in _NO_TENSORS and isinstance(tensor, torch.Tensor):
                             name = each.names_of(own_name)[0]
                             yield Owned(number, name, own_name, each.module, tensor, kind)

@@ -47,6 +47,8 @@ def versions_of(tensors: Iterable[Tensor]) -> dict[int, int]:
 
 def overlaps(tensor: Tensor) -> bool:
     """Whether elements of a tensor share memory, as after `expand`. Nobody may write to them."""
+    if tensor.is_contiguous():
+        return False
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 

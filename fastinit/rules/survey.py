@@ -149,7 +149,7 @@ def plan_tensors(
     maker = _RowMaker(Resolver(as_fan(fan), Depths(canonical)))
     rows = []
     known: dict[torch.Size, _Known] = {}
-    usual = are_usual(tensors)
+    usual = len(tensors) > 1 and are_usual(tensors)
     for name, tensor in zip(canonical, tensors, strict=True):
         place = Place.of_tensor(tensor)
         like = known.get(tensor.shape) if usual else None
