@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from fastinit import _native
@@ -21,6 +22,8 @@ _AT_ONCE = 2**22
 _NATIVE_DTYPES = {dtype: DTYPES[dtype] for dtype in (torch.float32, torch.float64, torch.bfloat16)}
 # Elements of a row by which it is told from others, before whole rows are compared.
 _SAMPLED = 8
+# Elements for which torch wakes no threads (fewer than at::internal::GRAIN_SIZE): waking takes longer than the work.
+_SERIAL = 2**14
 # Odd constants, without a pattern in their bits (SplitMix64's increments and multipliers are such).
 _MULTIPLIERS = (
     0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB, 0x2545F4914F6CDD1D,
@@ -156,9 +159,10 @@ def equal_rows(matrix: torch.Tensor) -> int:
     if matrix.is_complex():
         matrix, columns = torch.view_as_real(matrix).flatten(1), 2 * columns
     at = torch.linspace(0, columns - 1, min(columns, _SAMPLED), device="cpu").long().to(matrix.device)
-    sampled = matrix.index_select(1, at).cpu().double().view(torch.int64)
-    keys = (sampled * torch.tensor(_MULTIPLIERS[: len(at)], device="cpu")).sum(1)
-    keys, order = keys.sort(stable=True)
+    multipliers = np.array(_MULTIPLIERS[: len(at)])
+    pieces = torch.split(matrix, _SERIAL // _SAMPLED) if matrix.device.type == "cpu" else [matrix]
+    sampled = [each.index_select(1, at).cpu().double().view(torch.int64) for each in pieces]
+    keys, order = torch.cat([torch.from_numpy(each.numpy() @ multipliers) for each in sampled]).sort(stable=True)
     alike = (keys[1:] == keys[:-1]).nonzero().flatten()
     order = order.to(matrix.device)
     found = 0

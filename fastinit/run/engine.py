@@ -151,7 +151,8 @@ class Program:
     A program is never changed, so several threads may run the same one. Targets with an assignment have no memory of
     their own: it is made when the program runs. `distributed` are the tensors whose local memory is among the
     targets, and the targets were made from `tensors`. Where no seed is given, this rank takes that of `seed_groups` and
-    compares it on `compared_meshes`. If `seed_groups` is None, it asks nobody.
+    compares it on `compared_meshes`. If `seed_groups` is None, it asks nobody. Memory that the caller has just made for
+    the targets needs no checks.
 
     Raises:
         ParameterError: memory that cannot be written to, or a tensor that the wanted backend cannot fill.
@@ -167,6 +168,7 @@ class Program:
         tensors: Sequence[torch.Tensor] = (),
         seed_groups: Collection[agreement.Ranks] | None = None,
         compared_meshes: Collection[DeviceMesh] = (),
+        checks_memory: bool = True,
     ) -> None:
         self._native: list[Target] = []  # sampled, in one pass
         self._composed: list[Target] = []
@@ -215,9 +217,9 @@ class Program:
         self._all_have_addresses = all(kind in NATIVE_DEVICES for kind in kinds.values())
         self._layout = self._layout_of(self._tensors)
         # Memory on these devices can be checked, whichever backend fills it.
-        checked, on_cpu = targets, self._native
+        checked, on_cpu = targets if checks_memory else (), self._native
         if set(kinds.values()) != {"cpu"}:  # else there is nothing to sort out
-            checked = [target for target in targets if kinds[target.device] in NATIVE_DEVICES]
+            checked = [target for target in checked if kinds[target.device] in NATIVE_DEVICES]
             on_cpu = [target for target in self._native if kinds[target.device] == "cpu"]
         spans = [(memory_span(target.tensor, target.name), target.name) for target in checked]
         check_overlaps(spans)
