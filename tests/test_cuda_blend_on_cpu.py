@@ -115,7 +115,7 @@ BREAKS = {
         "static_cast<unsigned>(end - begin - 1)) continue;",
     ),
     "the wrong value": ("values[i * kStoreValues + k], dtype);", "values[i * kStoreValues], dtype);"),
-    "no value moves down": ("values[k - 1] = values[k];", ""),
+    "no value moves down": ("values[k - 1] = values[k];", "values[k - 1] = values[0];"),
 }
 
 
