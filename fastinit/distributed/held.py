@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastinit import _torch
-from fastinit.distributed import flat, megatron, shards, wrapped, zero3
+from fastinit.distributed import flat, megatron, shards, spmd, wrapped, zero3
 from fastinit.distributed.pieces import Held
 from fastinit.errors import ParameterError
 
@@ -29,6 +29,7 @@ _KINDS = [
     _Kind(flat.is_flat, flat.held_of_flat, flat.local_tensors),
     _Kind(zero3.is_zero3, zero3.held_of_zero3, zero3.local_tensors),
     _Kind(megatron.is_megatron, megatron.held_of_megatron, lambda tensor: [tensor]),
+    _Kind(spmd.is_spmd, spmd.held_of_spmd, lambda tensor: [tensor]),
     _Kind(wrapped.is_wrapped, wrapped.held_of_wrapped, wrapped.local_tensors),
 ]
 _registered: list[_Kind] = []
