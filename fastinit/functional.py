@@ -16,7 +16,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 
 from fastinit._torch import in_fake_mode, is_compiling, is_fake, keep_order, traced_constant, uncompiled
-from fastinit.distributed.held import is_whole, local_tensor
+from fastinit.distributed.held import is_whole, local_tensor, registered
 from fastinit.distributed.megatron import is_megatron
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
@@ -47,9 +47,13 @@ def _run(
     warn_of_empty: bool = False,
 ) -> TensorsT:
     """Fill a tensor, or those of a list, as the scheme make(*arguments) says."""
-    if is_compiling() and generator is None and isinstance(fan, str) and not _is_divided(tensor):
-        return _run_traced(tensor, make, arguments, fan)
-    if not is_compiling() and is_whole(tensor) and _fill_directly(tensor, make, arguments, fan, generator):
+    if is_compiling():
+        if generator is None and isinstance(fan, str) and not _is_divided(tensor):
+            return _run_traced(tensor, make, arguments, fan)
+    # Without attributes, what looks plain is no shard of a kind known here: this spares small tensors a call.
+    elif (not (registered or getattr(tensor, "__dict__", True)) or is_whole(tensor)) and _fill_directly(
+        tensor, make, arguments, fan, generator
+    ):
         return tensor
     return _run_plan(tensor, make, arguments, generator, fan, warn_of_empty)
 

@@ -660,7 +660,6 @@ def test_a_registered_kind_is_treated_by_its_global_shape() -> None:
         assert torch.equal(model.weight, whole[int(is_odd) :: 2])
 
 
-@pytest.mark.usefixtures("halves")
 def test_torch_s_functions_ask_registered_kinds() -> None:
     weight: Any = nn.Parameter(torch.empty(3, 8))
     weight.is_second_half = True
@@ -673,6 +672,7 @@ def test_torch_s_functions_ask_registered_kinds() -> None:
     assert torch.equal(weight, torch.eye(6, 8)[3:])
 
 
+@pytest.mark.usefixtures("halves")
 def test_a_refusal_of_a_registered_kind_names_the_parameter() -> None:
     model: Any = _layer()
     model.weight = _Halves(torch.full((3, 1), 7.0))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastinit import _torch
-from fastinit.distributed import flat, megatron, shards, wrapped, zero3
+from fastinit.distributed import flat, megatron, shards, spmd, wrapped, zero3
 from fastinit.distributed.pieces import Held
 from fastinit.errors import ParameterError
 
@@ -30,9 +30,10 @@ _KINDS = [
     _Kind(flat.is_flat, flat.held_of_flat, flat.local_tensors),
     _Kind(zero3.is_zero3, zero3.held_of_zero3, zero3.local_tensors),
     _Kind(megatron.is_megatron, megatron.held_of_megatron, lambda tensor: [tensor]),
+    _Kind(spmd.is_spmd, spmd.held_of_spmd, lambda tensor: [tensor]),
     _Kind(wrapped.is_wrapped, wrapped.held_of_wrapped, wrapped.local_tensors),
 ]
-_registered: list[_Kind] = []
+registered: list[_Kind] = []  # by register_shards; whoever asks for every small tensor looks here
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
@@ -89,27 +90,27 @@ def register_shards(
         return [*(piece.tensor for piece in (*given.pieces, *given.mirrors)), *given.padding]
 
     kind = _Kind(test, found, local)
-    _registered.insert(0, kind)
+    registered.insert(0, kind)
 
     def forget() -> None:
-        if kind in _registered:
-            _registered.remove(kind)
+        if kind in registered:
+            registered.remove(kind)
 
     return forget
 
 
 def _kind_of(tensor: Any) -> _Kind | None:
     # First the common case: marks of the kinds known here are attributes or a type.
-    if not _registered and type(tensor) in _PLAIN_TYPES and not tensor.__dict__:
+    if not registered and type(tensor) in _PLAIN_TYPES and not tensor.__dict__:
         return None
-    return next((kind for kind in (*_registered, *_KINDS) if kind.is_one(tensor)), None)
+    return next((kind for kind in (*registered, *_KINDS) if kind.is_one(tensor)), None)
 
 
 def is_whole(tensor: Any) -> bool:
-    """Whether a tensor is of torch's own types, and this rank has all of it. It is asked for every single tensor."""
+    """Whether a tensor is of torch's own types, and this rank has all of it."""
     if type(tensor) not in _PLAIN_TYPES:
         return False
-    return (not tensor.__dict__ and not _registered) or _kind_of(tensor) is None
+    return (not tensor.__dict__ and not registered) or _kind_of(tensor) is None
 
 
 def are_plain(tensors: Sequence[Any]) -> bool:
