@@ -115,7 +115,7 @@ def is_whole(tensor: Any) -> bool:
 
 def are_plain(tensors: Sequence[Any]) -> bool:
     """Whether no tensor is sharded, nor has an attribute by which another kind is known: a quick answer for many."""
-    return not _registered and _PLAIN_TYPES.issuperset(map(type, tensors)) and not any(map(_attributes, tensors))
+    return not registered and _PLAIN_TYPES.issuperset(map(type, tensors)) and not any(map(_attributes, tensors))
 
 
 _attributes = attrgetter("__dict__")
