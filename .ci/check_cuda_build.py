@@ -4,7 +4,8 @@ LOG is the output of a build with NVCC_APPEND_FLAGS="-Xptxas -v -Werror all-warn
 COMPILED_FILE is the extension that it made. From ptxas' report in LOG, for every kernel and architecture: no stack
 frame, nothing spilled, and no more registers than the occupancy allows that the kernel asks for. From the PTX in KEPT,
 the rules of tests/ptx_lint.py. From the machine code in COMPILED_FILE: all the architectures, no local memory, and no
-approximation by the special-function unit. Prints a line for each, with what is amiss below it, and exits with 1 if
+approximation by the special-function unit. (The tests compile the same files by C++17, the standard of the oldest
+torch.) Prints a line for each, with what is amiss below it, and exits with 1 if
 anything is.
 """
 
@@ -17,7 +18,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -56,9 +56,6 @@ LIMITS = {
     "orthogonal": Limits({"orthogonal_kernel": dict.fromkeys(ARCHITECTURES, 128)}, _DIVISION_AND_ROOT),
 }
 
-# Each torch's BuildExtension has its own. This is 2.11's; the newest one's is the build's.
-OLDEST_STANDARD = "-std=c++17"
-
 
 def load(path: Path) -> ModuleType:
     """A Python file as a module, wherever it lies."""
@@ -88,15 +85,6 @@ def run(*command: str | Path) -> str:
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))}\nfailed:\n{done.stdout}")
     return done.stdout
-
-
-def compile_host_side(name: str, flags: list[str]) -> None:
-    """The half of a file that the CPU runs, by the oldest standard. Of the other half PTX is made, which is quick."""
-    with tempfile.TemporaryDirectory() as folder:
-        run(
-            *(find_tool("nvcc"), "-c", "-gencode", "arch=compute_90,code=compute_90", OLDEST_STANDARD, *flags),
-            *("-Xcompiler", "-Werror", "-o", Path(folder, f"{name}.o"), SOURCES / f"{name}.cu"),
-        )
 
 
 class Kernel(NamedTuple):
@@ -175,11 +163,9 @@ def main() -> int:
         parser.add_argument(argument, type=Path)
     arguments = parser.parse_args()
 
-    setup_py = load(ROOT / "setup.py")
     built = load(ROOT / "_build_backend" / "compilers.py").ARCHITECTURES
     assert built == ARCHITECTURES, "each architecture that is built needs its limits here"
     assert sorted(LIMITS) == sorted(path.stem for path in SOURCES.glob("*.cu")), "each file needs its limits here"
-    flags = [*setup_py.NVCC_FLAGS, "--expt-relaxed-constexpr", "-Werror", "all-warnings", f"-I{ROOT / 'csrc'}"]
 
     problems = []
 
@@ -197,7 +183,6 @@ def main() -> int:
                 report(line, check_kernel(seen, most[architecture]))
             ptx = arguments.kept / f"{name}.compute_{architecture.replace('.', '')}.ptx"
             report(ptx.name, violations(ptx.read_text()))
-        compile_host_side(name, flags)
     report(arguments.compiled_file.name, check_extension(arguments.compiled_file))
     print(f"{len(problems)} problems" if problems else "good")
     return 1 if problems else 0
