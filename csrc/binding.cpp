@@ -298,6 +298,20 @@ bool fill_directly(Direct& direct, py::handle tensor, py::handle make, const py:
   return direct.fill(tensor, make, arguments, fan, generator, takes_directly, carry_out_directly);
 }
 
+bool fill_all_directly(Direct& direct, const py::tuple& tensors, py::handle resolve, const std::string& name_ids,
+                       py::handle seed, py::handle generator) {
+  const auto carry_out = [](const std::vector<Task>& tasks, uint64_t drawn, int threads) {
+    const auto num_rows = static_cast<int64_t>(tasks.size());
+    check_prepared(tasks.data(), num_rows);
+    check_threads(threads);
+    const char* isa = forced_isa();
+    call_interruptibly([&](const std::function<bool()>& should_stop) {
+      return fill_cpu(tasks.data(), num_rows, drawn, threads, isa, should_stop);
+    });
+  };
+  return direct.fill_all(tensors, resolve, name_ids, seed, generator, carry_out);
+}
+
 void orthogonal_cpu_table(const py::buffer& buffer, uint64_t seed, int threads) {
   const TableOf<OrthogonalMatrix> table(buffer);
   check_threads(threads);
@@ -499,6 +513,8 @@ PYBIND11_MODULE(_C, module) {
   py::class_<Direct>(module, "Direct")
       .def(py::init<py::object, const py::dict&>(), py::arg("resolve"), py::arg("torch"))
       .def("fill", &fill_directly, py::arg("tensor"), py::arg("make"), py::arg("arguments"), py::arg("fan"),
+           py::arg("generator"))
+      .def("fill_all", &fill_all_directly, py::arg("tensors"), py::arg("resolve"), py::arg("name_ids"), py::arg("seed"),
            py::arg("generator"));
   module.def("orthogonal_dtype", &orthogonal_dtype);
   module.def("orthogonal_cpu_fits", &fits_orthogonal_cpu, py::arg("rows"), py::arg("columns"));

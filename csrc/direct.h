@@ -1,5 +1,6 @@
-// A call for one small tensor, in which Python's part would take longer than the values. It looks at the tensor and at
-// its memory, finds what equal calls did, draws a seed, fills, and counts up the tensor's version.
+// A call for one small tensor, or for a list of them, in which Python's part would take longer than the values. It
+// looks at the tensors and at their memory, finds what equal calls or tensors got, draws a seed, fills, and counts up
+// the tensors' versions.
 //
 // Torch's own functions do what only torch can; they are handed in as Python objects. Where a tensor lies is read
 // through DLPack's exchange table, which torch publishes for this purpose, so that no torch header is needed.
@@ -7,6 +8,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -156,17 +158,7 @@ class Direct {
   template <class Takes, class CarryOut>
   bool fill(py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan, py::handle generator,
             const Takes& takes, const CarryOut& carry_out) {
-    const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
-    bool known_type = false;
-    for (const py::handle each : tensor_types_) known_type = known_type || each.ptr() == type;
-    const bool usual_generator =
-        generator.is_none() || reinterpret_cast<PyObject*>(Py_TYPE(generator.ptr())) == generator_type_.ptr();
-    if (!known_type || !usual_generator) return false;
-    for (const py::handle mode : modes_) {
-      const int is_on = PyObject_IsTrue(call(mode).ptr());
-      if (is_on < 0) throw py::error_already_set();
-      if (is_on > 0) return false;
-    }
+    if (!has_known_type(tensor) || !is_usual_generator(generator) || is_any_mode_on()) return false;
     Lies lies;
     std::string key;
     if (!look(tensor, lies) || !append(key, lies, make, arguments, fan)) return false;
@@ -179,8 +171,7 @@ class Direct {
     }
     if (found->second.work.kind == Work::Kind::kNone) return false;
     Work work = found->second.work;
-    if (lies.numel != work.numel() || lies.dtype != work.dtype() || !has_memory(tensor, lies)) return false;
-    if (is_true(is_neg_, tensor) || is_true(is_inference_, tensor)) return false;
+    if (lies.numel != work.numel() || lies.dtype != work.dtype() || !is_writable(tensor, lies)) return false;
     if (!generator.is_none() && !is_true(is_on_cpu_, generator)) return false;
     work.values.data = work.matrix.data = lies.address;
     Place place{lies.device.type == dlpack::kCuda, lies.device.id, 0, 1};
@@ -201,6 +192,63 @@ class Direct {
       throw;
     }
     call(increment_version_, py::make_tuple(tensor));
+    return true;
+  }
+
+  // Fills all tensors of a list in one pass, and returns true; or does nothing, and returns false: a tensor, its memory
+  // or the arguments are not of the usual kind, or the memory of two overlaps. `resolve(tensor)` gives work for all
+  // tensors of its shape and dtype. `name_ids` has 16 bytes a tensor. With `seed` None, the seed is drawn once, if
+  // anything is random. carry_out(tasks, seed, threads) fills on the CPU.
+  template <class CarryOut>
+  bool fill_all(const py::tuple& tensors, py::handle resolve, const std::string& name_ids, py::handle seed,
+                py::handle generator, const CarryOut& carry_out) {
+    constexpr size_t kNameBytes = sizeof(Task::name_id);
+    if (tensors.empty() || name_ids.size() != kNameBytes * tensors.size()) return false;
+    if (!is_usual_generator(generator) || is_any_mode_on()) return false;
+    if (!generator.is_none() && !is_true(is_on_cpu_, generator)) return false;
+    // Python may do anything to the tensors while it resolves, so they are looked at again afterwards.
+    std::unordered_map<std::string, Work> works;
+    std::string key;
+    Lies lies;
+    bool is_random = false;
+    for (const py::handle each : tensors) {
+      if (!has_known_type(each) || !look(each, lies) || lies.device.type != dlpack::kCpu) return false;
+      begin_key(key, lies);
+      if (works.find(key) == works.end()) {
+        const Work work = work_of(call(resolve, each));
+        if (work.kind != Work::Kind::kFill) return false;
+        is_random = is_random || work.is_random;
+        works.emplace(key, work);
+      }
+    }
+    std::vector<Task> tasks;
+    std::vector<std::pair<uint64_t, uint64_t>> spans;  // begin and end
+    tasks.reserve(tensors.size());
+    spans.reserve(tensors.size());
+    for (const py::handle each : tensors) {
+      if (!look(each, lies) || lies.device.type != dlpack::kCpu || !is_writable(each, lies)) return false;
+      begin_key(key, lies);
+      const auto found = works.find(key);
+      if (found == works.end() || found->second.numel() != lies.numel) return false;
+      Task& task = tasks.emplace_back(found->second.values);
+      task.data = lies.address;
+      std::memcpy(task.name_id, name_ids.data() + kNameBytes * (tasks.size() - 1), kNameBytes);
+      spans.emplace_back(lies.address, lies.address + static_cast<uint64_t>(lies.numel * element_bytes(lies.dtype)));
+    }
+    std::sort(spans.begin(), spans.end());
+    for (size_t i = 1; i < spans.size(); ++i) {
+      if (spans[i].first < spans[i - 1].second) return false;
+    }
+    const int threads = py::cast<int>(call(get_num_threads_));
+    uint64_t number_of_seed = 0;
+    if (is_random) number_of_seed = seed.is_none() ? drawn_seed(generator) : py::cast<uint64_t>(seed);
+    try {
+      carry_out(tasks, number_of_seed, threads);
+    } catch (...) {  // an interrupted fill has written something, too
+      call(increment_version_, tensors);
+      throw;
+    }
+    call(increment_version_, tensors);
     return true;
   }
 
@@ -248,6 +296,32 @@ class Direct {
     const uint64_t value = PyLong_AsUnsignedLongLong(call(function, arguments...).ptr());
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     return value;
+  }
+
+  bool has_known_type(py::handle tensor) const {
+    const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
+    for (const py::handle each : tensor_types_) {
+      if (each.ptr() == type) return true;
+    }
+    return false;
+  }
+
+  bool is_usual_generator(py::handle generator) const {
+    return generator.is_none() || reinterpret_cast<PyObject*>(Py_TYPE(generator.ptr())) == generator_type_.ptr();
+  }
+
+  bool is_any_mode_on() const {
+    for (const py::handle mode : modes_) {
+      const int is_on = PyObject_IsTrue(call(mode).ptr());
+      if (is_on < 0) throw py::error_already_set();
+      if (is_on > 0) return true;
+    }
+    return false;
+  }
+
+  // Whether a tensor of the usual kind may be written to.
+  bool is_writable(py::handle tensor, const Lies& lies) const {
+    return has_memory(tensor, lies) && !is_true(is_neg_, tensor) && !is_true(is_inference_, tensor);
   }
 
   // Where a tensor lies. False if it is not a contiguous one of the CPU or of CUDA in a native dtype. Torch refuses to
@@ -298,14 +372,20 @@ class Direct {
     return true;
   }
 
+  // Begins a key with what of a tensor decides about the work.
+  static void begin_key(std::string& key, const Lies& lies) {
+    key.clear();
+    append_bytes(key, lies.dtype);
+    append_bytes(key, lies.ndim);
+    for (int32_t dim = 0; dim < lies.ndim; ++dim) append_bytes(key, lies.shape[dim]);
+  }
+
   // Everything that decides about the work. False if that cannot be told by the bits of numbers and the letters of
   // strings, which never change. Only exact types count: True equals 1, and is another argument.
   static bool append(std::string& key, const Lies& lies, py::handle make, const py::tuple& arguments, py::handle fan) {
     if (!PyUnicode_CheckExact(fan.ptr())) return false;
+    begin_key(key, lies);
     append_bytes(key, make.ptr());
-    append_bytes(key, lies.dtype);
-    append_bytes(key, lies.ndim);
-    for (int32_t dim = 0; dim < lies.ndim; ++dim) append_bytes(key, lies.shape[dim]);
     if (!append_text(key, fan)) return false;
     for (const py::handle each : arguments) {
       if (PyFloat_CheckExact(each.ptr())) {
@@ -327,11 +407,16 @@ class Direct {
   Known resolved(py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan) const {
     Known known;
     known.make = py::reinterpret_borrow<py::object>(make);
-    const py::object found = call(resolve_, tensor, make, arguments, fan);
-    if (found.is_none()) return known;
-    const auto given = py::cast<py::tuple>(found);
+    known.work = work_of(call(resolve_, tensor, make, arguments, fan));
+    return known;
+  }
+
+  // What a tuple of Python asks for. None: nothing that this class does.
+  static Work work_of(const py::object& asked) {
+    Work work;
+    if (asked.is_none()) return work;
+    const auto given = py::cast<py::tuple>(asked);
     const auto kind = py::cast<std::string>(given[0]);
-    Work& work = known.work;
     work.is_random = py::cast<bool>(given[1]);
     if (kind == "fill") {
       work.kind = Work::Kind::kFill;
@@ -348,7 +433,7 @@ class Direct {
     } else {
       throw py::value_error("resolve: expected fill, orthogonal or sparse, got " + kind);
     }
-    return known;
+    return work;
   }
 
   template <class Row>

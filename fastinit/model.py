@@ -27,7 +27,7 @@ from fastinit.recipes.files import Recipe, check_flag
 from fastinit.recipes.presets import as_recipe, preset_names
 from fastinit.rules.depths import check_layers
 from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
-from fastinit.rules.survey import Survey, plan_tensors
+from fastinit.rules.survey import Survey, fill_tensors, plan_tensors
 from fastinit.run.memory import FLOAT8_DTYPES, SAMPLED_DTYPES
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters, named_tensors
 from fastinit.run.progress import Progress, check_progress
@@ -505,6 +505,10 @@ def init_(
     >>> weight = torch.empty(2, 3)
     >>> init_([weight], "kaiming_normal", seed=0)
     """
+    if backend in ("auto", "native") and fill_tensors(
+        tensors, scheme, names=names, fan=fan, seed=seed, generator=generator
+    ):
+        return
     plan_tensors(tensors, scheme, names=names, fan=fan, seed=seed, generator=generator, backend=backend).run_()
 
 

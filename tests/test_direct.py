@@ -23,8 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastinit
 from fastinit import _native, functional
+from fastinit.rules import survey
 from fastinit.run import direct, engine
-from fastinit.schemes.distributions import Constant, Sparse
+from fastinit.run.streams import draw_seed
+from fastinit.schemes.distributions import Constant, Distribution, Normal, Sparse
 
 pytestmark = needs_native
 
@@ -219,24 +221,6 @@ def test_both_ways_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(ways) > len(cases) / 8  # enough of them went the short way
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each call went the short way."""
-    ways: list[bool] = []
-    fill = functional._fill_directly
-
-    def noted(*arguments: Any) -> bool:
-        ways.append(fill(*arguments))
-        return ways[-1]
-
-    monkeypatch.setattr(functional, "_fill_directly", noted)
-    return ways
-
-
-def normal(seed: int) -> Tensor:
-    return functional.normal_(torch.empty(4, 4), generator=torch.Generator().manual_seed(seed))
-
-
 class Functions(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
@@ -255,6 +239,157 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.called += 1
         return function(*args, **(kwargs or {}))
+
+
+class OfLastDimension:
+    """A user's scheme, which refuses vectors."""
+
+    def distribution(self, context: fastinit.Context) -> Distribution:
+        if len(context.shape) < 2:
+            raise ValueError("no vectors")
+        return Normal(0.0, 1.0 / context.shape[-1])
+
+
+LIST_SCHEMES: list[Any] = [
+    *("normal", "uniform", "trunc_normal", "zeros", "kaiming_uniform", "xavier_normal", "orthogonal", "no such scheme"),
+    *(fastinit.TruncNormal(0.1), fastinit.Constant(1e5), fastinit.Uniform(-1.0, 1.0), fastinit.Sparse(0.5), 3),
+    *(OfLastDimension(), fastinit.Normal(1000.0, 1e-3), fastinit.Normal(0.0, 1e-30)),  # many values are the same
+]
+
+
+def call_with_list(case: int) -> tuple[Any, ...]:
+    """All that can be seen of a random call of init_: the same one for every `case`."""
+    r = random.Random(case)
+    is_usual = r.random() < 0.8
+    tensors: list[Any] = []
+    for _ in range(r.choice([0, 1, 2, 3, 30])):
+        make = r.choice(USUAL if is_usual or r.random() < 0.8 else UNUSUAL)
+        shape = r.choice([(4, 4), (7, 5), (1, 1), (3, 6), (5,), (70, 130)] if is_usual else SHAPES)
+        tensors.append(make(shape, r.choice(DTYPES if is_usual else DTYPES + OTHER_DTYPES), r))
+    if tensors and r.random() < 0.15:
+        tensors.append(r.choice([tensors[0], tensors[0].detach(), torch.zeros(2), 5]))
+    given: dict[str, Any] = {}
+    if r.random() < 0.5:
+        given["seed"] = r.choice([0, 1, 2**64 - 1, None, -1, 2**64, 0.5, np.int64(3)])
+    if r.random() < 0.3:
+        given["generator"] = r.choice([torch.Generator().manual_seed(case), None, 5])
+    if r.random() < 0.3:
+        given["names"] = [r.choice(["w", "layers.3.w", "ä"]) + str(i) for i in range(len(tensors) + (r.random() < 0.1))]
+    if r.random() < 0.2:
+        given["backend"] = r.choice(["native", "torch", "auto", "cuda"])
+    if r.random() < 0.2:
+        given["fan"] = r.choice(["torch", "module", "jax", "no", 3])
+    scheme = r.choice(LIST_SCHEMES)
+    torch.manual_seed(case)
+    engine._warn_once.cache_clear()
+    real = [each for each in tensors if isinstance(each, Tensor)]
+    versions = [None if each.is_inference() else each._version for each in real]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            outcome: Any = fastinit.init_(r.choice([list, tuple])(tensors), scheme, **given)
+        except Exception as error:
+            outcome = type(error), str(error), getattr(error, "name", None)
+    counted = [
+        None if version is None else each._version - version for each, version in zip(real, versions, strict=True)
+    ]
+    content = [
+        blake2b(torch.tensor([], dtype=torch.uint8).set_(each.untyped_storage()).numpy()).hexdigest()
+        for each in real
+        if each.layout is torch.strided and not each.is_meta
+    ]
+    states = blake2b(torch.get_rng_state().numpy()).hexdigest(), repr(given.get("generator"))
+    if isinstance(given.get("generator"), torch.Generator):
+        states = states[0], blake2b(given["generator"].get_state().numpy()).hexdigest()
+    return outcome, counted, content, states, [(str(each.message), each.category, each.filename) for each in warned]
+
+
+def test_both_ways_of_a_list_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[bool] = []
+    fill = survey.fill_all
+
+    def noted(*arguments: Any) -> bool:
+        ways.append(fill(*arguments))
+        return ways[-1]
+
+    cases = range(1500)
+    monkeypatch.setattr(survey, "fill_all", noted)
+    short = [call_with_list(case) for case in cases]
+    monkeypatch.setattr(survey, "fill_all", lambda *arguments: False)
+    long = [call_with_list(case) for case in cases]
+    for case, ours, wanted in zip(cases, short, long, strict=True):
+        # Orthogonal and sparse matrices and values that torch writes count up more than once, on the long way alone.
+        counts = [[each is not None and each > 0 for each in one[1]] for one in (ours, wanted)]
+        assert counts[0] == counts[1], case
+        assert repr((ours[0], *ours[2:])) == repr((wanted[0], *wanted[2:])), case
+    assert sum(ways) > len(cases) / 8  # enough of them went the short way
+
+
+def test_a_list_counts_versions_once_and_draws_one_seed() -> None:
+    tensors = [torch.empty(3, 4) for _ in range(4)]
+    generator = torch.Generator().manual_seed(5)
+    fastinit.init_(tensors, "normal", generator=generator)
+    assert [each._version for each in tensors] == [1] * 4
+    wanted = torch.Generator().manual_seed(5)
+    draw_seed(wanted)
+    assert torch.equal(generator.get_state(), wanted.get_state())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_list_does_not_depend_on_threads(threads: int) -> None:
+    tensors, others = ([torch.empty(300, 70) for _ in range(9)] for _ in range(2))
+    fastinit.init_(tensors, "normal", seed=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fastinit.init_(others, "normal", seed=3)
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, tensors, others))
+
+
+@pytest.mark.parametrize("make", [Functions, Operations])
+def test_lists_go_the_long_way_under_modes(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[bool] = []
+    fill = survey.fill_all
+    monkeypatch.setattr(survey, "fill_all", lambda *arguments: ways.append(fill(*arguments)) or ways[-1])
+    tensors, others = ([torch.empty(3, 4)] for _ in range(2))
+    fastinit.init_(tensors, "normal", seed=3)
+    with make():
+        fastinit.init_(others, "normal", seed=3)
+    assert ways == [True, False] and torch.equal(tensors[0], others[0])
+
+
+def test_a_scheme_that_changes_the_tensors_spoils_nothing() -> None:
+    """Lists are looked at again after a user's code ran."""
+    tensors = [torch.empty(3, 4), torch.empty(3, 4)]
+
+    class Freeing:
+        def distribution(self, context: fastinit.Context) -> Distribution:
+            tensors[0].untyped_storage().resize_(0)
+            return Normal(0.0, 1.0)
+
+    with pytest.raises(fastinit.ParameterError) as caught:
+        fastinit.init_(tensors, Freeing(), seed=3)
+    assert caught.value.name == "0"
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each call went the short way."""
+    ways: list[bool] = []
+    fill = functional._fill_directly
+
+    def noted(*arguments: Any) -> bool:
+        ways.append(fill(*arguments))
+        return ways[-1]
+
+    monkeypatch.setattr(functional, "_fill_directly", noted)
+    return ways
+
+
+def normal(seed: int) -> Tensor:
+    return functional.normal_(torch.empty(4, 4), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("make", [Functions, Operations])

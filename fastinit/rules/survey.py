@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fastinit._torch import between_nodes
+from fastinit._torch import between_nodes, is_compiling
 from fastinit.distributed import agreement
-from fastinit.distributed.held import global_shape
+from fastinit.distributed.held import are_plain, global_shape
 from fastinit.distributed.megatron import check_in_module
 from fastinit.distributed.shards import is_dtensor
 from fastinit.distributed.wrapped import packed
@@ -23,11 +23,13 @@ from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Alike, Roles, Treatment, ruled_treatment
 from fastinit.rules.select import Rule, RuleFinder, as_fan
+from fastinit.run.direct import fill_all
 from fastinit.run.memory import are_usual, check_tensor, is_usual
 from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules
 from fastinit.run.parametrized import computed_weights
 from fastinit.run.places import Place, place_of
 from fastinit.schemes.base import Scheme, as_scheme, as_written
+from fastinit.schemes.distributions import Distribution
 from fastinit.schemes.fans import FanConvention
 from fastinit.schemes.named import Own
 
@@ -162,6 +164,37 @@ def plan_tensors(
         rows.append(row)
     maker.warn()
     return Plan(rows, seed=seed, generator=generator, backend=backend)
+
+
+def fill_tensors(
+    tensors: object,
+    scheme: str | Scheme,
+    *,
+    names: Sequence[str] | None,
+    fan: FanConvention,
+    seed: int | None,
+    generator: torch.Generator | None,
+) -> bool:
+    """Write what `plan_tensors` plans, by the short way of run/direct.py; or do nothing: False."""
+    is_usual_seed = seed is None or (type(seed) is int and 0 <= seed < 2**64 and generator is None)
+    if type(tensors) not in (list, tuple) or not is_usual_seed or is_compiling():
+        return False
+    listed: Sequence[torch.Tensor] = tensors  # type: ignore[assignment]
+    if any(not isinstance(each, torch.Tensor) for each in listed) or not are_plain(listed):
+        return False
+    try:
+        scheme = as_scheme(scheme)
+        canonical = None if names is None else _checked_names(names, len(listed))
+        resolver = Resolver(as_fan(fan), Depths(canonical or ()))
+    except Exception:  # for plan_tensors to tell
+        return False
+    treatment = Treatment(scheme, "listed")
+
+    def distribution_of(tensor: torch.Tensor) -> Distribution | None:
+        found = resolver("", "", None, tensor.shape, tensor.dtype, treatment)
+        return None if found.asked or found.warning or found.disagreement else found.distribution
+
+    return fill_all(listed, canonical, distribution_of, seed, generator)
 
 
 def _no_tensors(given: object, scheme: Scheme) -> TypeError:

@@ -1,13 +1,14 @@
-"""The short way of one tensor to its values: a dense tensor, all of it drawn from one distribution.
+"""The short way of a tensor, or of a list of them, to its values: dense tensors, each drawn from one distribution.
 
 It is one call of native code (csrc/direct.h). Values, seeds and versions are those of the long way (plans.py,
-engine.py), which costs many times as much as filling a small tensor does. The long way takes everything else, and tells
+engine.py), which costs many times as much as filling small tensors does. The long way takes everything else, and tells
 what is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fastinit.run.composed import orthogonal_matrix
 from fastinit.run.engine import keys_of_zeros
 from fastinit.run.matrix_table import is_small, orthogonal_table
 from fastinit.run.memory import EXCHANGE_API
+from fastinit.run.streams import name_id
 from fastinit.run.table import Table
 from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Distribution, Normal, Orthogonal, Sparse
@@ -49,6 +51,44 @@ def short_way(resolve: Resolve) -> Fill:
 
     fill: Fill = _native.module.Direct(work, _torch_functions(MODES)).fill
     return fill
+
+
+def fill_all(
+    tensors: Sequence[torch.Tensor],
+    names: Sequence[str] | None,
+    resolve: Callable[[torch.Tensor], Distribution | None],
+    seed: int | None,
+    generator: torch.Generator | None,
+) -> bool:
+    """Write to all tensors in one pass, with one seed; or do nothing: False. None is a shard of any kind.
+
+    What `resolve` gives for one tensor holds for all of its shape and dtype. `names` None: positions.
+    """
+    direct = _lists()
+    if direct is None:
+        return False
+
+    def work(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+        try:
+            return _work(resolve(tensor), tensor)
+        except Exception:  # for the long way to tell
+            return None
+
+    name_ids = _ids_of_positions(len(tensors)) if names is None else b"".join(map(name_id, names))
+    filled: bool = direct.fill_all(tuple(tensors), work, name_ids, seed, generator)
+    return filled
+
+
+@lru_cache(maxsize=1)
+def _lists() -> Any:
+    if _native.module is None or EXCHANGE_API is None or MODES is None:
+        return None
+    return _native.module.Direct(None, _torch_functions(MODES))
+
+
+@lru_cache(maxsize=8)
+def _ids_of_positions(count: int) -> bytes:
+    return b"".join(name_id(str(position)) for position in range(count))
 
 
 def _work(distribution: Distribution | None, tensor: torch.Tensor) -> tuple[Any, ...] | None:
