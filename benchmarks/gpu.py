@@ -45,7 +45,7 @@ import fastinit
 from fastinit import _native
 from fastinit.cli.demo import GPT2, Size
 from fastinit.plans import Plan
-from fastinit.rules.survey import plan_tensors
+from fastinit.rules.lists import plan_tensors
 from fastinit.run import engine
 from fastinit.run.table import Table
 from fastinit.run.targets import Target

@@ -14,7 +14,7 @@ from models import Allocated, Shapes, allocate, gpt2_xl, llama_3_2_1b
 
 import fastinit
 from fastinit.cli.demo import Llama, build_fused
-from fastinit.rules.survey import plan_tensors
+from fastinit.rules.lists import plan_tensors
 
 MODELS: dict[str, Callable[[], Shapes]] = {"GPT-2 XL": gpt2_xl, "Llama 3.2 1B": llama_3_2_1b}
 CONTESTANTS = ["torch", "fastinit", "fill"]

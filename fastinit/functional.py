@@ -19,10 +19,10 @@ from fastinit._torch import in_fake_mode, is_compiling, is_fake, keep_order, tra
 from fastinit.distributed.held import is_whole, local_tensor, registered
 from fastinit.distributed.megatron import is_megatron
 from fastinit.rules.depths import Depths
+from fastinit.rules.lists import plan_tensors
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Treatment
 from fastinit.rules.select import as_fan
-from fastinit.rules.survey import plan_tensors
 from fastinit.run.direct import short_way
 from fastinit.run.streams import draw_seed
 from fastinit.schemes import named as schemes

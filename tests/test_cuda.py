@@ -39,7 +39,7 @@ import fastinit.run.table
 from fastinit import _native
 from fastinit.cli.demo import GPT2, Size
 from fastinit.plans import Plan
-from fastinit.rules.survey import plan_tensors
+from fastinit.rules.lists import plan_tensors
 from fastinit.run import engine
 from fastinit.run.streams import name_id
 from fastinit.run.targets import Target

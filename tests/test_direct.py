@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastinit
 from fastinit import _native, functional
-from fastinit.rules import survey
+from fastinit.rules import lists
 from fastinit.run import direct, engine
 from fastinit.run.streams import draw_seed
 from fastinit.schemes.distributions import Constant, Distribution, Normal, Sparse
@@ -306,16 +306,16 @@ def call_with_list(case: int) -> tuple[Any, ...]:
 
 def test_both_ways_of_a_list_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ways: list[bool] = []
-    fill = survey.fill_all
+    fill = lists.fill_all
 
     def noted(*arguments: Any) -> bool:
         ways.append(fill(*arguments))
         return ways[-1]
 
     cases = range(1500)
-    monkeypatch.setattr(survey, "fill_all", noted)
+    monkeypatch.setattr(lists, "fill_all", noted)
     short = [call_with_list(case) for case in cases]
-    monkeypatch.setattr(survey, "fill_all", lambda *arguments: False)
+    monkeypatch.setattr(lists, "fill_all", lambda *arguments: False)
     long = [call_with_list(case) for case in cases]
     for case, ours, wanted in zip(cases, short, long, strict=True):
         # Orthogonal and sparse matrices and values that torch writes count up more than once, on the long way alone.
@@ -351,8 +351,8 @@ def test_a_list_does_not_depend_on_threads(threads: int) -> None:
 @pytest.mark.parametrize("make", [Functions, Operations])
 def test_lists_go_the_long_way_under_modes(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     ways: list[bool] = []
-    fill = survey.fill_all
-    monkeypatch.setattr(survey, "fill_all", lambda *arguments: ways.append(fill(*arguments)) or ways[-1])
+    fill = lists.fill_all
+    monkeypatch.setattr(lists, "fill_all", lambda *arguments: ways.append(fill(*arguments)) or ways[-1])
     tensors, others = ([torch.empty(3, 4)] for _ in range(2))
     fastinit.init_(tensors, "normal", seed=3)
     with make():

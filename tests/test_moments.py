@@ -16,7 +16,7 @@ from conftest import DTYPES, needs_native
 from scipy import integrate, stats
 
 import fastinit
-from fastinit.rules.survey import plan_tensors
+from fastinit.rules.lists import plan_tensors
 from fastinit.schemes import distributions
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.fans import FanConvention

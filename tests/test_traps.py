@@ -12,7 +12,7 @@ from conftest import needs_native
 from torch import nn
 
 import fastinit
-from fastinit.rules.survey import plan_tensors
+from fastinit.rules.lists import plan_tensors
 from fastinit.run.index_maps import BoxIndices
 from fastinit.run.streams import name_id
 from fastinit.run.table import Table

@@ -1,35 +1,34 @@
-"""One walk over a model, or a list of tensors: a row for every parameter and buffer, with what it gets and why."""
+"""One walk over a model: a row for every parameter and buffer, with what it gets and why."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from fastinit._torch import between_nodes, is_compiling
+from fastinit._torch import between_nodes
 from fastinit.distributed import agreement
-from fastinit.distributed.held import are_plain, global_shape
+from fastinit.distributed.held import global_shape
 from fastinit.distributed.megatron import check_in_module
 from fastinit.distributed.shards import is_dtensor
 from fastinit.distributed.wrapped import packed
-from fastinit.errors import NAMELESS, FanWarning, ParameterError, warn
-from fastinit.plans import Action, Plan, Row, boxes_of
+from fastinit.errors import ParameterError, warn
+from fastinit.plans import Action, Row
 from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Alike, Roles, Treatment, ruled_treatment
+from fastinit.rules.rows import KnownRow, RowMaker
 from fastinit.rules.select import Rule, RuleFinder, as_fan
-from fastinit.run.direct import fill_all
-from fastinit.run.memory import are_usual, check_tensor, is_usual
-from fastinit.run.names import NamedModule, Renamer, canonical_name, named_modules
+from fastinit.run.memory import are_usual, is_usual
+from fastinit.run.names import NamedModule, Renamer, named_modules
 from fastinit.run.parametrized import computed_weights
 from fastinit.run.places import Place, place_of
-from fastinit.schemes.base import Scheme, as_scheme, as_written
-from fastinit.schemes.distributions import Distribution
+from fastinit.schemes.base import Scheme
 from fastinit.schemes.fans import FanConvention
 from fastinit.schemes.named import Own
 
@@ -37,190 +36,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class _RowMaker:
-    """Makes the rows of parameters that are written, and collects warnings about them."""
-
-    def __init__(self, resolver: Resolver) -> None:
-        self._resolve = resolver
-        self.warnings: list[str] = []
-        self.disagreements: list[str] = []
-
-    def row(
-        self,
-        name: str,
-        own_name: str,
-        module: nn.Module | None,
-        tensor: torch.Tensor,
-        treatment: Treatment,
-        place: Place,
-        kind: str = "",
-    ) -> tuple[Row, bool]:
-        """The row, and whether equal parameters of modules with equal looks have the same, but for name and place."""
-        scheme = treatment.scheme
-        assert scheme is not None
-        boxes = None
-        if is_usual(tensor):
-            shape = tensor.shape
-        else:
-            check_tensor(tensor, name)
-            shape, boxes = global_shape(tensor, name), boxes_of(tensor, name)
-        fans = distribution = None
-        reason, dtype = treatment.reason, tensor.dtype
-        is_settled = True
-        if 0 in shape:
-            reason = "empty"
-        else:
-            found = self._resolve(name, own_name, module, shape, dtype, treatment)
-            fans, distribution = found.fans, found.distribution
-            is_settled = not (found.asked or found.warning or found.disagreement)
-            if found.warning is not None:
-                self.warnings.append(f"{name or NAMELESS}: {found.warning}")
-            if found.disagreement is not None:
-                by_torch, by_module, maps = found.disagreement
-                of_maps = f" to each of its {maps} maps" if maps > 1 else ""
-                self.disagreements.append(f"{name} {by_torch:.3g} and {by_module:.3g}{of_maps}")
-        frozen = module is not None and not tensor.requires_grad
-        what = shape, dtype, tensor.device, reason, place, scheme, fans, distribution, True, frozen, boxes
-        return Row(name, "init", kind, *what), is_settled
-
-    def warn(self) -> None:
-        if self.warnings:
-            more = f"; and {len(self.warnings) - _SHOWN} more" if len(self.warnings) > _SHOWN else ""
-            warn("; ".join(self.warnings[:_SHOWN]) + more)
-        if self.disagreements:
-            more = f" and {len(self.disagreements) - _SHOWN} more" if len(self.disagreements) > _SHOWN else ""
-            warn(
-                "the std depends on the convention for fans: fan='torch', the default, reads the shape, and "
-                f"fan='module' what the module computes. They give {', '.join(self.disagreements[:_SHOWN])}{more}; "
-                "pass the fan= that you mean",
-                FanWarning,
-            )
-
-
-class _Known:
-    """The row of parameters that differ in nothing but name and place.
-
-    is_guess: whether it is a linear map of which no author's code tells.
-    """
-
-    __slots__ = ("_fields", "device", "dtype", "is_guess")
-
-    def __init__(self, row: Row, is_guess: bool) -> None:
-        self.dtype = row.dtype
-        self.device = row.device
-        self.is_guess = is_guess
-        self._fields: list[Any] = list(row)
-
-    def row(self, name: str, place: Place) -> Row:
-        fields = self._fields
-        fields[0] = name
-        fields[_PLACE] = place
-        return tuple.__new__(Row, fields)
-
-
-_PLACE = Row._fields.index("place")
-_SHOWN = 6
 _NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
-
-
-def plan_tensors(
-    tensors: Iterable[torch.Tensor],
-    scheme: str | Scheme,
-    *,
-    names: Sequence[str] | None = None,
-    fan: FanConvention = "torch",
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    backend: str = "auto",
-) -> Plan:
-    """A plan that gives every tensor of a list the same scheme. The default `names` are positions: "0", "1", ..."""
-    scheme = as_scheme(scheme, lambda made: f"fastinit.init_(tensors, {made})")
-    if isinstance(tensors, torch.Tensor):
-        raise TypeError(
-            "tensors: expected a list of tensors, got one tensor; pass [tensor]: "
-            f"fastinit.init_([tensor], {as_written(scheme)})"
-        )
-    if isinstance(tensors, nn.Module) or not isinstance(tensors, Iterable):
-        raise _no_tensors(tensors, scheme)
-    tensors = list(tensors)
-    for each in tensors:
-        if isinstance(each, nn.Module):
-            raise _no_tensors(each, scheme)
-    canonical = _checked_names(names, len(tensors))
-    treatment = Treatment(scheme, "listed")
-    maker = _RowMaker(Resolver(as_fan(fan), Depths(canonical)))
-    rows = []
-    known: dict[torch.Size, _Known] = {}
-    usual = len(tensors) > 1 and are_usual(tensors)
-    for name, tensor in zip(canonical, tensors, strict=True):
-        place = Place.of_tensor(tensor)
-        like = known.get(tensor.shape) if usual else None
-        if like is not None and tensor.dtype is like.dtype and tensor.device == like.device:
-            rows.append(like.row(name, place))
-            continue
-        row, is_settled = maker.row(name, "", None, tensor, treatment, place)
-        if usual and is_settled:
-            known[tensor.shape] = _Known(row, is_guess=False)
-        rows.append(row)
-    maker.warn()
-    return Plan(rows, seed=seed, generator=generator, backend=backend)
-
-
-def fill_tensors(
-    tensors: object,
-    scheme: str | Scheme,
-    *,
-    names: Sequence[str] | None,
-    fan: FanConvention,
-    seed: int | None,
-    generator: torch.Generator | None,
-) -> bool:
-    """Write what `plan_tensors` plans, by the short way of run/direct.py; or do nothing: False."""
-    is_usual_seed = seed is None or (type(seed) is int and 0 <= seed < 2**64 and generator is None)
-    if type(tensors) not in (list, tuple) or not is_usual_seed or is_compiling():
-        return False
-    listed: Sequence[torch.Tensor] = tensors  # type: ignore[assignment]
-    if any(not isinstance(each, torch.Tensor) for each in listed) or not are_plain(listed):
-        return False
-    try:
-        scheme = as_scheme(scheme)
-        canonical = None if names is None else _checked_names(names, len(listed))
-        resolver = Resolver(as_fan(fan), Depths(canonical or ()))
-    except Exception:  # for plan_tensors to tell
-        return False
-    treatment = Treatment(scheme, "listed")
-
-    def distribution_of(tensor: torch.Tensor) -> Distribution | None:
-        found = resolver("", "", None, tensor.shape, tensor.dtype, treatment)
-        return None if found.asked or found.warning or found.disagreement else found.distribution
-
-    return fill_all(listed, canonical, distribution_of, seed, generator)
-
-
-def _no_tensors(given: object, scheme: Scheme) -> TypeError:
-    message = f"tensors: expected a list of tensors, got {type(given).__name__}"
-    if isinstance(given, nn.Module):
-        message += f"; write fastinit.init_model_(model, {as_written(scheme)})"
-    return TypeError(message)
-
-
-def _checked_names(names: Sequence[str] | None, count: int) -> list[str]:
-    if names is None:
-        return [str(position) for position in range(count)]
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise TypeError(f"names: expected a list of names, got {names!r}")
-    names = list(names)
-    for each in names:
-        if not isinstance(each, str):
-            raise TypeError(f"names: expected a list of names, got {each!r} in it")
-    if len(names) != count:
-        raise ValueError(f"names: expected {count}, one a tensor, got {len(names)}")
-    canonical, seen = [canonical_name(name) for name in names], set()
-    for name in canonical:
-        if name in seen:
-            raise ValueError(f"names: {name!r} stands twice; tensors of one name would get the same values")
-        seen.add(name)
-    return canonical
 
 
 class Survey:
@@ -281,7 +97,7 @@ class Survey:
         self._roles = Roles(self.model, scheme, modules=self._modules, unwritten=self._unwritten)
         self._is_own = isinstance(scheme, Own)
         fan = None if fan is None else as_fan(fan)
-        self._maker = _RowMaker(Resolver(fan, depths, self._roles.authors))
+        self._maker = RowMaker(Resolver(fan, depths, self._roles.authors))
         every = [each for of in self._modules for each in of.module._parameters.values() if each is not None]
         self._all_usual = are_usual(every)
         # Such names are the canonical ones, and no two of them are equal.
@@ -290,7 +106,7 @@ class Survey:
         )
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
         self.guessed: set[str] = set()  # maps of which no author's code tells
-        self._known: dict[Any, _Known] = {}
+        self._known: dict[Any, KnownRow] = {}
         self._ruled_treatments: dict[Any, Treatment] = {}
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
         self._first: dict[int, Row] = {}  # id of a parameter -> its first row
@@ -360,7 +176,7 @@ class Survey:
         check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
         row, is_settled = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
         if key is not None and is_settled and alike is not None and alike.covers(own_name):
-            self._known[key] = _Known(row, treatment.role == "map")
+            self._known[key] = KnownRow(row, treatment.role == "map")
         return row
 
     def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:

@@ -1,0 +1,101 @@
+"""The row of a parameter that is written, and rows made from it for parameters that differ in name and place alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastinit.distributed.held import global_shape
+from fastinit.errors import NAMELESS, FanWarning, warn
+from fastinit.plans import Row, boxes_of
+from fastinit.rules.resolve import Resolver
+from fastinit.rules.roles import Treatment
+from fastinit.run.memory import check_tensor, is_usual
+from fastinit.run.places import Place
+
+
+class RowMaker:
+    """Makes the rows of parameters that are written, and collects warnings about them."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolve = resolver
+        self.warnings: list[str] = []
+        self.disagreements: list[str] = []
+
+    def row(
+        self,
+        name: str,
+        own_name: str,
+        module: nn.Module | None,
+        tensor: torch.Tensor,
+        treatment: Treatment,
+        place: Place,
+        kind: str = "",
+    ) -> tuple[Row, bool]:
+        """The row, and whether equal parameters of modules with equal looks have the same, but for name and place."""
+        scheme = treatment.scheme
+        assert scheme is not None
+        boxes = None
+        if is_usual(tensor):
+            shape = tensor.shape
+        else:
+            check_tensor(tensor, name)
+            shape, boxes = global_shape(tensor, name), boxes_of(tensor, name)
+        fans = distribution = None
+        reason, dtype = treatment.reason, tensor.dtype
+        is_settled = True
+        if 0 in shape:
+            reason = "empty"
+        else:
+            found = self._resolve(name, own_name, module, shape, dtype, treatment)
+            fans, distribution = found.fans, found.distribution
+            is_settled = not (found.asked or found.warning or found.disagreement)
+            if found.warning is not None:
+                self.warnings.append(f"{name or NAMELESS}: {found.warning}")
+            if found.disagreement is not None:
+                by_torch, by_module, maps = found.disagreement
+                of_maps = f" to each of its {maps} maps" if maps > 1 else ""
+                self.disagreements.append(f"{name} {by_torch:.3g} and {by_module:.3g}{of_maps}")
+        frozen = module is not None and not tensor.requires_grad
+        what = shape, dtype, tensor.device, reason, place, scheme, fans, distribution, True, frozen, boxes
+        return Row(name, "init", kind, *what), is_settled
+
+    def warn(self) -> None:
+        if self.warnings:
+            more = f"; and {len(self.warnings) - _SHOWN} more" if len(self.warnings) > _SHOWN else ""
+            warn("; ".join(self.warnings[:_SHOWN]) + more)
+        if self.disagreements:
+            more = f" and {len(self.disagreements) - _SHOWN} more" if len(self.disagreements) > _SHOWN else ""
+            warn(
+                "the std depends on the convention for fans: fan='torch', the default, reads the shape, and "
+                f"fan='module' what the module computes. They give {', '.join(self.disagreements[:_SHOWN])}{more}; "
+                "pass the fan= that you mean",
+                FanWarning,
+            )
+
+
+class KnownRow:
+    """The row of parameters that differ in nothing but name and place.
+
+    is_guess: whether it is a linear map of which no author's code tells.
+    """
+
+    __slots__ = ("_fields", "device", "dtype", "is_guess")
+
+    def __init__(self, row: Row, is_guess: bool) -> None:
+        self.dtype = row.dtype
+        self.device = row.device
+        self.is_guess = is_guess
+        self._fields: list[Any] = list(row)
+
+    def row(self, name: str, place: Place) -> Row:
+        fields = self._fields
+        fields[0] = name
+        fields[_PLACE] = place
+        return tuple.__new__(Row, fields)
+
+
+_PLACE = Row._fields.index("place")
+_SHOWN = 6
