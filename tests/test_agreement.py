@@ -272,6 +272,7 @@ def _check_store() -> tuple[int, int]:
             drawn(mesh)
         dist.barrier()
         kept.append(len([key for key in agreement._store().list_keys() if "fastinit" in key]))
+        dist.barrier()  # the next meeting begins when both have counted
     return kept[0], kept[1]
 
 
