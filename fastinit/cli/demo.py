@@ -195,7 +195,7 @@ def run_threads(kind: Callable[[], nn.Module] = Llama) -> None:
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            prints.append(fingerprint(init_model_(kind(), "xavier_uniform", seed=0)))
+            prints.append(fingerprint(init_model_(build_fused(kind), "xavier_uniform", seed=0)))
             print(f"{count} thread{'s' if count > 1 else ' '}  fingerprint {prints[-1]:016x}")
     finally:
         torch.set_num_threads(threads)
