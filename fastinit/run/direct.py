@@ -60,7 +60,7 @@ def fill_all(
     seed: int | None,
     generator: torch.Generator | None,
 ) -> bool:
-    """Write to all tensors in one pass, with one seed; or do nothing: False. None is a shard of any kind.
+    """Write to all tensors in one pass, with one seed; or do nothing: False. No tensor may be a shard of any kind.
 
     What `resolve` gives for one tensor holds for all of its shape and dtype. `names` None: positions.
     """
