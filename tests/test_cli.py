@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ from conftest import needs_native
 from torch import nn
 
 import fastinit
-from fastinit.cli import bench, commands, files, writing
+from fastinit.cli import bench, commands, disk, files, writing
 from fastinit.cli.architectures import ARCHITECTURES
 
 # By the models' own publications and cards, tied embeddings counted once.
@@ -287,10 +288,39 @@ def test_a_failed_write_leaves_nothing(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, "_write_all", refuse)
+    monkeypatch.setattr(disk, "write_all", refuse)
     code, _, error = run(capsys, "init", SMALL, "--out", tmp_path / "a.safetensors")
     assert code == 2 and "No space left on device" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("refused", ["nothing", "the flag", "the first write"])
+@pytest.mark.parametrize("nbytes", [0, 1, disk.BLOCK - 1, disk.BLOCK, 3 * disk.BLOCK + 5])
+def test_a_file_has_its_bytes_past_the_cache_and_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int, refused: str
+) -> None:
+    if refused == "the flag":
+        monkeypatch.setattr(disk, "_pass_cache", refuse_by_einval)
+    data = disk.aligned(nbytes)
+    data.copy_(torch.arange(nbytes) % 251)
+    whole = nbytes - nbytes % disk.BLOCK
+    with (tmp_path / "a").open("wb", buffering=0) as file:
+        blocks = disk.Blocks(file)
+        if refused == "the first write" and blocks._past_cache:
+            # As a file system does that takes the flag, and then no write.
+            unaligned = torch.empty(disk.BLOCK + 1, dtype=torch.uint8)[1:]
+            with monkeypatch.context() as patched:
+                patched.setattr(disk, "write_all", refuse_by_einval)
+                with pytest.raises(OSError, match="22"):
+                    blocks.write(unaligned)
+            assert not blocks._past_cache
+        blocks.write(data[:whole])
+        blocks.finish(data[whole:])
+    assert (tmp_path / "a").read_bytes() == data.numpy().tobytes()
+
+
+def refuse_by_einval(*_: object) -> bool:
+    raise OSError(errno.EINVAL, "22: Invalid argument")
 
 
 def test_report_counts_what_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """`fastinit init`: the initial values of a model, written to safetensors files in constant memory.
 
 A buffer of a few MiB is filled, read for the fingerprint while it is in the cache, and handed to a thread that writes
-it, while the next one is filled.
+it, while the next one is filled. Whole blocks are written; the rest of a buffer is the beginning of the next.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from fastinit import _native
 from fastinit._version import __version__
 from fastinit.audit.hashing import MASK, Hashed, key_of, sums
+from fastinit.cli.disk import BLOCK, Blocks, aligned, write_all
 from fastinit.cli.files import Entry, encoded_header
 from fastinit.cli.mistakes import Mistake
 from fastinit.cli.models import Named, Planned, planned
@@ -136,13 +137,12 @@ def run(given: Named, out: Path, shard_bytes: int, replace: bool = False, progre
                     header = encoded_header([each.entry for each in shard], metadata)
                     places.append(header.index(_NO_FINGERPRINT.encode()))
                     with part.open("wb", buffering=0) as file:
-                        _write_all(file, header)
-                        total += _write_shard(file, writer, shard, made.plan, meter)
+                        total += _write_file(Blocks(file), header, writer, shard, made.plan, meter)
             fingerprint = f"{total & MASK:016x}"
             for part, place in zip(parts, places, strict=True):
                 with part.open("r+b", buffering=0) as file:
                     file.seek(place)
-                    _write_all(file, fingerprint.encode())
+                    write_all(file, fingerprint.encode())
                     os.fsync(file.fileno())
         for part, file_path in zip(parts, files, strict=True):
             os.replace(part, file_path)
@@ -260,27 +260,37 @@ def _batches(shard: Sequence[Content], backend: str) -> Iterator[list[_Piece]]:
 _CPU = torch.device("cpu")
 
 
-def _write_shard(
-    file: BinaryIO, writer: ThreadPoolExecutor, shard: Sequence[Content], made: Plan, meter: Meter | None
+def _write_file(
+    file: Blocks, header: bytes, writer: ThreadPoolExecutor, shard: Sequence[Content], made: Plan, meter: Meter | None
 ) -> int:
-    """Write the values of a file, and return the sum of the hashes of its parameters."""
-    buffers = [torch.empty(_BUFFER_BYTES, dtype=torch.uint8) for _ in range(_BUFFERS)]
+    """Write a file's header and values, and return the sum of the hashes of its parameters."""
+    buffers = [aligned(BLOCK + _BUFFER_BYTES) for _ in range(_BUFFERS)]
     busy: list[Future[None] | None] = [None] * _BUFFERS
     total = 0
+    left = torch.frombuffer(bytearray(header), dtype=torch.uint8)  # what no block was full of
     for at, batch in enumerate(_batches(shard, made.backend)):
         which = at % _BUFFERS
         earlier = busy[which]
         if earlier is not None:
             earlier.result()
         nbytes = sum(each.nbytes for each in batch)
-        buffer = buffers[which] if nbytes <= _BUFFER_BYTES else torch.empty(nbytes, dtype=torch.uint8)
-        total += _fill(buffer, batch, made)
-        busy[which] = writer.submit(_write_all, file, buffer.numpy().data[:nbytes])
+        begin, end = left.numel(), left.numel() + nbytes
+        buffer = buffers[which][:end] if end <= buffers[which].numel() else aligned(end)
+        buffer[:begin] = left
+        total += _fill(buffer[begin:], batch, made)
+        whole_blocks = end - end % BLOCK
+        left = buffer[whole_blocks:].clone()  # the buffer's turn may come before it is written
+        busy[which] = writer.submit(file.write, buffer[:whole_blocks])
         if meter is not None:
             meter.advance(nbytes)
     for each in busy:
         if each is not None:
             each.result()
+    whole_blocks = left.numel() - left.numel() % BLOCK  # of a header without tensors
+    start = aligned(whole_blocks)
+    start.copy_(left[:whole_blocks])
+    file.write(start)
+    file.finish(left[whole_blocks:])
     return total
 
 
@@ -308,10 +318,3 @@ def _fill(buffer: torch.Tensor, batch: Sequence[_Piece], made: Plan) -> int:
             hashed.append(Hashed(key, tensor, BoxIndices(offset, indices.strides)))
     engine.Program(targets, made.backend, checks_memory=False).run_(made.seed, None)
     return sum(sums(hashed))
-
-
-def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
-    """A raw file may take less than it is given."""
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]
