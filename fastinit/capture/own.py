@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from types import FunctionType, MethodType
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinit._torch import typed_like
+from fastinit.capture.constructors import told_of
 from fastinit.capture.contexts import name_draws, recorded
 from fastinit.capture.graph import Geometry, View
 from fastinit.capture.recorder import Recorder
@@ -73,6 +74,9 @@ def _looked_at(distribution: Taped, reason: str) -> Author:
     return Author("table", distribution, reason)
 
 
+_NO_CONSTANTS: dict[str, Author] = {}
+
+
 class Authors:
     """Answers for one model. Its code is run when somebody first asks, and never on the model itself.
 
@@ -89,6 +93,7 @@ class Authors:
         self._read: dict[tuple[int, str], tuple[Tape, str]] | None = None
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
+        self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
 
     def tell_of(self, module: nn.Module) -> bool:
         """Whether code of somebody else than torch tells of a module: its tapes, its class or one around it."""
@@ -101,6 +106,16 @@ class Authors:
         """Whether any module, or a wrapper around it, may have code of somebody else than torch."""
         kinds: set[Any] = set(map(type, self._modules))
         return any(map(_tells, kinds)) or any("pretrained_cfg" in each.__dict__ for each in self._modules)
+
+    def constants_of(self, module: nn.Module) -> Mapping[str, Author]:
+        """The parameters of a module of which constructors say, in so many words, that they are constant."""
+        if self._constants is None:
+            self._constants = {}
+            for (key, name), told in told_of(self._modules).items():
+                distribution = None if told.value is None else Constant(told.value)
+                answer = Author("constant", distribution, "as its constructor is written")
+                self._constants.setdefault(key, {})[name] = answer
+        return self._constants.get(id(module), _NO_CONSTANTS)
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""
@@ -116,6 +131,9 @@ class Authors:
                 return Author("unknown", None, "its code has not written to all of it")
             return _author(tape, "as recorded when it was built")
         model = unwrapped(self._model)
+        constant = self.constants_of(module).get(own_name)
+        if constant is not None and not self.tell_of(module):  # what torch's reset code did has been overwritten
+            return constant
         if not self._everything and not self.tell_of(module):
             found = self._attempt(module).get((id(module), own_name)) if _is_of_torch(type(module)) else None
         else:
@@ -124,6 +142,8 @@ class Authors:
             found = self._read.get((id(module), own_name))
         if found is not None:
             return _author(*found)
+        if constant is not None:
+            return constant
         failed = self._failures.get(id(module)) or self._failures.get(id(model))
         return Author("unknown", None, failed or "no code of its own sets it")
 

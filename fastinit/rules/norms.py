@@ -22,7 +22,7 @@ def computes_one_plus(module: nn.Module, own_name: str) -> bool:
     """Whether the factor `own_name` of a normalisation is added to one. A switch of the module tells, or a trial.
 
     In the trial, the module's class runs forward on the CPU, with all of its parameters zero. If it computes x * w, its
-    output is zero. If the module cannot run alone, the answer is no.
+    output is zero. If it computes x * (1 + w), it is zero for w = -1. If the module cannot run alone, the answer is no.
     """
     kind: Any = type(module)
     if (given := _switch(module)) is not None:
@@ -38,7 +38,7 @@ def computes_one_plus(module: nn.Module, own_name: str) -> bool:
     if key not in _answers:
         if in_fake_mode():
             return False  # and nothing to remember
-        _answers[key] = _passes_at_zero(module, shape.numel())
+        _answers[key] = _adds_one(module, own_name, shape.numel())
     return _answers[key]
 
 
@@ -63,22 +63,35 @@ def _class_switches(module_type: type) -> bool:
     return any(hasattr(module_type, switch) for switch in _SWITCHES)
 
 
-def _passes_at_zero(module: nn.Module, size: int) -> bool:
-    """Whether a module whose parameters are all zero gives something else than zero."""
+def _adds_one(module: nn.Module, own_name: str, size: int) -> bool:
+    """Whether a module gives something else than zero while all of its parameters are zero, and zero if one is -1."""
     with modes_off(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         twin = _twin_at_zero(module)
-        for shape in ((2, size), (2, 3, size), (2, size, 3, 3), (2, 3, 3, size)):
+        for shape in ((2, size), (2, 3, size), (2, size, 3, 3), (2, 3, 3, size), (2, size, 3)):
             values = torch.linspace(-1.0, 1.0, torch.Size(shape).numel(), device="cpu", dtype=torch.float32)
             values = values.reshape(shape)
             for arguments in ((values,), (values, values)):  # gated normalisations take a second one
-                try:
-                    result = type(module).forward(twin, *arguments)
-                except Exception:  # another layout of its input, or a module that needs more
+                twin._parameters[own_name].zero_()  # type: ignore[union-attr]
+                result = _result(module, twin, arguments)
+                if result is None or result.shape != values.shape or not bool(result.isfinite().all()):
                     continue
-                if isinstance(result, Tensor) and result.shape == values.shape:
-                    return bool(result.isfinite().all()) and bool((result != 0).any())
+                if not bool((result != 0).any()):
+                    return False
+                twin._parameters[own_name].fill_(-1.0)  # type: ignore[union-attr]
+                other = _result(module, twin, arguments)
+                if other is not None and not bool((other != 0).any()):
+                    return True
+                # Else the input of this shape passes as it is, and another one is tried.
     return False
+
+
+def _result(module: nn.Module, twin: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor | None:
+    try:
+        result = type(module).forward(twin, *arguments)
+    except Exception:  # another layout of its input, or a module that needs more
+        return None
+    return result if isinstance(result, Tensor) else None
 
 
 def _twin_at_zero(module: nn.Module) -> nn.Module:

@@ -67,8 +67,11 @@ _MAPS: tuple[tuple[tuple[type, ...], re.Pattern[str], re.Pattern[str]], ...] = (
 )
 
 _NORM_NAME = re.compile(r"Norm(Gated|\dd|\dP)?$")
-# A table of positions or a learned token is added to activations, whatever its shape.
-_ADDED_NAME = re.compile(r"(^|_)pos(ition(al)?)?(_|$)|(^|_)tokens?$|(^|_)emb(ed(ding)?s?)?$")
+# What is added to activations, or multiplies them one by one, is no map, whatever its shape: tables of positions and
+# of biases, learned tokens, scales of heads.
+_ELEMENTWISE_NAME = re.compile(
+    r"(^|_)pos(ition(al)?)?(_|$)|(^|_)tokens?$|(^|_)emb(ed(ding)?s?)?$|(^|_)bias(es)?(_table)?$|(^|_)(scales?|gammas?)$"
+)
 
 
 @lru_cache(maxsize=4096)
@@ -115,7 +118,7 @@ def _map(asked: Asked) -> Found | None:
     if asked.long_axes < 2 or _is_norm(asked.module_type) or _is_of_stack(asked):
         return None
     # A leading axis of 1 stands for the batch: the tensor is added to activations.
-    if (len(shape) > 2 and shape[0] == 1) or _ADDED_NAME.search(asked.own_name):
+    if (len(shape) > 2 and shape[0] == 1) or _ELEMENTWISE_NAME.search(asked.own_name):
         return None
     if len(shape) == 2:
         return Found(f"linear map of {kind_of(asked.module)}")
@@ -303,6 +306,8 @@ class Roles:
         """
         if self._is_own or self._around.has_adapters or (self._around.has_words and has_word(name)):
             return None
+        if self.authors.constants_of(module):
+            return None
         module_type: Any = type(module)  # mypy takes the types of modules for unhashable
         key: Any
         if _is_of_torch(module_type) and not (_is_norm(module_type) and has_switch(module)):
@@ -347,6 +352,13 @@ class Roles:
         if found is None or (role == "published" and found.scheme is None):
             reason = f"{own_name} of {kind_of(module)}" if found is None else found.reason
             return Treatment(None, f"{reason}: its author's, and no code tells", covered=False, role=role)
+        told = self.authors.constants_of(module).get(own_name)
+        # A map that its constructor sets to zero follows the scheme, as any that is zero, and a warning names it.
+        if told is not None and (role in ("scale", "bias") or told.distribution != distributions.ZERO):
+            if told.distribution is not None:
+                return Treatment(_OWN, f"author: {_told(told)}", role=role)
+            reason = f"{found.reason}: a constant of its constructor, and no code tells which"
+            return Treatment(None, reason, covered=False, role=role)
         scheme = self._scheme if found.scheme is None else found.scheme
         return Treatment(scheme, found.reason, zero_row=found.zero_row, role=role)
 
