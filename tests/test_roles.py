@@ -172,9 +172,9 @@ def test_maps_of_unknown_modules_have_two_long_axes(shape: tuple[int, ...], name
         ({"bias": (4,)}, "bias", "bias"),
         ({"gamma": (4,), "beta": (4,)}, "beta", "bias"),
         ({"beta": (1,)}, "beta", "author"),  # the slope of Swish
-        ({"weight": (4, 6), "bias_table": (9, 6)}, "bias_table", "map"),
+        ({"weight": (4, 6), "bias_table": (9, 6)}, "bias_table", "author"),
         ({"gate_up_proj": (8, 4, 6), "gate_up_proj_bias": (8, 6)}, "gate_up_proj_bias", "bias"),
-        ({"gate_up_proj": (8, 4, 6), "bias": (6, 4)}, "bias", "map"),
+        ({"gate_up_proj": (8, 4, 6), "bias": (6, 4)}, "bias", "author"),
         ({"A_log": (4,), "dt_bias": (4,), "w": (4, 6)}, "dt_bias", "author"),
         ({"A_log": (4, 6), "dt_bias": (4,)}, "dt_bias", "published"),
         ({"A_log": (4,), "D": (4,)}, "D", "published"),

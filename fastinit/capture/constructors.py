@@ -1,8 +1,9 @@
 """What the text of a class's constructor says of parameters that no code can be run for again.
 
 A constructor's arguments are gone when a model is there, so it cannot be run again. Statements that set a constant can
-be read: `nn.init.constant_(self.head.bias, -4.6)`. A statement is understood, or makes unknown what it may have set;
-nothing but arithmetic is executed. What `nn.Parameter(torch.zeros(size))` says is not counted: it may be a placeholder.
+be read: `nn.init.constant_(self.head.bias, -4.6)`, `self.lstm.bias_hh_l0.data[4:8].fill_(1)`. A statement is
+understood, or makes unknown what it may have set; nothing but arithmetic is executed. What `nn.Parameter(torch.zeros(
+size))` says is not counted: it may be a placeholder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ast
 import builtins
 import inspect
 import math
+import operator
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -22,7 +24,7 @@ from torch import nn
 
 
 class Told(NamedTuple):
-    """The constant that a constructor sets a parameter to; None: it has been computed from what is gone."""
+    """The constant that a constructor sets a parameter to; None: it is computed from what is gone, or a pattern."""
 
     value: float | None
 
@@ -207,9 +209,19 @@ def _written(statement: ast.stmt) -> Path | None:
         node = statement.targets[0]
     else:
         return None
+    return _path(_whole(node))
+
+
+def _whole(node: ast.expr) -> ast.expr:
+    """What a slice is taken of."""
     while isinstance(node, ast.Subscript) and _path(node) is None:
         node = node.value
-    return _path(node)
+    return node
+
+
+def _draws(node: ast.AST) -> bool:
+    """Whether a call may give random numbers, as far as names tell."""
+    return any(re.search("rand|normal|uniform|xavier|kaiming", _called(each)) for each in ast.walk(node))
 
 
 class _Reader:
@@ -247,7 +259,7 @@ class _Reader:
                 self._read(at, statement.body if test else statement.orelse)
         elif _may_set(statement):
             if path := _written(statement):
-                self._set(path, None)
+                self._set(path, None if _draws(statement) else Told(None))
             else:
                 self._sweep()
         elif isinstance(statement, ast.Assign):  # of another module under a name
@@ -281,12 +293,13 @@ class _Reader:
 
     def _call(self, call: ast.Call, numbers: _Numbers) -> None:
         """A statement that calls what sets values."""
-        of = call.func.value if isinstance(call.func, ast.Attribute) else None
+        of = _whole(call.func.value) if isinstance(call.func, ast.Attribute) else None
         is_method = of is not None and _path(of) is not None
-        target = of if is_method else _argument(call, 0, "tensor")
-        path = None if target is None else _path(target)
+        given: Any = call.func.value if is_method else _argument(call, 0, "tensor")  # type: ignore[attr-defined]
+        path = None if given is None else _path(_whole(given))
         if path:
-            self._set(path, numbers.constant(call, is_method))
+            told = numbers.constant(call, is_method)
+            self._set(path, Told(None) if told is not None and _path(given) is None else told)  # of some elements
         else:  # () is self
             self._sweep()
 
@@ -318,11 +331,21 @@ def _argument(call: ast.Call, at: int, name: str) -> ast.expr | None:
 
 
 _OPERATORS: dict[type[ast.operator], Any] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-    ast.Pow: lambda a, b: a**b,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+
+
+_COMPARISONS: dict[type[ast.cmpop], Any] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
 }
 
 
@@ -362,6 +385,10 @@ class _Numbers:
                 is_none = self._reader.is_none(path)
                 return None if is_none is None else is_none == isinstance(node.ops[0], ast.Is)
             return None
+        if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARISONS:
+            left, right = self._value(node.left), self._value(node.comparators[0])
+            known = type(left) in _PLAIN and type(right) in _PLAIN
+            return bool(_COMPARISONS[type(node.ops[0])](left, right)) if known else None
         found = self._value(node)
         return bool(found) if type(found) in _PLAIN else None
 

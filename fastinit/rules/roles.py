@@ -357,7 +357,7 @@ class Roles:
         if told is not None and (role in ("scale", "bias") or told.distribution != distributions.ZERO):
             if told.distribution is not None:
                 return Treatment(_OWN, f"author: {_told(told)}", role=role)
-            reason = f"{found.reason}: a constant of its constructor, and no code tells which"
+            reason = f"{found.reason}: set by its constructor, and no code tells to what"
             return Treatment(None, reason, covered=False, role=role)
         scheme = self._scheme if found.scheme is None else found.scheme
         return Treatment(scheme, found.reason, zero_row=found.zero_row, role=role)
