@@ -69,15 +69,29 @@ def gpu_section(results: dict[str, Any]) -> str:
     return f"Machine: {about}.\n\n{_table(heading, rows)}"
 
 
+# What is measured, by the end of the file's name; without one, it is the fills.
+_TITLES = {
+    "-fresh-memory": "memory that was never touched before",
+    "-orthogonal": "orthogonal matrices, fingerprints, planning",
+}
+
+
+def _title(path: Path, machine: dict[str, Any]) -> str:
+    if "gpu" in machine:
+        return str(machine["gpu"])
+    what = next((title for end, title in _TITLES.items() if path.stem.endswith(end)), "fills")
+    return f"{machine['processor'].split(',')[0]}: {what}"
+
+
 def page() -> str:
-    """The whole page."""
+    """The whole page, a processor's rows before a GPU's, and fills before the rest."""
     parts = [_HEAD]
-    for path in sorted((HERE / "results").glob("*.json")):
+    for path in sorted((HERE / "results").glob("*.json"), key=lambda path: (path.name.startswith("gpu"), path.stem)):
         results = json.loads(path.read_text(encoding="utf-8"))
         if not results.get("results"):
             continue
         section = gpu_section(results) if path.name.startswith("gpu") else cpu_section(results)
-        parts.append(f"## {path.stem}\n\n{section}\n")
+        parts.append(f"## {_title(path, results['machine'])}\n\n{section}\n")
     return "\n".join(parts)
 
 
