@@ -8,8 +8,9 @@ import random
 import sys
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from types import FunctionType, MethodType
@@ -23,7 +24,7 @@ from fastinit._torch import typed_like
 from fastinit.capture.contexts import name_draws, recorded
 from fastinit.capture.graph import Geometry, View
 from fastinit.capture.recorder import Recorder
-from fastinit.capture.tapes import Tape, Taped, distribution_of, is_complete, tape_of, with_tapes
+from fastinit.capture.tapes import Tape, Taped, distribution_of, has_tapes, is_complete, tape_of, with_tapes
 from fastinit.distributed.held import global_shape
 from fastinit.run.names import NamedModule, named_modules, unwrapped
 from fastinit.schemes.distributions import Constant, Distribution
@@ -86,16 +87,22 @@ class Authors:
         self._modules = [each.module for each in named_modules(model)] if modules is None else modules
         self._everything = everything
         self._with_code: set[int] | None = None
-        self._read: dict[tuple[int, str], tuple[Tape, str]] | None = None
+        self._read: dict[int, _Taped] | None = None  # by the ids of modules
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
 
     def tell_of(self, module: nn.Module) -> bool:
         """Whether code of somebody else than torch tells of a module: its tapes, its class or one around it."""
         if self._with_code is None:
-            self._with_code = _with_code(unwrapped(self._model)) if self._any_has_code() else set()
+            self._with_code = self._found_with_code() if self._any_has_code() else set()
             self._with_code.update(map(id, with_tapes(self._modules)))
         return bool(self._with_code) and id(module) in self._with_code
+
+    def _found_with_code(self) -> set[int]:
+        model = unwrapped(self._model)
+        if model is self._model and _tells_of_all(model):  # as nearly always: one walk is spared
+            return set(map(id, self._modules))
+        return _with_code(model)
 
     def _any_has_code(self) -> bool:
         """Whether any module, or a wrapper around it, may have code of somebody else than torch."""
@@ -109,25 +116,41 @@ class Authors:
             self._known[key] = self._found(module, own_name)
         return self._known[key]
 
+    def told(self, module: nn.Module) -> Hashable:
+        """What the code gives all parameters of `module`: equal where two modules are told the same."""
+        if not has_tapes(module):
+            taped = self._taped(module)
+            if taped is None:
+                return None
+            if taped.names == tuple(module._parameters):
+                return taped.told()
+        authors = ((own_name, self.of(module, own_name)) for own_name in module._parameters)
+        return _interned(tuple((own_name, each.kind, each.distribution) for own_name, each in authors))
+
     def _found(self, module: nn.Module, own_name: str) -> Author:
         tape = tape_of(module, own_name)
         if tape is not None:
             if not is_complete(tape):
                 return Author("unknown", None, "its code has not written to all of it")
             return _author(tape, "as recorded when it was built")
-        model = unwrapped(self._model)
-        if not self._everything and not self.tell_of(module):
-            found = self._attempt(module).get((id(module), own_name)) if _is_of_torch(type(module)) else None
-        else:
-            if self._read is None:
-                self._read = self._attempt(model)
-            found = self._read.get((id(module), own_name))
+        taped = self._taped(module)
+        found = None if taped is None else taped.author(own_name)
         if found is not None:
-            return _author(*found)
-        failed = self._failures.get(id(module)) or self._failures.get(id(model))
+            return found
+        failed = self._failures.get(id(module))
+        if not failed and self._failures:
+            failed = self._failures.get(id(unwrapped(self._model)))
         return Author("unknown", None, failed or "no code of its own sets it")
 
-    def _attempt(self, model: nn.Module) -> dict[tuple[int, str], tuple[Tape, str]]:
+    def _taped(self, module: nn.Module) -> _Taped | None:
+        """The tapes of the code that tells of a module; None if none tells."""
+        if not self._everything and not self.tell_of(module):
+            return self._attempt(module).get(id(module)) if _is_of_torch(type(module)) else None
+        if self._read is None:
+            self._read = self._attempt(unwrapped(self._model))
+        return self._read.get(id(module))
+
+    def _attempt(self, model: nn.Module) -> dict[int, _Taped]:
         try:
             return _read(model, self._failures)
         except Exception as error:
@@ -173,16 +196,68 @@ def _nothing_drawn() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _read(model: nn.Module, failures: dict[int, str]) -> dict[tuple[int, str], tuple[Tape, str]]:
-    """For each parameter that the model's code sets: its tape, and which code this was.
+class _Taped:
+    """The tapes of one module's parameters, by their names in it, and which code each is of; None: no code sets it."""
+
+    __slots__ = ("_authors", "_told", "names", "tapes")
+
+    def __init__(self, tapes: dict[str, tuple[Tape, str] | None]) -> None:
+        self.names = tuple(tapes)
+        self.tapes = tapes
+        self._authors: dict[str, Author] = {}
+        self._told: Hashable = None
+
+    def author(self, own_name: str) -> Author | None:
+        """The answer for a parameter; None if its code does not set it."""
+        found = self._authors.get(own_name)
+        if found is None:
+            tape = self.tapes.get(own_name)
+            if tape is None:
+                return None
+            found = self._authors[own_name] = _author(*tape)
+        return found
+
+    def told(self) -> Hashable:
+        """All answers."""
+        if self._told is None:
+            self._told = _interned(tuple(
+                (own_name, "unknown", None) if (found := self.author(own_name)) is None else (own_name, *found[:2])
+                for own_name in self.names
+            ))  # fmt: skip
+        return self._told
+
+
+class _Told:
+    """Answers for all parameters of a module. Equal answers are one object, so that to compare them takes no time."""
+
+    __slots__ = ("__weakref__", "answers")
+
+    def __init__(self, answers: Any) -> None:
+        self.answers = answers
+
+
+_all_told: weakref.WeakValueDictionary[Any, _Told] = weakref.WeakValueDictionary()
+
+
+def _interned(answers: tuple[Any, ...]) -> Hashable:
+    try:
+        return _all_told.setdefault(answers, _Told(answers))
+    except TypeError:  # a distribution of somebody else that cannot be hashed
+        return _Told(answers)
+
+
+def _read(model: nn.Module, failures: dict[int, str]) -> dict[int, _Taped]:
+    """For each module whose parameters the model's code sets: their tapes.
 
     What the code of a module raises is added to `failures`.
     """
-    found: dict[tuple[int, str], tuple[Tape, str]] = {}
+    found: dict[int, _Taped] = {}
     with _nothing_drawn():
         rebuilt: set[str] = set()
         for each in named_modules(model):
-            if any(each.name == name or each.name.startswith(f"{name}.") or name == "" for name in rebuilt):
+            if rebuilt and any(
+                each.name == name or each.name.startswith(f"{name}.") or name == "" for name in rebuilt
+            ):
                 continue
             builder = _builder(each.module)
             if builder is not None and _read_building(each, builder, found):
@@ -243,15 +318,21 @@ def _peft_model(peft: Any, base: Callable[[], nn.Module], configs: Any) -> nn.Mo
     return built
 
 
-# A model that was built again: for each parameter its shape, and its tape if its code sets all of it.
-_Twin = dict[tuple[str, str], tuple[torch.Size, Tape | None]]
+class _TwinModule(NamedTuple):
+    """A module of a model that was built again: the shapes of its parameters, and their tapes."""
+
+    shapes: dict[str, torch.Size]
+    taped: _Taped
+
+
+_Twin = dict[str, _TwinModule]  # by the canonical names of modules that have parameters
 _twins: dict[tuple[Any, ...], _Twin] = {}  # the latest ones: a model is often planned twice
 _MOST_TWINS = 4
 
 
-def _twin(builder: _Builder) -> _Twin | None:
+def _twin(builder: _Builder, reason: str) -> _Twin | None:
     """What is recorded when a model is built again; None if it cannot be built."""
-    key = (*builder.key, torch.get_default_dtype())
+    key = (*builder.key, reason, torch.get_default_dtype())
     if key in _twins:
         return _twins[key]
     recorder = Recorder(0, on_meta=True)
@@ -259,30 +340,37 @@ def _twin(builder: _Builder) -> _Twin | None:
         model = recorded(builder.build, recorder)
     except Exception:
         return None
-    taped: _Twin = {}
+    found: _Twin = {}
     for each in named_modules(model):
-        for own_name, parameter in each.module._parameters.items():
-            if parameter is not None:
-                tape = _taped(recorder, parameter, f"{each.name}.{own_name}" if each.name else own_name)
-                taped[each.name, own_name] = parameter.shape, tape
+        own = _parameters_of(each.module)
+        if own:
+            shapes = {own_name: parameter.shape for own_name, parameter in own.items()}
+            found[each.name] = _TwinModule(shapes, _taped(recorder, each, each.module, reason))
     while len(_twins) >= _MOST_TWINS:
         _twins.pop(next(iter(_twins)))
-    return _twins.setdefault(key, taped)
+    return _twins.setdefault(key, found)
 
 
-def _read_building(of: NamedModule, builder: _Builder, found: dict[tuple[int, str], tuple[Tape, str]]) -> bool:
+def _parameters_of(module: nn.Module) -> dict[str, Tensor]:
+    return {own_name: each for own_name, each in module._parameters.items() if each is not None}
+
+
+def _read_building(of: NamedModule, builder: _Builder, found: dict[int, _Taped]) -> bool:
     """Build a twin of a module under the recorder. False: it cannot be built, or turns out to be another model."""
-    twin = _twin(builder)
+    twin = _twin(builder, f"its class, built again from {type(of.module).__name__}'s description")
     if twin is None:
         return False
-    own = {(each.name, name): (global_shape(parameter), each.module) for each in named_modules(of.module)
-           for name, parameter in each.module._parameters.items() if parameter is not None}  # fmt: skip
-    if {key: shape for key, (shape, _) in own.items()} != {key: shape for key, (shape, _) in twin.items()}:
+    told: dict[int, _Taped] = {}
+    for each in named_modules(of.module):
+        own = _parameters_of(each.module)
+        if own:
+            other = twin.get(each.name)
+            if other is None or other.shapes != {key: global_shape(parameter) for key, parameter in own.items()}:
+                return False
+            told[id(each.module)] = other.taped
+    if len(told) != len(twin):
         return False
-    for (name, own_name), (_, module) in own.items():
-        tape = twin[name, own_name][1]
-        if tape is not None:
-            found[id(module), own_name] = tape, f"its class, built again from {type(of.module).__name__}'s description"
+    found.update(told)
     return True
 
 
@@ -304,17 +392,21 @@ def _with_code(model: nn.Module) -> set[int]:
     """The ids of modules of which code of somebody else than torch tells: with reset code, or below such a module."""
     found: set[int] = set()
     for module in model.modules():
-        kind: Any = type(module)
-        if (_tells(kind) or "pretrained_cfg" in module.__dict__) and id(module) not in found:
+        if id(module) not in found and _tells_of_all(module):
             found.update(map(id, module.modules()))
     return found
+
+
+def _tells_of_all(module: nn.Module) -> bool:
+    kind: Any = type(module)
+    return _tells(kind) or "pretrained_cfg" in module.__dict__
 
 
 def _tells(module_type: type) -> bool:
     return _has_reset_code(module_type) or bool(_libraries(module_type))
 
 
-def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, str]], failures: dict[int, str]) -> None:
+def _read_resetting(model: nn.Module, found: dict[int, _Taped], failures: dict[int, str]) -> None:
     """Run the model's reset code on a copy of the model."""
     twin, tensors = _copy_on_meta(model)
     recorder = Recorder(0, on_meta=True)
@@ -339,16 +431,22 @@ def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, s
 
     recorded(reset, recorder)
     for own, other in zip(named_modules(model), named_modules(twin), strict=True):
-        for own_name, parameter in other.module._parameters.items():
-            key = id(own.module), own_name
-            if parameter is None or key in found:
-                continue
-            tape = _taped(recorder, parameter, own.names_of(own_name)[0])
-            if tape is not None:
-                found[key] = tape, "its reset code"
+        taped = _taped(recorder, own, other.module, "its reset code")
+        if (before := found.get(id(own.module))) is not None:
+            taped = _Taped({**taped.tapes, **{name: each for name, each in before.tapes.items() if each is not None}})
+        found[id(own.module)] = taped
 
 
-def _taped(recorder: Recorder, tensor: Tensor, name: str) -> Tape | None:
+def _taped(recorder: Recorder, of: NamedModule, module: nn.Module, reason: str) -> _Taped:
+    """The tapes of the parameters of a module, which has the names of `of`."""
+    tapes: dict[str, tuple[Tape, str] | None] = {}
+    for own_name, parameter in _parameters_of(module).items():
+        tape = _tape(recorder, parameter, of.names_of(own_name)[0])
+        tapes[own_name] = None if tape is None else (tape, reason)
+    return _Taped(tapes)
+
+
+def _tape(recorder: Recorder, tensor: Tensor, name: str) -> Tape | None:
     """The tape of a tensor; None if nobody has written to all of it."""
     stored = recorder.stored(tensor)
     if stored is None:

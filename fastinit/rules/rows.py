@@ -34,7 +34,9 @@ class RowMaker:
         place: Place,
         kind: str = "",
     ) -> tuple[Row, bool]:
-        """The row, and whether equal parameters of modules with equal looks have the same, but for name and place."""
+        """The row, and whether equal parameters have the same, but for name and place, in modules with equal looks of
+        which their author's code tells the same.
+        """
         scheme = treatment.scheme
         assert scheme is not None
         boxes = None
@@ -51,7 +53,8 @@ class RowMaker:
         else:
             found = self._resolve(name, own_name, module, shape, dtype, treatment)
             fans, distribution = found.fans, found.distribution
-            is_settled = not (found.asked or found.warning or found.disagreement)
+            unsettled = found.asked - _TOLD if treatment.told else found.asked
+            is_settled = not (unsettled or found.warning or found.disagreement)
             if found.warning is not None:
                 self.warnings.append(f"{name or NAMELESS}: {found.warning}")
             if found.disagreement is not None:
@@ -97,5 +100,6 @@ class KnownRow:
         return tuple.__new__(Row, fields)
 
 
+_TOLD = frozenset({"author"})
 _PLACE = Row._fields.index("place")
 _SHOWN = 6

@@ -158,10 +158,10 @@ class Survey:
         position = None
         if self._finder.rules:
             position = self._position(name, canonical, full_name, own_name, module, parameter)
-        # Most parameters get what an equal one before them got. What an author's code gives differs between modules.
-        key: Any = None
-        may_be_known = alike is not None and (position is not None or not alike.author_tells)
-        if may_be_known and usual and parameter.requires_grad:
+        key: Any = None  # most parameters get what an equal one before them got
+        if alike is not None and usual and parameter.requires_grad:
+            if position is None:
+                alike = self._roles.told_alike(alike, module)
             key = id(alike), position, own_name, parameter.shape
             known = self._known.get(key)
             if known is not None and parameter.dtype is known.dtype and parameter.device == known.device:
@@ -176,7 +176,7 @@ class Survey:
         check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
         row, is_settled = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
         if key is not None and is_settled and alike is not None and alike.covers(own_name):
-            self._known[key] = KnownRow(row, treatment.role == "map")
+            self._known[key] = KnownRow(row, treatment.role == "map" and not alike.author_tells)
         return row
 
     def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:
