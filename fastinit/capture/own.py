@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from fastinit._torch import typed_like
 from fastinit.capture.contexts import name_draws, recorded
-from fastinit.capture.graph import Geometry, View
+from fastinit.capture.graph import Geometry, View, draws_of
 from fastinit.capture.recorder import Recorder
+from fastinit.capture.repeats import built_without, inner, pairs, repeats_of
 from fastinit.capture.tapes import Tape, Taped, distribution_of, has_tapes, is_complete, tape_of, with_tapes
 from fastinit.distributed.held import global_shape
 from fastinit.run.names import NamedModule, named_modules, unwrapped
@@ -78,18 +79,35 @@ class Authors:
     """Answers for one model. Its code is run when somebody first asks, and never on the model itself.
 
     `everything`: whether the code of torch's own classes is asked throughout, in one go with the rest.
+    `exact`: whether every layer is read. Else, what a few of many equal layers agree on goes for all.
     """
 
     def __init__(
-        self, model: nn.Module, *, everything: bool = False, modules: Sequence[nn.Module] | None = None
+        self,
+        model: nn.Module,
+        *,
+        everything: bool = False,
+        exact: bool = True,
+        modules: Sequence[NamedModule] | None = None,
     ) -> None:
         self._model = model
-        self._modules = [each.module for each in named_modules(model)] if modules is None else modules
+        self._exact = exact
+        self._exactly: Authors | None = None
+        self._named = named_modules(model) if modules is None else modules
+        self._modules = [each.module for each in self._named]
         self._everything = everything
         self._with_code: set[int] | None = None
         self._read: dict[int, _Taped] | None = None  # by the ids of modules
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
+
+    def exactly(self) -> Authors:
+        """The same, with every layer read."""
+        if self._exact:
+            return self
+        if self._exactly is None:
+            self._exactly = Authors(self._model, everything=self._everything, modules=self._named)
+        return self._exactly
 
     def tell_of(self, module: nn.Module) -> bool:
         """Whether code of somebody else than torch tells of a module: its tapes, its class or one around it."""
@@ -120,10 +138,7 @@ class Authors:
         """What the code gives all parameters of `module`: equal where two modules are told the same."""
         if not has_tapes(module):
             taped = self._taped(module)
-            if taped is None:
-                return None
-            if taped.names == tuple(module._parameters):
-                return taped.told()
+            return None if taped is None else taped.told()
         authors = ((own_name, self.of(module, own_name)) for own_name in module._parameters)
         return _interned(tuple((own_name, each.kind, each.distribution) for own_name, each in authors))
 
@@ -152,19 +167,21 @@ class Authors:
 
     def _attempt(self, model: nn.Module) -> dict[int, _Taped]:
         try:
-            return _read(model, self._failures)
+            modules = self._named if model is self._model else named_modules(model)
+            return _read(modules, self._failures, exact=self._exact)
         except Exception as error:
             self._failures[id(model)] = _cannot_run("copy.deepcopy", error)
             return {}
 
     def failures(self) -> list[str]:
         """What was raised by code of the model that was run on a copy, each with the name of its module."""
-        if not self._failures:
+        raised = {**self._failures, **({} if self._exactly is None else self._exactly._failures)}
+        if not raised:
             return []
         return [
-            f"{each.name}: {self._failures[id(each.module)]}" if each.name else self._failures[id(each.module)]
+            f"{each.name}: {raised[id(each.module)]}" if each.name else raised[id(each.module)]
             for each in named_modules(self._model)
-            if id(each.module) in self._failures
+            if id(each.module) in raised
         ]
 
 
@@ -217,6 +234,17 @@ class _Taped:
             found = self._authors[own_name] = _author(*tape)
         return found
 
+    def agrees(self, other: _Taped) -> bool:
+        """Whether another module is given the same."""
+        return self.told() is other.told() or (
+            self.names == other.names and all(_agree(self.author(each), other.author(each)) for each in self.names)
+        )
+
+    def counts_calls(self) -> bool:
+        """Whether random numbers of a parameter follow from the number of calls before, and not from its name."""
+        tapes = (each[0] for each in self.tapes.values() if each is not None)
+        return any(draw.model is None for tape in tapes for draw in draws_of(tape.view.node))
+
     def told(self) -> Hashable:
         """All answers."""
         if self._told is None:
@@ -225,6 +253,14 @@ class _Taped:
                 for own_name in self.names
             ))  # fmt: skip
         return self._told
+
+
+def _agree(one: Author | None, other: Author | None) -> bool:
+    if one is None or other is None or one.kind != other.kind or one.distribution == other.distribution:
+        return one is other or (one is not None and other is not None and one[:2] == other[:2])
+    both = one.distribution, other.distribution
+    tables = [each.tape.replay(0) for each in both if type(each) is Taped and one.kind == "table"]
+    return len(tables) == 2 and torch.equal(*tables)
 
 
 class _Told:
@@ -246,24 +282,27 @@ def _interned(answers: tuple[Any, ...]) -> Hashable:
         return _Told(answers)
 
 
-def _read(model: nn.Module, failures: dict[int, str]) -> dict[int, _Taped]:
-    """For each module whose parameters the model's code sets: their tapes.
+def _read(modules: Sequence[NamedModule], failures: dict[int, str], *, exact: bool) -> dict[int, _Taped]:
+    """For each module whose parameters the model's code sets: their tapes. `modules` are all, the model first.
 
     What the code of a module raises is added to `failures`.
     """
     found: dict[int, _Taped] = {}
     with _nothing_drawn():
         rebuilt: set[str] = set()
-        for each in named_modules(model):
-            if rebuilt and any(
-                each.name == name or each.name.startswith(f"{name}.") or name == "" for name in rebuilt
-            ):
+        for each in modules:
+            if "" in rebuilt:
+                break
+            if any(each.name == name or each.name.startswith(f"{name}.") for name in rebuilt):
                 continue
             builder = _builder(each.module)
-            if builder is not None and _read_building(each, builder, found):
+            if builder is None:
+                continue
+            within = modules if each.module is modules[0].module else named_modules(each.module)
+            if _read_building(within, builder, found, exact=exact):
                 rebuilt.add(each.name)
         if "" not in rebuilt:
-            _read_resetting(model, found, failures)
+            _read_resetting(modules[0].module, found, failures)
     return found
 
 
@@ -330,40 +369,86 @@ _twins: dict[tuple[Any, ...], _Twin] = {}  # the latest ones: a model is often p
 _MOST_TWINS = 4
 
 
+def _kept(key: tuple[Any, ...], twin: _Twin | None) -> _Twin | None:
+    if twin is not None:
+        while len(_twins) >= _MOST_TWINS:
+            _twins.pop(next(iter(_twins)))
+        _twins[key] = twin
+    return twin
+
+
 def _twin(builder: _Builder, reason: str) -> _Twin | None:
     """What is recorded when a model is built again; None if it cannot be built."""
-    key = (*builder.key, reason, torch.get_default_dtype())
-    if key in _twins:
-        return _twins[key]
     recorder = Recorder(0, on_meta=True)
     try:
         model = recorded(builder.build, recorder)
     except Exception:
         return None
+    modules = ((each.name, each.module) for each in named_modules(model))
+    return {name: _twin_module(recorder, name, module, reason) for name, module in modules if _parameters_of(module)}
+
+
+def _twin_module(recorder: Recorder, name: str, module: nn.Module, reason: str) -> _TwinModule:
+    shapes = {own_name: parameter.shape for own_name, parameter in _parameters_of(module).items()}
+    return _TwinModule(shapes, _taped(recorder, module, reason, f"{name}.{{}}".format if name else str))
+
+
+def _abridged_twin(builder: _Builder, reason: str, modules: Sequence[NamedModule]) -> _Twin | None:
+    """The same from a few of many equal layers; None if there are none, or if what they are given differs."""
+    repeats = repeats_of([each.module for each in modules])
+    if repeats is None:
+        return None
+    recorder = Recorder(0, on_meta=True)
+    try:
+        model, standing = recorded(partial(built_without, repeats, builder.build), recorder)
+    except Exception:
+        return None
+    twins = None if recorder.has_shown else pairs(repeats, standing, modules[0].module, model)
+    if twins is None:
+        return None
+    read: dict[int, _TwinModule] = {}  # by the id of a module of the twin
     found: _Twin = {}
-    for each in named_modules(model):
-        own = _parameters_of(each.module)
-        if own:
-            shapes = {own_name: parameter.shape for own_name, parameter in own.items()}
-            found[each.name] = _TwinModule(shapes, _taped(recorder, each, each.module, reason))
-    while len(_twins) >= _MOST_TWINS:
-        _twins.pop(next(iter(_twins)))
-    return _twins.setdefault(key, found)
+    for name, module in ((each.name, each.module) for each in modules):
+        twin = twins.get(id(module))
+        if twin is None:
+            return None
+        if _parameters_of(twin):
+            if id(twin) not in read:
+                read[id(twin)] = _twin_module(recorder, name, twin, reason)
+            found[name] = read[id(twin)]
+    # Only a whole twin makes all calls, which some numbers follow from.
+    if any(each.taped.counts_calls() for each in read.values()):
+        return None
+    for group in repeats.groups:
+        first, *others = (twins[id(layer)] for layer in group.read())
+        for each in zip(inner(first), *map(inner, others), strict=True):
+            taped = [read[id(module)].taped for module in each if id(module) in read]
+            if taped and not (len(taped) == len(each) and all(map(taped[0].agrees, taped[1:]))):
+                return None
+    return found
 
 
 def _parameters_of(module: nn.Module) -> dict[str, Tensor]:
     return {own_name: each for own_name, each in module._parameters.items() if each is not None}
 
 
-def _read_building(of: NamedModule, builder: _Builder, found: dict[int, _Taped]) -> bool:
-    """Build a twin of a module under the recorder. False: it cannot be built, or turns out to be another model."""
-    twin = _twin(builder, f"its class, built again from {type(of.module).__name__}'s description")
+def _read_building(modules: Sequence[NamedModule], builder: _Builder, found: dict[int, _Taped], *, exact: bool) -> bool:
+    """Build a twin of a model under the recorder. False: it cannot be built, or turns out to be another model.
+
+    `modules` are all of the model, itself first, with their names in it.
+    """
+    reason = f"its class, built again from {type(modules[0].module).__name__}'s description"
+    key = (*builder.key, reason, torch.get_default_dtype())
+    twin = _twins.get(key)
+    if twin is None and not exact:
+        twin = _twins.get((*key, "abridged")) or _kept((*key, "abridged"), _abridged_twin(builder, reason, modules))
+    if twin is None:
+        twin = _kept(key, _twin(builder, reason))
     if twin is None:
         return False
     told: dict[int, _Taped] = {}
-    for each in named_modules(of.module):
-        own = _parameters_of(each.module)
-        if own:
+    for each in modules:
+        if each.module._parameters and (own := _parameters_of(each.module)):
             other = twin.get(each.name)
             if other is None or other.shapes != {key: global_shape(parameter) for key, parameter in own.items()}:
                 return False
@@ -431,19 +516,23 @@ def _read_resetting(model: nn.Module, found: dict[int, _Taped], failures: dict[i
 
     recorded(reset, recorder)
     for own, other in zip(named_modules(model), named_modules(twin), strict=True):
-        taped = _taped(recorder, own, other.module, "its reset code")
+        taped = _taped(recorder, other.module, "its reset code", partial(_canonical, own))
         if (before := found.get(id(own.module))) is not None:
             taped = _Taped({**taped.tapes, **{name: each for name, each in before.tapes.items() if each is not None}})
         found[id(own.module)] = taped
 
 
-def _taped(recorder: Recorder, of: NamedModule, module: nn.Module, reason: str) -> _Taped:
-    """The tapes of the parameters of a module, which has the names of `of`."""
+def _taped(recorder: Recorder, module: nn.Module, reason: str, name_of: Callable[[str], str]) -> _Taped:
+    """The tapes of the parameters of a module. `name_of` gives their names in the model."""
     tapes: dict[str, tuple[Tape, str] | None] = {}
     for own_name, parameter in _parameters_of(module).items():
-        tape = _tape(recorder, parameter, of.names_of(own_name)[0])
+        tape = _tape(recorder, parameter, name_of(own_name))
         tapes[own_name] = None if tape is None else (tape, reason)
     return _Taped(tapes)
+
+
+def _canonical(of: NamedModule, own_name: str) -> str:
+    return of.names_of(own_name)[0]
 
 
 def _tape(recorder: Recorder, tensor: Tensor, name: str) -> Tape | None:

@@ -101,7 +101,10 @@ class Resolver:
         found = self._known.get(key)
         if type(found) is Resolution:
             return found
-        asked = _Asked(fan or "torch", self._depths, self._authors, name, own_name, module, tuple(shape), may_be_stack)
+        authors = self._authors
+        if authors is not None and not treatment.told:  # somebody wants the very distribution of its author
+            authors = authors.exactly()
+        asked = _Asked(fan or "torch", self._depths, authors, name, own_name, module, tuple(shape), may_be_stack)
         while found is not None:
             if type(found) is Resolution:
                 return found

@@ -266,7 +266,7 @@ class Roles:
         self._alike_of: dict[int, Alike | None] = {}  # by the id of a module
         self._scheme = scheme
         self._is_own = isinstance(scheme, Own)
-        self.authors = Authors(model, everything=self._is_own, modules=[each.module for each in self._around.named])
+        self.authors = Authors(model, everything=self._is_own, exact=self._is_own, modules=self._around.named)
 
     def role(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> RoleName:
         """The role that a parameter has, or would have if it were neither frozen nor loaded.
