@@ -1,8 +1,13 @@
 """Layers that a model has many of, and a way to build the model again without building all of them.
 
-What the code of equal layers gives is read from a few of them: the first, the second and the last. The others are left
-out of the building: in their place stands the second one, so that the model has all of its layers when code walks over
-them, under their numbers. Who reads such a model has to see that the three agree.
+What the code of equal layers gives is read from a few of them: the first, the second, the third and the last. The
+others are left out of the building: in their place stands the third one, so that the model has all of its layers when
+code walks over them, under their numbers. Who reads such a model has to see that the four agree.
+
+So code is seen that treats layers by their number or depth: the first and the last show what grows, the first two what
+changes from layer to layer, and the third whatever is done to any layer between them once the layers are built. Only
+this is not seen: a constructor that gives layers in the middle alone something else, by an argument that leaves no
+trace in the attributes, shapes and classes of the layer. Reading every layer is for exact numbers (`Authors.exactly`).
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from torch.nn.modules import module as hooks
 
 from fastinit.distributed.held import global_shape
 
-_FEWEST = 5  # so many equal layers are worth it
+_FEWEST = 6  # so many equal layers are worth it
 _STACKS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _NO_ARGUMENTS = frozenset({"training", "_is_hf_initialized"})  # attributes that change after the building
 _PLAIN = frozenset({bool, str, type(None)})
@@ -65,9 +70,13 @@ class Group(NamedTuple):
 
     layers: list[nn.Module]
 
-    def read(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """Those that are built: the first, the second, which stands for all others, and the last."""
-        return self.layers[0], self.layers[1], self.layers[-1]
+    def read(self) -> list[nn.Module]:
+        """Those that are built: the first, the second, the third, which stands for all others, and the last."""
+        return [*self.layers[:3], self.layers[-1]]
+
+    def left_out(self) -> list[nn.Module]:
+        """Those that another one stands for, and that one."""
+        return self.layers[2:-1]
 
 
 class Repeats(NamedTuple):
@@ -86,14 +95,21 @@ def repeats_of(modules: Sequence[nn.Module]) -> Repeats | None:
     of_class: dict[type, list[nn.Module]] = {}
     for module in modules:
         of_class.setdefault(type(module), []).append(module)
-    in_lists = dict.fromkeys(type(each) for module in modules if isinstance(module, _STACKS)
-                             for each in module._modules.values() if each is not None)  # fmt: skip
+    in_lists: dict[type, set[int]] = {}
+    for module in modules:
+        if isinstance(module, _STACKS):
+            for each in module._modules.values():
+                in_lists.setdefault(type(each), set()).add(id(each))
     layers: dict[type, list[nn.Module]] = {}
     groups: list[Group] = []
     inside: set[int] = set()
-    for kind in in_lists:
-        every = of_class.get(kind, [])
-        if len(every) < _FEWEST or kind.__module__.startswith("torch.") or not inside.isdisjoint(map(id, every)):
+    kinds = [kind for kind, listed in in_lists.items()
+             if len(listed) >= _FEWEST and not kind.__module__.startswith("torch.")
+             and len(of_class.get(kind, ())) == len(listed)]  # fmt: skip
+    kinds.sort(key=lambda kind: -sum(1 for _ in of_class[kind][0].modules()))  # what is in others has fewer modules
+    for kind in kinds:
+        every = of_class[kind]
+        if not inside.isdisjoint(map(id, every)):
             continue
         found = _groups(every)
         if found:
@@ -126,12 +142,12 @@ _patching = threading.Lock()
 
 
 def built_without(repeats: Repeats, build: Callable[[], nn.Module]) -> tuple[nn.Module, list[nn.Module | None]]:
-    """Build a model with the second layer of each group in the place of all but the first and the last, and those.
+    """Build a model with the third layer of each group in the place of those that are left out, and these third layers.
 
     The layers of a class are taken to be built in the order in which the model has them. `pairs` finds out.
     """
     standing: list[nn.Module | None] = [None] * len(repeats.groups)
-    number_of = {id(layer): number for number, group in enumerate(repeats.groups) for layer in group.layers[1:-1]}
+    number_of = {id(layer): number for number, group in enumerate(repeats.groups) for layer in group.left_out()}
     replaced: dict[int, tuple[nn.Module, nn.Module]] = {}  # by the id of a layer that was not built
     thread = threading.get_ident()
 
@@ -178,14 +194,14 @@ def pairs(
     repeats: Repeats, standing: list[nn.Module | None], model: nn.Module, twin: nn.Module
 ) -> dict[int, nn.Module] | None:
     """The module of the twin that stands in the place of each module of the model, by its id; None: they do not fit."""
-    left_out = {id(layer): number for number, group in enumerate(repeats.groups) for layer in group.layers[1:-1]}
+    left_out = {id(layer): number for number, group in enumerate(repeats.groups) for layer in group.left_out()}
     stands = {id(each) for each in standing}
     found: dict[int, nn.Module] = {}
     left: list[tuple[nn.Module, nn.Module]] = [(model, twin)]
     while left:
         own, other = left.pop()
         number = left_out.get(id(own))
-        if type(own) is not type(other) or (number is None) == (id(other) in stands):
+        if not _are_of_one_class(own, other) or (number is None) == (id(other) in stands):
             return None
         if number is not None and other is not standing[number]:
             return None
@@ -202,6 +218,12 @@ def pairs(
         if any(Looks.of(each).numbers != Looks.of(found[id(each)]).numbers for each in group.read()):
             return None
     return found
+
+
+def _are_of_one_class(one: Any, other: Any) -> bool:
+    """Whether two modules have one class. torch makes a class of its own for each parametrised module."""
+    kinds = type(one), type(other)
+    return kinds[0] is kinds[1] or (kinds[0].__name__ == kinds[1].__name__ and kinds[0].__bases__ == kinds[1].__bases__)
 
 
 def inner(layer: nn.Module) -> Iterator[nn.Module]:
