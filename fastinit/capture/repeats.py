@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.modules import module as hooks
 
-from fastinit.distributed.held import global_shape
-
 _FEWEST = 6  # so many equal layers are worth it
 _STACKS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _NO_ARGUMENTS = frozenset({"training", "_is_hf_initialized"})  # attributes that change after the building
@@ -48,7 +46,7 @@ def _look(module: nn.Module, fixed: list[Any], numbers: list[float]) -> None:
     fixed.append(kind)
     for own_name, parameter in module._parameters.items():
         fixed.append(own_name)
-        fixed.append(None if parameter is None else global_shape(parameter))
+        fixed.append(None if parameter is None else parameter.shape)
     if not kind.__module__.startswith("torch."):
         for key, value in module.__dict__.items():
             of = type(value)
@@ -125,7 +123,7 @@ def _groups(layers: list[nn.Module]) -> list[Group]:
         for layer in layers:
             looks = Looks.of(layer)
             alike.setdefault(looks.fixed, []).append((layer, looks.numbers))
-    except TypeError:  # an attribute that cannot be hashed
+    except (TypeError, RuntimeError):  # an attribute that cannot be hashed, or a lazy parameter
         return []
     found: dict[Any, list[nn.Module]] = {}
     for number, group in enumerate(alike.values()):
