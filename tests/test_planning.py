@@ -15,8 +15,7 @@ from conftest import library_of_models
 from torch import nn
 
 import fastinit
-from fastinit.capture import own
-from fastinit.capture.repeats import repeats_of
+from fastinit.capture import own, repeats
 from fastinit.capture.tapes import Taped
 from fastinit.rules.roles import Roles
 
@@ -345,7 +344,7 @@ def test_layers_that_differ_in_what_can_be_seen_are_read_apart(monkeypatch: pyte
         model = Switched(Config("nothing", layers=12))
     for index in (1, 5):
         as_any(model.layers[index]).is_wide = True
-    assert repeats_of(list(model.modules())) is None  # no five are alike
+    assert repeats.repeats_of(list(model.modules())) is None  # no five are alike
     rows, built = read(model, monkeypatch, whole=False)
     assert built == 12
     assert_equal_rows(rows, read(model, monkeypatch, whole=True)[0])
@@ -366,6 +365,14 @@ def test_other_threads_build_whole_layers(monkeypatch: pytest.MonkeyPatch) -> No
     read(model, monkeypatch, whole=False)
     assert len(made) >= 9 and len({id(each.__dict__) for each in made}) == len(made)
     assert not any(each.map.weight.is_meta for each in made)
+
+
+def test_a_thread_that_finds_another_one_at_it_reads_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PreTrainedModel(Config("nothing"))
+    with repeats._patching:
+        rows, built = read(model, monkeypatch, whole=False)
+    assert built == 9
+    assert_equal_rows(rows, read(model, monkeypatch, whole=False)[0])
 
 
 TRANSFORMERS: dict[str, dict[str, Any]] = {

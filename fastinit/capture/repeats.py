@@ -143,6 +143,9 @@ def built_without(repeats: Repeats, build: Callable[[], nn.Module]) -> tuple[nn.
     """Build a model with the third layer of each group in the place of those that are left out, and these third layers.
 
     The layers of a class are taken to be built in the order in which the model has them. `pairs` finds out.
+
+    Raises:
+        RuntimeError: another thread does the same just now. Nobody waits for it, since it runs other people's code.
     """
     standing: list[nn.Module | None] = [None] * len(repeats.groups)
     number_of = {id(layer): number for number, group in enumerate(repeats.groups) for layer in group.left_out()}
@@ -171,7 +174,9 @@ def built_without(repeats: Repeats, build: Callable[[], nn.Module]) -> tuple[nn.
         found = replaced.get(id(child))
         return None if found is None else found[1]
 
-    with _patching:
+    if not _patching.acquire(blocking=False):
+        raise RuntimeError("another thread builds a model without some of its layers")
+    try:
         inherited = [kind for kind in repeats.layers if "__init__" not in kind.__dict__]
         before = {kind: kind.__init__ for kind in repeats.layers}  # type: ignore[misc]
         handle = hooks.register_module_module_registration_hook(registered)
@@ -186,6 +191,8 @@ def built_without(repeats: Repeats, build: Callable[[], nn.Module]) -> tuple[nn.
                     del kind.__init__  # type: ignore[misc]
                 else:
                     kind.__init__ = own  # type: ignore[misc]
+    finally:
+        _patching.release()
 
 
 def pairs(
