@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import library_of_models
 from torch import nn
 
 import fastinit
+from fastinit.capture import own, repeats
+from fastinit.capture.tapes import Taped
 from fastinit.rules.roles import Roles
 
 
@@ -179,3 +183,238 @@ def test_planning_leaves_no_cycles() -> None:
         assert weight() is None
     finally:
         gc.enable()
+
+
+# ---- of many equal layers, few are read ----
+
+
+class Config:
+    def __init__(self, how: str, layers: int = 9) -> None:
+        self.how, self.layers = how, layers
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+class Layer(nn.Module):
+    """A layer whose initial values depend on its number where `how` says so, which cannot be seen in the layer."""
+
+    built = 0
+
+    def __init__(self, how: str, index: int, layers: int) -> None:
+        super().__init__()
+        self.index = Layer.built if how == "counts itself" else index
+        Layer.built += 1
+        self.map, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+        self.factor = nn.Parameter(torch.full((8,), 0.1))
+        self.token = nn.Parameter(torch.empty(1, 1, 8).normal_(0.0, 0.3))
+        with torch.no_grad():
+            if how == "table":
+                self.factor.copy_(torch.arange(8.0))
+            elif how == "factor by number":
+                self.factor.fill_(1.0 / (1 + index))
+            elif how == "factor by depth":
+                self.factor.fill_(0.5 if layers > 6 else 0.25)
+            elif how == "token by number":
+                self.token.normal_(0.0, 1.0 / (1 + index))
+            elif how == "order":
+                self.factor.copy_(torch.randperm(8).float())
+            elif how == "looks at what it has drawn":
+                self.factor.fill_(self.map.weight[0, 0].item())
+            elif how == "numbers drawn with gradients":
+                self.token = nn.Parameter(
+                    torch.bernoulli(torch.full((1, 1, 8), 0.5)) * torch.ones(1, requires_grad=True)
+                )
+
+
+def as_any(module: Any) -> Any:
+    return module
+
+
+class Inheriting(Layer):
+    pass
+
+
+class PreTrainedModel(nn.Module):
+    """A model that says how it is built, as those of transformers do."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        how, numbers = config.how, range(config.layers)
+        self.table = nn.Embedding(20, 8)
+        if how == "built backwards":
+            numbers = range(config.layers - 1, -1, -1)
+        kind = Inheriting if how == "inherits" else Layer
+        if how == "builds one more":
+            kind(how, 0, config.layers)
+        layers = [kind(how, number, config.layers) for number in numbers]
+        self.layers = nn.ModuleList(sorted(layers, key=lambda each: as_any(each).index))
+        self.lists = [layers]
+        for index, layer in enumerate(self.layers):
+            with torch.no_grad():
+                self.reset(layer, index)
+
+    def reset(self, layer: Any, index: int) -> None:
+        how, last = self.config.how, self.config.layers - 1
+        if how == "divides":
+            layer.map.weight.div_((2.0 * (index + 1)) ** 0.5)
+        elif how == "multiplies":
+            layer.factor.mul_(0.5)
+        elif how == "last norm" and index == last:
+            layer.norm.weight.zero_()
+        elif how in ZEROED and ZEROED[how](index, last):
+            layer.map.weight.zero_()
+
+
+# The layers that are set to zero, by their number and that of the last one.
+ZEROED: dict[str, Callable[[int, int], bool]] = {
+    "first is zero": lambda index, last: index == 0,
+    "fifth is zero": lambda index, last: index == 4,
+    "last is zero": lambda index, last: index == last,
+    "even ones are zero": lambda index, last: index % 2 == 0,
+    "odd ones are zero": lambda index, last: index % 2 == 1,
+    "every third is zero": lambda index, last: index % 3 == 2,
+    "second half is zero": lambda index, last: index > last / 2,
+}
+AGREEING = ["nothing", "inherits", "table", "factor by depth"]
+DIFFERING = [
+    *("factor by number", "token by number", "order", "looks at what it has drawn", "counts itself", "divides"),
+    *("multiplies", "last norm", "built backwards", "builds one more", "numbers drawn with gradients", *ZEROED),
+]
+
+
+def read(model: nn.Module, monkeypatch: pytest.MonkeyPatch, *, whole: bool, rules: Any = None) -> tuple[Any, int]:
+    """The rows of a plan, and how many layers were built for it."""
+    own._twins.clear()
+    with monkeypatch.context() as patch:
+        if whole:
+            patch.setattr(own, "repeats_of", lambda modules: None)
+        Layer.built = 0
+        rows = fastinit.plan(model, "kaiming_normal", rules, seed=0).rows
+    own._twins.clear()
+    return rows, Layer.built
+
+
+def assert_equal_rows(rows: Any, others: Any) -> None:
+    assert [row.name for row in rows] == [row.name for row in others]
+    for row, other in zip(rows, others, strict=True):
+        both = row.distribution, other.distribution
+        if row != other:
+            assert row._replace(distribution=None) == other._replace(distribution=None), row.name
+            tables = [each.tape.replay(3) for each in both if isinstance(each, Taped)]
+            assert len(tables) == 2 and torch.equal(*tables), row.name
+
+
+# Four layers of nine are built where they agree, and all of them after these where they do not.
+@pytest.mark.filterwarnings("ignore:no rule covers")
+@pytest.mark.parametrize("how", [*AGREEING, *DIFFERING])
+def test_four_of_equal_layers_tell_what_all_tell(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    model = PreTrainedModel(Config(how))
+    before = Layer.__init__, dict(Inheriting.__dict__)
+    rows, built = read(model, monkeypatch, whole=False)
+    assert (Layer.__init__, dict(Inheriting.__dict__)) == before
+    others, of_whole = read(model, monkeypatch, whole=True)
+    assert_equal_rows(rows, others)
+    assert of_whole >= 9 and (built == 4 if how in AGREEING else built >= of_whole)
+
+
+def test_exact_numbers_are_read_of_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        model = PreTrainedModel(Config("nothing"))
+    rows, built = read(model, monkeypatch, whole=False, rules=[("layers.4.map.weight", "own")])
+    assert built == 4 + 9
+    assert_equal_rows(rows, read(model, monkeypatch, whole=True, rules=[("layers.4.map.weight", "own")])[0])
+    Layer.built = 0
+    fastinit.plan(model, "own", seed=0)
+    assert Layer.built == 9
+    fastinit.plan(model, "kaiming_normal", seed=0)
+    assert Layer.built == 9  # what was read of all serves every scheme
+    own._twins.clear()
+
+
+def test_layers_that_differ_in_what_can_be_seen_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Switched(PreTrainedModel):
+        def __init__(self, config: Config) -> None:
+            super().__init__(config)
+            for index, layer in enumerate(map(as_any, self.layers)):
+                layer.is_wide, layer.step = index % 2 == 0, (1, 2, 3)[index % 3]
+
+    with torch.device("meta"):
+        model = Switched(Config("nothing", layers=12))
+    for index in (1, 5):
+        as_any(model.layers[index]).is_wide = True
+    assert repeats.repeats_of(list(model.modules())) is None  # no five are alike
+    rows, built = read(model, monkeypatch, whole=False)
+    assert built == 12
+    assert_equal_rows(rows, read(model, monkeypatch, whole=True)[0])
+
+
+def test_other_threads_build_whole_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Asking(PreTrainedModel):
+        def reset(self, layer: Any, index: int) -> None:
+            thread = threading.Thread(target=lambda: made.append(Layer("nothing", index, 9)))
+            thread.start()
+            thread.join()
+
+    with torch.device("meta"):
+        model = Asking(Config("nothing"))
+    made.clear()
+    read(model, monkeypatch, whole=False)
+    assert len(made) >= 9 and len({id(each.__dict__) for each in made}) == len(made)
+    assert not any(each.map.weight.is_meta for each in made)
+
+
+def test_a_thread_that_finds_another_one_at_it_reads_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PreTrainedModel(Config("nothing"))
+    with repeats._patching:
+        rows, built = read(model, monkeypatch, whole=False)
+    assert built == 9
+    assert_equal_rows(rows, read(model, monkeypatch, whole=False)[0])
+
+
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "GPT2LMHeadModel": {"n_layer": 8, "n_embd": 64, "n_head": 4},
+    "LlamaForCausalLM": {"num_hidden_layers": 8, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
+    "T5ForConditionalGeneration": {"num_layers": 8, "d_model": 64, "d_ff": 96, "num_heads": 4},
+    "BertForMaskedLM": {"num_hidden_layers": 8},
+    "ViTModel": {},
+    "HubertModel": {},
+    "RwkvModel": {"num_hidden_layers": 8, "hidden_size": 64},  # its vectors depend on the number of the layer
+    "MambaModel": {"num_hidden_layers": 8, "hidden_size": 64},
+    "ConvNextModel": {},
+    "SwinModel": {},
+    "MixtralModel": {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8},
+}
+TIMM = [
+    *("vit_base_patch16_224", "convnext_tiny", "resnet50", "swin_tiny_patch4_window7_224", "mixer_b16_224"),
+    *("deit3_small_patch16_224", "cait_xxs24_224", "nfnet_f0", "regnety_032", "efficientnet_b0"),
+    *("beit_base_patch16_224", "eva02_small_patch14_224"),  # fix_init_weight: they divide by the number of the layer
+]
+
+
+def assert_read_as_a_whole(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows, others = (read(model, monkeypatch, whole=each)[0] for each in (False, True))
+    assert_equal_rows(rows, others)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_models_of_transformers_are_read_as_a_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = library_of_models("transformers")
+    kind = getattr(library, name)
+    with torch.device("meta"):
+        model = kind(kind.config_class(**TRANSFORMERS[name]))
+    assert_read_as_a_whole(model, monkeypatch)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", TIMM)
+def test_models_of_timm_are_read_as_a_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        model = library_of_models("timm").create_model(name)
+    assert_read_as_a_whole(model, monkeypatch)

@@ -8,8 +8,9 @@ import random
 import sys
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from types import FunctionType, MethodType
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from fastinit._torch import typed_like
 from fastinit.capture.constructors import told_of
 from fastinit.capture.contexts import name_draws, recorded
-from fastinit.capture.graph import Geometry, View
+from fastinit.capture.graph import Geometry, View, draws_of
 from fastinit.capture.recorder import Recorder
-from fastinit.capture.tapes import Tape, Taped, distribution_of, is_complete, tape_of, with_tapes
+from fastinit.capture.repeats import built_without, inner, pairs, repeats_of
+from fastinit.capture.tapes import Tape, Taped, distribution_of, has_tapes, is_complete, tape_of, with_tapes
 from fastinit.distributed.held import global_shape
 from fastinit.run.names import NamedModule, named_modules, unwrapped
 from fastinit.schemes.distributions import Constant, Distribution
@@ -81,26 +83,49 @@ class Authors:
     """Answers for one model. Its code is run when somebody first asks, and never on the model itself.
 
     `everything`: whether the code of torch's own classes is asked throughout, in one go with the rest.
+    `exact`: whether every layer is read. Else, what a few of many equal layers agree on goes for all.
     """
 
     def __init__(
-        self, model: nn.Module, *, everything: bool = False, modules: Sequence[nn.Module] | None = None
+        self,
+        model: nn.Module,
+        *,
+        everything: bool = False,
+        exact: bool = True,
+        modules: Sequence[NamedModule] | None = None,
     ) -> None:
         self._model = model
-        self._modules = [each.module for each in named_modules(model)] if modules is None else modules
+        self._exact = exact
+        self._exactly: Authors | None = None
+        self._named = named_modules(model) if modules is None else modules
+        self._modules = [each.module for each in self._named]
         self._everything = everything
         self._with_code: set[int] | None = None
-        self._read: dict[tuple[int, str], tuple[Tape, str]] | None = None
+        self._read: dict[int, _Taped] | None = None  # by the ids of modules
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
 
+    def exactly(self) -> Authors:
+        """The same, with every layer read."""
+        if self._exact:
+            return self
+        if self._exactly is None:
+            self._exactly = Authors(self._model, everything=self._everything, modules=self._named)
+        return self._exactly
+
     def tell_of(self, module: nn.Module) -> bool:
         """Whether code of somebody else than torch tells of a module: its tapes, its class or one around it."""
         if self._with_code is None:
-            self._with_code = _with_code(unwrapped(self._model)) if self._any_has_code() else set()
+            self._with_code = self._found_with_code() if self._any_has_code() else set()
             self._with_code.update(map(id, with_tapes(self._modules)))
         return bool(self._with_code) and id(module) in self._with_code
+
+    def _found_with_code(self) -> set[int]:
+        model = unwrapped(self._model)
+        if model is self._model and _tells_of_all(model):  # as nearly always: one walk is spared
+            return set(map(id, self._modules))
+        return _with_code(model)
 
     def _any_has_code(self) -> bool:
         """Whether any module, or a wrapper around it, may have code of somebody else than torch."""
@@ -124,44 +149,57 @@ class Authors:
             self._known[key] = self._found(module, own_name)
         return self._known[key]
 
+    def told(self, module: nn.Module) -> Hashable:
+        """What the code gives all parameters of `module`: equal where two modules are told the same."""
+        if not has_tapes(module):
+            taped = self._taped(module)
+            return None if taped is None else taped.told()
+        authors = ((own_name, self.of(module, own_name)) for own_name in module._parameters)
+        return _interned(tuple((own_name, each.kind, each.distribution) for own_name, each in authors))
+
     def _found(self, module: nn.Module, own_name: str) -> Author:
         tape = tape_of(module, own_name)
         if tape is not None:
             if not is_complete(tape):
                 return Author("unknown", None, "its code has not written to all of it")
             return _author(tape, "as recorded when it was built")
-        model = unwrapped(self._model)
         constant = self.constants_of(module).get(own_name)
         if constant is not None and not self.tell_of(module):  # what torch's reset code did has been overwritten
             return constant
-        if not self._everything and not self.tell_of(module):
-            found = self._attempt(module).get((id(module), own_name)) if _is_of_torch(type(module)) else None
-        else:
-            if self._read is None:
-                self._read = self._attempt(model)
-            found = self._read.get((id(module), own_name))
-        if found is not None:
-            return _author(*found)
-        if constant is not None:
-            return constant
-        failed = self._failures.get(id(module)) or self._failures.get(id(model))
+        taped = self._taped(module)
+        found = None if taped is None else taped.author(own_name)
+        if found is not None or constant is not None:
+            return found or constant  # type: ignore[return-value]
+        failed = self._failures.get(id(module))
+        if not failed and self._failures:
+            failed = self._failures.get(id(unwrapped(self._model)))
         return Author("unknown", None, failed or "no code of its own sets it")
 
-    def _attempt(self, model: nn.Module) -> dict[tuple[int, str], tuple[Tape, str]]:
+    def _taped(self, module: nn.Module) -> _Taped | None:
+        """The tapes of the code that tells of a module; None if none tells."""
+        if not self._everything and not self.tell_of(module):
+            return self._attempt(module).get(id(module)) if _is_of_torch(type(module)) else None
+        if self._read is None:
+            self._read = self._attempt(unwrapped(self._model))
+        return self._read.get(id(module))
+
+    def _attempt(self, model: nn.Module) -> dict[int, _Taped]:
         try:
-            return _read(model, self._failures)
+            modules = self._named if model is self._model else named_modules(model)
+            return _read(modules, self._failures, exact=self._exact)
         except Exception as error:
             self._failures[id(model)] = _cannot_run("copy.deepcopy", error)
             return {}
 
     def failures(self) -> list[str]:
         """What was raised by code of the model that was run on a copy, each with the name of its module."""
-        if not self._failures:
+        raised = {**self._failures, **({} if self._exactly is None else self._exactly._failures)}
+        if not raised:
             return []
         return [
-            f"{each.name}: {self._failures[id(each.module)]}" if each.name else self._failures[id(each.module)]
+            f"{each.name}: {raised[id(each.module)]}" if each.name else raised[id(each.module)]
             for each in named_modules(self._model)
-            if id(each.module) in self._failures
+            if id(each.module) in raised
         ]
 
 
@@ -193,22 +231,96 @@ def _nothing_drawn() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _read(model: nn.Module, failures: dict[int, str]) -> dict[tuple[int, str], tuple[Tape, str]]:
-    """For each parameter that the model's code sets: its tape, and which code this was.
+class _Taped:
+    """The tapes of one module's parameters, by their names in it, and which code each is of; None: no code sets it."""
+
+    __slots__ = ("_authors", "_told", "names", "tapes")
+
+    def __init__(self, tapes: dict[str, tuple[Tape, str] | None]) -> None:
+        self.names = tuple(tapes)
+        self.tapes = tapes
+        self._authors: dict[str, Author] = {}
+        self._told: Hashable = None
+
+    def author(self, own_name: str) -> Author | None:
+        """The answer for a parameter; None if its code does not set it."""
+        found = self._authors.get(own_name)
+        if found is None:
+            tape = self.tapes.get(own_name)
+            if tape is None:
+                return None
+            found = self._authors[own_name] = _author(*tape)
+        return found
+
+    def agrees(self, other: _Taped) -> bool:
+        """Whether another module is given the same."""
+        return self.told() is other.told() or (
+            self.names == other.names and all(_agree(self.author(each), other.author(each)) for each in self.names)
+        )
+
+    def counts_calls(self) -> bool:
+        """Whether random numbers of a parameter follow from the number of calls before, and not from its name."""
+        tapes = (each[0] for each in self.tapes.values() if each is not None)
+        return any(draw.model is None for tape in tapes for draw in draws_of(tape.view.node))
+
+    def told(self) -> Hashable:
+        """All answers."""
+        if self._told is None:
+            self._told = _interned(tuple(
+                (own_name, "unknown", None) if (found := self.author(own_name)) is None else (own_name, *found[:2])
+                for own_name in self.names
+            ))  # fmt: skip
+        return self._told
+
+
+def _agree(one: Author | None, other: Author | None) -> bool:
+    if one is None or other is None or one.kind != other.kind or one.distribution == other.distribution:
+        return one is other or (one is not None and other is not None and one[:2] == other[:2])
+    both = one.distribution, other.distribution
+    tables = [each.tape.replay(0) for each in both if type(each) is Taped and one.kind == "table"]
+    return len(tables) == 2 and torch.equal(*tables)
+
+
+class _Told:
+    """Answers for all parameters of a module. Equal answers are one object, so that to compare them takes no time."""
+
+    __slots__ = ("__weakref__", "answers")
+
+    def __init__(self, answers: Any) -> None:
+        self.answers = answers
+
+
+_all_told: weakref.WeakValueDictionary[Any, _Told] = weakref.WeakValueDictionary()
+
+
+def _interned(answers: tuple[Any, ...]) -> Hashable:
+    try:
+        return _all_told.setdefault(answers, _Told(answers))
+    except TypeError:  # a distribution of somebody else that cannot be hashed
+        return _Told(answers)
+
+
+def _read(modules: Sequence[NamedModule], failures: dict[int, str], *, exact: bool) -> dict[int, _Taped]:
+    """For each module whose parameters the model's code sets: their tapes. `modules` are all, the model first.
 
     What the code of a module raises is added to `failures`.
     """
-    found: dict[tuple[int, str], tuple[Tape, str]] = {}
+    found: dict[int, _Taped] = {}
     with _nothing_drawn():
         rebuilt: set[str] = set()
-        for each in named_modules(model):
-            if any(each.name == name or each.name.startswith(f"{name}.") or name == "" for name in rebuilt):
+        for each in modules:
+            if "" in rebuilt:
+                break
+            if any(each.name == name or each.name.startswith(f"{name}.") for name in rebuilt):
                 continue
             builder = _builder(each.module)
-            if builder is not None and _read_building(each, builder, found):
+            if builder is None:
+                continue
+            within = modules if each.module is modules[0].module else named_modules(each.module)
+            if _read_building(within, builder, found, exact=exact):
                 rebuilt.add(each.name)
         if "" not in rebuilt:
-            _read_resetting(model, found, failures)
+            _read_resetting(modules[0].module, found, failures)
     return found
 
 
@@ -263,46 +375,105 @@ def _peft_model(peft: Any, base: Callable[[], nn.Module], configs: Any) -> nn.Mo
     return built
 
 
-# A model that was built again: for each parameter its shape, and its tape if its code sets all of it.
-_Twin = dict[tuple[str, str], tuple[torch.Size, Tape | None]]
+class _TwinModule(NamedTuple):
+    """A module of a model that was built again: the shapes of its parameters, and their tapes."""
+
+    shapes: dict[str, torch.Size]
+    taped: _Taped
+
+
+_Twin = dict[str, _TwinModule]  # by the canonical names of modules that have parameters
 _twins: dict[tuple[Any, ...], _Twin] = {}  # the latest ones: a model is often planned twice
 _MOST_TWINS = 4
 
 
-def _twin(builder: _Builder) -> _Twin | None:
+def _kept(key: tuple[Any, ...], twin: _Twin | None) -> _Twin | None:
+    if twin is not None:
+        while len(_twins) >= _MOST_TWINS:
+            _twins.pop(next(iter(_twins)))
+        _twins[key] = twin
+    return twin
+
+
+def _twin(builder: _Builder, reason: str) -> _Twin | None:
     """What is recorded when a model is built again; None if it cannot be built."""
-    key = (*builder.key, torch.get_default_dtype())
-    if key in _twins:
-        return _twins[key]
     recorder = Recorder(0, on_meta=True)
     try:
         model = recorded(builder.build, recorder)
     except Exception:
         return None
-    taped: _Twin = {}
-    for each in named_modules(model):
-        for own_name, parameter in each.module._parameters.items():
-            if parameter is not None:
-                tape = _taped(recorder, parameter, f"{each.name}.{own_name}" if each.name else own_name)
-                taped[each.name, own_name] = parameter.shape, tape
-    while len(_twins) >= _MOST_TWINS:
-        _twins.pop(next(iter(_twins)))
-    return _twins.setdefault(key, taped)
+    modules = ((each.name, each.module) for each in named_modules(model))
+    return {name: _twin_module(recorder, name, module, reason) for name, module in modules if _parameters_of(module)}
 
 
-def _read_building(of: NamedModule, builder: _Builder, found: dict[tuple[int, str], tuple[Tape, str]]) -> bool:
-    """Build a twin of a module under the recorder. False: it cannot be built, or turns out to be another model."""
-    twin = _twin(builder)
+def _twin_module(recorder: Recorder, name: str, module: nn.Module, reason: str) -> _TwinModule:
+    shapes = {own_name: parameter.shape for own_name, parameter in _parameters_of(module).items()}
+    return _TwinModule(shapes, _taped(recorder, module, reason, f"{name}.{{}}".format if name else str))
+
+
+def _abridged_twin(builder: _Builder, reason: str, modules: Sequence[NamedModule]) -> _Twin | None:
+    """The same from a few of many equal layers; None if there are none, or if what they are given differs."""
+    repeats = repeats_of([each.module for each in modules])
+    if repeats is None:
+        return None
+    recorder = Recorder(0, on_meta=True)
+    try:
+        model, standing = recorded(partial(built_without, repeats, builder.build), recorder)
+    except Exception:
+        return None
+    twins = None if recorder.has_shown else pairs(repeats, standing, modules[0].module, model)
+    if twins is None:
+        return None
+    read: dict[int, _TwinModule] = {}  # by the id of a module of the twin
+    found: _Twin = {}
+    for name, module in ((each.name, each.module) for each in modules):
+        twin = twins.get(id(module))
+        if twin is None:
+            return None
+        if _parameters_of(twin):
+            if id(twin) not in read:
+                read[id(twin)] = _twin_module(recorder, name, twin, reason)
+            found[name] = read[id(twin)]
+    # Only a whole twin makes all calls, which some numbers follow from.
+    if any(each.taped.counts_calls() for each in read.values()):
+        return None
+    for group in repeats.groups:
+        first, *others = (twins[id(layer)] for layer in group.read())
+        for each in zip(inner(first), *map(inner, others), strict=True):
+            taped = [read[id(module)].taped for module in each if id(module) in read]
+            if taped and not (len(taped) == len(each) and all(map(taped[0].agrees, taped[1:]))):
+                return None
+    return found
+
+
+def _parameters_of(module: nn.Module) -> dict[str, Tensor]:
+    return {own_name: each for own_name, each in module._parameters.items() if each is not None}
+
+
+def _read_building(modules: Sequence[NamedModule], builder: _Builder, found: dict[int, _Taped], *, exact: bool) -> bool:
+    """Build a twin of a model under the recorder. False: it cannot be built, or turns out to be another model.
+
+    `modules` are all of the model, itself first, with their names in it.
+    """
+    reason = f"its class, built again from {type(modules[0].module).__name__}'s description"
+    key = (*builder.key, reason, torch.get_default_dtype())
+    twin = _twins.get(key)
+    if twin is None and not exact:
+        twin = _twins.get((*key, "abridged")) or _kept((*key, "abridged"), _abridged_twin(builder, reason, modules))
+    if twin is None:
+        twin = _kept(key, _twin(builder, reason))
     if twin is None:
         return False
-    own = {(each.name, name): (global_shape(parameter), each.module) for each in named_modules(of.module)
-           for name, parameter in each.module._parameters.items() if parameter is not None}  # fmt: skip
-    if {key: shape for key, (shape, _) in own.items()} != {key: shape for key, (shape, _) in twin.items()}:
+    told: dict[int, _Taped] = {}
+    for each in modules:
+        if each.module._parameters and (own := _parameters_of(each.module)):
+            other = twin.get(each.name)
+            if other is None or other.shapes != {key: global_shape(parameter) for key, parameter in own.items()}:
+                return False
+            told[id(each.module)] = other.taped
+    if len(told) != len(twin):
         return False
-    for (name, own_name), (_, module) in own.items():
-        tape = twin[name, own_name][1]
-        if tape is not None:
-            found[id(module), own_name] = tape, f"its class, built again from {type(of.module).__name__}'s description"
+    found.update(told)
     return True
 
 
@@ -324,17 +495,21 @@ def _with_code(model: nn.Module) -> set[int]:
     """The ids of modules of which code of somebody else than torch tells: with reset code, or below such a module."""
     found: set[int] = set()
     for module in model.modules():
-        kind: Any = type(module)
-        if (_tells(kind) or "pretrained_cfg" in module.__dict__) and id(module) not in found:
+        if id(module) not in found and _tells_of_all(module):
             found.update(map(id, module.modules()))
     return found
+
+
+def _tells_of_all(module: nn.Module) -> bool:
+    kind: Any = type(module)
+    return _tells(kind) or "pretrained_cfg" in module.__dict__
 
 
 def _tells(module_type: type) -> bool:
     return _has_reset_code(module_type) or bool(_libraries(module_type))
 
 
-def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, str]], failures: dict[int, str]) -> None:
+def _read_resetting(model: nn.Module, found: dict[int, _Taped], failures: dict[int, str]) -> None:
     """Run the model's reset code on a copy of the model."""
     twin, tensors = _copy_on_meta(model)
     recorder = Recorder(0, on_meta=True)
@@ -359,16 +534,26 @@ def _read_resetting(model: nn.Module, found: dict[tuple[int, str], tuple[Tape, s
 
     recorded(reset, recorder)
     for own, other in zip(named_modules(model), named_modules(twin), strict=True):
-        for own_name, parameter in other.module._parameters.items():
-            key = id(own.module), own_name
-            if parameter is None or key in found:
-                continue
-            tape = _taped(recorder, parameter, own.names_of(own_name)[0])
-            if tape is not None:
-                found[key] = tape, "its reset code"
+        taped = _taped(recorder, other.module, "its reset code", partial(_canonical, own))
+        if (before := found.get(id(own.module))) is not None:
+            taped = _Taped({**taped.tapes, **{name: each for name, each in before.tapes.items() if each is not None}})
+        found[id(own.module)] = taped
 
 
-def _taped(recorder: Recorder, tensor: Tensor, name: str) -> Tape | None:
+def _taped(recorder: Recorder, module: nn.Module, reason: str, name_of: Callable[[str], str]) -> _Taped:
+    """The tapes of the parameters of a module. `name_of` gives their names in the model."""
+    tapes: dict[str, tuple[Tape, str] | None] = {}
+    for own_name, parameter in _parameters_of(module).items():
+        tape = _tape(recorder, parameter, name_of(own_name))
+        tapes[own_name] = None if tape is None else (tape, reason)
+    return _Taped(tapes)
+
+
+def _canonical(of: NamedModule, own_name: str) -> str:
+    return of.names_of(own_name)[0]
+
+
+def _tape(recorder: Recorder, tensor: Tensor, name: str) -> Tape | None:
     """The tape of a tensor; None if nobody has written to all of it."""
     stored = recorder.stored(tensor)
     if stored is None:

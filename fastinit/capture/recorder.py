@@ -79,6 +79,7 @@ class Recorder(TorchFunctionMode):
         self._stored: dict[int, Stored] = {}
         self._full = _FEW
         self._draws = 0
+        self.has_shown = False  # whether somebody has seen random numbers
 
     # ---- what was recorded ----
 
@@ -664,6 +665,7 @@ class Recorder(TorchFunctionMode):
             draw.name, draw.model = f"call {draw.order}", None
         if seen and draw.model is None:
             draw.seed = self.seed
+            self.has_shown = True
 
     def _read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concerned: list[Tensor]) -> Any:
         """Run a call that looks at values: on written memory, or on values that are computed for it."""

@@ -57,12 +57,12 @@ def plan_tensors(
         place = Place.of_tensor(tensor)
         like = known.get(tensor.shape) if usual else None
         if like is not None and tensor.dtype is like.dtype and tensor.device == like.device:
-            rows.append(like.row(name, place))
+            rows.append(maker.again(like, name, place))
             continue
-        row, is_settled = maker.row(name, "", None, tensor, treatment, place)
-        if usual and is_settled:
-            known[tensor.shape] = KnownRow(row, is_guess=False)
-        rows.append(row)
+        made = maker.row(name, "", None, tensor, treatment, place)
+        if usual and made.is_settled:
+            known[tensor.shape] = made
+        rows.append(made.row)
     maker.warn()
     return Plan(rows, seed=seed, generator=generator, backend=backend)
 

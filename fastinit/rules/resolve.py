@@ -58,7 +58,7 @@ class Resolution(NamedTuple):
     distribution: Distribution
     warning: str | None = None
     disagreement: Disagreement | None = None
-    asked: bool = False  # whether it depends on more than scheme, rule, shape, dtype and the looks of the module
+    asked: frozenset[str] = frozenset()  # on what it depends besides scheme, rule, shape, dtype and looks of the module
 
 
 class Resolver:
@@ -101,7 +101,10 @@ class Resolver:
         found = self._known.get(key)
         if type(found) is Resolution:
             return found
-        asked = _Asked(fan or "torch", self._depths, self._authors, name, own_name, module, tuple(shape), may_be_stack)
+        authors = self._authors
+        if authors is not None and not treatment.told:  # somebody wants the very distribution of its author
+            authors = authors.exactly()
+        asked = _Asked(fan or "torch", self._depths, authors, name, own_name, module, tuple(shape), may_be_stack)
         while found is not None:
             if type(found) is Resolution:
                 return found
@@ -111,7 +114,7 @@ class Resolver:
         if not agrees:
             resolution = resolution._replace(disagreement=_disagreement(asked, treatment, dtype, resolution))
         if asked.path:
-            resolution = resolution._replace(asked=True)
+            resolution = resolution._replace(asked=frozenset(what for what, _ in asked.path))
         self._remember(key, asked.path, resolution)
         self._alive += (treatment.scheme, rule, module)
         return resolution

@@ -7,7 +7,7 @@ read (capture/own.py), and the values that happen to be in memory decide nothing
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +48,7 @@ class Treatment(NamedTuple):
     zero_row: int | None = None  # the index along dimension 0 that becomes zero
     rule: Rule | None = None
     role: RoleName | None = None  # None: a rule decided, or there is no module
+    told: bool = False  # whether it follows from what the author's code gives
 
 
 # ---- the tests of the table ----
@@ -211,7 +212,8 @@ def _first(asked: Asked, table: Sequence[tuple[RoleName, Test]]) -> tuple[RoleNa
 
 class Alike(NamedTuple):
     """Modules that the table cannot tell apart: what it found for each name of a parameter that is trained, and the
-    treatment. An author may tell of each module something else, so that those have no treatments in common.
+    treatment. An author may tell of each module something else, so that treatments are common to those that he tells
+    the same of: `told` has them by what he tells.
 
     of_class: the class of torch.nn that they are of, if no more is known of them; it tells of its own parameters alone.
     """
@@ -220,6 +222,7 @@ class Alike(NamedTuple):
     of_class: type | None
     roles: dict[str, tuple[RoleName, Found | None]]
     treatments: dict[str, Treatment]
+    told: dict[Hashable, Alike] | None = None
 
     def covers(self, own_name: str) -> bool:
         """Whether all these modules have the same parameter of this name."""
@@ -266,7 +269,7 @@ class Roles:
         self._alike_of: dict[int, Alike | None] = {}  # by the id of a module
         self._scheme = scheme
         self._is_own = isinstance(scheme, Own)
-        self.authors = Authors(model, everything=self._is_own, modules=[each.module for each in self._around.named])
+        self.authors = Authors(model, everything=self._is_own, exact=self._is_own, modules=self._around.named)
 
     def role(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> RoleName:
         """The role that a parameter has, or would have if it were neither frozen nor loaded.
@@ -284,6 +287,7 @@ class Roles:
         if alike is None or not parameter.requires_grad or "_is_hf_initialized" in parameter.__dict__:
             asked = Asked(self._around, name, module, own_name, parameter)
             return self._treatment(_first(asked, ROLES), module, own_name, parameter)
+        alike = self.told_alike(alike, module)
         treatment = alike.treatments.get(own_name)
         if treatment is not None:
             return treatment
@@ -294,9 +298,19 @@ class Roles:
                 alike.roles[own_name] = role_and_found
         treatment = self._treatment(role_and_found, module, own_name, parameter)
         # Of what is its author's, even torch's own classes are asked.
-        if not alike.author_tells and role_and_found[0] != "author" and alike.covers(own_name):
+        if (alike.author_tells or role_and_found[0] != "author") and alike.covers(own_name):
             alike.treatments[own_name] = treatment
         return treatment
+
+    def told_alike(self, alike: Alike, module: nn.Module) -> Alike:
+        """Those of the modules of which an author tells the same as of this one. It runs his code."""
+        if alike.told is None:
+            return alike
+        told = self.authors.told(module)
+        found = alike.told.get(told)
+        if found is None:
+            found = alike.told[told] = Alike(True, alike.of_class, alike.roles, {})
+        return found
 
     def alike(self, name: str, module: nn.Module) -> Alike | None:
         """What is known of modules that the table cannot tell from this one; None: it must be asked by itself.
@@ -320,7 +334,8 @@ class Roles:
         found = self._alike.get(key)
         if found is None:
             of_class = module_type if len(key) == 4 else None
-            found = self._alike[key] = Alike(self.authors.tell_of(module), of_class, {}, {})
+            tells = self.authors.tell_of(module)
+            found = self._alike[key] = Alike(tells, of_class, {}, {}, {} if tells else None)
         return found
 
     def _treatment(
@@ -346,7 +361,7 @@ class Roles:
                 if self._is_own:
                     return Treatment(self._scheme, f"own: {author.reason}", role=role)
                 if author.kind != "draw" or is_frozen or role in ("published", "author"):
-                    return Treatment(_OWN, f"author: {_told(author)}", role=role)
+                    return Treatment(_OWN, f"author: {_told(author)}", role=role, told=self.authors.tell_of(module))
             elif self._is_own:
                 return Treatment(None, f"{author.reason}: kept", covered=False, role=role)
         if found is None or (role == "published" and found.scheme is None):

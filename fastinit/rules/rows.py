@@ -33,8 +33,10 @@ class RowMaker:
         treatment: Treatment,
         place: Place,
         kind: str = "",
-    ) -> tuple[Row, bool]:
-        """The row, and whether equal parameters of modules with equal looks have the same, but for name and place."""
+    ) -> KnownRow:
+        """The row. It is settled if equal parameters have the same, but for name and place, in modules with equal looks
+        of which their author's code tells the same.
+        """
         scheme = treatment.scheme
         assert scheme is not None
         boxes = None
@@ -45,22 +47,34 @@ class RowMaker:
             shape, boxes = global_shape(tensor, name), boxes_of(tensor, name)
         fans = distribution = None
         reason, dtype = treatment.reason, tensor.dtype
-        is_settled = True
+        is_settled, disagreement = True, None
         if 0 in shape:
             reason = "empty"
         else:
             found = self._resolve(name, own_name, module, shape, dtype, treatment)
             fans, distribution = found.fans, found.distribution
-            is_settled = not (found.asked or found.warning or found.disagreement)
+            unsettled = found.asked
+            if unsettled and treatment.told:
+                unsettled -= _TOLD
+            if unsettled and len(shape) == 2:
+                unsettled -= _OF_MATRICES
+            is_settled = not (unsettled or found.warning)
             if found.warning is not None:
                 self.warnings.append(f"{name or NAMELESS}: {found.warning}")
             if found.disagreement is not None:
                 by_torch, by_module, maps = found.disagreement
                 of_maps = f" to each of its {maps} maps" if maps > 1 else ""
-                self.disagreements.append(f"{name} {by_torch:.3g} and {by_module:.3g}{of_maps}")
+                disagreement = f"{by_torch:.3g} and {by_module:.3g}{of_maps}"
+                self.disagreements.append(f"{name} {disagreement}")
         frozen = module is not None and not tensor.requires_grad
         what = shape, dtype, tensor.device, reason, place, scheme, fans, distribution, True, frozen, boxes
-        return Row(name, "init", kind, *what), is_settled
+        return KnownRow(Row(name, "init", kind, *what), is_settled, disagreement)
+
+    def again(self, known: KnownRow, name: str, place: Place) -> Row:
+        """The row of another parameter, equal to that of a settled one."""
+        if known.disagreement is not None:
+            self.disagreements.append(f"{name} {known.disagreement}")
+        return known.at(name, place)
 
     def warn(self) -> None:
         if self.warnings:
@@ -77,25 +91,32 @@ class RowMaker:
 
 
 class KnownRow:
-    """The row of parameters that differ in nothing but name and place.
+    """The row of a parameter, and of those that differ from it in nothing but name and place.
 
+    is_settled: whether there are such parameters. disagreement: what a warning of two conventions for fans tells of it.
     is_guess: whether it is a linear map of which no author's code tells.
     """
 
-    __slots__ = ("_fields", "device", "dtype", "is_guess")
+    __slots__ = ("_fields", "device", "disagreement", "dtype", "is_guess", "is_settled", "row")
 
-    def __init__(self, row: Row, is_guess: bool) -> None:
+    def __init__(self, row: Row, is_settled: bool, disagreement: str | None) -> None:
+        self.row = row
+        self.is_settled = is_settled
+        self.disagreement = disagreement
+        self.is_guess = False
         self.dtype = row.dtype
         self.device = row.device
-        self.is_guess = is_guess
         self._fields: list[Any] = list(row)
 
-    def row(self, name: str, place: Place) -> Row:
+    def at(self, name: str, place: Place) -> Row:
+        """The row of another one of the parameters."""
         fields = self._fields
         fields[0] = name
         fields[_PLACE] = place
         return tuple.__new__(Row, fields)
 
 
+_TOLD = frozenset({"author"})
+_OF_MATRICES = frozenset({"geometry", "geometry by module", "own_name"})  # modules with equal looks answer alike
 _PLACE = Row._fields.index("place")
 _SHOWN = 6

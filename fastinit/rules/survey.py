@@ -158,10 +158,10 @@ class Survey:
         position = None
         if self._finder.rules:
             position = self._position(name, canonical, full_name, own_name, module, parameter)
-        # Most parameters get what an equal one before them got. What an author's code gives differs between modules.
-        key: Any = None
-        may_be_known = alike is not None and (position is not None or not alike.author_tells)
-        if may_be_known and usual and parameter.requires_grad:
+        key: Any = None  # most parameters get what an equal one before them got
+        if alike is not None and usual and parameter.requires_grad:
+            if position is None:
+                alike = self._roles.told_alike(alike, module)
             key = id(alike), position, own_name, parameter.shape
             known = self._known.get(key)
             if known is not None and parameter.dtype is known.dtype and parameter.device == known.device:
@@ -169,15 +169,16 @@ class Survey:
                     self.matched.add(position)
                 elif known.is_guess:
                     self.guessed.add(name)
-                return known.row(name, place)
+                return self._maker.again(known, name, place)
         treatment = self._treatment(position, name, canonical, own_name, module, parameter)
         if treatment.scheme is None:
             return _kept(name, "keep", kind, parameter, treatment.reason, place, covered=treatment.covered)
         check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
-        row, is_settled = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
-        if key is not None and is_settled and alike is not None and alike.covers(own_name):
-            self._known[key] = KnownRow(row, treatment.role == "map")
-        return row
+        made = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
+        if key is not None and made.is_settled and alike is not None and alike.covers(own_name):
+            made.is_guess = treatment.role == "map" and not alike.author_tells
+            self._known[key] = made
+        return made.row
 
     def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:
         name = self._rename(of.names_of(own_name)[0])
@@ -262,7 +263,7 @@ class Survey:
                 rows.append(row)
                 continue
             treatment = treatment._replace(reason=f"{treatment.reason}; {each.reason}")
-            rows.append(self._maker.row(name, each.own_name, of.module, each.weight, treatment, place, kind)[0])
+            rows.append(self._maker.row(name, each.own_name, of.module, each.weight, treatment, place, kind).row)
         return rows
 
     def _planned(self, original: nn.Parameter) -> str | None:
