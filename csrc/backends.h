@@ -16,7 +16,7 @@ struct InstructionSet {
   const char* name;
   bool supported;
 };
-constexpr int kInstructionSets = 4;
+constexpr int kInstructionSets = 5;
 const InstructionSet* instruction_sets();  // [kInstructionSets]
 
 // Fills all tasks in one pass on `threads` threads, the calling one among them, with the values of `seed`. The table is

@@ -13,14 +13,25 @@
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
+// slope * x + offset, rounded once. For x of zero or at least 2^-50, and at most 2^4, in size. A kind of lanes without
+// fma has its own.
+template <class L>
+class Line {
+ public:
+  FASTINIT_HD Line(float slope, float offset) : slope_(L::splat(slope)), offset_(L::splat(offset)) {}
+  FASTINIT_HD typename L::F32 operator()(typename L::F32 x) const { return L::fma(x, slope_, offset_); }
+
+ private:
+  typename L::F32 slope_, offset_;
+};
+
 // Uniform on [low, high], both ends included. The word with its lowest bit set, read as a signed integer, is an odd
 // t in (-2^31, 2^31), t and -t equally likely: center + (t * 2^-31) * (high - low) / 2 is symmetric, in 2^31 steps.
 template <class L>
 class UniformF32 {
  public:
   FASTINIT_HD UniformF32(const Sampler& sampler, const Stream&)
-      : scale_(L::splat(static_cast<float>(sampler.scale))),
-        center_(L::splat(static_cast<float>(sampler.center))),
+      : line_(static_cast<float>(sampler.scale), static_cast<float>(sampler.center)),
         lower_(L::splat(static_cast<float>(sampler.lower))),
         upper_(L::splat(static_cast<float>(sampler.upper))) {}
 
@@ -30,12 +41,13 @@ class UniformF32 {
     FASTINIT_UNROLL
     for (int i = 0; i < kGroup; ++i) {
       const typename L::F32 t = L::from_signed(L::bit_or(words[i], L::splat(uint32_t{1})));
-      x[i] = L::clamp(L::fma(L::mul(t, L::splat(0x1p-31f)), scale_, center_), lower_, upper_);
+      x[i] = L::clamp(line_(L::mul(t, L::splat(0x1p-31f))), lower_, upper_);
     }
   }
 
  private:
-  typename L::F32 scale_, center_, lower_, upper_;
+  Line<L> line_;
+  typename L::F32 lower_, upper_;
 };
 
 // Normal, truncated or not, by the inverse CDF. Words below a threshold fall below the mean. A word's distance d from
@@ -50,8 +62,7 @@ class NormalF32 {
   FASTINIT_HD NormalF32(const Sampler& sampler, const Stream& stream, const HotQuantile& hot_quantile)
       : hot_quantile_(hot_quantile),
         mass_(sampler),
-        scale_(L::splat(static_cast<float>(sampler.scale))),
-        center_(L::splat(static_cast<float>(sampler.center))),
+        line_(static_cast<float>(sampler.scale), static_cast<float>(sampler.center)),
         stream_(stream) {}
 
   // A group of registers of words to values; index_of(i) is the index of the first value of register i.
@@ -65,7 +76,7 @@ class NormalF32 {
     for (int i = 0; i < kGroup; ++i) {
       negative[i] = mass_.negative(words[i]);
       distance[i] = L::invert_unless(negative[i], words[i]);
-      p[i] = L::fma(mass_.to_float(distance[i]), mass_.slope(), mass_.offset(negative[i]));
+      p[i] = mass_.probability(distance[i], negative[i]);
     }
     hot_quantile_(p, x);
     typename L::F32 least = p[0];
@@ -76,7 +87,7 @@ class NormalF32 {
     }
     if (__builtin_expect(L::any(L::less(least, L::splat(kQuantileHot))), 0)) resample_tail(p, words, index_of, x);
     FASTINIT_UNROLL
-    for (int i = 0; i < kGroup; ++i) x[i] = mass_.clamp(L::fma(x[i], scale_, center_));
+    for (int i = 0; i < kGroup; ++i) x[i] = mass_.clamp(line_(x[i]));
   }
 
  private:
@@ -86,9 +97,9 @@ class NormalF32 {
     FASTINIT_HD typename L::Mask negative(typename L::U32 words) const { return L::top_bit_clear(words); }
     FASTINIT_HD bool is_negative(uint32_t word) const { return word >> 31 == 0; }
     // Half of the words at most lie on either side, so the distance reads the same with a sign.
-    FASTINIT_HD typename L::F32 to_float(typename L::U32 distance) const { return L::from_signed(distance); }
-    FASTINIT_HD typename L::F32 slope() const { return L::splat(0x1p-32f); }
-    FASTINIT_HD typename L::F32 offset(typename L::Mask) const { return L::splat(0x1p-33f); }
+    FASTINIT_HD typename L::F32 probability(typename L::U32 distance, typename L::Mask) const {
+      return L::fma_of_exact(L::from_signed(distance), L::splat(0x1p-32f), L::splat(0x1p-33f));
+    }
     FASTINIT_HD typename L::F32 clamp(typename L::F32 x) const { return x; }
     FASTINIT_HD float tail_slope() const { return 0x1p-64f; }
     FASTINIT_HD float beyond(bool /*negative*/) const { return 0.0f; }
@@ -105,10 +116,8 @@ class NormalF32 {
           sampler_(sampler) {}
     FASTINIT_HD typename L::Mask negative(typename L::U32 words) const { return L::less(words, negative_below_); }
     FASTINIT_HD bool is_negative(uint32_t word) const { return word < L::get(negative_below_, 0); }
-    FASTINIT_HD typename L::F32 to_float(typename L::U32 distance) const { return L::from_unsigned(distance); }
-    FASTINIT_HD typename L::F32 slope() const { return slope_; }
-    FASTINIT_HD typename L::F32 offset(typename L::Mask negative) const {
-      return L::select(negative, offset_negative_, offset_positive_);
+    FASTINIT_HD typename L::F32 probability(typename L::U32 distance, typename L::Mask negative) const {
+      return L::fma(L::from_unsigned(distance), slope_, L::select(negative, offset_negative_, offset_positive_));
     }
     FASTINIT_HD typename L::F32 clamp(typename L::F32 x) const { return L::clamp(x, lower_, upper_); }
     FASTINIT_HD float tail_slope() const { return static_cast<float>(sampler_.mass * 0x1p-64); }
@@ -168,7 +177,7 @@ class NormalF32 {
 
   HotQuantile hot_quantile_;
   std::conditional_t<kTruncated, BoundedMass, WholeMass> mass_;
-  typename L::F32 scale_, center_;
+  Line<L> line_;
   Stream stream_;
 };
 

@@ -133,6 +133,14 @@ struct ScalarLanes {
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return a - b; }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return a * b; }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return exact_fma(a, b, c); }
+  // Where a * b is a float, so that its own rounding changes nothing.
+  static FASTINIT_HD F32 fma_of_exact(F32 a, F32 b, F32 c) {
+#if defined(__CUDA_ARCH__)
+    return exact_fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+  }
 #if defined(__CUDA_ARCH__)
   // One instruction each, which orders -0 before +0: see set_bounds in prepare.h.
   static FASTINIT_HD F32 min(F32 a, F32 b) { return fminf(a, b); }

@@ -71,14 +71,15 @@ namespace avx512_combine {
 
 const Loops& loops_of(int choice) {
 #if defined(__x86_64__)
-  static constexpr const Loops* kLoops[kInstructionSets] = {&avx512_combine::kLoops, &avx2_combine::kLoops, nullptr,
-                                                            &portable_combine::kLoops};
+  static constexpr const Loops* kLoops[kInstructionSets] = {
+      &avx512_combine::kLoops, &avx2_combine::kLoops, &portable_combine::kLoops, nullptr, &portable_combine::kLoops};
 #elif defined(__aarch64__)
   // NEON needs no target of its own.
-  static constexpr const Loops* kLoops[kInstructionSets] = {nullptr, nullptr, &portable_combine::kLoops,
+  static constexpr const Loops* kLoops[kInstructionSets] = {nullptr, nullptr, nullptr, &portable_combine::kLoops,
                                                             &portable_combine::kLoops};
 #else
-  static constexpr const Loops* kLoops[kInstructionSets] = {nullptr, nullptr, nullptr, &portable_combine::kLoops};
+  static constexpr const Loops* kLoops[kInstructionSets] = {nullptr, nullptr, nullptr, nullptr,
+                                                            &portable_combine::kLoops};
 #endif
   return *kLoops[choice];
 }

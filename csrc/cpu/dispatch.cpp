@@ -30,22 +30,24 @@ bool supports_f16c() {
 
 FillRange fill_range_of(int choice) {
 #if defined(__x86_64__)
-  constexpr FillRange kFillRanges[kInstructionSets] = {fill_range_avx512, fill_range_avx2, nullptr,
+  constexpr FillRange kFillRanges[kInstructionSets] = {fill_range_avx512, fill_range_avx2, fill_range_sse2, nullptr,
                                                        fill_range_portable};
 #elif defined(__aarch64__)
-  constexpr FillRange kFillRanges[kInstructionSets] = {nullptr, nullptr, fill_range_neon, fill_range_portable};
+  constexpr FillRange kFillRanges[kInstructionSets] = {nullptr, nullptr, nullptr, fill_range_neon, fill_range_portable};
 #else
-  constexpr FillRange kFillRanges[kInstructionSets] = {nullptr, nullptr, nullptr, fill_range_portable};
+  constexpr FillRange kFillRanges[kInstructionSets] = {nullptr, nullptr, nullptr, nullptr, fill_range_portable};
 #endif
   return kFillRanges[choice];
 }
 
 const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)
+  constexpr bool sse2 = true;
   static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c();
   static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else
+  constexpr bool sse2 = false;
   constexpr bool avx2 = false;
   constexpr bool avx512 = false;
 #endif
@@ -55,7 +57,7 @@ const InstructionSet* instruction_sets() {
   constexpr bool neon = false;
 #endif
   static const InstructionSet sets[kInstructionSets] = {
-      {"avx512", avx512}, {"avx2", avx2}, {"neon", neon}, {"portable", true}};
+      {"avx512", avx512}, {"avx2", avx2}, {"sse2", sse2}, {"neon", neon}, {"portable", true}};
   return sets;
 }
 

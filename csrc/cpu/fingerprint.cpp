@@ -103,10 +103,11 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) uint64_t hash_rang
 
 HashRange hash_range_of(int choice) {
 #if defined(__x86_64__)
-  constexpr HashRange kHashRanges[kInstructionSets] = {hash_range_avx512, hash_range_avx2, nullptr,
+  constexpr HashRange kHashRanges[kInstructionSets] = {hash_range_avx512, hash_range_avx2, hash_range_portable, nullptr,
                                                        hash_range_portable};
 #else
-  constexpr HashRange kHashRanges[kInstructionSets] = {nullptr, nullptr, hash_range_portable, hash_range_portable};
+  constexpr HashRange kHashRanges[kInstructionSets] = {nullptr, nullptr, nullptr, hash_range_portable,
+                                                       hash_range_portable};
 #endif
   return kHashRanges[choice];
 }

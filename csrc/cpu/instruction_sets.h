@@ -12,6 +12,7 @@ using FillRange = void (*)(const Task& task, const Stream& stream, int64_t begin
 
 void fill_range_portable(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 #if defined(__x86_64__)
+void fill_range_sse2(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 void fill_range_avx2(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 void fill_range_avx512(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 #elif defined(__aarch64__)

@@ -80,6 +80,7 @@ struct Avx2Lanes {
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+  static FASTINIT_HD F32 fma_of_exact(F32 a, F32 b, F32 c) { return fma(a, b, c); }
   static FASTINIT_HD F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
   static FASTINIT_HD F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm256_min_ps(_mm256_max_ps(a, lower), upper); }

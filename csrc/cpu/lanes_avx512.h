@@ -75,6 +75,7 @@ struct Avx512Lanes {
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+  static FASTINIT_HD F32 fma_of_exact(F32 a, F32 b, F32 c) { return fma(a, b, c); }
   static FASTINIT_HD F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
   static FASTINIT_HD F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm512_min_ps(_mm512_max_ps(a, lower), upper); }

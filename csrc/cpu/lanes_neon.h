@@ -71,6 +71,7 @@ struct NeonLanes {
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return vfmaq_f32(c, a, b); }
+  static FASTINIT_HD F32 fma_of_exact(F32 a, F32 b, F32 c) { return fma(a, b, c); }
   // These order -0 before +0: see set_bounds in prepare.h.
   static FASTINIT_HD F32 min(F32 a, F32 b) { return vminq_f32(a, b); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return vminq_f32(vmaxq_f32(a, lower), upper); }

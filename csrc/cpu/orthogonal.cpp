@@ -26,10 +26,11 @@ constexpr int64_t kMostBytesAlone = int64_t{1} << 18;
 
 MatrixSteps steps_of(int choice) {
 #if defined(__x86_64__)
-  const MatrixSteps all[kInstructionSets] = {kMatrixStepsAvx512, kMatrixStepsAvx2, {}, kMatrixStepsPortable};
+  const MatrixSteps all[kInstructionSets] = {
+      kMatrixStepsAvx512, kMatrixStepsAvx2, kMatrixStepsPortable, {}, kMatrixStepsPortable};
   return all[choice];
 #elif defined(__aarch64__)
-  const MatrixSteps all[kInstructionSets] = {{}, {}, kMatrixStepsNeon, kMatrixStepsPortable};
+  const MatrixSteps all[kInstructionSets] = {{}, {}, {}, kMatrixStepsNeon, kMatrixStepsPortable};
   return all[choice];
 #else
   static_cast<void>(choice);
@@ -144,7 +145,7 @@ Sampler standard_normal(Dtype dtype) {
 bool orthogonal_cpu_fits(int64_t rows, int64_t columns, const char* isa) {
 #if defined(__x86_64__) && !defined(__FMA__)
   // Without the instruction, each product would be emulated.
-  if (chosen_instruction_set(isa) == kInstructionSets - 1) return false;
+  if (steps_of(chosen_instruction_set(isa)).multiply == kMatrixStepsPortable.multiply) return false;
 #else
   static_cast<void>(isa);
 #endif

@@ -110,9 +110,10 @@ using Chunk = Moments (*)(Dtype dtype, const void* data, int64_t begin, int64_t 
 Chunk chunk_of_isa(int choice) {
   constexpr Chunk kPortable = portable_statistics::chunk;
 #if defined(FASTINIT_TARGETS)
-  constexpr Chunk kChunks[kInstructionSets] = {avx512_statistics::chunk, avx2_statistics::chunk, nullptr, kPortable};
+  constexpr Chunk kChunks[kInstructionSets] = {avx512_statistics::chunk, avx2_statistics::chunk, kPortable, nullptr,
+                                               kPortable};
 #else
-  constexpr Chunk kChunks[kInstructionSets] = {kPortable, kPortable, kPortable, kPortable};
+  constexpr Chunk kChunks[kInstructionSets] = {kPortable, kPortable, kPortable, kPortable, kPortable};
 #endif
   return kChunks[choice];
 }
