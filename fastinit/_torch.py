@@ -301,6 +301,23 @@ def between_nodes(wrapper: Any) -> Any:
     return getattr(wrapper, "_inter_node_pg", None)
 
 
+def replicas_group(module: Any) -> Any:
+    """The process group over which a wrapper replicates. For a module under the composable `replicate`: of its
+    DistributedDataParallel, which its first forward call makes, and before that of what `replicate` was given. Without
+    the attributes: None, which stands for all ranks."""
+    if (group := getattr(module, "process_group", None)) is not None:
+        return group
+    replicate = getattr(sys.modules.get(type(module).__bases__[0].__module__), "replicate", None)
+    try:
+        state: Any = replicate.state(module)  # type: ignore[union-attr]
+        if (wrapper := getattr(state, "_ddp", None)) is not None:
+            return wrapper.process_group
+        mesh = state._init_kwargs.get("device_mesh")
+        return state._init_kwargs.get("process_group") if mesh is None else mesh.get_group()
+    except AttributeError:
+        return None
+
+
 def default_store() -> Any:
     """The store of the default process group, for groups that offer none themselves: threads as ranks. Without it:
     None."""

@@ -179,6 +179,34 @@ def test_replicas_under_a_wrapper_agree_within_its_process_group() -> None:
     worlds.run(4, _check_wrapper)
 
 
+def _check_replicate() -> None:
+    from torch.distributed._composable.replicate import replicate
+
+    torch.manual_seed(1000 + dist.get_rank())
+    which = dist.get_rank() // 2
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    for among in ({"process_group": groups[which]}, {"device_mesh": grid()["inner"]}):
+        for _ in range(1 + which):  # the pairs do not wait for each other
+            model = replicate(nn.Linear(2, 4, bias=False), **among)
+            fastinit.init_model_(model, "normal")
+        found = gathered(model.weight)
+        assert found[0] == found[1] != found[2] == found[3]
+        model(torch.ones(1, 2))  # only now replicate makes its DistributedDataParallel
+        for _ in range(1 + which):
+            fastinit.init_model_(model, "normal")
+        again = gathered(model.weight)
+        assert found[0] != again[0] == again[1] != again[2] == again[3]
+    whole = replicate(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)))
+    fastinit.init_model_(whole, "normal")
+    for parameter in whole.parameters():
+        if parameter.dim() > 1:
+            assert_equal_everywhere(parameter)
+
+
+def test_composable_replicas_agree_within_their_process_group() -> None:
+    worlds.run(4, _check_replicate)
+
+
 def _check_hybrid() -> None:
     """FSDP1 shards over rows of a grid and replicates over its columns."""
     rows = [dist.new_group([0, 1]), dist.new_group([2, 3])]

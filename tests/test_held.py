@@ -87,12 +87,14 @@ def strips(whole: torch.Tensor, dim: int, stride: int, rank: int, size: int) -> 
 
 
 def divide(parameter: torch.Tensor, dim: int, stride: int, rank: int, size: int) -> nn.Parameter:
+    """A stand-in for a parameter that Megatron-LM has divided: its part, with Megatron's attributes."""
     local: Any = nn.Parameter(torch.full_like(strips(parameter.detach(), dim, stride, rank, size), 7.0))
     local.tensor_model_parallel, local.partition_dim, local.partition_stride = True, dim, stride
     return local
 
 
 def megatron(model: nn.Module, rank: int, size: int) -> nn.Module:
+    """A stand-in for a model of Megatron-LM on one rank, which is not installed here."""
     for name, (dim, stride) in DIVIDED.items():
         holder, _, own_name = name.rpartition(".")
         module = model.get_submodule(holder)
@@ -317,6 +319,8 @@ def test_a_megatron_model_on_meta_is_materialised() -> None:
 
 
 class _Group:
+    """A stand-in for a process group of DeepSpeed."""
+
     def __init__(self, rank: int, size: int) -> None:
         self._rank, self._size = rank, size
 
@@ -331,7 +335,7 @@ AVAILABLE, NOT_AVAILABLE, INFLIGHT = (SimpleNamespace(name=name) for name in ("A
 
 
 def partition(parameter: Any, rank: int, size: int, *, gathered: bool = False) -> None:
-    """What deepspeed.zero.Init leaves of a parameter on a rank."""
+    """A stand-in for deepspeed.zero.Init: what that leaves of a parameter on a rank."""
     whole = parameter.detach()
     each = -(-whole.numel() // size)
     parameter.ds_id, parameter.ds_shape, parameter.ds_numel = 0, whole.shape, whole.numel()
@@ -353,6 +357,7 @@ def range_of(whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
 
 
 def zero3(model: nn.Module, rank: int, size: int, **options: Any) -> nn.Module:
+    """A stand-in for a model under DeepSpeed's ZeRO-3, which is not installed here."""
     for parameter in model.parameters():
         partition(parameter, rank, size, **options)
     return model
@@ -506,6 +511,26 @@ def _check_megatron() -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_megatron_shards_of_real_processes(size: int) -> None:
     worlds.run(size, _check_megatron)
+
+
+def _check_ranks_that_disagree() -> None:
+    """Both processes of a pair say that they hold the first part."""
+    group, place = _pairs(), dist.get_rank() % 2
+    part = megatron(Block(ranks=2), place, 2)
+    before = [parameter.detach().clone() for parameter in part.parameters()]
+    if place == 1:
+        message = "^rank: expected 1, the place of this process in its group, got 0"
+        with pytest.raises(ValueError, match=message), fastinit.tensor_parallel(0, 2, group=group):
+            fastinit.init_model_(part, "xavier_uniform", RULES, seed=3)
+        assert all(map(torch.equal, before, part.parameters()))
+    message = "^group: expected one of 4 ranks, got 2"
+    with pytest.raises(ValueError, match=message), fastinit.tensor_parallel(place, 4, group=group):
+        fastinit.init_model_(part, "xavier_uniform", RULES, seed=3)
+    assert all(map(torch.equal, before, part.parameters()))
+
+
+def test_ranks_that_contradict_their_process_group_are_refused() -> None:
+    worlds.run(2, _check_ranks_that_disagree)
 
 
 def _check_zero3() -> None:

@@ -65,7 +65,7 @@ class NormalF32 {
         line_(static_cast<float>(sampler.scale), static_cast<float>(sampler.center)),
         stream_(stream) {}
 
-  // A group of registers of words to values; index_of(i) is the index of the first value of register i.
+  // A group of registers of words to values; index_of(i, lane) is the index of a value of register i.
   template <int kGroup, class IndexOf>
   FASTINIT_DEVICE void operator()(const typename L::U32 (&words)[kGroup], const IndexOf& index_of,
                                   typename L::F32 (&x)[kGroup]) const {
@@ -154,7 +154,7 @@ class NormalF32 {
       FASTINIT_ROLL
       for (int found = 0; in_tail >> found != 0; ++found) {
         if ((in_tail >> found & 1) == 0) continue;
-        const uint64_t index = index_of(found);
+        const uint64_t index = index_of(found, 0);
         const float value = tail_value(word_at(stream_, index), index);
         FASTINIT_UNROLL
         for (int i = 0; i < kGroup; ++i) x[i] = i == found ? value : x[i];
@@ -162,15 +162,18 @@ class NormalF32 {
     } else {
       for (int i = 0; i < kGroup; ++i) {
         const typename L::Mask in_tail = L::less(p[i], L::splat(kQuantileHot));
-        if (L::any(in_tail)) x[i] = resample_lanes(x[i], in_tail, words[i], index_of(i));
+        if (L::any(in_tail)) {
+          x[i] = resample_lanes(x[i], in_tail, words[i], [&](int lane) { return index_of(i, lane); });
+        }
       }
     }
   }
 
+  template <class IndexOf>
   FASTINIT_COLD typename L::F32 resample_lanes(typename L::F32 x, typename L::Mask in_tail, typename L::U32 words,
-                                               uint64_t index) const {
+                                               const IndexOf& index_of) const {
     for (int lane = 0; lane < L::kWidth; ++lane) {
-      if (L::test(in_tail, lane)) L::set(x, lane, tail_value(L::get(words, lane), index + lane));
+      if (L::test(in_tail, lane)) L::set(x, lane, tail_value(L::get(words, lane), index_of(lane)));
     }
     return x;
   }

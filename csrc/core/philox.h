@@ -34,10 +34,10 @@ struct PhiloxKeys {
 // Replaces each of the counters (word 0 first) by the block of four words that belongs to it and to the key. Several
 // counters advance together because a round is a chain of dependent steps: one counter, or one register of them, leaves
 // most of a core's multipliers idle.
-template <class L, int kCounters>
+template <class L, int kRounds = kPhiloxRounds, int kCounters>
 FASTINIT_HD void philox4x32(typename L::Word (&counter)[kCounters][4], const PhiloxKeys<L>& keys) {
   FASTINIT_UNROLL
-  for (int round = 0; round < kPhiloxRounds; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     FASTINIT_UNROLL
     for (int i = 0; i < kCounters; ++i) {
       const typename L::Wide product0 = L::mul_wide(counter[i][0], kPhiloxMultiplier0);

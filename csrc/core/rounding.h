@@ -23,6 +23,7 @@ struct Float8Format {
   float most;
   float greatest;        // of the numbers
   float negative_below;  // with one zero: values below it get the sign
+  uint8_t beyond;        // what `most` and more become, without the sign
 
   FASTINIT_HD constexpr explicit Float8Format(Dtype dtype)
       : mantissa_bits(dtype == Dtype::kFloat8E5m2 || dtype == Dtype::kFloat8E5m2fnuz ? 2 : 3),
@@ -34,7 +35,10 @@ struct Float8Format {
         greatest(mantissa_bits == 2 ? 57344.0f
                  : has_one_zero     ? 240.0f
                                     : 448.0f),
-        negative_below(mantissa_bits == 2 ? -0x1p-18f : -0x1p-11f) {}
+        negative_below(mantissa_bits == 2 ? -0x1p-18f : -0x1p-11f),
+        beyond(has_one_zero         ? 0x80
+               : mantissa_bits == 2 ? 0x7C
+                                    : 0x7E) {}
 };
 
 // An 8-bit float as its bits.

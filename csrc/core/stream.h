@@ -68,6 +68,23 @@ class WordSource {
     for (int i = 0; i < L::kCounters; ++i) L::interleave(counter[i], words + i * L::kRegistersPerWord);
   }
 
+  // The same words where they come to lie with the least work, which L::place_of(register, lane) tells. The last round
+  // is the lanes' own.
+  FASTINIT_HD void draw_unordered(uint64_t block, typename L::U32 (&words)[kRegisters]) const {
+    typename L::Word counter[L::kCounters][4];
+    FASTINIT_UNROLL
+    for (int i = 0; i < L::kCounters; ++i) {
+      L::count_blocks_unordered(block, i, counter[i][0], counter[i][1]);
+      counter[i][2] = counter2_;
+      counter[i][3] = counter3_;
+    }
+    philox4x32<L, kPhiloxRounds - 1>(counter, keys_);
+    FASTINIT_UNROLL
+    for (int i = 0; i < L::kCounters; ++i) {
+      L::last_round(counter[i], keys_.round[kPhiloxRounds - 1], words + i * L::kRegistersPerWord);
+    }
+  }
+
  private:
   PhiloxKeys<L> keys_;
   typename L::Word counter2_, counter3_;

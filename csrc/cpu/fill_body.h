@@ -25,12 +25,19 @@ struct SourceF32 {
     constexpr int kRegisters = WordSource<L>::kRegisters;
     typename L::U32 words[kRegisters];
     typename L::F32 values[kRegisters];
-    source.draw(block, words);
-    const uint64_t index = block * kBlockValues;
-    distribution(words, [index](int i) { return index + static_cast<uint64_t>(i) * L::kWidth; }, values);
-    FASTINIT_UNROLL
-    for (int i = 0; i < kRegisters; i += 2) {
-      L::template store_pair<kStreaming>(values[i], values[i + 1], out + i * L::kWidth);
+    const uint64_t first = block * kBlockValues;
+    if constexpr (sizeof(Element) == 1 && L::kUnorderedFloat8) {
+      source.draw_unordered(block, words);
+      distribution(words, [first](int i, int lane) { return first + L::place_of(i, lane); }, values);
+      L::template store_unordered<kStreaming>(values, out);
+    } else {
+      source.draw(block, words);
+      const auto index_of = [first](int i, int lane) { return first + static_cast<uint64_t>(i * L::kWidth + lane); };
+      distribution(words, index_of, values);
+      FASTINIT_UNROLL
+      for (int i = 0; i < kRegisters; i += 2) {
+        L::template store_pair<kStreaming>(values[i], values[i + 1], out + i * L::kWidth);
+      }
     }
   }
 };

@@ -2,6 +2,7 @@
 // of fill_avx2.cpp only.
 #pragma once
 
+#include "core/philox.h"
 #include "core/rounding.h"
 #include "doubles_avx2.h"
 
@@ -40,6 +41,26 @@ struct Avx2Lanes {
     const __m256i pair23 = _mm256_blend_epi32(word[2], _mm256_shuffle_epi32(word[3], 0xA0), 0xAA);
     in_order[0] = _mm256_unpacklo_epi64(pair01, pair23);
     in_order[1] = _mm256_unpackhi_epi64(pair01, pair23);
+  }
+
+  // A draw that 8-bit floats are made of. Their bytes are shuffled at the end anyhow, so it costs nothing that their
+  // words lie in another order, in which no shuffle is needed before: register i holds words 1 and 0 (or 3 and 2, if i
+  // is odd) of two blocks in either half, the blocks of the upper half being the last four of the eight.
+  static FASTINIT_HD void count_blocks_unordered(uint64_t block, int counter, Word& low, Word& high) {
+    const uint64_t first = block + 2 * static_cast<uint64_t>(counter);
+    low = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<long long>(first)), _mm256_setr_epi64x(0, 1, 4, 5));
+    high = _mm256_srli_epi64(low, 32);
+  }
+  static FASTINIT_HD uint64_t place_of(int i, int lane) {
+    const int block = lane / 4 * 4 + i / 2 * 2 + lane / 2 % 2;
+    return static_cast<uint64_t>(block * 4 + i % 2 * 2 + 1 - lane % 2);
+  }
+  // A product's low half is one of the words, and its high half becomes the other one where it lies.
+  static FASTINIT_HD void last_round(const Word (&counter)[4], const Word (&key)[2], U32* unordered) {
+    const Wide product0 = mul_wide(counter[0], kPhiloxMultiplier0);
+    const Wide product1 = mul_wide(counter[2], kPhiloxMultiplier1);
+    unordered[0] = xor3(product1, _mm256_slli_epi64(counter[1], 32), _mm256_slli_epi64(key[0], 32));
+    unordered[1] = xor3(product0, _mm256_slli_epi64(counter[3], 32), _mm256_slli_epi64(key[1], 32));
   }
 
   static FASTINIT_HD U32 splat(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
@@ -175,19 +196,43 @@ struct Avx2Lanes {
     const __m128i high = _mm256_cvtps_ph(second, _MM_FROUND_TO_NEAREST_INT);
     store<kStreaming>(_mm256_set_m128i(high, low), out);
   }
+  // The four registers of an unordered draw to memory, as 8-bit floats in order.
+  static constexpr bool kUnorderedFloat8 = true;
   template <bool kStreaming, Dtype kDtype>
-  static FASTINIT_HD void store_pair(F32 first, F32 second, Float8<kDtype>* out) {
+  static FASTINIT_HD void store_unordered(const F32 (&values)[4], Float8<kDtype>* out) {
     constexpr Float8Format kFormat(kDtype);
-    const __m256i halves = _mm256_packus_epi32(float8_in_lowest_byte<Avx2Lanes>(first, kFormat),
-                                               float8_in_lowest_byte<Avx2Lanes>(second, kFormat));
-    // Packs work within 128 bits: each holds a quarter of both registers.
-    const __m256i bytes =
-        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(halves, halves), _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
-    if (kStreaming) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(bytes));
-    } else {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(bytes));
-    }
+    constexpr int kCountedBits = 7 - kFormat.mantissa_bits;
+    // Packs work within 128 bits, whose bytes the last shuffle orders.
+    const __m256i half0 = _mm256_packus_epi32(float8_times(values[0], kFormat), float8_times(values[1], kFormat));
+    const __m256i half1 = _mm256_packus_epi32(float8_times(values[2], kFormat), float8_times(values[3], kFormat));
+    const __m256i counted =
+        _mm256_packus_epi16(_mm256_srli_epi16(half0, kCountedBits), _mm256_srli_epi16(half1, kCountedBits));
+    const __m256i magnitude = _mm256_min_epu8(counted, _mm256_set1_epi8(static_cast<char>(kFormat.beyond)));
+    // A pack to fewer bits with a sign keeps the sign.
+    const __m256i signs = _mm256_packs_epi16(_mm256_packs_epi32(bits(values[0]), bits(values[1])),
+                                             _mm256_packs_epi32(bits(values[2]), bits(values[3])));
+    const __m256i bit = _mm256_set1_epi8(static_cast<char>(0x80));
+    // vpsignb leaves of the bit what it is, but nothing where the magnitude is zero.
+    const __m256i sign = _mm256_and_si256(signs, kFormat.has_one_zero ? _mm256_sign_epi8(bit, magnitude) : bit);
+    const __m128i places = _mm_setr_epi8(1, 0, 5, 4, 3, 2, 7, 6, 9, 8, 13, 12, 11, 10, 15, 14);
+    store<kStreaming>(_mm256_shuffle_epi8(_mm256_or_si256(magnitude, sign), _mm256_broadcastsi128_si256(places)), out);
+  }
+
+ private:
+  // In each lane the magnitude of an 8-bit float times 2^(7 - mantissa bits), beyond the greatest one as well.
+  //
+  // To |x| is added the power of two at whose exponent a float's mantissa ends where that of the rounded number does
+  // (see float8_in_lowest_byte). The sum's upper half is then its exponent, times 2^7, and its lower half counts the
+  // numbers from the least one of x's exponent on. What the exponent of the least normal number would give is taken off
+  // the count beforehand: it is in the lowest bits of the factor that makes the power.
+  static FASTINIT_HD U32 float8_times(F32 x, const Float8Format& format) {
+    const int shift = 23 - format.mantissa_bits;
+    const uint32_t taken_off = ((format.least_normal >> 23) + static_cast<uint32_t>(shift)) << format.mantissa_bits;
+    const U32 factor = splat(static_cast<uint32_t>(127 + shift) << 23 | (0x10000 - taken_off));
+    const U32 power = _mm256_max_epi32(bit_and(bits(x), splat(uint32_t{0x7F800000})), splat(format.least_normal));
+    const F32 size = from_bits(bit_and(bits(x), splat(uint32_t{0x7FFFFFFF})));
+    const U32 sum = bits(fma(from_bits(power), from_bits(factor), size));
+    return _mm256_madd_epi16(sum, splat(uint32_t{1} << 16 | uint32_t{1} << (7 - format.mantissa_bits)));
   }
 };
 

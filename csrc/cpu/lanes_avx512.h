@@ -115,6 +115,7 @@ struct Avx512Lanes {
 
   // A pair of registers to memory, rounded to its type. `out` is aligned to 64 bytes if kStreaming, which writes past
   // the caches.
+  static constexpr bool kUnorderedFloat8 = false;
   static constexpr int kStreamAlignment = 64;
   template <bool kStreaming>
   static FASTINIT_HD void store(__m512i values, void* out) {

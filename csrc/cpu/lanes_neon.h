@@ -122,6 +122,7 @@ struct NeonLanes {
   };
 
   // A pair of registers to memory, rounded to its type. There is no store past the caches among the intrinsics.
+  static constexpr bool kUnorderedFloat8 = false;
   static constexpr int kStreamAlignment = 16;
   template <bool kStreaming>
   static FASTINIT_HD void store(U32 values, void* out) {

@@ -94,7 +94,9 @@ class FloatSource {
   FASTINIT_DEVICE void draw(uint64_t first, float (&values)[4 * kBlocks]) {
     uint32_t words[4 * kBlocks];
     words_.template draw<kBlocks, kStride>(first, words);
-    const auto index_of = [first](int i) { return (first + static_cast<uint64_t>(i / 4 * kStride)) * 4 + i % 4; };
+    const auto index_of = [first](int i, int /*lane*/) {
+      return (first + static_cast<uint64_t>(i / 4 * kStride)) * 4 + i % 4;
+    };
     distribution_(words, index_of, values);
   }
 

@@ -67,7 +67,7 @@ def tensor_parallel(
         expert_parallel_rank, expert_parallel_size: this rank among those that share out whole experts.
 
     Raises:
-        ValueError: a rank is not in [0, size).
+        ValueError: a rank is not in [0, size), or not this process's place in the group.
 
     >>> weight = torch.nn.Parameter(torch.empty(2, 3))
     >>> weight.tensor_model_parallel, weight.partition_dim = True, 0
@@ -89,6 +89,9 @@ def tensor_parallel(
         members = tuple(torch.distributed.get_process_group_ranks(group))
         if len(members) != size:
             raise ValueError(f"group: expected one of {size} ranks, got {len(members)}")
+        place = torch.distributed.get_rank(group)
+        if place not in (rank, -1):  # two ranks would write the same part, and another one nobody
+            raise ValueError(f"rank: expected {place}, the place of this process in its group, got {rank}")
     dense = _Ranks(rank, size, members, frozenset({frozenset(members)}) if members else frozenset())
     token = _given.set(_Given(dense, expert, (expert_parallel_rank, expert_parallel_size)))
     try:

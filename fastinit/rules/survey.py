@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fastinit._torch import between_nodes
+from fastinit._torch import between_nodes, replicas_group
 from fastinit.distributed import agreement
 from fastinit.distributed.held import global_shape
 from fastinit.distributed.megatron import check_in_module
@@ -83,7 +83,7 @@ class Survey:
         for _, _, module in self._modules if replicated else ():
             if type(module) in replicated:
                 wrapped: Any = module
-                groups.add(agreement.ranks_of(getattr(wrapped, "process_group", None)))
+                groups.add(agreement.ranks_of(replicas_group(wrapped)))
                 if (between := between_nodes(wrapped)) is not None:  # FSDP1's HYBRID_SHARD
                     groups.add(agreement.ranks_of(between))
         return groups
