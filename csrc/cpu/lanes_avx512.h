@@ -113,9 +113,10 @@ struct Avx512Lanes {
     FASTINIT_HD F32 power(int power, Row row) const { return _mm512_permutex2var_ps(low[power], row, high[power]); }
   };
 
+  static constexpr bool kUnorderedFloat8 = false;
+
   // A pair of registers to memory, rounded to its type. `out` is aligned to 64 bytes if kStreaming, which writes past
   // the caches.
-  static constexpr bool kUnorderedFloat8 = false;
   static constexpr int kStreamAlignment = 64;
   template <bool kStreaming>
   static FASTINIT_HD void store(__m512i values, void* out) {

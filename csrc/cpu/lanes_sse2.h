@@ -19,6 +19,7 @@ struct Sse2Lanes {
   using QuantileF64 = Sse2QuantileF64;
 
   static constexpr int kWidth = 4;
+  static constexpr bool kUnorderedFloat8 = false;
 
   // Two Philox words, each in the low half of a 64-bit lane; the high half holds anything (see Avx512Lanes).
   using Word = __m128i;
