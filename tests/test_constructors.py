@@ -146,6 +146,14 @@ class Either(Set):
             nn.init.zeros_(self.inner[1].bias)
 
 
+class Early(Set):
+    def __init__(self, early: bool = True) -> None:
+        super().__init__()
+        if early:
+            return
+        nn.init.constant_(self.inner[1].bias, 6.0)
+
+
 class Around(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -164,6 +172,7 @@ class Around(nn.Module):
         (Replaced, "inner.1.bias", "bias"),
         (Drawn, "inner.1.bias", "bias"),
         (Either, "inner.1.bias", "bias"),
+        (Early, "inner.1.bias", "bias"),
         (Around, "set.inner.1.bias", "author: 9"),
     ],
 )
@@ -191,6 +200,12 @@ def test_what_a_model_does_to_its_parts_counts_more_than_what_they_say() -> None
 
     assert of(Model(), "part.inner.1.bias")[1] == "bias"
     assert of(WithCode(), "part.inner.1.bias")[1] == "author: 3"
+
+
+def test_a_constructor_without_a_text_may_do_anything_to_its_parts() -> None:
+    namespace: dict[str, Any] = {"__name__": "untold", "nn": nn, "Set": Set}
+    exec("class Untold(nn.Module):\n  def __init__(self):\n    super().__init__(); self.part = Set()", namespace)
+    assert of(namespace["Untold"](), "part.inner.1.bias")[1] == "bias"
 
 
 def test_placeholders_are_no_statements() -> None:

@@ -121,8 +121,9 @@ struct NeonLanes {
     FASTINIT_HD F32 power(int power, const Row& row) const { return row.power[power]; }
   };
 
-  // A pair of registers to memory, rounded to its type. There is no store past the caches among the intrinsics.
   static constexpr bool kUnorderedFloat8 = false;
+
+  // A pair of registers to memory, rounded to its type. There is no store past the caches among the intrinsics.
   static constexpr int kStreamAlignment = 16;
   template <bool kStreaming>
   static FASTINIT_HD void store(U32 values, void* out) {

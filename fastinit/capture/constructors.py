@@ -45,6 +45,7 @@ class _Script(NamedTuple):
 
 
 _NOTHING = _Script(False, {})
+_ANYTHING = _Script(True, {})
 
 
 def told_of(modules: Sequence[nn.Module]) -> dict[tuple[int, str], Told]:
@@ -96,7 +97,7 @@ def _script_of(module: nn.Module) -> _Script:
     kind: Any = type(module)
     constructors = _constructors(kind)
     if not constructors:
-        return _NOTHING
+        return _ANYTHING if constructors is None else _NOTHING
     plain = [(name, type(each), each) for name, each in module.__dict__.items() if type(each) in _PLAIN]
     key = kind, tuple(plain)
     found = _scripts.get(key)
@@ -119,8 +120,9 @@ class _Constructor(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _constructors(kind: type) -> tuple[_Constructor, ...]:
-    """Those that others than torch wrote, of the most derived class first; none if nothing can be told."""
+def _constructors(kind: type) -> tuple[_Constructor, ...] | None:
+    """Those that others than torch wrote, of the most derived class first; () if they set nothing, None if one of them
+    cannot be read."""
     found = []
     for each in kind.__mro__:
         own = each.__dict__.get("__init__")
@@ -128,7 +130,7 @@ def _constructors(kind: type) -> tuple[_Constructor, ...]:
             continue
         read = _read(own)
         if read is None:
-            return ()
+            return None
         found.append(read)
     sets = any(_sets_values(node) for each in found for statement in each.body for node in ast.walk(statement))
     return tuple(found) if sets else ()
@@ -143,8 +145,10 @@ def _read(function: Any) -> _Constructor | None:
     except (OSError, TypeError, SyntaxError):
         return None
     definition = tree.body[0] if tree.body else None
-    if not isinstance(definition, ast.FunctionDef):
-        return None
+    if not isinstance(definition, ast.FunctionDef) or any(
+        isinstance(each, ast.Return) for each in ast.walk(definition)
+    ):
+        return None  # what follows a return is perhaps not done
     given = definition.args
     arguments = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
     if not arguments or arguments[0] != "self":
