@@ -15,7 +15,7 @@ from conftest import library_of_models
 from torch import nn
 
 import fastinit
-from fastinit.capture import own, repeats
+from fastinit.capture import builders, repeats
 from fastinit.capture.tapes import Taped
 from fastinit.rules.roles import Roles
 
@@ -286,13 +286,13 @@ DIFFERING = [
 
 def read(model: nn.Module, monkeypatch: pytest.MonkeyPatch, *, whole: bool, rules: Any = None) -> tuple[Any, int]:
     """The rows of a plan, and how many layers were built for it."""
-    own._twins.clear()
+    builders._twins.clear()
     with monkeypatch.context() as patch:
         if whole:
-            patch.setattr(own, "repeats_of", lambda modules: None)
+            patch.setattr(builders, "repeats_of", lambda modules: None)
         Layer.built = 0
         rows = fastinit.plan(model, "kaiming_normal", rules, seed=0).rows
-    own._twins.clear()
+    builders._twins.clear()
     return rows, Layer.built
 
 
@@ -330,7 +330,7 @@ def test_exact_numbers_are_read_of_every_layer(monkeypatch: pytest.MonkeyPatch) 
     assert Layer.built == 9
     fastinit.plan(model, "kaiming_normal", seed=0)
     assert Layer.built == 9  # what was read of all serves every scheme
-    own._twins.clear()
+    builders._twins.clear()
 
 
 def test_layers_that_differ_in_what_can_be_seen_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from fastinit._torch import BATCH_NORMS, CONVOLUTIONS
-from fastinit.capture.own import Author, Authors
+from fastinit.capture.answers import Author
+from fastinit.capture.own import Authors
 from fastinit.distributed.held import are_plain, global_shape, is_sharded
 from fastinit.rules.asked import Asked, Found, Surroundings, Test, has_word, kind_of, long_axes_of, own_type
 from fastinit.rules.biases import SCALES, SHIFTS, is_bias

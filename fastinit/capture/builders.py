@@ -1,0 +1,170 @@
+"""Models of other libraries, built again on meta from what says how: a config, or an architecture's name."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from fastinit.capture.answers import ModuleTapes, parameters_of, tapes_of_module
+from fastinit.capture.contexts import recorded
+from fastinit.capture.recorder import Recorder
+from fastinit.capture.repeats import built_without, inner, pairs, repeats_of
+from fastinit.distributed.held import global_shape
+from fastinit.run.names import NamedModule, named_modules
+
+
+class Builder(NamedTuple):
+    """How to build a module of another library again. Builders with equal keys build equal models."""
+
+    key: tuple[Any, ...]
+    build: Callable[[], nn.Module]
+
+
+@lru_cache(maxsize=4096)
+def libraries(module_type: type) -> frozenset[str]:
+    """The classes of other libraries that a class is derived from and that say how they are built."""
+    names = {base.__name__ for base in module_type.__mro__ if not base.__module__.startswith("torch.")}
+    return frozenset(names & {"PeftModel", "PreTrainedModel", "ModelMixin", "ConfigMixin"})
+
+
+def builder_of(module: Any) -> Builder | None:
+    """How to build a module of another library again; None where nobody says."""
+    kind: Any = type(module)
+    of = libraries(kind)
+    own: Any = next(base for base in kind.__mro__ if not base.__module__.startswith("torch."))
+    if "PeftModel" in of and (peft := sys.modules.get("peft")) is not None:
+        base = builder_of(module.get_base_model())
+        if base is None:
+            return None
+        configs = module.peft_config
+        return Builder((*base.key, repr(configs)), partial(_peft_model, peft, base.build, configs))
+    if "PreTrainedModel" in of and getattr(module, "config", None) is not None:
+        return Builder((own, repr(module.config.to_dict())), partial(own, copy.deepcopy(module.config)))
+    if {"ModelMixin", "ConfigMixin"} <= of:  # of diffusers
+        return Builder((own, repr(module.config)), partial(own.from_config, dict(module.config)))
+    architecture = module.__dict__.get("pretrained_cfg")
+    if isinstance(architecture, dict) and isinstance(architecture.get("architecture"), str):
+        timm: Any = sys.modules.get("timm")  # it is loaded if it has made the model
+        if timm is None:
+            return None
+        name, classes = architecture["architecture"], getattr(module, "num_classes", None)
+        return Builder((own, name, classes), partial(timm.create_model, name, num_classes=classes))
+    return None
+
+
+def _peft_model(peft: Any, base: Callable[[], nn.Module], configs: Any) -> nn.Module:
+    """A model with PEFT's adapters, anew. `configs` has a configuration for the name of each."""
+    made: Any = None
+    for name, config in configs.items():
+        if made is None:
+            made = peft.get_peft_model(base(), copy.deepcopy(config), adapter_name=name)
+        else:
+            made.add_adapter(name, copy.deepcopy(config))
+    built: nn.Module = made
+    return built
+
+
+class _TwinModule(NamedTuple):
+    """A module of a model that was built again: the shapes of its parameters, and their tapes."""
+
+    shapes: dict[str, torch.Size]
+    taped: ModuleTapes
+
+
+_Twin = dict[str, _TwinModule]  # by the canonical names of modules that have parameters
+_twins: dict[tuple[Any, ...], _Twin] = {}  # the latest ones: a model is often planned twice
+_MOST_TWINS = 4
+
+
+def _kept(key: tuple[Any, ...], twin: _Twin | None) -> _Twin | None:
+    if twin is not None:
+        while len(_twins) >= _MOST_TWINS:
+            _twins.pop(next(iter(_twins)))
+        _twins[key] = twin
+    return twin
+
+
+def _twin(builder: Builder, reason: str) -> _Twin | None:
+    """What is recorded when a model is built again; None if it cannot be built."""
+    recorder = Recorder(0, on_meta=True)
+    try:
+        model = recorded(builder.build, recorder)
+    except Exception:
+        return None
+    modules = ((each.name, each.module) for each in named_modules(model))
+    return {name: _twin_module(recorder, name, module, reason) for name, module in modules if parameters_of(module)}
+
+
+def _twin_module(recorder: Recorder, name: str, module: nn.Module, reason: str) -> _TwinModule:
+    shapes = {own_name: parameter.shape for own_name, parameter in parameters_of(module).items()}
+    return _TwinModule(shapes, tapes_of_module(recorder, module, reason, f"{name}.{{}}".format if name else str))
+
+
+def _abridged_twin(builder: Builder, reason: str, modules: Sequence[NamedModule]) -> _Twin | None:
+    """The same from a few of many equal layers; None if there are none, or if what they are given differs."""
+    repeats = repeats_of([each.module for each in modules])
+    if repeats is None:
+        return None
+    recorder = Recorder(0, on_meta=True)
+    try:
+        model, standing = recorded(partial(built_without, repeats, builder.build), recorder)
+    except Exception:
+        return None
+    twins = None if recorder.has_shown else pairs(repeats, standing, modules[0].module, model)
+    if twins is None:
+        return None
+    read: dict[int, _TwinModule] = {}  # by the id of a module of the twin
+    found: _Twin = {}
+    for name, module in ((each.name, each.module) for each in modules):
+        twin = twins.get(id(module))
+        if twin is None:
+            return None
+        if parameters_of(twin):
+            if id(twin) not in read:
+                read[id(twin)] = _twin_module(recorder, name, twin, reason)
+            found[name] = read[id(twin)]
+    # Only a whole twin makes all calls, which some numbers follow from.
+    if any(each.taped.counts_calls() for each in read.values()):
+        return None
+    for group in repeats.groups:
+        first, *others = (twins[id(layer)] for layer in group.read())
+        for each in zip(inner(first), *map(inner, others), strict=True):
+            taped = [read[id(module)].taped for module in each if id(module) in read]
+            if taped and not (len(taped) == len(each) and all(map(taped[0].agrees, taped[1:]))):
+                return None
+    return found
+
+
+def read_building(
+    modules: Sequence[NamedModule], builder: Builder, found: dict[int, ModuleTapes], *, exact: bool
+) -> bool:
+    """Build a twin of a model under the recorder. False: it cannot be built, or turns out to be another model.
+
+    `modules` are all of the model, itself first, with their names in it.
+    """
+    reason = f"its class, built again from {type(modules[0].module).__name__}'s description"
+    key = (*builder.key, reason, torch.get_default_dtype())
+    twin = _twins.get(key)
+    if twin is None and not exact:
+        twin = _twins.get((*key, "abridged")) or _kept((*key, "abridged"), _abridged_twin(builder, reason, modules))
+    if twin is None:
+        twin = _kept(key, _twin(builder, reason))
+    if twin is None:
+        return False
+    told: dict[int, ModuleTapes] = {}
+    for each in modules:
+        if each.module._parameters and (own := parameters_of(each.module)):
+            other = twin.get(each.name)
+            if other is None or other.shapes != {key: global_shape(parameter) for key, parameter in own.items()}:
+                return False
+            told[id(each.module)] = other.taped
+    if len(told) != len(twin):
+        return False
+    found.update(told)
+    return True
