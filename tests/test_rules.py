@@ -766,6 +766,22 @@ def test_a_norm_is_asked_without_being_touched() -> None:
     assert calls == [] and not hasattr(norm, "times") and torch.equal(state, torch.get_rng_state())
 
 
+def test_a_norm_that_is_added_to_its_input_begins_as_the_identity() -> None:
+    class ResponseNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((1, 1, 1, 6), 7.0))
+            self.bias = nn.Parameter(torch.full((1, 1, 1, 6), 7.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            response = x.norm(dim=(1, 2), keepdim=True)
+            return x + torch.addcmul(self.bias, self.weight, x * response)
+
+    norm = fastinit.init_model_(ResponseNorm(), "normal", seed=0)
+    x = torch.randn(2, 3, 3, 6)
+    assert torch.equal(norm(x), x)
+
+
 def test_a_norm_derived_from_torchs_is_asked() -> None:
     class LayerNorm1P(nn.LayerNorm):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,8 @@ def computes_one_plus(module: nn.Module, own_name: str) -> bool:
     """Whether the factor `own_name` of a normalisation is added to one. A switch of the module tells, or a trial.
 
     In the trial, the module's class runs forward on the CPU, with all of its parameters zero. If it computes x * w, its
-    output is zero. If it computes x * (1 + w), it is zero for w = -1. If the module cannot run alone, the answer is no.
+    output is zero. If it computes x * (1 + w), or adds x, it is not, and w = -1 gives something else. If the module
+    cannot run alone, the answer is no.
     """
     kind: Any = type(module)
     if (given := _switch(module)) is not None:
@@ -64,7 +65,7 @@ def _class_switches(module_type: type) -> bool:
 
 
 def _adds_one(module: nn.Module, own_name: str, size: int) -> bool:
-    """Whether a module gives something else than zero while all of its parameters are zero, and zero if one is -1."""
+    """Whether a module gives something but zero while its parameters are zero, and something else again for -1."""
     with modes_off(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         twin = _twin_at_zero(module)
@@ -80,9 +81,9 @@ def _adds_one(module: nn.Module, own_name: str, size: int) -> bool:
                     return False
                 twin._parameters[own_name].fill_(-1.0)  # type: ignore[union-attr]
                 other = _result(module, twin, arguments)
-                if other is not None and not bool((other != 0).any()):
+                if other is not None and not torch.equal(other, result):
                     return True
-                # Else the input of this shape passes as it is, and another one is tried.
+                # Else input of this shape passes the parameter by, and another one is tried.
     return False
 
 
