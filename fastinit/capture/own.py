@@ -143,7 +143,7 @@ class Authors:
 
     def failures(self) -> list[str]:
         """What was raised by code of the model that was run on a copy, each with the name of its module."""
-        raised = {**self._failures, **({} if self._exactly is None else self._exactly._failures)}
+        raised = self.raised()
         if not raised:
             return []
         return [
@@ -151,6 +151,10 @@ class Authors:
             for each in named_modules(self._model)
             if id(each.module) in raised
         ]
+
+    def raised(self) -> dict[int, str]:
+        """The same, by the id of the module."""
+        return self._failures if self._exactly is None else {**self._failures, **self._exactly.raised()}
 
 
 _of_thread = threading.local()
