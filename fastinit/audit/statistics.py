@@ -6,7 +6,7 @@ Memory beside the tensor is a few MiB, however large the tensor is.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ _AT_ONCE = 2**22
 _NATIVE_DTYPES = {dtype: DTYPES[dtype] for dtype in (torch.float32, torch.float64, torch.bfloat16)}
 # Elements of a row by which it is told from others, before whole rows are compared.
 _SAMPLED = 8
-# Elements for which torch wakes no threads (fewer than at::internal::GRAIN_SIZE): waking takes longer than the work.
-_SERIAL = 2**14
+# The integers of a number of bytes.
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Odd constants, without a pattern in their bits (SplitMix64's increments and multipliers are such).
 _MULTIPLIERS = (
     0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB, 0x2545F4914F6CDD1D,
@@ -158,11 +158,9 @@ def equal_rows(matrix: torch.Tensor) -> int:
     matrix = matrix.detach()
     if matrix.is_complex():
         matrix, columns = torch.view_as_real(matrix).flatten(1), 2 * columns
-    at = torch.linspace(0, columns - 1, min(columns, _SAMPLED), device="cpu").long().to(matrix.device)
-    multipliers = np.array(_MULTIPLIERS[: len(at)])
-    pieces = torch.split(matrix, _SERIAL // _SAMPLED) if matrix.device.type == "cpu" else [matrix]
-    sampled = [each.index_select(1, at).cpu().double().view(torch.int64) for each in pieces]
-    keys, order = torch.cat([torch.from_numpy(each.numpy() @ multipliers) for each in sampled]).sort(stable=True)
+    at = torch.linspace(0, columns - 1, min(columns, _SAMPLED), device="cpu").long()
+    sampled = _columns(matrix, at).astype(np.int64)
+    keys, order = torch.from_numpy(sampled @ np.array(_MULTIPLIERS[: len(at)])).sort(stable=True)
     alike = (keys[1:] == keys[:-1]).nonzero().flatten()
     order = order.to(matrix.device)
     found = 0
@@ -171,6 +169,15 @@ def equal_rows(matrix: torch.Tensor) -> int:
         first, second = matrix[order[some]], matrix[order[some + 1]]
         found += int(((first == second).all(1) & (first != 0).any(1)).sum())
     return found
+
+
+def _columns(matrix: torch.Tensor, at: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Some columns of a matrix, as the integers that have their bits."""
+    bits = matrix.view(_BITS[matrix.element_size()])
+    if matrix.device.type != "cpu":
+        return np.asarray(bits.index_select(1, at.to(matrix.device)).cpu().numpy())
+    # torch takes up to 1000 times as long as NumPy where the rows of a transposed matrix are asked for.
+    return np.asarray(bits.numpy()[:, at.numpy()])
 
 
 class Spectrum(NamedTuple):
