@@ -36,7 +36,8 @@ from fastinit.functional import (
     zeros_,
 )
 from fastinit.model import compare, dummy_, init_, init_model_, materialize_, plan
-from fastinit.plans import Plan, Row
+from fastinit.plans.plan import Plan
+from fastinit.plans.rows import Row
 from fastinit.recipes import presets
 from fastinit.recipes.files import Recipe, load_recipe
 from fastinit.recipes.mup import MuP, mup

@@ -21,7 +21,8 @@ from fastinit.distributed.wrapped import packed
 from fastinit.errors import KeptWarning, UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
-from fastinit.plans import Plan, Row
+from fastinit.plans.plan import Plan
+from fastinit.plans.rows import Row
 from fastinit.recipes import presets
 from fastinit.recipes.files import Recipe, check_flag
 from fastinit.recipes.presets import as_recipe, preset_names

@@ -18,7 +18,9 @@ from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import is_sharded, local_tensor
 from fastinit.distributed.shards import is_dtensor, is_first_replica
 from fastinit.errors import ParameterError
-from fastinit.plans import Plan, Row, fold
+from fastinit.plans.folding import fold
+from fastinit.plans.plan import Plan
+from fastinit.plans.rows import Row
 from fastinit.rules.roles import RoleName, Roles
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules

@@ -17,7 +17,7 @@ from fastinit.distributed.megatron import check_in_module
 from fastinit.distributed.shards import is_dtensor
 from fastinit.distributed.wrapped import packed
 from fastinit.errors import ParameterError, warn
-from fastinit.plans import Action, Row
+from fastinit.plans.rows import Action, Row
 from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
