@@ -44,7 +44,8 @@ from fastinit.recipes.mup import MuP, mup
 from fastinit.recipes.presets import preset, preset_names
 from fastinit.recipes.residual import deepnorm, fixup, residual_zeros, t_fixup, zer_o
 from fastinit.rules.roles import lora_rules
-from fastinit.rules.select import KEEP, Rule, Where
+from fastinit.rules.select import KEEP, Rule
+from fastinit.rules.where import Where
 from fastinit.run.engine import FallbackWarning, StagedWarning
 from fastinit.run.streams import derive_seed
 from fastinit.schemes.base import Context, Scheme, register_scheme, scheme, scheme_names
