@@ -306,12 +306,12 @@ def reading(name: str, dtype_name: str, settings: Settings) -> Work:
     model = torch.nn.ParameterDict({"w": weight})
     plan = fastinit.plan(model, SCHEMES["normal"], seed=0, backend="native")
     plan.run_()
-    read = {"verify": fastinit.verify, "distance": fastinit.distance}[name]
+    readers: dict[str, Callable[..., object]] = {"verify": fastinit.verify, "distance": fastinit.distance}
     return Work(
         f"{name} of normal, {dtype_name}, fill_: run_",
         weight.numel(),
         weight.numel() * dtype.itemsize,
-        {"fastinit": partial(read, model, plan), "fill": plan.run_},
+        {"fastinit": partial(readers[name], model, plan), "fill": plan.run_},
         (Wanted(1.0 / 1.5, "of fill_"),),
     )
 

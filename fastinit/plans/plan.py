@@ -1,4 +1,4 @@
-"""A plan: the rows of a model, and what can be done with them. What it takes to run is made when it first runs."""
+"""A plan: the rows of a model, and what can be done with them. What a run needs is made at the first one."""
 
 from __future__ import annotations
 
