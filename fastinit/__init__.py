@@ -36,14 +36,16 @@ from fastinit.functional import (
     zeros_,
 )
 from fastinit.model import compare, dummy_, init_, init_model_, materialize_, plan
-from fastinit.plans import Plan, Row
+from fastinit.plans.plan import Plan
+from fastinit.plans.rows import Row
 from fastinit.recipes import presets
 from fastinit.recipes.files import Recipe, load_recipe
 from fastinit.recipes.mup import MuP, mup
 from fastinit.recipes.presets import preset, preset_names
 from fastinit.recipes.residual import deepnorm, fixup, residual_zeros, t_fixup, zer_o
 from fastinit.rules.roles import lora_rules
-from fastinit.rules.select import KEEP, Rule, Where
+from fastinit.rules.select import KEEP, Rule
+from fastinit.rules.where import Where
 from fastinit.run.engine import FallbackWarning, StagedWarning
 from fastinit.run.streams import derive_seed
 from fastinit.schemes.base import Context, Scheme, register_scheme, scheme, scheme_names

@@ -18,7 +18,8 @@ from fastinit.errors import ParameterError
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
 from fastinit.model import check_all_written, init_, materialize_, plan
-from fastinit.plans import Plan, Row
+from fastinit.plans.plan import Plan
+from fastinit.plans.rows import Row
 from fastinit.recipes.files import Recipe
 from fastinit.rules.select import Rule, Selector
 from fastinit.run.names import named_modules

@@ -21,13 +21,15 @@ from fastinit.distributed.wrapped import packed
 from fastinit.errors import KeptWarning, UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
-from fastinit.plans import Plan, Row
+from fastinit.plans.plan import Plan
+from fastinit.plans.rows import Row
 from fastinit.recipes import presets
 from fastinit.recipes.files import Recipe, check_flag
 from fastinit.recipes.presets import as_recipe, preset_names
 from fastinit.rules.depths import check_layers
+from fastinit.rules.finder import RuleFinder
 from fastinit.rules.lists import fill_tensors, plan_tensors
-from fastinit.rules.select import Rule, RuleFinder, Selector, as_rules
+from fastinit.rules.select import Rule, Selector, as_rules
 from fastinit.rules.survey import Survey
 from fastinit.run.memory import FLOAT8_DTYPES, SAMPLED_DTYPES
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters, named_tensors

@@ -17,7 +17,8 @@ from torch import nn
 import fastinit
 from fastinit import Where
 from fastinit.meta.allocation import allocate_
-from fastinit.meta.buffers import Restoration, plan_restoration
+from fastinit.meta.buffers import plan_restoration
+from fastinit.meta.restoration import Restoration
 
 CPU = torch.device("cpu")
 

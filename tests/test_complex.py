@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import math
@@ -24,6 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 import fastinit
 from fastinit import Held, Piece, Rule
+from fastinit.plans import plan as plan_module
 from fastinit.run import engine
 from fastinit.run.targets import PARTS, Target
 from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, Uniform
@@ -308,10 +308,11 @@ def test_some_elements_alone_are_written() -> None:
 
 def test_devices_without_a_kernel_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = dense()
-    plans = importlib.import_module("fastinit.plans")
-    targets = plans.targets_of
+    targets = plan_module.targets_of
     xpu = torch.device("xpu", 0)
-    monkeypatch.setattr(plans, "targets_of", lambda *given: [each._replace(device=xpu) for each in targets(*given)])
+    monkeypatch.setattr(
+        plan_module, "targets_of", lambda *given: [each._replace(device=xpu) for each in targets(*given)]
+    )
     engine._warn_once.cache_clear()
     model = Net()
     plan = fastinit.plan(model, "kaiming_normal", [*RULES[:2], RULES[3]], seed=5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import types
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 
 import fastinit
 from fastinit import _native
+from fastinit.plans import plan as plan_module
 from fastinit.run import cuda, engine
 from fastinit.run.index_maps import BoxIndices
 from fastinit.run.matrix_table import fill_small
@@ -27,7 +27,6 @@ from fastinit.run.orthogonal import Matrix
 pytestmark = needs_native
 
 CUDA = torch.device("cuda", 0)
-plan_module = importlib.import_module("fastinit.plans")
 TARGETS_OF = plan_module.targets_of
 
 

@@ -29,7 +29,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import fastinit
 from fastinit.distributed import agreement
-from fastinit.plans import Row
+from fastinit.plans.rows import Row
 from fastinit.run import engine
 from fastinit.run.streams import draw_seed
 from fastinit.schemes.distributions import Blocks, Constant, Normal, TruncNormal, Uniform, ZeroRow

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrizations
 
 import fastinit
 from fastinit._torch import tree_flatten
-from fastinit.capture import recorder
+from fastinit.capture import casts, recorder
 
 
 class Embedded(nn.Module):
@@ -425,7 +425,7 @@ def test_what_is_moved_to_another_device_is_made_there(dtype: torch.dtype, monke
     with fastinit.fused(seed=0):
         expected = [torch.randn(20, 10), torch.randn(20, 10).abs(), torch.randn(10, 20).t()[2:7]]
     written: list[object] = []
-    monkeypatch.setattr(recorder, "_device_of", device_of)
+    monkeypatch.setattr(casts, "device_of", device_of)
     settle = recorder.Recorder.settle
     with fastinit.fused(seed=0):
         monkeypatch.setattr(

@@ -29,8 +29,6 @@ from fastinit.run.streams import draw_seed
 
 pytestmark = needs_native
 
-Spread = Callable[[nn.Module, int, int], None]  # a whole model becomes what one rank of so many holds
-
 
 class Block(nn.Module):
     """A table with a padding row, a fused gate and up projection, a stack of maps, vectors."""

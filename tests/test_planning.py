@@ -30,7 +30,7 @@ class Scaled(nn.Module):
 
 
 class ScaledNorm(Scaled):
-    pass
+    """Its name tells that its weight is a scale."""
 
 
 class LayerScale(nn.Module):
@@ -232,7 +232,7 @@ def as_any(module: Any) -> Any:
 
 
 class Inheriting(Layer):
-    pass
+    """A layer whose code is that of its base."""
 
 
 class PreTrainedModel(nn.Module):

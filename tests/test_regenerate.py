@@ -18,7 +18,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import fastinit
 from fastinit import _native
-from fastinit.plans import targets_of
+from fastinit.plans.rows import targets_of
 from fastinit.run.table import Table
 
 KEEP, SCALE = 0.9, -0.37

@@ -16,7 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import fastinit
-from fastinit.audit.report import ADVICE, Report
+from fastinit.audit.flags import ADVICE
+from fastinit.audit.report_table import Report
 from fastinit.audit.statistics import NOTHING, Statistics, equal_rows, spectrum, statistics
 
 # ---- statistics ----

@@ -423,9 +423,9 @@ def test_a_wrapper_changes_no_role(wrap: Callable[[nn.Module], nn.Module]) -> No
 
 
 def test_rules_call_the_roles_as_the_table_does() -> None:
-    from fastinit.rules import roles, select
+    from fastinit.rules import roles, where
 
-    assert set(select.ROLES) == set(get_args(roles.RoleName)) == {name for name, _ in roles.ROLES} | {"author"}
+    assert set(where.ROLES) == set(get_args(roles.RoleName)) == {name for name, _ in roles.ROLES} | {"author"}
 
 
 def test_a_new_role_is_one_line_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

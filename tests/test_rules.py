@@ -19,7 +19,9 @@ from torch import nn
 import fastinit
 from fastinit import KEEP, Fans, Normal, Rule, Uniform, VarianceScaling, Where, _native
 from fastinit.errors import ParameterError
-from fastinit.rules.select import Names, RuleFinder, Selector, exact_glob
+from fastinit.rules.finder import Names, RuleFinder
+from fastinit.rules.select import Selector
+from fastinit.rules.where import exact_glob
 from fastinit.schemes import distributions
 
 # The models here have frozen parameters, of which one warning tells.

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 import fastinit
 from fastinit.distributed import shards as sharding
 from fastinit.distributed.shards import Box, MeshSplit
-from fastinit.plans import targets_of
+from fastinit.plans.rows import targets_of
 from fastinit.run.index_maps import index_maps
 from fastinit.run.targets import Target, begin_of, indices_of, indices_of_tensor
 

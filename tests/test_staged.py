@@ -6,7 +6,6 @@ are plain ones.
 
 from __future__ import annotations
 
-import importlib
 import time
 import warnings
 from typing import Any
@@ -17,12 +16,12 @@ from conftest import FLOAT8_DTYPES, needs_native
 from torch import nn
 
 import fastinit
+from fastinit.plans import plan as plan_module
 from fastinit.run import engine, staged
 
 pytestmark = needs_native
 
 XPU = torch.device("xpu", 0)
-plan_module = importlib.import_module("fastinit.plans")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from fastinit.audit.verify import held_by, matching, split
 from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import held_of
 from fastinit.errors import ParameterError
-from fastinit.plans import Plan
+from fastinit.plans.plan import Plan
 from fastinit.run.names import Renamer, Renaming
 from fastinit.run.scratch import staged
 from fastinit.run.table import Table

@@ -10,7 +10,8 @@ from torch import nn
 from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import global_shape
 from fastinit.errors import ParameterError
-from fastinit.plans import Plan, Row, targets_of
+from fastinit.plans.plan import Plan
+from fastinit.plans.rows import Row, targets_of
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters
 from fastinit.run.parametrized import Computed, computed_weights

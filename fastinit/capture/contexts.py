@@ -12,7 +12,8 @@ import torch
 from fastinit.capture.graph import Geometry, View, draws_of
 from fastinit.capture.owners import Owned, Owners
 from fastinit.capture.patches import Patches
-from fastinit.capture.recorder import Recorder, Stored
+from fastinit.capture.recorder import Recorder
+from fastinit.capture.records import Stored
 from fastinit.capture.tapes import Tape, keep_tape
 from fastinit.capture.tensors import is_plain
 from fastinit.run.streams import as_seed, draw_seed

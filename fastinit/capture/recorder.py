@@ -1,12 +1,13 @@
 """The recorder: a mode under which torch's functions are noted down instead of run.
 
 On the meta device every call is recorded. On memory only that is which writes random numbers, and whatever follows from
-them; all else runs as usual. Names, modules and seeds are the business of those who use the recorder.
+them; all else runs as usual. What is recorded lies in records.py. Names, modules and seeds are the business of those
+who use the recorder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastinit import _torch
 from fastinit._torch import tree_flatten, tree_map
-from fastinit.capture import calls
+from fastinit.capture import calls, casts
 from fastinit.capture.calls import Filling
 from fastinit.capture.graph import (
     Call,
@@ -28,35 +29,17 @@ from fastinit.capture.graph import (
     Memory,
     Node,
     Output,
-    Replay,
     View,
-    bytes_of,
-    chain_of,
-    draws_of,
-    memory_of,
     numbers_of,
 )
-from fastinit.capture.tensors import TENSORS, is_packed, is_plain, is_whole, overlaps, tensors_in, versions_of, wraps
-from fastinit.errors import ParameterError
+from fastinit.capture.records import Records
+from fastinit.capture.tensors import is_packed, is_plain, is_whole, overlaps, tensors_in, versions_of, wraps
 from fastinit.schemes.distributions import Distribution
 
 _MOST_COPIED = 2**26  # bytes of a tensor that a call reads later: until then, a copy of it is kept
-_FEW = 4096  # so many records may be of storages that are gone
 
 
-class Stored:
-    """What is recorded of one storage: a reference that does not keep it, and its content."""
-
-    __slots__ = ("content", "has_memory", "meta_on_request", "reference")
-
-    def __init__(self, reference: Any, content: Node, has_memory: bool) -> None:
-        self.reference = reference
-        self.content = content
-        self.has_memory = has_memory  # or it is on meta
-        self.meta_on_request = False  # or it is there because we put it there
-
-
-class Recorder(TorchFunctionMode):
+class Recorder(Records, TorchFunctionMode):
     """Records what is asked for while it is active, in the thread that entered it.
 
     Args:
@@ -67,105 +50,13 @@ class Recorder(TorchFunctionMode):
     """
 
     def __init__(self, seed: int, *, on_meta: bool, around: Iterable[Recorder] = ()) -> None:
-        super().__init__()
-        self.seed = seed
-        self.on_meta = on_meta
+        super().__init__(seed, on_meta=on_meta)
         self._around = tuple(around)
         self.is_alone = not self._around
         self.is_idle = any(each.on_meta for each in self._around)
         default = torch.get_default_device()
         self._device = torch.device("cpu") if default.type == "meta" else default
         self._plain = calls.PLAIN if on_meta else calls.PLAIN | calls.QUIET_FACTORIES
-        self._stored: dict[int, Stored] = {}
-        self._full = _FEW
-        self._draws = 0
-        self.has_shown = False  # whether somebody has seen random numbers
-
-    # ---- what was recorded ----
-
-    def stored(self, tensor: Tensor) -> Stored | None:
-        """What is recorded of a tensor's storage."""
-        if not self._stored or (type(tensor) not in TENSORS and wraps(tensor)) or tensor.layout is not torch.strided:
-            return None
-        if _torch.in_transform(tensor):
-            return None
-        return self._stored.get(_torch.storage_key(tensor))
-
-    def alive(self) -> Iterator[Stored]:
-        """Everything recorded of storages that still exist."""
-        return (each for each in self._stored.values() if not each.reference.expired())
-
-    def view(self, tensor: Tensor) -> View | None:
-        """The recorded content of a tensor."""
-        stored = self.stored(tensor)
-        return None if stored is None else View(stored.content, Geometry.of(tensor))
-
-    def watch(self, tensor: Tensor) -> None:
-        """Record what happens to a tensor from now on."""
-        if not wraps(tensor) and tensor.layout is torch.strided:
-            self._store(tensor, self._memory_of(tensor))
-
-    def forget(self, stored: Stored) -> None:
-        key = stored.reference.cdata
-        if self._stored.get(key) is stored:
-            del self._stored[key]
-
-    def forget_tensor(self, tensor: Tensor) -> None:
-        """As if nobody had written to a tensor that is watched."""
-        with _torch.modes_off():  # the recording goes on
-            if self.stored(tensor) is not None:
-                self._store(tensor, self._memory_of(tensor))
-
-    def move_to_meta(self, tensor: Tensor) -> None:
-        """Put a recorded tensor with memory on the meta device, as the same object. What it is to hold stays known."""
-        stored = self.stored(tensor)
-        assert stored is not None
-        content = stored.content
-        if memory_of(content):
-            self.settle([tensor])
-            storage = tensor.detach().cpu().untyped_storage()
-            content = Known(storage.nbytes(), storage)
-        self.forget(stored)
-        twin = _torch.typed_like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
-                                                             device="meta"))  # fmt: skip
-        twin.__dict__.update(tensor.__dict__)
-        torch.utils.swap_tensors(tensor, twin)  # type: ignore[no-untyped-call]
-        self._store(tensor, content)
-
-    def write(self, wanted: Iterable[tuple[Stored, Tensor | None, str]], replay: Replay) -> None:
-        """Give storages their contents. Each has a tensor in it, which stands for it if it has as many elements, and
-        the tensor's name; neither is known of tensors that no module has.
-
-        Raises:
-            ParameterError: a storage was freed or made smaller. Nothing is written then.
-        """
-        fills: list[tuple[Fill, Tensor]] = []
-        later: list[tuple[torch.UntypedStorage, Node, list[Call]]] = []
-        done: list[Stored] = []
-        for stored, tensor, name in wanted:
-            storage = _torch.storage_of(stored.reference)
-            if storage.nbytes() < stored.content.nbytes:
-                raise ParameterError(name, "its memory was freed or made smaller before it was initialised")
-            base, chain = chain_of(stored.content)
-            if isinstance(base, Fill):
-                alike = base.distribution.same_everywhere and tensor is not None
-                if alike and tensor is not None and tensor.numel() == base.at.shape.numel():
-                    fills.append((base, tensor.detach()))
-                else:
-                    fills.append((base, base.at.view(storage)))
-                if not chain:
-                    done.append(stored)
-                    continue
-            done.append(stored)
-            later.append((storage, base, chain))
-        with torch.no_grad(), _torch.modes_off():
-            replay.fill(fills)
-            for storage, base, chain in later:
-                if not isinstance(base, (Fill, Memory)):
-                    bytes_of(storage).copy_(bytes_of(replay.content(base)))
-                replay.run(chain, storage)
-        for stored in done:
-            self.forget(stored)
 
     # ---- the mode ----
 
@@ -277,24 +168,6 @@ class Recorder(TorchFunctionMode):
         call = Call(Tensor.copy_, (target, View(fill, packed)), {}, target, None)
         self._store(tensor, Changed(before.nbytes, before, call))
 
-    def _draw(self) -> Draw:
-        self._draws += 1
-        return Draw(self._draws)
-
-    def _memory_of(self, tensor: Tensor) -> Memory:
-        return Memory(tensor.untyped_storage().nbytes())
-
-    def _store(self, tensor: Tensor, content: Node) -> None:
-        stored = self._stored.get(_torch.storage_key(tensor))
-        if stored is not None:
-            stored.content = content
-            return
-        reference = _torch.storage_reference(tensor.untyped_storage())
-        self._stored[reference.cdata] = Stored(reference, content, not tensor.is_meta)
-        if len(self._stored) > self._full:  # what is gone keeps the contents that it was made of
-            self._stored = {key: each for key, each in self._stored.items() if not each.reference.expired()}
-            self._full = 2 * len(self._stored) + _FEW
-
     # ---- new tensors ----
 
     def _made(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -401,19 +274,6 @@ class Recorder(TorchFunctionMode):
         others = tensors_in(args[1:], kwargs)
         return not self.on_meta and is_whole(args[0]) and all(self.stored(each) is None for each in others)
 
-    def _whole_fill(self, tensor: Any) -> Fill | None:
-        """The distribution over all of a tensor's storage, if the tensor is all of it."""
-        stored = self.stored(tensor) if isinstance(tensor, Tensor) else None
-        if stored is None or not isinstance(stored.content, Fill) or tensor.dtype != stored.content.at.dtype:
-            return None
-        fill = stored.content
-        alike = fill.at.shape == tensor.shape and fill.at.strides == tensor.stride()
-        return (
-            fill
-            if alike or (fill.distribution.same_everywhere and is_whole(tensor) and tensor.is_contiguous())
-            else None
-        )
-
     def _step(
         self, step: Callable[..., Distribution | None], function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor | None:
@@ -454,13 +314,13 @@ class Recorder(TorchFunctionMode):
         tensor = args[0]
         if not isinstance(tensor, Tensor) or any(isinstance(each, Tensor) for each in (*args[1:], *kwargs.values())):
             return None
-        where = _device_of(function, args, kwargs, tensor)
+        where = casts.device_of(function, args, kwargs, tensor)
         if function in (Tensor.cpu, Tensor.cuda):
             if self.on_meta:
                 return tensor  # nothing leaves the meta device before it is materialised
             return self._moved(tensor, where, {}) if where != tensor.device else None
         if function is Tensor.to:
-            given = _options_of_to(args, kwargs)
+            given = casts.options_of_to(args, kwargs)
             if self.on_meta and not given:
                 return tensor
             twin = Geometry.of(tensor).meta().to(**given)
@@ -477,7 +337,7 @@ class Recorder(TorchFunctionMode):
             fill is None
             or tensor.requires_grad
             or twin.untyped_storage().nbytes() == 0
-            or not _is_rounded_once(fill.at.dtype, twin.dtype)
+            or not casts.is_rounded_once(fill.at.dtype, twin.dtype)
             or fill.at.shape != tensor.shape
         ):
             if self.on_meta:
@@ -497,7 +357,7 @@ class Recorder(TorchFunctionMode):
         made = torch.empty_strided(at.shape, at.strides, dtype=at.dtype, device=where)
         nbytes = made.untyped_storage().nbytes()
         fill = self._whole_fill(tensor)
-        if fill is not None and (at.dtype == fill.at.dtype or _is_rounded_once(fill.at.dtype, at.dtype)):
+        if fill is not None and (at.dtype == fill.at.dtype or casts.is_rounded_once(fill.at.dtype, at.dtype)):
             self._store(made, Fill(nbytes, at, fill.distribution, fill.draw))
         elif (source := self.view(tensor)) is not None:
             self._store(made, Output(nbytes, at, Call(Tensor.to, (source,), options, None, None), 0))
@@ -571,7 +431,7 @@ class Recorder(TorchFunctionMode):
                 return results  # views
             if not any(isinstance(each, Tensor) for each in outputs) and not self.on_meta:
                 return self._read(function, args, kwargs, concerned or [])
-            if not any(fresh) and not _leaves_its_device(function, args, kwargs):
+            if not any(fresh) and not casts.leaves_its_device(function, args, kwargs):
                 return function(*args, **kwargs)  # views
             return self._read(function, args, kwargs, concerned or [])
         # What was there before is still in its memory, but may not be for long. On meta it is not, and the names of the
@@ -604,15 +464,6 @@ class Recorder(TorchFunctionMode):
             return made.requires_grad_(each.requires_grad)
 
         return tree_map(real, results)
-
-    def _rests_on_memory(self, tensor: Tensor) -> bool:
-        """Whether a recorded content needs values from before: those that a recording with memory has written there."""
-        stored = self.stored(tensor)
-        if stored is None or not self.on_meta:
-            return stored is not None and bool(memory_of(stored.content))
-        base, steps = chain_of(stored.content)
-        is_blank = isinstance(base, Memory) and not base.matters
-        return bool(steps) and not is_blank and all(draw.name is not None for draw in draws_of(base))
 
     def _for_replay(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
@@ -648,25 +499,6 @@ class Recorder(TorchFunctionMode):
 
     # ---- readers ----
 
-    def _pin(self, tensors: Iterable[Tensor], *, seen: bool = True) -> None:
-        for tensor in tensors:
-            stored = self.stored(tensor)
-            if stored is not None:
-                self.pin(stored, seen=seen)
-
-    def pin(self, stored: Stored, *, seen: bool = True) -> None:
-        """Name draws that have no name yet after their order. `seen`: somebody is about to see their numbers, which
-        must then stay what they are under any later seed."""
-        for draw in draws_of(stored.content):
-            self._name(draw, seen=seen)
-
-    def _name(self, draw: Draw, *, seen: bool = True) -> None:
-        if draw.name is None:
-            draw.name, draw.model = f"call {draw.order}", None
-        if seen and draw.model is None:
-            draw.seed = self.seed
-            self.has_shown = True
-
     def _read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concerned: list[Tensor]) -> Any:
         """Run a call that looks at values: on written memory, or on values that are computed for it."""
         self.settle(each for each in concerned if not each.is_meta)
@@ -698,40 +530,6 @@ class Recorder(TorchFunctionMode):
 
         return tree_map(given, results)
 
-    def values(self, tensors: Iterable[Tensor]) -> dict[int, Tensor]:
-        """The values of recorded tensors on meta, by their ids, in memory of their own: shared where theirs is."""
-        tensors = list(tensors)
-        self._pin(tensors)
-        found: dict[int, Tensor] = {}
-        copies: dict[int, Tensor] = {}  # for each content its bytes
-        replay = self.replay(self.seed)
-        with torch.no_grad(), _torch.modes_off():
-            for tensor in tensors:
-                view = self.view(tensor)
-                assert view is not None
-                if id(view.node) not in copies:
-                    copies[id(view.node)] = bytes_of(replay.content(view.node)).clone()
-                found[id(tensor)] = view.at.view(copies[id(view.node)].untyped_storage())
-        return found
-
-    def settle(self, tensors: Iterable[Tensor]) -> None:
-        """Write what is recorded of tensors with memory, since somebody is about to read them."""
-        tensors = list(tensors)
-        stored = {id(each): each for tensor in tensors if (each := self.stored(tensor)) is not None}
-        self._pin(tensors)
-        if stored:
-            self.write([(each, None, "") for each in stored.values()], self.replay(self.seed))
-
-    def settle_all(self) -> None:
-        """Write everything that is recorded."""
-        pending = [each for each in self.alive() if each.has_memory]
-        for stored in pending:
-            self.pin(stored)
-        self.write([(stored, None, "") for stored in pending], self.replay(self.seed))
-
-    def replay(self, seed: int) -> Replay:
-        return Replay(seed)
-
 
 def _target(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The tensor that a call writes to; None if it gives a new one."""
@@ -741,43 +539,3 @@ def _target(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 def _is_meta(device: Any) -> bool:
     return device is not None and not isinstance(device, int) and torch.device(device).type == "meta"
-
-
-def _device_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> torch.device:
-    """Where a cast puts its result."""
-    if function is Tensor.cpu:
-        return torch.device("cpu")
-    given = [*args[1:2], kwargs.get("device")] if function in (Tensor.to, Tensor.cuda) else []
-    found = next((each for each in given if isinstance(each, (torch.device, str, int))), None)
-    if found is None and function is not Tensor.cuda:
-        return tensor.device
-    where = torch.device("cuda" if found is None else found)
-    if where.type == tensor.device.type and (
-        where.index is None or where.index == tensor.device.index or where.type == "cpu"
-    ):
-        return tensor.device
-    return where
-
-
-def _leaves_its_device(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call that makes a view on one device makes a copy, since its result is on another."""
-    return function in calls.CASTS and (
-        _device_of(function, args, kwargs, args[0]) != args[0].device
-        or any(each.device != args[0].device for each in tensors_in(args[1:], kwargs))
-    )
-
-
-def _is_rounded_once(given: torch.dtype, wanted: torch.dtype) -> bool:
-    """Whether a distribution's values, rounded to one dtype, are those that are sampled in the other."""
-    return given is torch.float32 and wanted in (torch.bfloat16, torch.float16)
-
-
-def _options_of_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a call of `Tensor.to` asks for besides a device, by name. Its forms begin with a device, or a dtype."""
-    given = list(args[1:])
-    if given and not isinstance(given[0], torch.dtype):
-        given.pop(0)  # the device
-    names = ("dtype", "non_blocking", "copy")
-    options = {**dict(zip(names, given, strict=False)), **kwargs}
-    unused = ("device", "non_blocking")
-    return {name: each for name, each in options.items() if each not in (None, False) and name not in unused}

@@ -1,6 +1,6 @@
 """Ways to compute a module's buffers again: the module's own methods, and values that follow from a name and a shape.
 
-buffers.py decides in which order they are tried, and which of their values it believes.
+buffer_search.py decides in which order they are tried, and which of their values it believes.
 """
 
 from __future__ import annotations

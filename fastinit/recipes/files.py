@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from fastinit.rules.select import KEEP, Rule, Selector, Where, as_fan, as_rules, flagged
+from fastinit.rules.select import KEEP, Rule, Selector, as_fan, as_rules
+from fastinit.rules.where import Where, flagged
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, from_data, to_data
 from fastinit.schemes.fans import FanAxes, FanConvention
 

@@ -16,8 +16,10 @@ from fastinit.distributed.held import global_shape
 from fastinit.errors import ParameterError
 from fastinit.recipes.files import Recipe, check_flag, check_model
 from fastinit.recipes.presets import as_recipe
+from fastinit.rules.finder import Names, RuleFinder
 from fastinit.rules.roles import Roles, Treatment, ruled_treatment
-from fastinit.rules.select import Names, Rule, RuleFinder, Where, as_rules, exact_glob
+from fastinit.rules.select import Rule, as_rules
+from fastinit.rules.where import Where, exact_glob
 from fastinit.run.names import named_modules, named_parameters
 from fastinit.run.parametrized import computed_weights
 from fastinit.schemes.base import Context, Scheme, as_scheme, check_choice

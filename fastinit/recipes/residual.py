@@ -12,8 +12,10 @@ from fastinit.distributed.held import global_shape
 from fastinit.recipes.files import Recipe, check_model, of_model
 from fastinit.recipes.presets import LAST_NORMS, as_recipe
 from fastinit.rules.depths import Depths
+from fastinit.rules.finder import RuleFinder
 from fastinit.rules.roles import Roles
-from fastinit.rules.select import Rule, RuleFinder, Where, exact_glob
+from fastinit.rules.select import Rule
+from fastinit.rules.where import Where, exact_glob
 from fastinit.run.names import named_modules, named_parameters
 from fastinit.schemes.base import Scheme, as_scheme, check_choice, scheme_names
 from fastinit.schemes.fans import module_geometry
@@ -31,7 +33,6 @@ from fastinit.schemes.structured import Dirac, ZerO
 _ZEROS = Constant(0.0)
 
 # Names in torch.nn.Transformer, fairseq, transformers (BERT, GPT-2, Llama, T5, ViT), timm and torchtitan.
-QUERY = ("*.q_proj.weight", "*.query.weight", "*Attention.q.weight", "*.wq.weight", "*.q_proj_weight")
 KEY = ("*.k_proj.weight", "*.key.weight", "*Attention.k.weight", "*.wk.weight", "*.k_proj_weight")
 VALUE = ("*.v_proj.weight", "*.value.weight", "*Attention.v.weight", "*.wv.weight", "*.v_proj_weight")
 FUSED_QKV = ("*.in_proj_weight", "*.qkv.weight", "*.attn.c_attn.weight")

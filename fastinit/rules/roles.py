@@ -31,7 +31,8 @@ from fastinit.rules.published import (
     ZEROS,
     published,
 )
-from fastinit.rules.select import KEEP, Rule, is_loaded
+from fastinit.rules.select import KEEP, Rule
+from fastinit.rules.where import is_loaded
 from fastinit.run.names import NamedModule, named_modules
 from fastinit.schemes import distributions
 from fastinit.schemes.base import Scheme

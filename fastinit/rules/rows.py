@@ -9,7 +9,7 @@ from torch import nn
 
 from fastinit.distributed.held import global_shape
 from fastinit.errors import NAMELESS, FanWarning, warn
-from fastinit.plans import Row, boxes_of
+from fastinit.plans.rows import Row, boxes_of
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Treatment
 from fastinit.run.memory import check_tensor, is_usual

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
-from fnmatch import translate
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from fastinit.distributed.held import global_shape, local_tensor
 from fastinit.errors import ParameterError
 from fastinit.rules.biases import is_bias
-from fastinit.run.names import named_modules
+from fastinit.rules.where import AskRole, Where, flagged, name_in_module
 from fastinit.schemes.base import Scheme, as_scheme, check_choice
 from fastinit.schemes.fans import FAN_NAMES, FanAxes, FanConvention, Fans
 from fastinit.schemes.named import Own
@@ -31,198 +28,6 @@ class _Keep(Enum):
 
 KEEP: Final = _Keep.KEEP
 """Stands in place of a scheme: the parameter keeps its values."""
-
-
-_WILDCARD = re.compile(r"[*?\[]")
-
-# What rules call the roles of parameters.
-ROLES: Final = ("map", "table", "scale", "bias", "published", "author", "frozen", "loaded", "integer")
-
-
-# Tells a parameter's role. It is called only if a rule asks.
-AskRole = Callable[[], str]
-
-
-@dataclass(frozen=True)
-class Where:
-    """Selects the parameters that have all the given properties.
-
-    Args:
-        name: a glob, or several, that must match the whole canonical name ("*.attn.*.weight").
-        regex: a regular expression that is searched for in the canonical name.
-        type: types of the module that holds the parameter, or their names ("Linear",
-            "torch.nn.modules.linear.Linear"). A subclass counts, too. A rule takes the module's biases only if the
-            `Where` has a role, a shape or dims, or "bias" in its name or regex, or if the scheme is KEEP or "own".
-        shape: a size for every dimension; None or -1 stands for any size.
-        dims: the number of dimensions.
-        requires_grad: whether the parameter is trained.
-        role: what the parameter is, or several: "map" (a linear map), "table" (an embedding), "scale" (of a
-            normalisation), "bias" (and a normalisation's shift), "published", "author", "integer", "frozen", "loaded".
-        frozen: whether the parameter is not trained; the opposite of requires_grad.
-        loaded: whether transformers has marked the parameter as loaded (`_is_hf_initialized`).
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, the regular expression is invalid, or no argument is
-            given.
-    """
-
-    name: str | tuple[str, ...] | None = None
-    regex: str | None = None
-    type: str | type[nn.Module] | tuple[str | type[nn.Module], ...] | None = None
-    shape: tuple[int | None, ...] | None = None
-    dims: int | None = None
-    requires_grad: bool | None = None
-    role: str | tuple[str, ...] | None = None
-    frozen: bool | None = None
-    loaded: bool | None = None
-
-    def __post_init__(self) -> None:
-        if all(getattr(self, field.name) is None for field in fields(self)):
-            raise ValueError(f"select: expected one of {', '.join(each.name for each in fields(self))}, got none")
-        for several in ("name", "type", "role"):
-            if isinstance(getattr(self, several), list):
-                object.__setattr__(self, several, tuple(getattr(self, several)))
-        globs = () if self.name is None else self.name if isinstance(self.name, tuple) else (self.name,)
-        if not all(isinstance(each, str) for each in globs) or self.name == ():
-            raise TypeError(f"name: expected a glob or several, got {self.name!r}")
-        if not isinstance(self.regex, (str, type(None))):
-            raise TypeError(f"regex: expected a string, got {self.regex!r}")
-        for field, kind in (("dims", int), ("requires_grad", bool), ("frozen", bool), ("loaded", bool)):
-            given = getattr(self, field)
-            if given is not None and type(given) is not kind:
-                raise TypeError(f"{field}: expected {kind.__name__}, got {given!r}")
-        if self.dims is not None and self.dims < 0:
-            raise ValueError(f"dims: expected dims >= 0, got {self.dims}")
-        if self.role is not None:
-            if self.role == ():
-                raise TypeError("role: expected a role or several, got none")
-            for role in self._roles:
-                check_choice("role", role, ROLES)
-        if self.type == ():
-            raise TypeError("type: expected module types or their names, got none")
-        for each in self.type if isinstance(self.type, tuple) else (self.type,):
-            if not (each is None or isinstance(each, str) or (isinstance(each, type) and issubclass(each, nn.Module))):
-                raise TypeError(f"type: expected module types or their names, got {each!r}")
-        if self.shape is not None:
-            listed = isinstance(self.shape, (tuple, list))
-            sizes = tuple(None if size == -1 else size for size in self.shape) if listed else ()
-            if not listed or not all(size is None or (type(size) is int and size >= 0) for size in sizes):
-                raise TypeError(f"shape: expected sizes, None or -1 for any, got {self.shape!r}")
-            object.__setattr__(self, "shape", sizes)
-        try:
-            regex = None if self.regex is None else re.compile(self.regex)
-        except re.error as error:
-            raise ValueError(f"regex: {self.regex!r} is no regular expression: {error}") from error
-        exact = frozenset(each for each in globs if not _WILDCARD.search(each))
-        wild = [translate(each) for each in globs if each not in exact]
-        # The attributes below follow from the fields. Equality and repr leave them out, because they are no fields.
-        object.__setattr__(self, "_exact", exact)
-        object.__setattr__(self, "_wild", re.compile("|".join(wild)) if wild else None)
-        object.__setattr__(self, "_regex", regex)
-
-    def _has_name(self, name: str) -> bool:
-        derived = self.__dict__
-        if name in derived["_exact"]:
-            return True
-        return derived["_wild"] is not None and derived["_wild"].match(name) is not None
-
-    @property
-    def _roles(self) -> tuple[str, ...]:
-        return self.role if isinstance(self.role, tuple) else () if self.role is None else (self.role,)
-
-    def matches(
-        self,
-        name: str,
-        module: nn.Module,
-        parameter: torch.Tensor,
-        own_name: str | None = None,
-        role: AskRole | None = None,
-    ) -> bool:
-        regex = self.__dict__["_regex"]
-        return (
-            (self.name is None or self._has_name(name))
-            and (regex is None or regex.search(name) is not None)
-            and (self.type is None or _is_of_type(module, self.type))
-            and (self.dims is None or len(global_shape(parameter)) == self.dims)
-            and (self.requires_grad is None or parameter.requires_grad == self.requires_grad)
-            and (self.frozen is None or parameter.requires_grad != self.frozen)
-            and (self.loaded is None or is_loaded(parameter) == self.loaded)
-            and (self.shape is None or _has_shape(parameter, self.shape))
-            and (self.role is None or self._has_role(_own_name(name, own_name), module, parameter, role))
-        )
-
-    def _has_role(self, own_name: str, module: nn.Module, parameter: torch.Tensor, ask: AskRole | None) -> bool:
-        # A frozen bias is frozen, and a bias, too.
-        roles = self._roles
-        if ("frozen" in roles and not parameter.requires_grad) or ("loaded" in roles and is_loaded(parameter)):
-            return True
-        if "bias" in roles and is_bias(own_name, module):
-            return True
-        return ask is not None and ask() in roles
-
-    def __str__(self) -> str:
-        if isinstance(self.name, str) and all(getattr(self, field.name) is None for field in fields(self)[1:]):
-            return repr(self.name)
-        given = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return ", ".join(f"{key} {_shown(key, value)}" for key, value in given if value is not None)
-
-
-def _shown(key: str, value: Any) -> str:
-    """A property of a Where in words. Several values are alternatives. A type is shown without its module."""
-    if key in ("name", "type", "role") and isinstance(value, tuple):
-        if len(value) > 3:
-            return f"{_shown(key, value[0])} and {len(value) - 1} more"
-        return " | ".join(_shown(key, each) for each in value)
-    if key == "type":
-        return value.rpartition(".")[2] if isinstance(value, str) else str(value.__name__)
-    return repr(value)
-
-
-_FLAGS = {"a": re.ASCII, "i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, "x": re.VERBOSE}
-
-
-def flagged(expression: re.Pattern[str]) -> str:
-    """The source of a regular expression, with flags such as (?i) written into it."""
-    flags = "".join(letter for letter, flag in _FLAGS.items() if expression.flags & flag)
-    return (f"(?{flags})" if flags else "") + expression.pattern
-
-
-def exact_glob(name: str) -> str:
-    """The glob that matches this name alone."""
-    return _WILDCARD.sub(r"[\g<0>]", name)
-
-
-def is_loaded(parameter: torch.Tensor) -> bool:
-    """Whether transformers has marked a parameter as loaded, and it has memory that may hold what was loaded."""
-    return bool(parameter.__dict__.get("_is_hf_initialized", False)) and not local_tensor(parameter).is_meta
-
-
-def _own_name(name: str, given: str | None) -> str:
-    """The name of a parameter in its module: the given one, or the last part of its whole name."""
-    return name.rpartition(".")[2] if given is None else given
-
-
-def _has_shape(parameter: torch.Tensor, shape: tuple[int | None, ...]) -> bool:
-    own = global_shape(parameter)
-    return len(own) == len(shape) and all(
-        wanted is None or size == wanted for size, wanted in zip(own, shape, strict=True)
-    )
-
-
-def _is_of_type(module: nn.Module, wanted: Any) -> bool:
-    if isinstance(wanted, str):
-        module_type: Any = type(module)  # mypy takes the types of modules for unhashable
-        return wanted in _type_names(module_type)
-    if isinstance(wanted, tuple):
-        return any(_is_of_type(module, each) for each in wanted)
-    return isinstance(module, wanted)
-
-
-@lru_cache(maxsize=4096)
-def _type_names(module_type: type) -> frozenset[str]:
-    """The short and the full names of a type and of all its base classes."""
-    short = {base.__name__ for base in module_type.__mro__}
-    return frozenset(short | {f"{base.__module__}.{base.__qualname__}" for base in module_type.__mro__})
 
 
 # A glob or a compiled regular expression for the canonical name, one or several module types, a Where, or a predicate.
@@ -355,7 +160,7 @@ class Rule:
         if isinstance(where, Where):
             if not where.matches(name, module, parameter, own_name, role):
                 return False
-            return not (self.__dict__["_spares_biases"] and is_bias(_own_name(name, own_name), module))
+            return not (self.__dict__["_spares_biases"] and is_bias(name_in_module(name, own_name), module))
         if isinstance(where, re.Pattern):
             return where.search(name) is not None
         try:
@@ -457,110 +262,3 @@ def as_rules(given: Sequence[Rule | tuple[Selector, Any]] | None) -> tuple[Rule,
         else:
             raise TypeError(f"rules: expected Rule objects or (selector, scheme) pairs, got {each!r}")
     return tuple(rules)
-
-
-class Names(NamedTuple):
-    """The names of a parameter.
-
-    name: the canonical name in the whole model, which `names=` of `plan` gives. in_model: the canonical name in the
-    planned model. full: the name that `named_parameters()` gives.
-    """
-
-    name: str
-    in_model: str
-    full: str
-
-
-# Wrappers add one of these words to names. canonical_name drops them.
-_WRAPPER_WORDS = ("module", "_orig_mod", "parametrizations")
-
-
-class RuleFinder:
-    """Finds the first rule that matches a parameter."""
-
-    def __init__(self, rules: Sequence[Rule]) -> None:
-        self.rules = tuple(rules)
-        positions = range(len(self.rules))
-        self._all = _FirstMatch(self.rules, positions)
-        # A pattern like "*.weight" must not match "module.weight" where it does not match "weight", or a wrapper would
-        # change which rule decides. So only patterns that contain a wrapper's word are compared with the full name.
-        spelled = [at for at in positions if any(map(_spells_wrapper, self.rules[at].name_patterns))]
-        self._spelled = _FirstMatch(self.rules, spelled)
-        self._in_model = _FirstMatch(
-            self.rules, [at for at in positions if self.rules[at].in_model and self.rules[at].name_patterns]
-        )
-
-    def find(
-        self,
-        names: tuple[str, str, str],
-        module: nn.Module,
-        parameter: torch.Tensor,
-        role: AskRole | None = None,
-    ) -> int | None:
-        """The position of the first rule that matches, or None. `names` are `Names`; functions of rules get `name`.
-
-        `role` tells the parameter's role, one of ROLES, however it is frozen or loaded. Without it, only biases, frozen
-        and loaded parameters are known.
-
-        Raises:
-            ParameterError: a rule's function raised an error, or returned neither True nor False.
-        """
-        name, in_model, full = names
-        own_name = in_model.rpartition(".")[2]
-        position = self._all.find(name, module, parameter, own_name, role)
-        if name == in_model == full:
-            return position
-        found = [position]
-        if full != in_model:
-            found.append(self._spelled.find(full, module, parameter, own_name, role))
-        # "layers.0" of the model may be "layers.24" of the whole, and the whole has a "layers.0", too. Rules made from
-        # the whole find the name in the whole. So the name in the model is tried only if they find nothing.
-        if name != in_model and self._in_model.find(name, module, parameter, own_name, role) is None:
-            found.append(self._in_model.find(in_model, module, parameter, own_name, role))
-        return min((each for each in found if each is not None), default=None)
-
-    def finds_any(self, model: nn.Module) -> bool:
-        """Whether a rule matches any parameter of a model."""
-        for each in named_modules(model):
-            for own_name, parameter in each.module._parameters.items():
-                name, full_name = each.names_of(own_name)
-                if parameter is not None and self.find((name, name, full_name), each.module, parameter) is not None:
-                    return True
-        return False
-
-
-def _spells_wrapper(pattern: str) -> bool:
-    return any(word in pattern for word in _WRAPPER_WORDS)
-
-
-class _FirstMatch:
-    """Finds the first rule, among those at some positions, that matches. Consecutive globs are one expression."""
-
-    def __init__(self, rules: Sequence[Rule], positions: Sequence[int]) -> None:
-        self._rules = rules
-        self._steps: list[tuple[re.Pattern[str] | None, int]] = []  # an expression over globs, or a rule's position
-        globs: list[str] = []
-        for at in positions:
-            glob = rules[at].glob
-            if glob is not None:
-                globs.append(f"(?P<r{at}>{translate(glob)})")
-                continue
-            self._end_run(globs)
-            self._steps.append((None, at))
-        self._end_run(globs)
-
-    def _end_run(self, globs: list[str]) -> None:
-        if globs:
-            self._steps.append((re.compile("|".join(globs)), -1))
-            globs.clear()
-
-    def find(
-        self, name: str, module: nn.Module, parameter: torch.Tensor, own_name: str, role: AskRole | None
-    ) -> int | None:
-        for expression, position in self._steps:
-            if expression is None:
-                if self._rules[position].matches(name, module, parameter, own_name, role):
-                    return position
-            elif (match := expression.match(name)) is not None:
-                return int((match.lastgroup or "r0")[1:])
-        return None

@@ -17,13 +17,14 @@ from fastinit.distributed.megatron import check_in_module
 from fastinit.distributed.shards import is_dtensor
 from fastinit.distributed.wrapped import packed
 from fastinit.errors import ParameterError, warn
-from fastinit.plans import Action, Row
+from fastinit.plans.rows import Action, Row
 from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
+from fastinit.rules.finder import RuleFinder
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Alike, Roles, Treatment, ruled_treatment
 from fastinit.rules.rows import KnownRow, RowMaker
-from fastinit.rules.select import Rule, RuleFinder, as_fan
+from fastinit.rules.select import Rule, as_fan
 from fastinit.run.memory import are_usual, is_usual
 from fastinit.run.names import NamedModule, Renamer, named_modules
 from fastinit.run.parametrized import computed_weights

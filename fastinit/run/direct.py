@@ -1,6 +1,6 @@
 """The short way of a tensor, or of a list of them, to its values: dense tensors, each drawn from one distribution.
 
-It is one call of native code (csrc/direct.h). Values, seeds and versions are those of the long way (plans.py,
+It is one call of native code (csrc/direct.h). Values, seeds and versions are those of the long way (plans/,
 engine.py), which costs many times as much as filling small tensors does. The long way takes everything else, and tells
 what is wrong.
 """

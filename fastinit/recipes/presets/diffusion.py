@@ -8,7 +8,8 @@ from torch import nn
 
 from fastinit.recipes.files import Recipe
 from fastinit.recipes.presets.parts import TORCH_BIAS, TORCH_WEIGHT, ZEROS, check_given
-from fastinit.rules.select import KEEP, Rule, Where
+from fastinit.rules.select import KEEP, Rule
+from fastinit.rules.where import Where
 from fastinit.schemes.fans import FanAxes
 from fastinit.schemes.named import Normal, xavier_uniform
 

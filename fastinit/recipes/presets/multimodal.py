@@ -9,7 +9,8 @@ from torch import nn
 
 from fastinit.recipes.files import Recipe
 from fastinit.recipes.presets.parts import check_given, check_positive, config_of, normal_of, shape_of
-from fastinit.rules.select import Rule, Where
+from fastinit.rules.select import Rule
+from fastinit.rules.where import Where
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.named import (
     Constant,

@@ -20,7 +20,8 @@ from fastinit.recipes.presets.parts import (
     shape_of,
     torch_defaults,
 )
-from fastinit.rules.select import Rule, Where, exact_glob
+from fastinit.rules.select import Rule
+from fastinit.rules.where import Where, exact_glob
 from fastinit.run.names import named_modules
 from fastinit.schemes.base import check_choice
 from fastinit.schemes.named import (

@@ -1,4 +1,4 @@
-"""Plans: which values will be written where, and why, as plain data. Making or printing a plan touches no memory."""
+"""A plan: the rows of a model, and what can be done with them. What a run needs is made at the first one."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import json
 import math
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import translate
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 import torch
 
 from fastinit._torch import increment_version
 from fastinit.distributed.agreement import Ranks, ranks_of_meshes
-from fastinit.distributed.held import are_plain, held_of, is_sharded, local_tensor
-from fastinit.distributed.pieces import Box, Held
+from fastinit.distributed.held import are_plain, is_sharded, local_tensor
 from fastinit.distributed.shards import is_dtensor
-from fastinit.distributed.wrapped import is_wrapped
 from fastinit.errors import ParameterError, ZerosWarning, warn
+from fastinit.plans.folding import folded
+from fastinit.plans.rows import Action, Row, targets_of
+from fastinit.plans.seeds import meshes_of_seed, other_groups_of_seed, takes_random_numbers
+from fastinit.plans.text import as_record, as_table
 from fastinit.run import engine, rewriting
 from fastinit.run.masks import Masks, Weight, check_mask, masks_of, masks_of_units
 from fastinit.run.memory import was_set_to_zero
@@ -26,124 +28,11 @@ from fastinit.run.places import Assignment, Place, current_tensors
 from fastinit.run.progress import Progress, check_progress
 from fastinit.run.streams import as_seed, as_seed_of_run
 from fastinit.run.targets import Target
-from fastinit.schemes.base import Scheme, check_choice, describe
-from fastinit.schemes.distributions import Constant, Distribution
-from fastinit.schemes.fans import Fans
+from fastinit.schemes.base import check_choice
+from fastinit.schemes.distributions import Constant
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-Action = Literal["init", "keep", "tied", "buffer", "original"]
-
-
-class Row(NamedTuple):
-    """One parameter or buffer of a plan. Two rows are equal if all their fields except `place` are equal.
-
-    name: the canonical name. Together with the seed, it decides the random numbers.
-    action: "init": the parameter is written. "keep": it keeps its values. "tied": it is tied to another parameter.
-        "buffer": a buffer, which is kept. "original": a parametrised weight is computed from it, and writing the weight
-        sets it.
-    kind: the class of the module that holds the parameter ("Linear"); empty for a tensor of a list.
-    shape: the global shape; None for a lazy parameter that has none yet.
-    boxes: the parts of a distributed tensor that this rank holds; None for any other tensor.
-    scheme: a tuple if fused blocks have a scheme each.
-    covered: false if no rule and no role decided.
-    frozen: whether the parameter is not trained.
-    place: where a run finds the tensor. It is neither compared nor printed.
-    """
-
-    name: str
-    action: Action
-    kind: str
-    shape: torch.Size | None
-    dtype: torch.dtype
-    device: torch.device
-    reason: str
-    place: Place
-    scheme: Scheme | tuple[Scheme, ...] | None = None
-    fans: Fans | None = None
-    distribution: Distribution | None = None
-    covered: bool = True
-    frozen: bool = False
-    boxes: tuple[Box, ...] | None = None
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Row):
-            return NotImplemented
-        return self._replace(place=_NOWHERE)[:] == other._replace(place=_NOWHERE)[:]
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.action, self.reason))
-
-    @property
-    def tensor(self) -> torch.Tensor:
-        """The tensor as the model has it now."""
-        return self.place.tensor()
-
-    @property
-    def numel(self) -> int:
-        """The number of elements of the whole tensor; 0 if it is lazy."""
-        return 0 if self.shape is None else self.shape.numel()
-
-    @property
-    def held(self) -> int:
-        """The number of elements that this rank holds."""
-        return self.numel if self.boxes is None else sum(math.prod(box.shape) for box in self.boxes)
-
-    def at(self, tensor: torch.Tensor) -> Row:
-        """The row for another tensor of the same name."""
-        return self._replace(place=Place.of_tensor(tensor))
-
-
-_NOWHERE = Place.of_tensor(torch.empty(0, device="cpu"))
-
-
-def boxes_of(tensor: torch.Tensor, name: str) -> tuple[Box, ...] | None:
-    """The boxes of a distributed tensor that this rank holds; None for any other tensor.
-
-    Raises:
-        ParameterError: its kind of shards refuses it.
-    """
-    held = held_of(tensor, name)
-    return None if held is None else tuple(piece.box for piece in held.pieces)
-
-
-def targets_of(row: Row, tensor: torch.Tensor) -> list[Target]:
-    """The targets that this process writes for a row: the whole tensor, or the boxes in the rank's local tensor.
-
-    Raises:
-        ParameterError: the tensor is not as planned, or `boxes_of` raises it.
-    """
-    if row.action != "init" or row.distribution is None:
-        return []
-    held = held_of(tensor, row.name)
-    shape, dtype, device = tensor.shape if held is None else held.shape, tensor.dtype, tensor.device
-    if held is None and row.boxes is None and dtype is row.dtype and device == row.device and shape == row.shape:
-        # Nearly all are so. To make the tuple by its own function takes a third of the time.
-        return [tuple.__new__(Target, (row.name, tensor, shape, dtype, device, row.distribution, None, None))]
-    was_distributed = row.boxes is not None
-    same_device = device == row.device or held is not None or row.device.type == "meta"
-    if shape != row.shape or dtype != row.dtype or not same_device or (was_distributed and held is None):
-        planned = f"{_shown(row.shape)} {row.dtype} on {row.device}{' in shards' if was_distributed else ''}"
-        raise ParameterError(
-            row.name,
-            f"planned as {planned}, is now {_shown(shape)} {dtype} on {device}; make a new plan",
-        )
-    if held is None:
-        return [Target(row.name, tensor, shape, dtype, device, row.distribution)]
-    return list(_targets_of_pieces(row.name, held, row.distribution))
-
-
-def _targets_of_pieces(name: str, held: Held, distribution: Distribution) -> Iterator[Target]:
-    for piece in (*held.pieces, *held.mirrors):
-        local = piece.tensor
-        begin = None if local.shape == held.shape else piece.begin
-        yield Target(name, local, held.shape, local.dtype, local.device, distribution, None, begin)
-    for each in held.padding:
-        yield Target(name, each, each.shape, each.dtype, each.device, Constant(0.0))
 
 
 def _check_no_assignment(row: Row) -> None:
@@ -159,51 +48,6 @@ def _finite(name: str, given: object) -> float:
     if not abs(given) <= torch.finfo(torch.float32).max:
         raise ValueError(f"{name}: expected a finite number of float32, got {given}")
     return float(given)
-
-
-def _takes_random_numbers(row: Row) -> bool:
-    return row.action == "init" and row.distribution is not None and row.distribution.is_random()
-
-
-def _meshes_of_seed(rows: Sequence[Row]) -> list[DeviceMesh]:
-    """The meshes on which all ranks must take one seed: those with random DTensors, or all if plain tensors are random.
-
-    A plain tensor beside DTensors is a replica: tensor parallelism leaves some parameters alone. A DTensor counts even
-    if this rank holds no element of it, because all ranks of a mesh must answer alike.
-    """
-    concerned = [(row.tensor, _takes_random_numbers(row)) for row in rows]
-    plain_is_random = any(is_random and (not is_sharded(each) or is_wrapped(each)) for each, is_random in concerned)
-    meshes: dict[DeviceMesh, None] = {}
-    for tensor, is_random in concerned:
-        if is_dtensor(tensor) and (is_random or plain_is_random):
-            meshes.setdefault(tensor.device_mesh)
-    return list(meshes)
-
-
-def _other_groups_of_seed(rows: Sequence[Row]) -> set[Ranks]:
-    """The ranks that hold random tensors together which are shards of other kinds than DTensors.
-
-    Raises:
-        ParameterError: nobody knows these ranks.
-    """
-    found: set[Ranks] = set()
-    for row in rows:
-        tensor = row.tensor
-        if not _takes_random_numbers(row) or not is_sharded(tensor) or is_dtensor(tensor):
-            continue
-        held = held_of(tensor, row.name)
-        assert held is not None
-        groups = {frozenset(held.ranks)} if held.groups is None else held.groups
-        groups = {each for each in groups if each}
-        if not groups and sum(piece.tensor.numel() for piece in held.pieces) < held.shape.numel():
-            raise ParameterError(
-                row.name,
-                "is a shard, and which ranks hold the others is not known here, so they cannot agree on a seed; pass "
-                "the same int as seed= on all ranks (fastinit.init_ takes one), or say which ranks they are "
-                "(fastinit.tensor_parallel(group=))",
-            )
-        found |= groups
-    return found
 
 
 @runtime_checkable
@@ -462,15 +306,15 @@ class Plan:
         meshes: list[DeviceMesh] = []
         groups = self._seed_groups
         if self.seed is None and not are_plain([row.tensor for row in self.rows]):
-            meshes = _meshes_of_seed(self.rows)
-            groups = groups | ranks_of_meshes(meshes) | _other_groups_of_seed(self.rows)
+            meshes = meshes_of_seed(self.rows)
+            groups = groups | ranks_of_meshes(meshes) | other_groups_of_seed(self.rows)
         return engine.Program(
             plain,
             self.backend,
             assigned,
             distributed,
             tensors=tensors,
-            seed_groups=groups if groups and any(map(_takes_random_numbers, self._written)) else None,
+            seed_groups=groups if groups and any(map(takes_random_numbers, self._written)) else None,
             compared_meshes=meshes if self._strict else (),
         )
 
@@ -547,39 +391,14 @@ class Plan:
         records = [
             {
                 key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in _record(row).items()
+                for key, value in as_record(row).items()
             }
             for row in self.rows
         ]
         return json.dumps(records, indent=1, allow_nan=False)
 
     def __str__(self) -> str:
-        cells: dict[Any, tuple[str, ...]] = {}  # most rows of a model equal another row
-        lines: list[tuple[str, tuple[str, ...]]] = []
-        for row in self.rows:
-            key: Any = (
-                row.shape,
-                row.dtype,
-                row.device,
-                row.distribution,
-                row.fans,
-                row.reason,
-                row.kind,
-                id(row.scheme),
-            )
-            key = (*key, row.action, row.boxes, row.frozen)
-            if key not in cells:
-                cells[key] = _cells(row)
-            lines.append((row.name, cells[key]))
-        table: list[tuple[str, ...]] = [("name", *_COLUMNS)]
-        table += [(name, *others) for name, others in _folded(lines)]
-        kept = [at for at in range(len(table[0])) if any(line[at] for line in table[1:]) or at < 2]
-        table = [tuple(line[at] for at in kept) for line in table]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        text = "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
-        )
-        return f"{text}\n{self.summary()}"
+        return f"{as_table(self.rows)}\n{self.summary()}"
 
     def summary(self) -> str:
         """A few lines about what the plan writes, and what it leaves alone."""
@@ -598,7 +417,7 @@ class Plan:
             if row.frozen and row.action == "init":
                 left.setdefault("frozen, and written all the same", []).append(row.name)
         for what, names in left.items():
-            shown = [name for name, _ in _folded([(name, ()) for name in names])]
+            shown = [name for name, _ in folded([(name, ()) for name in names])]
             more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
             lines.append(f"{what}: {', '.join(shown[:_SHOWN])}{more}")
         return "\n".join(lines)
@@ -607,135 +426,7 @@ class Plan:
         return f"<fastinit.Plan of {len(self.rows)} rows>"
 
 
-_COLUMNS = ("kind", "shape", "here", "dtype", "device", "scheme", "fan in/out", "distribution", "std", "why")
 _SHOWN = 6
-
-
-def _shown(shape: torch.Size | None) -> str:
-    return "lazy" if shape is None else str(tuple(shape))
-
-
-def _scheme_name(row: Row) -> str | None:
-    if isinstance(row.scheme, tuple):
-        return " | ".join(map(describe, row.scheme))
-    return None if row.scheme is None else describe(row.scheme)
-
-
-def _record(row: Row) -> dict[str, Any]:
-    distribution = row.distribution
-    return {
-        "name": row.name,
-        "action": row.action,
-        "kind": row.kind,
-        "shape": None if row.shape is None else list(row.shape),
-        "here": _here(row),
-        "dtype": str(row.dtype).removeprefix("torch."),
-        "device": str(row.device),
-        "numel": row.numel,
-        "bytes": row.numel * row.dtype.itemsize,
-        "scheme": _scheme_name(row),
-        "fan_in": None if row.fans is None else row.fans.fan_in,
-        "fan_out": None if row.fans is None else row.fans.fan_out,
-        "distribution": None if distribution is None else str(distribution),
-        "mean": None if distribution is None else distribution.mean(),
-        "std": None if distribution is None else distribution.std(),
-        "covered": row.covered,
-        "frozen": row.frozen,
-        "reason": row.reason,
-    }
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    """The cells of a row in the table, without its name."""
-    distribution = row.distribution
-    return (
-        row.kind,
-        "lazy" if row.shape is None else "x".join(map(str, row.shape)) or "scalar",
-        _here(row) or "",
-        str(row.dtype).removeprefix("torch."),
-        str(row.device),
-        _scheme_name(row) or row.action,
-        "" if row.fans is None else f"{row.fans.fan_in}/{row.fans.fan_out}",
-        "" if distribution is None else str(distribution),
-        "" if distribution is None else f"{distribution.std():.4g}",
-        f"{row.reason}; frozen" if row.frozen else row.reason,
-    )
-
-
-def _here(row: Row) -> str | None:
-    """The indices of a distributed tensor that this rank writes."""
-    if row.action != "init" or row.boxes is None or row.shape is None:
-        return None
-    return " and ".join(_box(box, row.shape) for box in row.boxes) or "nothing"
-
-
-def _box(box: Box, shape: Sequence[int]) -> str:
-    """
-    >>> _box(Box((0, 0), (4, 0), (2, 3)), (8, 3))
-    '[4:6, :]'
-    """
-    sizes = zip(box.begin, box.shape, shape, strict=True)
-    return f"[{', '.join(':' if size == whole else f'{begin}:{begin + size}' for begin, size, whole in sizes)}]"
-
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-
-
-def _folded(lines: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """`fold`, with the cells of each fold.
-
-    >>> _folded([("h.0.w", ""), ("h.0.b", ""), ("h.1.w", ""), ("h.1.b", ""), ("h.2.w", "")])
-    [('h.{0..2}.w', ''), ('h.{0,1}.b', '')]
-    """
-    return [(name, lines[members[0]][1]) for name, members in fold(lines)]
-
-
-def fold(lines: Sequence[tuple[str, Any]]) -> list[tuple[str, list[int]]]:
-    """Lines with equal cells, folded into one if their names differ in one number: `h.{0..47}.attn.weight`.
-
-    Each fold comes with the positions of its lines. The last number of a name is folded first. Experts are thus folded
-    within their layer, and then layers with equal experts are folded.
-
-    >>> fold([("h.0.w", ""), ("h.0.b", ""), ("h.1.w", "")])
-    [('h.{0,1}.w', [0, 2]), ('h.0.b', [1])]
-    """
-    # An item is a name's text between numbers, its numbers as text, its cells, and the positions of its lines.
-    items = [(tuple(_NUMBER.split(name)), _NUMBER.findall(name), cells, [at]) for at, (name, cells) in enumerate(lines)]
-    for position in reversed(range(max((len(numbers) for _, numbers, _, _ in items), default=0))):
-        groups: dict[Any, tuple[Any, list[str], Any, list[int], list[int]]] = {}
-        for text, numbers, cells, members in items:
-            if position >= len(numbers):
-                groups[len(groups), text] = (text, numbers, cells, [], members)
-                continue
-            key = (text, *numbers[:position], None, *numbers[position + 1 :], cells)
-            group = groups.setdefault(key, (text, numbers, cells, [], []))
-            group[3].append(int(numbers[position]))
-            group[4].extend(members)
-        items = []
-        for text, numbers, cells, found, members in groups.values():
-            if found:
-                numbers = [*numbers[:position], _numbers(found), *numbers[position + 1 :]]
-            items.append((text, numbers, cells, members))
-    return [
-        ("".join(map("".join, zip(text, [*numbers, ""], strict=True))), members) for text, numbers, _, members in items
-    ]
-
-
-def _numbers(found: Sequence[int]) -> str:
-    """
-    >>> _numbers([0, 1, 2, 5])
-    '{0..2,5}'
-    """
-    if len(found) == 1:
-        return str(found[0])
-    runs: list[list[int]] = []
-    for number in found:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    shown = (f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
-    return "{" + ",".join(shown) + "}"
 
 
 def _selection(where: str | Selects | Callable[[Row], bool] | None) -> Callable[[Row], bool]:
