@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -288,39 +289,52 @@ def test_a_failed_write_leaves_nothing(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk, "write_all", refuse)
+    monkeypatch.setattr(disk.Blocks, "write", refuse)
     code, _, error = run(capsys, "init", SMALL, "--out", tmp_path / "a.safetensors")
     assert code == 2 and "No space left on device" in error
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("refused", ["nothing", "the flag", "the first write"])
+class Hesitant(FileIO):
+    """Takes one block of what it is given, and then refuses once: a file system that has no direct way after all."""
+
+    refusals = 1
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() == 0 and len(data) > disk.BLOCK:
+            return super().write(memoryview(data)[: disk.BLOCK])
+        if self.refusals:
+            self.refusals = 0
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("refused", ["nothing", "the flag", "a write"])
 @pytest.mark.parametrize("nbytes", [0, 1, disk.BLOCK - 1, disk.BLOCK, 3 * disk.BLOCK + 5])
 def test_a_file_has_its_bytes_past_the_cache_and_through_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int, refused: str
 ) -> None:
+    def refuse(*_: object) -> bool:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
     if refused == "the flag":
-        monkeypatch.setattr(disk, "_pass_cache", refuse_by_einval)
+        monkeypatch.setattr(disk, "_pass_cache", refuse)
+    if refused == "a write":
+        monkeypatch.setattr(disk, "_pass_cache", lambda _, on: on)
     data = disk.aligned(nbytes)
     data.copy_(torch.arange(nbytes) % 251)
     whole = nbytes - nbytes % disk.BLOCK
-    with (tmp_path / "a").open("wb", buffering=0) as file:
+    with Hesitant(tmp_path / "a", "wb") if refused == "a write" else (tmp_path / "a").open("wb", buffering=0) as file:
         blocks = disk.Blocks(file)
-        if refused == "the first write" and blocks._past_cache:
-            # As a file system does that takes the flag, and then no write.
-            unaligned = torch.empty(disk.BLOCK + 1, dtype=torch.uint8)[1:]
-            with monkeypatch.context() as patched:
-                patched.setattr(disk, "write_all", refuse_by_einval)
-                with pytest.raises(OSError, match="22"):
-                    blocks.write(unaligned)
-            assert not blocks._past_cache
         blocks.write(data[:whole])
         blocks.finish(data[whole:])
     assert (tmp_path / "a").read_bytes() == data.numpy().tobytes()
 
 
-def refuse_by_einval(*_: object) -> bool:
-    raise OSError(errno.EINVAL, "22: Invalid argument")
+def test_a_write_that_is_refused_for_another_reason_fails(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with (tmp_path / "a").open("rb", buffering=0) as file, pytest.raises(OSError, match="writing"):
+        disk.Blocks(file).write(disk.aligned(disk.BLOCK))
 
 
 def test_report_counts_what_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,14 +49,14 @@ class Blocks:
 
     def write(self, data: Tensor) -> None:
         """Append a whole number of blocks."""
-        view = data.numpy().data
-        try:
-            write_all(self._file, view)
-        except OSError as error:
-            if not self._past_cache or error.errno != errno.EINVAL:
-                raise
-            self._past_cache = _pass_cache(self._file, False)
-            write_all(self._file, view)
+        left = memoryview(data.numpy().data)
+        while left:
+            try:
+                left = left[self._file.write(left) :]
+            except OSError as error:
+                if not self._past_cache or error.errno != errno.EINVAL:
+                    raise
+                self._past_cache = _pass_cache(self._file, False)
 
     def finish(self, data: Tensor) -> None:
         """Append the last bytes, less than a block. Nothing can be appended after them."""
