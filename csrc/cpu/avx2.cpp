@@ -1,5 +1,4 @@
-// The loops in AVX2 with FMA and F16C: eight lanes. Standard headers come before the target region, so that
-// none of their inline functions are compiled for it and shared with code for lesser machines.
+// The loops in AVX2 with FMA and F16C: eight lanes.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -8,13 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "target.h"
+
 #define FASTINIT_ISA avx2
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+FASTINIT_BEGIN_TARGET("avx2,fma,f16c")
 
 #include "fill_body.h"
 #include "instruction_sets.h"
@@ -32,10 +28,6 @@ const MatrixSteps kMatrixStepsAvx2 = MatrixStepsOn<Avx2Lanes, Avx2Vector>::kStep
 
 }  // namespace fastinit
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+FASTINIT_END_TARGET
 
 #endif  // x86-64

@@ -1,5 +1,4 @@
-// The loops in AVX-512 (F, BW, DQ, VL): sixteen lanes. Standard headers come before the target region, so that
-// none of their inline functions are compiled for it and shared with code for lesser machines.
+// The loops in AVX-512 (F, BW, DQ, VL): sixteen lanes.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -8,18 +7,16 @@
 #include <cstdint>
 #include <cstring>
 
+#include "target.h"
+
 #define FASTINIT_ISA avx512
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
+#if !defined(__clang__)
 // GCC 12 takes the undefined pass-through operand of unmasked intrinsics for a variable that nobody set (GCC bug
 // 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
+FASTINIT_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 #include "fill_body.h"
 #include "instruction_sets.h"
@@ -37,10 +34,6 @@ const MatrixSteps kMatrixStepsAvx512 = MatrixStepsOn<Avx512Lanes, Avx512Vector>:
 
 }  // namespace fastinit
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+FASTINIT_END_TARGET
 
 #endif  // x86-64

@@ -15,6 +15,7 @@
 #include "core/stream.h"
 #include "instruction_sets.h"
 #include "parallel.h"
+#include "target.h"
 
 namespace fastinit {
 namespace {
@@ -39,32 +40,17 @@ namespace portable_combine {
 #if defined(__x86_64__)
 #define FASTINIT_COMBINE_FMA 1
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+FASTINIT_BEGIN_TARGET("avx2,fma")
 namespace avx2_combine {
 #include "combine_body.h"
 }  // namespace avx2_combine
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), \
-                             apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
-#endif
+FASTINIT_END_TARGET
+
+FASTINIT_BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
 namespace avx512_combine {
 #include "combine_body.h"
 }  // namespace avx512_combine
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+FASTINIT_END_TARGET
 
 #undef FASTINIT_COMBINE_FMA
 #endif  // x86-64

@@ -1,5 +1,5 @@
-// Eight lanes in AVX2 registers, with FMA and F16C: the words of core/scalar_lanes.h. Included inside the target region
-// of fill_avx2.cpp only.
+// Eight lanes in AVX2 registers, with FMA and F16C: the words of core/scalar_lanes.h. Included inside a target region
+// (target.h) only.
 #pragma once
 
 #include "core/philox.h"

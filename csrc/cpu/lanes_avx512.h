@@ -1,5 +1,5 @@
-// Sixteen lanes in AVX-512 registers (F, BW, DQ, VL): the words of core/scalar_lanes.h. Included inside the target
-// region of fill_avx512.cpp only.
+// Sixteen lanes in AVX-512 registers (F, BW, DQ, VL): the words of core/scalar_lanes.h. Included inside a target
+// region (target.h) only.
 #pragma once
 
 #include "core/rounding.h"

@@ -9,6 +9,7 @@
 #include "core/rounding.h"
 #include "instruction_sets.h"
 #include "parallel.h"
+#include "target.h"
 
 namespace fastinit {
 
@@ -83,26 +84,24 @@ namespace portable_statistics {
 }  // namespace portable_statistics
 #undef FASTINIT_VECTOR_BYTES
 
-// Clang has no such pragma for a part of a file.
+// Clang knows prefer-vector-width as an option for a whole file only.
 #if defined(__x86_64__) && !defined(__clang__)
 #define FASTINIT_TARGETS
-#pragma GCC push_options
-#pragma GCC target("avx2")
+FASTINIT_BEGIN_TARGET("avx2")
 #define FASTINIT_VECTOR_BYTES 32
 namespace avx2_statistics {
 #include "statistics_body.h"
 }  // namespace avx2_statistics
 #undef FASTINIT_VECTOR_BYTES
-#pragma GCC pop_options
+FASTINIT_END_TARGET
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+FASTINIT_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define FASTINIT_VECTOR_BYTES 64
 namespace avx512_statistics {
 #include "statistics_body.h"
 }  // namespace avx512_statistics
 #undef FASTINIT_VECTOR_BYTES
-#pragma GCC pop_options
+FASTINIT_END_TARGET
 #endif
 
 using Chunk = Moments (*)(Dtype dtype, const void* data, int64_t begin, int64_t count);

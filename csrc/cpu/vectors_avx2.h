@@ -1,5 +1,5 @@
-// Vectors of float and of double in AVX2 registers, for orthogonal_body.h. Included inside the target region of
-// fill_avx2.cpp only.
+// Vectors of float and of double in AVX2 registers, for orthogonal_body.h. Included inside a target region
+// (target.h) only.
 #pragma once
 
 #include "core/platform.h"

@@ -14,13 +14,9 @@
 #include <vector>
 
 #if defined(__x86_64__)
+#include "cpu/target.h"
 #define FASTINIT_ISA avx2
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+FASTINIT_BEGIN_TARGET("avx2,fma,f16c")
 #include "cpu/lanes_avx2.h"
 namespace {
 // 32 floats to 8-bit floats, as a fill of AVX2 stores them.
@@ -54,10 +50,8 @@ void round_scalars(const float* x, uint8_t* rounded) {
 uint32_t bits_of(float x) { return fastinit::bit_cast<uint32_t>(x); }
 float from_bits(uint32_t bits) { return fastinit::bit_cast<float>(bits); }
 }  // namespace
-#if defined(__x86_64__) && defined(__clang__)
-#pragma clang attribute pop
-#elif defined(__x86_64__)
-#pragma GCC pop_options
+#if defined(__x86_64__)
+FASTINIT_END_TARGET
 #endif
 
 using fastinit::Dtype;
