@@ -498,6 +498,7 @@ def test_more_chunks_than_fit_are_refused(host: ctypes.CDLL) -> None:
     assert host.write_table(_pointer(table), ctypes.c_longlong(1), _pointer(image)) == -1
 
 
+@pytest.mark.slow  # compiles the kernel
 def test_nothing_inexact_in_the_ptx(ptx: str) -> None:
     assert ptx_lint.violations(ptx) == []
 
