@@ -15,6 +15,7 @@
 #include "backends.h"
 #include "checks.h"
 #include "core/prepare.h"
+#include "cuda/chunks.h"
 
 namespace fastinit {
 CUDA_ON_CPU_DYNAMIC_SHARED(double, matrix_memory);
