@@ -26,7 +26,7 @@ from torch.distributed.tensor import debug
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 # What every rank needs, imported once, by the process from which the ranks of all worlds are forked: importing it takes
-# seconds of a processor's time. It runs nothing on several threads before.
+# seconds of a processor's time. It runs nothing on several threads before. What it cannot import, it leaves to them.
 _PRELOADED = [
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
