@@ -48,7 +48,7 @@ format: $(VENV)/stamps/lint  ## what lint would change
 
 cpp:  ## the C++ tests, with CMake, in build/cpp
 	cmake -S . -B build/cpp
-	cmake --build build/cpp --parallel $(shell nproc)
+	cmake --build build/cpp --parallel $(or $(JOBS),$(shell nproc))
 	ctest --test-dir build/cpp --output-on-failure
 
 clean:  ## remove everything that was built, and .venv

@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 # One for each family of GPUs since Turing; what compiles for 8.0 also runs on 8.7, for 10.0 on 10.3.
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
+# Whose PTX serves an architecture that has none of its own: it would be the same to the letter, for nothing in csrc/
+# tells these apart, and making it is half of the work.
+PTX_OF = {"8.6": "8.0", "8.9": "8.0"}
+
 
 class BuildError(Exception):
     """Why something cannot be compiled, in words for the person who installs."""
@@ -61,10 +65,15 @@ def find_toolkit(torch: Any) -> Toolkit:
     runtime = next((path for folder in folders if (path := folder / "libcudart_static.a").is_file()), None)
     if runtime is None:
         raise BuildError(f"no libcudart_static.a in {', '.join(map(str, folders))}")
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST")  # torch makes flags of it
+    gencode = []
+    if not architectures:
+        architectures = default_architectures(ask(nvcc, "--list-gpu-arch"))
+        gencode = gencode_flags(architectures)
     return Toolkit(
         nvcc=release[0],
-        architectures=os.environ.get("TORCH_CUDA_ARCH_LIST") or default_architectures(ask(nvcc, "--list-gpu-arch")),
-        compile_flags=[flag for wheel in wheels for flag in ("-isystem", f"{wheel}/include")],
+        architectures=architectures,
+        compile_flags=[flag for wheel in wheels for flag in ("-isystem", f"{wheel}/include")] + gencode,
         link_flags=[str(runtime), "-ldl", "-lrt"],  # what it needs beyond threads
     )
 
@@ -73,6 +82,15 @@ def default_architectures(known: str) -> str:
     """Those of ARCHITECTURES that nvcc knows, by its --list-gpu-arch; and PTX of the newest, for GPUs newer than it."""
     names = known.split()
     return ";".join(each for each in ARCHITECTURES if f"compute_{each.replace('.', '')}" in names) + "+PTX"
+
+
+def gencode_flags(architectures: str) -> list[str]:
+    """What default_architectures says, for nvcc. torch adds none where there are some."""
+    flags = []
+    for each in architectures.removesuffix("+PTX").split(";"):
+        virtual, real = (number.replace(".", "") for number in (PTX_OF.get(each, each), each))
+        flags.append(f"-gencode=arch=compute_{virtual},code=sm_{real}")
+    return [*flags, f"-gencode=arch=compute_{virtual},code=compute_{virtual}"]
 
 
 def ask(program: str | Path, *options: str) -> str:

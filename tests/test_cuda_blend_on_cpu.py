@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ptx_lint
 import pytest
 import torch
 from conftest import DTYPES, FLOAT8_DTYPES
@@ -37,15 +38,26 @@ EVERY_DTYPE = [*DTYPES, *FLOAT8_DTYPES]
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compile_driver(tmp_path_factory.mktemp("source"))
+    """Writes tables, as fill.cu does for both kernels."""
+    return compile_driver(tmp_path_factory.mktemp("host"), "fill", "-O0")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return compile_driver(tmp_path_factory.mktemp("source"), "blend")
+
+
+@pytest.fixture(scope="module")
+def ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return compile_ptx(tmp_path_factory.mktemp("ptx"), source=ROOT / "csrc/cuda/blend.cu")
 
 
 @pytest.fixture(scope="module", params=["source", pytest.param("ptx", marks=pytest.mark.slow)])
 def emulated(request: pytest.FixtureRequest, host: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     if request.param == "source":
-        return Emulated(host, host)
-    folder = tmp_path_factory.mktemp("ptx")
-    return Emulated(host, ptx_driver(folder, compile_ptx(folder), "blend"))
+        return Emulated(host, request.getfixturevalue("source"))
+    folder = tmp_path_factory.mktemp("ptx_driver")
+    return Emulated(host, ptx_driver(folder, "blend", request.getfixturevalue("ptx")))
 
 
 def any_bits(numel: int, dtype: torch.dtype) -> torch.Tensor:
@@ -108,6 +120,11 @@ def test_every_old_number_of_few_bits(emulated: Emulated, dtype: torch.dtype) ->
     both(emulated, rows_of("w", tensor, Normal(0.25, 2.0)), [tensor])
 
 
+@pytest.mark.slow  # compiles the kernel
+def test_nothing_inexact_in_the_ptx(ptx: str) -> None:
+    assert ptx_lint.violations(ptx) == []
+
+
 # Each of these must be seen.
 BREAKS = {
     "a wrong bound": (
@@ -127,14 +144,14 @@ def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: st
     text = file.read_text(encoding="utf-8")
     assert given in text
     file.write_text(text.replace(given, broken), encoding="utf-8")
-    kernel = compile_driver(tmp_path, "-O0", f"-I{tmp_path / 'csrc'}")
+    kernel = compile_driver(tmp_path, "blend", "-O0", source=tmp_path / "csrc")
     tensors = [any_bits(CHUNK + 11, torch.float32)[3:], any_bits(130 * 70, torch.float32).view(130, 70).t()]
     with pytest.raises(pytest.fail.Exception, match="differs at"):
         both(Emulated(host, kernel), joined([rows_of("w", each, Normal(0.0, 1.0)) for each in tensors]), tensors)
 
 
-def test_a_failed_launch_is_an_exception_and_writes_nothing(host: ctypes.CDLL) -> None:
-    emulated = Emulated(host, host)
+def test_a_failed_launch_is_an_exception_and_writes_nothing(host: ctypes.CDLL, source: ctypes.CDLL) -> None:
+    emulated = Emulated(host, source)
     tensor = any_bits(100, torch.float32)
     before = tensor.clone().view(torch.uint8)
     table = rows_of("weight", tensor, Normal(0.0, 1.0))

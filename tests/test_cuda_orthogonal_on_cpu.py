@@ -70,7 +70,7 @@ SAMPLED = {torch.float32: "float32", torch.float64: "float64"}
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compile_driver(tmp_path_factory.mktemp("source"))
+    return compile_driver(tmp_path_factory.mktemp("source"), "orthogonal")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def any_emulated(
     if request.param == "source":
         return Emulated(host, host)
     folder = tmp_path_factory.mktemp("ptx_driver")
-    return Emulated(host, ptx_driver(folder, request.getfixturevalue("ptx"), "orthogonal"))
+    return Emulated(host, ptx_driver(folder, "orthogonal", request.getfixturevalue("ptx")))
 
 
 @pytest.fixture
@@ -457,7 +457,7 @@ def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: st
     text = file.read_text(encoding="utf-8")
     assert text.count(given) == 1
     file.write_text(text.replace(given, broken), encoding="utf-8")
-    kernel = compile_driver(tmp_path, "-O0", f"-I{tmp_path / 'csrc'}")
+    kernel = compile_driver(tmp_path, "orthogonal", "-O0", source=tmp_path / "csrc")
     noticed = []
     for shape in ((100, 90), (100, 9)):
         for order_seed in (0, 3):

@@ -450,7 +450,14 @@ def _every_placement(mesh_shape: tuple[int, ...]) -> None:
         assert fastinit.fingerprint(model, replicated=False) == expected, placements
 
 
-@pytest.mark.parametrize(("size", "mesh"), [(size, mesh) for size, meshes in MESHES.items() for mesh in meshes])
+@pytest.mark.parametrize(
+    ("size", "mesh"),
+    [
+        pytest.param(size, mesh, marks=[pytest.mark.slow] if size > 2 else [])
+        for size, meshes in MESHES.items()
+        for mesh in meshes
+    ],
+)
 def test_does_not_depend_on_the_sharding(size: int, mesh: tuple[int, ...]) -> None:
     worlds.run(size, _every_placement, mesh)
 

@@ -583,6 +583,7 @@ _REFUSED_BEFORE = ("expected a finite number", "outside torch.", "overflows torc
 
 
 @needs_native
+@pytest.mark.slow
 def test_native_equals_reference_on_any_numbers(isa: str) -> None:
     """Random distributions, down to the least and up to the largest numbers: the same values, and the same refusals."""
     random = np.random.default_rng(INSTRUCTION_SETS.index(isa))

@@ -506,7 +506,7 @@ def _check_megatron() -> None:
         assert torch.equal(part.get_parameter(name), strips(whole.get_parameter(name), dim, stride, rank, 2)), name
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_megatron_shards_of_real_processes(size: int) -> None:
     worlds.run(size, _check_megatron)
 

@@ -396,6 +396,26 @@ def test_what_was_insisted_on_is_an_error(
 def test_architectures_are_those_that_nvcc_knows(compilers: ModuleType, known: str, architectures: str) -> None:
     listed = "".join(f"compute_{number}\n" for number in known.split())
     assert compilers.default_architectures(listed) == architectures
+    flags = compilers.gencode_flags(architectures)
+    real = [flag.partition("code=sm_")[2] for flag in flags[:-1]]
+    assert real == architectures.removesuffix("+PTX").replace(".", "").split(";")
+    newest = re.search(r"arch=(compute_\d+)", flags[-2])
+    assert newest is not None
+    assert flags[-1] == f"-gencode=arch={newest[1]},code={newest[1]}"
+
+
+def test_the_source_knows_no_difference_between_architectures_of_the_same_ptx(compilers: ModuleType) -> None:
+    """Else one of them would get the other's code."""
+    asked = [
+        int(number)
+        for file in (ROOT / "csrc").rglob("*")
+        if file.is_file()
+        for number in re.findall(r"__CUDA_ARCH__ *[<>=!]+ *(\d+)", file.read_text(encoding="utf-8"))
+    ]
+    assert asked
+    for one, other in compilers.PTX_OF.items():
+        low, high = sorted(int(each.replace(".", "")) * 10 for each in (one, other))
+        assert not [number for number in asked if low < number <= high]
 
 
 @pytest.fixture
@@ -424,10 +444,15 @@ def test_toolkit_is_found(compilers: ModuleType, toolkit_folder: Path, monkeypat
     toolkit = compilers.find_toolkit(torch)
     assert toolkit.nvcc == "Cuda compilation tools, release 13.0, V13.0.88"
     assert toolkit.architectures == "9.0;12.0+PTX"
-    assert toolkit.compile_flags == []
+    ninety = "-gencode=arch=compute_90,code=sm_90"
+    assert toolkit.compile_flags == [
+        ninety,
+        *(f"-gencode=arch=compute_120,code={each}_120" for each in ("sm", "compute")),
+    ]
     assert toolkit.link_flags[0] == str(toolkit_folder / "lib" / "libcudart_static.a")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    assert compilers.find_toolkit(torch).architectures == "8.0"
+    toolkit = compilers.find_toolkit(torch)
+    assert (toolkit.architectures, toolkit.compile_flags) == ("8.0", [])  # torch makes flags of it
 
 
 @pytest.mark.parametrize("folder", ["cu13", "cuda_runtime"])
@@ -439,7 +464,7 @@ def test_nvidia_wheels_complete_a_toolkit(
     (wheel / "lib" / "libcudart_static.a").touch()
     torch = fake_torch("13.0", toolkit_folder, f"{tmp_path}/site-packages")
     toolkit = compilers.find_toolkit(torch)
-    assert toolkit.compile_flags == ["-isystem", f"{wheel}/include"], "nvcc's own headers come first"
+    assert toolkit.compile_flags[:2] == ["-isystem", f"{wheel}/include"], "nvcc's own headers come first"
     assert toolkit.link_flags[0] == str(toolkit_folder / "lib" / "libcudart_static.a"), "the toolkit's own comes first"
 
     (toolkit_folder / "lib" / "libcudart_static.a").unlink()

@@ -420,6 +420,6 @@ def _shards_are_slices(world: int) -> None:
     assert here["0.weight"].norm < wanted["0.weight"].norm
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shards_are_slices_and_distances_add_up(world: int) -> None:
     worlds.run(world, _shards_are_slices, world)

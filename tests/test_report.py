@@ -325,6 +325,7 @@ def _of_shards() -> None:
 
 
 @needs_native
+@pytest.mark.slow
 def test_shards_are_joined_over_their_ranks() -> None:
     worlds.run(4, _of_shards)
     worlds.close_all()

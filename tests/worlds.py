@@ -25,6 +25,14 @@ import torch.distributed as dist
 from torch.distributed.tensor import debug
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+# What every rank needs, imported once, by the process from which the ranks of all worlds are forked: importing it takes
+# seconds of a processor's time. It runs nothing on several threads before. What it cannot import, it leaves to them.
+_PRELOADED = [
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.testing._internal.distributed.fake_pg",
+    "fastinit",
+]
 _START_SECONDS = 300.0  # that importing torch may take, on a busy machine
 _GRACE_SECONDS = 5.0  # after a rank has failed, for what the others have to say
 
@@ -34,13 +42,16 @@ class RankError(AssertionError):
 
 
 class World:
-    """`size` processes of one thread each; with `group`, one process group of them all."""
+    """`size` processes of one thread each; with `group`, one process group of them all. Those that are not `forked`
+    share no memory."""
 
-    def __init__(self, size: int, *, group: bool = True) -> None:
+    def __init__(self, size: int, *, group: bool = True, forked: bool = True) -> None:
         self.size = size
         self._folder = tempfile.TemporaryDirectory()
         store = os.path.join(self._folder.name, "store") if group else None
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver" if forked else "spawn")
+        if forked:
+            context.set_forkserver_preload(_PRELOADED)
         self._connections: list[Connection[Any, Any]] = []
         self._processes = []
         for rank in range(size):
@@ -156,15 +167,17 @@ def run_simulated(check: Callable[..., Any], *arguments: Any, seconds: float = 6
     return _world(_NO_GROUP).run(check, *arguments, seconds=seconds)[0]
 
 
-def run_fresh(size: int, check: Callable[..., Any], *arguments: Any, seconds: float = 180.0) -> list[Any]:
-    """As `run`, in a world that nothing else uses: for measuring memory."""
-    with contextlib.closing(_started(size)) as world:
+def run_fresh(
+    size: int, check: Callable[..., Any], *arguments: Any, seconds: float = 180.0, forked: bool = True
+) -> list[Any]:
+    """As `run`, in a world that nothing else uses. For measuring memory it should not be forked."""
+    with contextlib.closing(World(size, forked=forked)) as world:
         return world.run(check, *arguments, seconds=seconds)
 
 
 def run_simulated_fresh(check: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> Any:
-    """As `run_simulated`, in a process that nothing else uses."""
-    with contextlib.closing(_started(_NO_GROUP)) as world:
+    """As `run_simulated`, in a process that nothing else uses, for measuring memory."""
+    with contextlib.closing(World(1, group=False, forked=False)) as world:
         return world.run(check, *arguments, seconds=seconds)[0]
 
 

@@ -28,7 +28,7 @@
 #define __constant__
 #define __grid_constant__
 // Where SharedMemory finds it; in a function it is static. What a file declares as `extern __shared__ T name[]`, in a
-// namespace, is defined by whoever includes it: CUDA_ON_CPU_DYNAMIC_SHARED(T, name).
+// namespace, is defined by whoever links or includes it, in the same namespace: CUDA_ON_CPU_DYNAMIC_SHARED(T, name).
 #define __shared__ thread_local
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))

@@ -1,7 +1,16 @@
-// The CUDA backend as a shared library for the CPU, driven by test_cuda_on_cpu.py through ctypes: csrc/cuda/*.cu itself
-// or what nvcc made of a kernel (ptx_to_cpp.py), launched like its own host code does it: PTX_FILL, PTX_BLEND
-// or PTX_ORTHOGONAL.
-#if defined(PTX_FILL) || defined(PTX_BLEND) || defined(PTX_ORTHOGONAL)
+// A kernel of the CUDA backend as a shared library for the CPU, driven by test_cuda_on_cpu.py through ctypes: its file
+// in csrc/cuda itself (SOURCE_FILL, SOURCE_BLEND or SOURCE_ORTHOGONAL), or what nvcc made of it (ptx_to_cpp.py),
+// launched like its own host code does it (PTX_FILL, PTX_BLEND or PTX_ORTHOGONAL). One kernel a library: they take
+// long to compile.
+#if defined(SOURCE_FILL)
+#include "cuda/fill.cu"
+#elif defined(SOURCE_BLEND)
+#include "cuda/blend.cu"
+#elif defined(SOURCE_ORTHOGONAL)
+#include "cuda/orthogonal.cu"
+
+CUDA_ON_CPU_DYNAMIC_SHARED(double, fastinit::matrix_memory);
+#else
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -17,11 +26,6 @@
 #else
 #include PTX_ORTHOGONAL
 #endif
-#else
-#include "cuda/fill.cu"
-#include "cuda/orthogonal.cu"
-
-CUDA_ON_CPU_DYNAMIC_SHARED(double, fastinit::matrix_memory);
 #endif
 
 #include <cstdio>
@@ -47,6 +51,11 @@ __attribute__((visibility("default"))) void fail_next_launch() {
 
 // Launches that the emulated device has run.
 __attribute__((visibility("default"))) long long device_launches() { return cuda_on_cpu::launches; }
+
+#if defined(SOURCE_FILL) || defined(SOURCE_ORTHOGONAL)
+// Launches by the code's own count.
+__attribute__((visibility("default"))) long long counted_launches() { return fastinit::launches; }
+#endif
 
 #if defined(PTX_FILL)
 
@@ -110,7 +119,7 @@ __attribute__((visibility("default"))) int orthogonal(const void* image, long lo
                             static_cast<uint64_t>(seed), sampler);
 }
 
-#else
+#elif defined(SOURCE_FILL)
 
 __attribute__((visibility("default"))) long long table_bytes(long long num_tasks) {
   return fastinit::cuda_table_bytes(num_tasks);
@@ -122,8 +131,6 @@ __attribute__((visibility("default"))) long long write_table(const void* tasks, 
 } catch (const std::length_error&) {
   return -1;
 }
-
-__attribute__((visibility("default"))) long long counted_launches() { return fastinit::cuda_launches(); }
 
 // Returns 0, or 1 with a message.
 __attribute__((visibility("default"))) int fill(const void* image, long long num_tasks, long long num_chunks,
@@ -137,6 +144,9 @@ __attribute__((visibility("default"))) int fill(const void* image, long long num
   return 1;
 }
 
+#elif defined(SOURCE_BLEND)
+
+// Returns 0, or 1 with a message.
 __attribute__((visibility("default"))) int blend(const void* image, long long num_tasks, long long num_chunks,
                                                  double keep, double scale, unsigned long long seed, char* message,
                                                  int capacity) try {
@@ -146,6 +156,8 @@ __attribute__((visibility("default"))) int blend(const void* image, long long nu
   std::snprintf(message, static_cast<size_t>(capacity), "%s", error.what());
   return 1;
 }
+
+#else
 
 __attribute__((visibility("default"))) int orthogonal_fits(long long rows, long long columns, int dtype) {
   return fastinit::orthogonal_cuda_fits(rows, columns, static_cast<fastinit::Dtype>(dtype), 0) ? 1 : 0;

@@ -1,12 +1,14 @@
 // The CUDA backend, compiled for the CPU, against the CPU backend, in C++ alone: for the sanitizers, which see a write
 // or a read outside of a tensor. test_cuda_on_cpu.py has more cases. Exits with 1 if anything differs.
-#include "cuda/fill.cu"
+#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <vector>
 
+#include "backends.h"
 #include "core/prepare.h"
+#include "cuda/chunks.h"
 
 using namespace fastinit;
 

@@ -1,6 +1,8 @@
 // Tables of random bytes and extreme numbers: whatever csrc/checks.h accepts can be filled, by the CPU backend and by
 // the CUDA backend compiled for the CPU, with the right values and nothing written beside them. For the sanitizers,
 // too. Exits with 1 if anything is wrong.
+#include <cuda_runtime.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -10,11 +12,14 @@
 #include <set>
 #include <vector>
 
+#include "backends.h"
 #include "checks.h"
-#include "cuda/fill.cu"
-#include "cuda/orthogonal.cu"
+#include "core/prepare.h"
+#include "cuda/chunks.h"
 
-CUDA_ON_CPU_DYNAMIC_SHARED(double, fastinit::matrix_memory);
+namespace fastinit {
+CUDA_ON_CPU_DYNAMIC_SHARED(double, matrix_memory);
+}
 
 using namespace fastinit;
 

@@ -1,15 +1,18 @@
 // The kernel for orthogonal matrices, compiled for the CPU, in C++ alone: that it samples the very values of the CPU
 // backend; and for the sanitizers, which see a write or a read outside of a matrix or of shared memory.
 // test_cuda_orthogonal_on_cpu.py has more cases. Exits with 1 if anything is wrong.
-#include "cuda/orthogonal.cu"
-
 #include <cmath>
 #include <cstdio>
 #include <vector>
 
-#include "cuda/fill.cu"
+#include "backends.h"
+#include "core/prepare.h"
+#include "cuda/launch.h"
+#include "cuda/reflectors.h"
 
-CUDA_ON_CPU_DYNAMIC_SHARED(double, fastinit::matrix_memory);
+namespace fastinit {
+CUDA_ON_CPU_DYNAMIC_SHARED(double, matrix_memory);
+}
 
 using namespace fastinit;
 
