@@ -168,7 +168,7 @@ class Around(nn.Module):
         (Set, "inner.0.bias", "bias"),
         (SetAgain, "inner.1.bias", "author: 5"),
         (InLoop, "inner.1.bias", "bias"),
-        (Applied, "inner.1.bias", "bias"),
+        (Applied, "inner.1.bias", "author: zeros"),
         (Replaced, "inner.1.bias", "bias"),
         (Drawn, "inner.1.bias", "bias"),
         (Either, "inner.1.bias", "bias"),

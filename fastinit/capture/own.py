@@ -15,7 +15,7 @@ from torch import nn
 
 from fastinit.capture.answers import Author, ModuleTapes, author_of, interned
 from fastinit.capture.builders import builder_of, read_building
-from fastinit.capture.constructors import told_of
+from fastinit.capture.constructors import runs_of, told_of
 from fastinit.capture.resetting import cannot_run, modules_with_code, read_resetting, tells, tells_of_all
 from fastinit.capture.tapes import has_tapes, is_complete, tape_of, with_tapes
 from fastinit.run.names import NamedModule, named_modules, unwrapped
@@ -80,7 +80,9 @@ class Authors:
     def _any_has_code(self) -> bool:
         """Whether any module, or a wrapper around it, may have code of somebody else than torch."""
         kinds: set[Any] = set(map(type, self._modules))
-        return any(map(tells, kinds)) or any("pretrained_cfg" in each.__dict__ for each in self._modules)
+        if any(map(tells, kinds)) or any("pretrained_cfg" in each.__dict__ for each in self._modules):
+            return True
+        return any(map(runs_of, self._modules))
 
     def constants_of(self, module: nn.Module) -> Mapping[str, Author]:
         """The parameters of a module of which constructors say, in so many words, that they are constant."""
