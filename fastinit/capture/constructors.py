@@ -2,8 +2,10 @@
 
 A constructor's arguments are gone when a model is there, so it cannot be run again. Statements that set a constant can
 be read: `nn.init.constant_(self.head.bias, -4.6)`, `self.lstm.bias_hh_l0.data[4:8].fill_(1)`. A statement is
-understood, or makes unknown what it may have set; nothing but arithmetic is executed. What `nn.Parameter(torch.zeros(
-size))` says is not counted: it may be a placeholder.
+understood, or makes unknown what it may have set; nothing but arithmetic is executed.
+
+How a parameter is made is read, too: `nn.Parameter(0.1 * torch.ones(size))` is constant, and `nn.Parameter(points)`
+holds what somebody gave. Of a map, `torch.zeros` may be a placeholder, as `torch.empty` and draws always are.
 
 Code that a constructor calls without arguments of its own, such as `self.init_biases()`, `head.bias_init()` and
 `self.apply(self._init_weights)`, can be run again: it is told to whoever reads reset code (capture/resetting.py).
@@ -27,9 +29,13 @@ from torch import nn
 
 
 class Told(NamedTuple):
-    """The constant that a constructor sets a parameter to; None: it is computed from what is gone, or a pattern."""
+    """The constant that a constructor sets a parameter to; None: it is computed from what is gone, or a pattern.
+
+    made: whether the parameter was made so, and nothing has set it since.
+    """
 
     value: float | None
+    made: bool = False
 
 
 # From a module to a parameter: names of attributes, and indices of containers.
@@ -115,7 +121,15 @@ def set_by(module: nn.Module) -> dict[tuple[int, str], Told | None]:
 
 
 def _told_by(module: nn.Module, script: _Script) -> dict[tuple[int, str], Told | None]:
-    return {key: told for path, told in script.told.items() for key in _reached(module, path)}
+    found = {key: told for path, told in script.told.items() for key in _reached(module, path)}
+    if any(told is not None and told.made for told in found.values()) and "Norm" in type(module).__name__:
+        # Every normalisation has such parameters. Those that are as always need no telling.
+        usual = {(id(module), name): 0.0 if _SHIFT.search(name) else 1.0 for name in module._parameters}
+        return {key: told for key, told in found.items() if told != (usual.get(key), True)}
+    return found
+
+
+_SHIFT = re.compile("bias|beta|shift|b_2|loc")
 
 
 def _reached(module: Any, path: Path) -> Iterable[tuple[int, str]]:
@@ -168,6 +182,7 @@ class _Constructor(NamedTuple):
     body: list[ast.stmt]
     names: dict[str, Any]
     kept: dict[str, str]
+    arguments: tuple[str, ...]
 
 
 @lru_cache(maxsize=4096)
@@ -183,7 +198,8 @@ def _constructors(kind: type) -> tuple[_Constructor, ...] | None:
         if read is None:
             return None
         found.append(read)
-    sets = any(_sets_values(node) for each in found for statement in each.body for node in ast.walk(statement))
+    nodes = (node for each in found for statement in each.body for node in ast.walk(statement))
+    sets = any(_called(node) == "Parameter" or _sets_values(node) for node in nodes)
     return tuple(found) if sets else ()
 
 
@@ -209,7 +225,7 @@ def _read(function: Any) -> _Constructor | None:
         for target in statement.targets
         if isinstance(target, ast.Attribute) and _path(target.value, _SELF) == () and statement.value.id in arguments
     }
-    return _Constructor(definition.body, function.__globals__, kept)
+    return _Constructor(definition.body, function.__globals__, kept, tuple(arguments[1:]))
 
 
 def _returns(statement: ast.AST) -> bool:
@@ -313,6 +329,7 @@ class _Reader:
         self._swept: list[Path] = []
         self._runs: list[Run] = []
         self._names = dict(_SELF)  # what local names stand for
+        self._contents: dict[str, Told] = {}  # what tensors hold that local names stand for
         self._unplaced = 0
         self.has_looked_further = False  # than at plain attributes of the module
 
@@ -326,9 +343,11 @@ class _Reader:
         return _path(node, self._names)
 
     def _constructor(self, at: int) -> None:
-        outer, self._names = self._names, dict(_SELF)
+        outer = self._names, self._contents
+        self._names = dict(_SELF)
+        self._contents = dict.fromkeys(self._constructors[at].arguments, Told(None))
         self._read(at, self._constructors[at].body)
-        self._names = outer
+        self._names, self._contents = outer
 
     def _read(self, at: int, body: Sequence[ast.stmt]) -> None:
         for statement in body:
@@ -339,6 +358,8 @@ class _Reader:
             if _called(statement.value) == "__init__":
                 if at + 1 < len(self._constructors):
                     self._constructor(at + 1)
+            elif _called(statement.value) == "register_parameter":
+                self._register(at, statement.value)
             elif _sets_values(statement.value):
                 self._call(at, statement.value)
         elif isinstance(statement, ast.With):
@@ -356,7 +377,9 @@ class _Reader:
         elif _may_set(statement):
             self._assignment(at, statement)
         elif isinstance(statement, ast.Assign):  # of another module under a name
-            self._assign(at, statement)
+            self._assign(at, statement.targets, statement.value)
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            self._assign(at, [statement.target], statement.value)
         else:
             self._rebind(statement)
 
@@ -365,15 +388,17 @@ class _Reader:
 
     def _either(self, at: int, statement: ast.If) -> None:
         """Read both ways, of which one was gone. What both tell alike is told."""
-        before, names, runs = dict(self._told), dict(self._names), list(self._runs)
+        before, names, runs, contents = dict(self._told), dict(self._names), list(self._runs), dict(self._contents)
         self._read(at, statement.body)
         one, self._told = self._told, before
         one_names, self._names = self._names, names
+        one_contents, self._contents = self._contents, contents
         self._read(at, statement.orelse)
         other = self._told
         self._runs = runs
         self._told = {path: one.get(path) if one.get(path) == other.get(path) else None for path in {**one, **other}}
         self._names = {name: path for name, path in self._names.items() if one_names.get(name) == path}
+        self._contents = {name: told for name, told in self._contents.items() if one_contents.get(name) == told}
 
     # ---- names ----
 
@@ -417,26 +442,31 @@ class _Reader:
         for each in ast.walk(node):
             if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):
                 self._names.pop(each.id, None)
+                self._contents.pop(each.id, None)
             elif isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store):
                 self._forget(self.path(each))
 
-    def _assign(self, at: int, statement: ast.Assign) -> None:
-        """An assignment of something to names and attributes: another module, or a new one."""
-        given = self.path(statement.value)
-        if given is None and self._is_new_module(at, statement.value):
+    def _assign(self, at: int, targets: Sequence[ast.expr], value: ast.expr) -> None:
+        """An assignment of something to names and attributes: another module, a new one, a parameter, a tensor."""
+        given, content = self.path(value), self._content(at, value)
+        if given is None and self._is_new_module(at, value):
             given = self._new_path()
-        for target in statement.targets:
+        for target in targets:
             path = None if isinstance(target, ast.Name) else self.path(target)
             if path:
                 self._forget(path)
                 if given is not None and _is_unplaced(given) and len(given) == 1:
                     self._place(given, path)
                     given = path
-                self._place_parts(statement.value, path)
-            elif isinstance(target, ast.Name) and given is not None:
-                self._names[target.id] = given
-            else:
-                self._rebind(target)
+                self._place_parts(value, path)
+                self._make(at, value, path)
+                continue
+            self._rebind(target)
+            if isinstance(target, ast.Name):
+                if given is not None:
+                    self._names[target.id] = given
+                if content is not None:
+                    self._contents[target.id] = content
 
     def _new_path(self) -> Path:
         self._unplaced += 1
@@ -474,6 +504,65 @@ class _Reader:
             if given is not None and _is_unplaced(given) and len(given) == 1:
                 self._place(given, (*path, position))
             self._place_parts(part, (*path, position))
+
+    # ---- how parameters are made ----
+
+    def _register(self, at: int, call: ast.Call) -> None:
+        name, made = _argument(call, 0, "name"), _argument(call, 1, "param") or _argument(call, 1, "parameter")
+        of = self.path(call.func.value) if isinstance(call.func, ast.Attribute) else None
+        if of is not None and made is not None and isinstance(name, ast.Constant) and isinstance(name.value, str):
+            self._forget((*of, name.value))
+            self._make(at, made, (*of, name.value))
+
+    def _make(self, at: int, node: ast.expr, path: Path) -> None:
+        """A parameter is made: `nn.Parameter(torch.ones(3))`."""
+        if isinstance(node, ast.IfExp):
+            self._make(at, node.body, path)
+        elif _called(node) == "Parameter":
+            given = _argument(node, 0, "data")  # type: ignore[arg-type]
+            content = None if given is None else self._content(at, given)
+            if content is not None:
+                self._told[path] = content._replace(made=True)
+
+    def _content(self, at: int, node: ast.expr) -> Told | None:
+        """What a tensor holds; None: draws, nothing, or what is not known."""
+        number = self._numbers(at).value(node)
+        if type(number) in (int, float):
+            return Told(float(number)) if math.isfinite(number) else None
+        if isinstance(node, ast.Name):
+            return self._contents.get(node.id)
+        if isinstance(node, ast.Attribute):  # of an argument
+            return None if self._content(at, node.value) is None else Told(None)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return _computed(operator.neg, self._content(at, node.operand))
+        if isinstance(node, ast.BinOp):
+            does = _OPERATORS.get(type(node.op))
+            return _computed(does, self._content(at, node.left), self._content(at, node.right))
+        if isinstance(node, (ast.List, ast.Tuple)):
+            within = [self._content(at, each) for each in node.elts]
+            return None if None in within or not within else within[0] if len(set(within)) == 1 else Told(None)
+        return self._content_of_call(at, node) if isinstance(node, ast.Call) else None
+
+    def _content_of_call(self, at: int, call: ast.Call) -> Told | None:
+        name = _called(call)
+        if name in _CONSTANT:
+            return Told(_CONSTANT[name])
+        if name in ("full", "full_like"):
+            given = _argument(call, 1, "fill_value")
+            return Told(None) if given is None else self._content(at, given) or Told(None)
+        if name in _PATTERNS:
+            return Told(None)
+        is_method = isinstance(call.func, ast.Attribute) and not isinstance(call.func.value, ast.Name)
+        if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
+            is_method = call.func.value.id in self._contents
+        of: Any = call.func.value if is_method else _argument(call, 0, "data")  # type: ignore[attr-defined]
+        if of is None or not (is_method or name not in ("Tensor", "FloatTensor") or isinstance(of, ast.List)):
+            return None  # torch.Tensor(3, 3) has no values
+        if _ALIKE.fullmatch(name):
+            return self._content(at, of)
+        if _FUNCTIONS.fullmatch(name):
+            return _computed(getattr(math, name, None), self._content(at, of))
+        return None
 
     # ---- what is told ----
 
@@ -606,6 +695,27 @@ class _Reader:
             if path[-1] in held:
                 return held[path[-1]] is None
         return None
+
+
+_CONSTANT = {"zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones": 1.0, "ones_like": 1.0, "new_ones": 1.0}
+_PATTERNS = frozenset({"eye", "arange", "linspace", "logspace", "from_numpy"})
+# What gives the elements of a tensor in another shape, dtype or place.
+_ALIKE = re.compile(
+    "(as_)?tensor|(Float)?Tensor|clone|detach|repeat|expand|(un)?squeeze|view|reshape|flatten|to|float|double|half|"
+    "contiguous|t|transpose|permute|type|requires_grad_|cpu|cuda|stack|cat|concat|broadcast_to|flip"
+)
+_FUNCTIONS = re.compile("log|exp|sqrt|sin|cos|tanh|log1p|expm1|outer")
+
+
+def _computed(function: Any, *given: Told | None) -> Told | None:
+    """What a function gives for tensors, element by element."""
+    if function is None or any(each is None for each in given):
+        return None if any(each is None for each in given) else Told(None)
+    try:
+        value = function(*(each.value for each in given if each is not None))
+        return Told(float(value)) if math.isfinite(value) else Told(None)
+    except (TypeError, ValueError, ArithmeticError):
+        return Told(None)
 
 
 def _named(names: Mapping[str, Any], node: ast.expr) -> Any:

@@ -27,6 +27,7 @@ def _is_of_torch(module_type: type) -> bool:
 
 
 _NO_CONSTANTS: dict[str, Author] = {}
+AS_MADE = "as its constructor makes it"
 
 
 class Authors:
@@ -90,7 +91,7 @@ class Authors:
             self._constants = {}
             for (key, name), told in told_of(self._modules).items():
                 distribution = None if told.value is None else Constant(told.value)
-                answer = Author("constant", distribution, "as its constructor is written")
+                answer = Author("constant", distribution, AS_MADE if told.made else "as its constructor is written")
                 self._constants.setdefault(key, {})[name] = answer
         return self._constants.get(id(module), _NO_CONSTANTS)
 

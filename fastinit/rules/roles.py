@@ -69,10 +69,12 @@ _MAPS: tuple[tuple[tuple[type, ...], re.Pattern[str], re.Pattern[str]], ...] = (
 )
 
 _NORM_NAME = re.compile(r"Norm(Gated|\dd|\dP)?$")
-# What is added to activations, or multiplies them one by one, is no map, whatever its shape: tables of positions and
-# of biases, learned tokens, scales of heads.
+# What is added to activations, multiplies them one by one, or stands beside them is no map, whatever its shape: tables
+# of positions and of biases, learned tokens and queries, keys and values of nothing, scales and shifts of heads.
 _ELEMENTWISE_NAME = re.compile(
-    r"(^|_)pos(ition(al)?)?(_|$)|(^|_)tokens?$|(^|_)emb(ed(ding)?s?)?$|(^|_)bias(es)?(_table)?$|(^|_)(scales?|gammas?)$"
+    r"(^|_)pos(ition(al)?)?(_|$)|(^|_)tokens?$|(^|_)emb(ed(ding)?s?)?$|(^|_)bias(es)?(_table)?$|"
+    r"(^|_)(scales?|gammas?|betas?|shifts?)$|(^|_)(queries|latents|prototypes|centroids|prompts)$|"
+    r"(^|_)(null|mem|memory)_?(k|v|kv|keys?|values?)s?$"
 )
 
 

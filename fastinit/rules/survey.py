@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fastinit._torch import between_nodes, replicas_group
+from fastinit.capture.own import AS_MADE
 from fastinit.distributed import agreement
 from fastinit.distributed.held import global_shape
 from fastinit.distributed.megatron import check_in_module
@@ -105,7 +106,7 @@ class Survey:
             each.name is not each.full_name or "parametrizations" in each.module._modules for each in self._modules
         )
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
-        self.guessed: set[str] = set()  # maps of which no author's code tells
+        self.guessed: dict[str, bool] = {}  # what no author's code tells; whether it was made as zeros
         self._known: dict[Any, KnownRow] = {}
         self._ruled_treatments: dict[Any, Treatment] = {}
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
@@ -168,7 +169,7 @@ class Survey:
                 if position is not None:
                     self.matched.add(position)
                 elif known.is_guess:
-                    self.guessed.add(name)
+                    self.guessed[name] = False
                 return self._maker.again(known, name, place)
         treatment = self._treatment(position, name, canonical, own_name, module, parameter)
         if treatment.scheme is None:
@@ -176,7 +177,7 @@ class Survey:
         check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
         made = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
         if key is not None and made.is_settled and alike is not None and alike.covers(own_name):
-            made.is_guess = treatment.role == "map" and not alike.author_tells
+            made.is_guess = _is_guess(treatment)
             self._known[key] = made
         return made.row
 
@@ -231,8 +232,9 @@ class Survey:
         treatment = self._roles.treatment(canonical, module, own_name, parameter)
         if treatment.role in ("frozen", "loaded"):
             self.kept.setdefault(treatment.role, []).append(name)
-        elif treatment.role == "map" and not self._roles.authors.tell_of(module):
-            self.guessed.add(name)
+        elif _is_guess(treatment):
+            told = self._roles.authors.constants_of(module).get(own_name)
+            self.guessed[name] = told is not None and told.reason == AS_MADE
         return treatment
 
     def _ruled(self, position: int, module: nn.Module) -> Treatment:
@@ -286,6 +288,12 @@ class Survey:
             if strict:
                 raise ValueError(f"strict: {message}")
             warn(message)
+
+
+def _is_guess(treatment: Treatment) -> bool:
+    """Whether a parameter gets what its role gets, and not what its author's code tells."""
+    told = isinstance(treatment.scheme, Own) or treatment.scheme is None
+    return not told and treatment.role in ("map", "table", "bias")
 
 
 def _kept(
