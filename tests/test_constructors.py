@@ -379,6 +379,8 @@ class Made(nn.Module):
         diagonal = diagonal.repeat(2, 1, 1)
         self.register_parameter("diagonal", nn.Parameter(diagonal))
         self.bias = nn.Parameter(torch.full((size,), start))
+        filled = torch.empty(size, size).fill_(start)
+        self.filled = nn.Parameter(filled)
         self.temperature: nn.Parameter = nn.Parameter(torch.tensor(math.log(0.25)))
         self.rezero = nn.Parameter(torch.zeros(1)) if size > 2 else None
 
@@ -393,6 +395,7 @@ MADE = {
     "points": "linear map of Made: set by its constructor, and no code tells to what",
     "diagonal": "stack of 2 maps: set by its constructor, and no code tells to what",
     "bias": "author: 0.5",
+    "filled": "author: 0.5",
     "temperature": f"author: {math.log(0.25):.6g}",
     "rezero": "author: zeros",
 }

@@ -420,7 +420,7 @@ class _Reader:
                 return None
             if node.func.id == "enumerate":
                 return [(None, each) for each in within[0] or ()] if len(within) == 1 else None
-            return list(zip(*within, strict=False))  # type: ignore[arg-type]
+            return list(zip(*within, strict=False))
         path = self.path(node)
         module = None if path is None else self.at(path)
         if path is None or not isinstance(module, (nn.Sequential, nn.ModuleList)):
@@ -558,6 +558,9 @@ class _Reader:
         of: Any = call.func.value if is_method else _argument(call, 0, "data")  # type: ignore[attr-defined]
         if of is None or not (is_method or name not in ("Tensor", "FloatTensor") or isinstance(of, ast.List)):
             return None  # torch.Tensor(3, 3) has no values
+        if name == "fill_":
+            given = _argument(call, 0, "value")
+            return Told(None) if given is None else self._content(at, given) or Told(None)
         if _ALIKE.fullmatch(name):
             return self._content(at, of)
         if _FUNCTIONS.fullmatch(name):
@@ -585,6 +588,14 @@ class _Reader:
     def _assignment(self, at: int, statement: ast.stmt) -> None:
         """A statement that may set values, and is no call: an assignment, or anything else."""
         target: ast.expr | None = None
+        if isinstance(statement, ast.Assign):
+            of = _argument(statement.value, 0, "data") if _called(statement.value) == "Parameter" else statement.value  # type: ignore[arg-type]
+            is_new = not any(
+                isinstance(each, ast.Subscript) or getattr(each, "attr", "") == "data" for each in statement.targets
+            )
+            if is_new and of is not None and self._content(at, of) is not None:  # torch.empty(3).fill_(0.1)
+                self._assign(at, statement.targets, statement.value)
+                return
         if isinstance(statement, ast.AugAssign):
             target = statement.target
         elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
@@ -603,9 +614,12 @@ class _Reader:
         if not path:
             self._sweep()
         else:
-            value = self._numbers(at).value(statement.value) if self._is_all_of(target) else None  # type: ignore[attr-defined]
-            known = isinstance(statement, ast.Assign) and type(value) in (int, float)
-            self._set(path, Told(float(value)) if known else None if _draws(statement) else Told(None))
+            given: Any = statement
+            number: Any = self._numbers(at).value(given.value) if self._is_all_of(target) else None
+            if isinstance(statement, ast.Assign) and type(number) in (int, float):
+                self._set(path, Told(float(number)))
+            else:
+                self._set(path, None if _draws(statement) else Told(None))
 
     def _is_all_of(self, node: ast.expr) -> bool:
         """Whether it is `bias.data[:]`."""

@@ -27,7 +27,7 @@ from fastinit.rules.rows import KnownRow, RowMaker
 from fastinit.rules.select import Rule, RuleFinder, as_fan
 from fastinit.run.memory import are_usual, is_usual
 from fastinit.run.names import NamedModule, Renamer, named_modules
-from fastinit.run.parametrized import computed_weights
+from fastinit.run.parametrized import Computed, computed_weights
 from fastinit.run.places import Place, place_of
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.fans import FanConvention
@@ -257,6 +257,8 @@ class Survey:
                 rows.append(_kept(name, "tied", kind, each.weight, f"computed from what {tied} holds", place))
                 continue
             position = self._position(name, canonical, full_name, each.own_name, of.module, each.weight)
+            if position is None and self._keeps_a_part(of.module, each):
+                continue
             treatment = self._treatment(position, name, canonical, each.own_name, of.module, each.weight)
             for original in each.originals:
                 self._computed[id(original)] = name
@@ -267,6 +269,23 @@ class Survey:
             treatment = treatment._replace(reason=f"{treatment.reason}; {each.reason}")
             rows.append(self._maker.row(name, each.own_name, of.module, each.weight, treatment, place, kind).row)
         return rows
+
+    def _keeps_a_part(self, module: nn.Module, computed: Computed) -> bool:
+        """Whether its author sets or freezes an original of a weight: norms of one, beside directions that are trained.
+
+        The originals are then parameters like others, since to set the weight would set them all.
+        """
+        if len({original.requires_grad for original in computed.originals}) > 1:
+            return True
+        holders = [module]
+        if "parametrizations" in module._modules:
+            holders += module.parametrizations.children()  # type: ignore[operator,union-attr]
+        originals = set(map(id, computed.originals))
+        return len(originals) > 1 and any(
+            id(holder._parameters.get(own_name)) in originals
+            for holder in holders
+            for own_name in self._roles.authors.constants_of(holder)
+        )
 
     def _planned(self, original: nn.Parameter) -> str | None:
         """The name under which an original is planned already; None if it is not."""
