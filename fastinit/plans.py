@@ -22,7 +22,7 @@ from fastinit.distributed.wrapped import is_wrapped
 from fastinit.errors import ConstantWarning, ParameterError, ZerosWarning, warn
 from fastinit.run import engine, rewriting
 from fastinit.run.masks import Masks, Weight, check_mask, masks_of, masks_of_units
-from fastinit.run.memory import one_value, was_set_to_zero
+from fastinit.run.memory import constant_of, was_set_to_zero
 from fastinit.run.places import Assignment, Place, current_tensors
 from fastinit.run.progress import Progress, check_progress
 from fastinit.run.streams import as_seed, as_seed_of_run
@@ -447,7 +447,7 @@ class Plan:
             if not isinstance(row.distribution, Constant):
                 if was_set_to_zero(tensor, by_its_code=guess):
                     zeros.append(row.name)
-            elif (value := one_value(tensor)) is not None and value != row.distribution.value:
+            elif (value := constant_of(tensor)) is not None and value != row.distribution.value:
                 constants.append(f"{row.name} ({value:.6g})")
         if zeros:
             warn(

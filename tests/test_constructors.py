@@ -416,6 +416,23 @@ def test_how_parameters_are_made_is_read() -> None:
     assert of_quietly(around, "0.ones") == "author: -2"
 
 
+def test_reset_code_comes_after_how_a_parameter_was_made() -> None:
+    class Reset(nn.Module):
+        def __init__(self, size: int = 4) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(size))
+            self.weight = nn.Parameter(torch.ones(size, size))
+            self.other = nn.Parameter(torch.ones(size, size))
+            self.reset_parameters()
+
+        def reset_parameters(self) -> None:
+            nn.init.normal_(self.bias)
+            nn.init.normal_(self.weight)
+
+    assert of(Reset(), "bias")[1] == "bias" and of(Reset(), "weight")[1] == "linear map of Reset"
+    assert of(Reset(), "other")[1] == "author: ones"
+
+
 def of_quietly(model: nn.Module, name: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fastinit.UncoveredWarning)

@@ -279,7 +279,7 @@ class Survey:
             return True
         holders = [module]
         if "parametrizations" in module._modules:
-            holders += module.parametrizations.children()  # type: ignore[operator,union-attr]
+            holders += module.parametrizations.children()  # type: ignore[union-attr]
         originals = set(map(id, computed.originals))
         return len(originals) > 1 and any(
             id(holder._parameters.get(own_name)) in originals

@@ -207,21 +207,19 @@ def check_allocated(tensor: torch.Tensor, name: str) -> tuple[int, int]:
     return begin, length
 
 
-def one_value(tensor: torch.Tensor) -> float | None:
-    """The value that all elements of a tensor on the CPU have, if there are several. New memory may be zero itself."""
-    if not tensor.is_cpu or not tensor.is_floating_point():
+def constant_of(tensor: torch.Tensor) -> float | None:
+    """The value that all elements of a tensor on the CPU have, if there are several, and if it is not zero."""
+    if not tensor.is_cpu:
         return None
     local = local_tensor(tensor).detach()
-    if local.numel() < 2 or not local.is_contiguous():
+    if local.numel() < 2 or not local.is_floating_point() or not local.is_contiguous():
         return None
     size, begin = local.element_size(), local.data_ptr()
     first = ctypes.string_at(begin, size)
-    if first != ctypes.string_at(begin + local.nbytes - size, size):  # as nearly always
+    if not any(first) or first != ctypes.string_at(begin + local.nbytes - size, size):  # as nearly always
         return None
     flat = local.flatten()
-    if not bool((flat == flat[0]).all()) or (not any(first) and version_of(tensor) == 0):
-        return None
-    return float(flat[0])
+    return float(flat[0]) if bool((flat == flat[0]).all()) else None
 
 
 def was_set_to_zero(tensor: torch.Tensor, *, by_its_code: bool = False) -> bool:
