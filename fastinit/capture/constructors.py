@@ -81,12 +81,13 @@ class _Script(NamedTuple):
 
     swept: paths of modules below which they may have set anything, before they set what `told` has.
     told: None: set by a statement that was not understood.
-    runs: what they call, before they set what `told` has.
+    runs: what they call, before they set what `told` has. before: what they set before they call that.
     """
 
     swept: tuple[Path, ...]
     told: dict[Path, Told | None]
     runs: tuple[Run, ...] = ()
+    before: dict[Path, Told | None] = {}  # noqa: RUF012 (nobody changes it)
 
 
 _NOTHING = _Script((), {})
@@ -115,9 +116,21 @@ def runs_of(module: nn.Module) -> tuple[Run, ...]:
     return tuple(each for each in _script_of(module).runs if each.of(module) is not None)
 
 
-def set_by(module: nn.Module) -> dict[tuple[int, str], Told | None]:
-    """The parameters that the constructors of one module set, by the id of a module and the name in it."""
-    return _told_by(module, _script_of(module))
+def set_before(module: nn.Module) -> dict[tuple[int, str], Told | None]:
+    """The parameters that the constructors of one module set before code of it runs, or how they were made.
+
+    By the id of a module and the name in it.
+    """
+    script = _script_of(module)
+    made = {path: told for path, told in script.told.items() if told is not None and told.made}
+    return _told_by(module, script._replace(told={**script.before, **made}))
+
+
+def set_after(module: nn.Module) -> dict[tuple[int, str], Told | None]:
+    """The parameters that they set last."""
+    script = _script_of(module)
+    later = {path: told for path, told in script.told.items() if told is None or not told.made}
+    return _told_by(module, script._replace(told=later))
 
 
 def _told_by(module: nn.Module, script: _Script) -> dict[tuple[int, str], Told | None]:
@@ -328,6 +341,7 @@ class _Reader:
         self._told: dict[Path, Told | None] = {}
         self._swept: list[Path] = []
         self._runs: list[Run] = []
+        self._before: dict[Path, Told | None] = {}
         self._names = dict(_SELF)  # what local names stand for
         self._contents: dict[str, Told] = {}  # what tensors hold that local names stand for
         self._unplaced = 0
@@ -337,7 +351,7 @@ class _Reader:
         self._constructor(0)
         if not (self._told or self._swept):
             return _NOTHING
-        return _Script(tuple(dict.fromkeys(self._swept)), self._told, tuple(self._runs))
+        return _Script(tuple(dict.fromkeys(self._swept)), self._told, tuple(self._runs), self._before)
 
     def path(self, node: ast.expr) -> Path | None:
         return _path(node, self._names)
@@ -641,6 +655,7 @@ class _Reader:
         if (code := self._code(at, call)) is not None:
             run, sets = code
             if run is not None and sets is not False:
+                self._before.update({path: told for path, told in self._told.items() if _begins(path, run.path)})
                 self._sweep(run.path)
                 self._runs.append(run)
             if run is not None or sets is False:

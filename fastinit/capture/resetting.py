@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastinit._torch import typed_like
 from fastinit.capture.answers import ModuleTapes, tapes_of_module
 from fastinit.capture.builders import libraries
-from fastinit.capture.constructors import Told, runs_of, set_by
+from fastinit.capture.constructors import Told, runs_of, set_after, set_before
 from fastinit.capture.contexts import recorded
 from fastinit.capture.recorder import Recorder
 from fastinit.distributed.held import global_shape
@@ -72,17 +72,21 @@ def read_resetting(model: nn.Module, found: dict[int, ModuleTapes], failures: di
     def reset() -> None:
         with torch.no_grad():
             for module, other in reversed(pairs):  # as they were constructed
+                set_to(set_before(module))
                 code = _reset_code(other)
                 attempt(module, other, code)
                 for run in runs_of(module):
                     if code is None or run.path or run.code != code[0]:
                         of: Any = run.of(module)
                         attempt(of, twins[id(of)], (str(run), partial(run.again, other)))
-                for (key, own_name), told in set_by(module).items():
-                    _set(recorder, twins[key]._parameters[own_name], told)
+                set_to(set_after(module))
             code = _reset_code_of_model(twin)
             if code is not None and not any(run.code == code[0] and not run.path for run in runs_of(model)):
                 attempt(model, twin, code)
+
+    def set_to(told_of: dict[tuple[int, str], Told | None]) -> None:
+        for (key, own_name), told in told_of.items():
+            _set(recorder, twins[key]._parameters[own_name], told)
 
     def attempt(of: nn.Module, other: nn.Module, code: tuple[str, Callable[[], Any]] | None) -> None:
         if code is None:
