@@ -433,6 +433,21 @@ def test_reset_code_comes_after_how_a_parameter_was_made() -> None:
     assert of(Reset(), "other")[1] == "author: ones"
 
 
+def test_published_values_are_not_kept_because_they_are_a_pattern() -> None:
+    class Mixer(nn.Module):
+        def __init__(self, width: int = 6, states: int = 4) -> None:
+            super().__init__()
+            decays = torch.arange(1, states + 1, dtype=torch.float32).repeat(width, 1)
+            self.A_log = nn.Parameter(torch.log(decays))
+            self.D = nn.Parameter(torch.ones(width))
+
+    model = Mixer()
+    before = model.A_log.detach().clone()
+    model.A_log.data.fill_(7.0)
+    fastinit.init_model_(model, SCHEME, seed=0, strict=True)
+    torch.testing.assert_close(model.A_log.detach(), before)
+
+
 def of_quietly(model: nn.Module, name: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fastinit.UncoveredWarning)

@@ -138,7 +138,7 @@ def _told_by(module: nn.Module, script: _Script) -> dict[tuple[int, str], Told |
     if any(told is not None and told.made for told in found.values()) and "Norm" in type(module).__name__:
         # Every normalisation has such parameters. Those that are as always need no telling.
         usual = {(id(module), name): 0.0 if _SHIFT.search(name) else 1.0 for name in module._parameters}
-        return {key: told for key, told in found.items() if told != (usual.get(key), True)}
+        return {key: told for key, told in found.items() if key not in usual or told != (usual[key], True)}
     return found
 
 
@@ -402,14 +402,15 @@ class _Reader:
 
     def _either(self, at: int, statement: ast.If) -> None:
         """Read both ways, of which one was gone. What both tell alike is told."""
-        before, names, runs, contents = dict(self._told), dict(self._names), list(self._runs), dict(self._contents)
+        before, names, contents = dict(self._told), dict(self._names), dict(self._contents)
+        runs, before_runs = list(self._runs), dict(self._before)
         self._read(at, statement.body)
         one, self._told = self._told, before
         one_names, self._names = self._names, names
         one_contents, self._contents = self._contents, contents
         self._read(at, statement.orelse)
         other = self._told
-        self._runs = runs
+        self._runs, self._before = runs, before_runs
         self._told = {path: one.get(path) if one.get(path) == other.get(path) else None for path in {**one, **other}}
         self._names = {name: path for name, path in self._names.items() if one_names.get(name) == path}
         self._contents = {name: told for name, told in self._contents.items() if one_contents.get(name) == told}

@@ -373,6 +373,8 @@ class Roles:
             reason = f"{own_name} of {kind_of(module)}" if found is None else found.reason
             return Treatment(None, f"{reason}: its author's, and no code tells", covered=False, role=role)
         told = None if draws else self.authors.constants_of(module).get(own_name)
+        if told is not None and told.distribution is None and role == "published" and found.scheme is not None:
+            told = None  # a pattern, which is published
         # A map that its constructor sets to zero follows the scheme, as any that is zero, and a warning names it.
         if told is not None and (role in ("scale", "bias") or told.distribution != distributions.ZERO):
             if told.distribution is not None:
