@@ -231,7 +231,7 @@ class Plan:
         backend: str,
         seed_groups: Collection[Ranks] = (),
         strict: bool = False,
-        guessed: Mapping[str, bool] = MappingProxyType({}),
+        guessed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.seed = as_seed(seed)
         if generator is not None and not isinstance(generator, torch.Generator):
@@ -244,7 +244,7 @@ class Plan:
         self._generator = generator
         self._seed_groups = frozenset(seed_groups)
         self._strict = strict
-        self._guessed = guessed  # names of what no author's code tells; whether it was made as zeros
+        self._guessed = guessed  # names of what no author's code tells, and what it is
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
         self._lock = threading.Lock()
@@ -444,10 +444,10 @@ class Plan:
             guess = self._guessed.get(row.name)
             if guess is None:
                 continue
-            if not isinstance(row.distribution, Constant):
-                if was_set_to_zero(tensor, by_its_code=guess):
+            if guess != "bias":
+                if was_set_to_zero(tensor, by_its_code=guess == "made as zeros"):
                     zeros.append(row.name)
-            elif (value := constant_of(tensor)) is not None and value != row.distribution.value:
+            elif (value := constant_of(tensor)) is not None:
                 constants.append(f"{row.name} ({value:.6g})")
         if zeros:
             warn(
@@ -457,7 +457,7 @@ class Plan:
             )
         if constants:
             warn(
-                f"these biases held one value, and get another now: {_listed(constants)}; if their author meant it, "
+                f"these biases held one value, and are zero now: {_listed(constants)}; if their author meant it, "
                 "give them a rule with Constant, or KEEP",
                 ConstantWarning,
             )

@@ -464,7 +464,7 @@ def test_biases_that_were_constant_are_said() -> None:
                     nn.init.constant_(each.bias, 0.5)
             nn.init.zeros_(self.other.bias)
 
-    with pytest.warns(fastinit.ConstantWarning, match=r"get another now: one\.bias \(0\.5\);"):
+    with pytest.warns(fastinit.ConstantWarning, match=r"are zero now: one\.bias \(0\.5\);"):
         fastinit.init_model_(Looped(), SCHEME, seed=0)
     fastinit.init_model_(Looped(), SCHEME, [("*.bias", fastinit.Constant(0.5))], seed=0)
 

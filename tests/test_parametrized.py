@@ -285,7 +285,6 @@ def test_values_depend_on_the_place_in_the_model() -> None:
     assert not close(model[0].weight, model[1].weight)
 
 
-@pytest.mark.filterwarnings("ignore::fastinit.ConstantWarning")
 def test_weight_and_bias_of_one_module_can_both_be_parametrised() -> None:
     module = parametrised(linear(), Doubled())
     parametrised(module, Shifted(), name="bias")

@@ -255,7 +255,6 @@ SET = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::fastinit.ConstantWarning")
 @pytest.mark.parametrize("state", ["fresh", "trained", "meta"])
 def test_a_scheme_replaces_draws_and_what_the_author_set_stays_set(state: str) -> None:
     if state == "meta":

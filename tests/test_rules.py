@@ -770,7 +770,6 @@ def test_a_norm_is_asked_without_being_touched() -> None:
     assert calls == [] and not hasattr(norm, "times") and torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.filterwarnings("ignore::fastinit.ConstantWarning")
 def test_a_norm_that_is_added_to_its_input_begins_as_the_identity() -> None:
     class ResponseNorm(nn.Module):
         def __init__(self) -> None:

@@ -94,21 +94,28 @@ _NOTHING = _Script((), {})
 _ANYTHING = _Script(((),), {})
 
 
-def told_of(modules: Sequence[nn.Module]) -> dict[tuple[int, str], Told]:
-    """What constructors tell: by the id of a module and the name of the parameter in it.
+def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], set[tuple[int, str]]]:
+    """What constructors tell: by the id of a module and the name of the parameter in it. And what they may have set by
+    statements that were not understood.
 
     `modules` are those of a model, each before those below it. The constructor of a module runs after theirs.
     """
     found: dict[tuple[int, str], Told | None] = {}
+    unread: set[tuple[int, str]] = set()
     for module in reversed(modules):
         script = _script_of(module)
         if script is _NOTHING:
             continue
-        for path in script.swept if found else ():
+        for path in script.swept:
             gone = set(_reached(module, path))
+            unread |= gone
             found = {key: each for key, each in found.items() if key not in gone}
         found.update(_told_by(module, script))
-    return {key: told for key, told in found.items() if told is not None}
+        if any(told is not None and _is_unplaced(path) for path, told in script.told.items()):
+            unread.update(_reached(module, ()))  # somewhere
+    unread.update(key for key, told in found.items() if told is None)
+    told = {key: told for key, told in found.items() if told is not None}
+    return told, unread.difference(told)
 
 
 def runs_of(module: nn.Module) -> tuple[Run, ...]:
@@ -469,6 +476,8 @@ class _Reader:
         for target in targets:
             path = None if isinstance(target, ast.Name) else self.path(target)
             if path:
+                if any(told is not None and not told.made and _begins(each, path) for each, told in self._told.items()):
+                    self._swept.append(path)  # what was there may have got another place below
                 self._forget(path)
                 if given is not None and _is_unplaced(given) and len(given) == 1:
                     self._place(given, path)

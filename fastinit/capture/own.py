@@ -56,6 +56,7 @@ class Authors:
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
+        self._unread: set[tuple[int, str]] = set()
 
     def exactly(self) -> Authors:
         """The same, with every layer read."""
@@ -89,11 +90,17 @@ class Authors:
         """The parameters of a module of which constructors say, in so many words, that they are constant."""
         if self._constants is None:
             self._constants = {}
-            for (key, name), told in told_of(self._modules).items():
+            constants, self._unread = told_of(self._modules)
+            for (key, name), told in constants.items():
                 distribution = None if told.value is None else Constant(told.value)
                 answer = Author("constant", distribution, AS_MADE if told.made else "as its constructor is written")
                 self._constants.setdefault(key, {})[name] = answer
         return self._constants.get(id(module), _NO_CONSTANTS)
+
+    def may_have_set(self, module: nn.Module, own_name: str) -> bool:
+        """Whether a constructor may have set a parameter by a statement that was not understood."""
+        self.constants_of(module)
+        return (id(module), own_name) in self._unread
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""

@@ -22,7 +22,7 @@ from fastinit.plans import Action, Row
 from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
-from fastinit.rules.roles import Alike, Roles, Treatment, ruled_treatment
+from fastinit.rules.roles import Alike, RoleName, Roles, Treatment, ruled_treatment
 from fastinit.rules.rows import KnownRow, RowMaker
 from fastinit.rules.select import Rule, RuleFinder, as_fan
 from fastinit.run.memory import are_usual, is_usual
@@ -106,7 +106,7 @@ class Survey:
             each.name is not each.full_name or "parametrizations" in each.module._modules for each in self._modules
         )
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
-        self.guessed: dict[str, bool] = {}  # what no author's code tells; whether it was made as zeros
+        self.guessed: dict[str, str] = {}  # names of what no author's code tells, and what it is
         self._known: dict[Any, KnownRow] = {}
         self._ruled_treatments: dict[Any, Treatment] = {}
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
@@ -168,8 +168,8 @@ class Survey:
             if known is not None and parameter.dtype is known.dtype and parameter.device == known.device:
                 if position is not None:
                     self.matched.add(position)
-                elif known.is_guess:
-                    self.guessed[name] = False
+                elif known.guess is not None:
+                    self._guess(name, known.guess, module, own_name)
                 return self._maker.again(known, name, place)
         treatment = self._treatment(position, name, canonical, own_name, module, parameter)
         if treatment.scheme is None:
@@ -177,7 +177,7 @@ class Survey:
         check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
         made = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
         if key is not None and made.is_settled and alike is not None and alike.covers(own_name):
-            made.is_guess = _is_guess(treatment)
+            made.guess = treatment.role if _is_guess(treatment) else None
             self._known[key] = made
         return made.row
 
@@ -232,10 +232,16 @@ class Survey:
         treatment = self._roles.treatment(canonical, module, own_name, parameter)
         if treatment.role in ("frozen", "loaded"):
             self.kept.setdefault(treatment.role, []).append(name)
-        elif _is_guess(treatment):
-            told = self._roles.authors.constants_of(module).get(own_name)
-            self.guessed[name] = told is not None and told.reason == AS_MADE
+        elif treatment.role is not None and _is_guess(treatment):
+            self._guess(name, treatment.role, module, own_name)
         return treatment
+
+    def _guess(self, name: str, role: RoleName, module: nn.Module, own_name: str) -> None:
+        """Note what gets what its role gets, so that its values are looked at before it is written."""
+        authors = self._roles.authors
+        if role != "bias" or authors.may_have_set(module, own_name):
+            told = authors.constants_of(module).get(own_name)
+            self.guessed[name] = "made as zeros" if told is not None and told.reason == AS_MADE else role
 
     def _ruled(self, position: int, module: nn.Module) -> Treatment:
         """The treatment that the rule at a position gives. It depends on nothing else but a padding row."""
