@@ -229,10 +229,12 @@ class Detector(nn.Module):
             scores[-1].bias.data[: self.classes] = math.log(5 / self.classes / (640 / stride) ** 2)
 
 
-def _settings_of(model: nn.Module) -> None:
+def init_settings(model: nn.Module) -> None:
+    settings: dict[str, float] = {}
+    settings["eps"] = 1e-3
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-3
+            module.eps = settings["eps"]
 
 
 class Grid(nn.Module):
@@ -247,7 +249,8 @@ class Grid(nn.Module):
 
             head.stride = strides()
             head.bias_init()
-        _settings_of(self)
+        nn.init.constant_(self.model[0].bias, 0.25)
+        init_settings(self)
 
 
 def test_code_that_a_constructor_calls_for_a_part_is_run_again() -> None:
@@ -255,7 +258,7 @@ def test_code_that_a_constructor_calls_for_a_part_is_run_again() -> None:
     wanted = {name: each.detach().clone() for name, each in model.named_parameters() if ".1.bias" in name}
     assert of(model, "model.2.boxes.0.1.bias")[1] == "author: ones"
     assert of(model, "model.2.scores.1.1.bias", "own")[1] == "own: its reset code"
-    assert of(model, "model.0.bias")[1] == "bias" and of(model, "model.2.scores.1.0.bias")[1] == "bias"
+    assert of(model, "model.0.bias")[1] == "author: 0.25" and of(model, "model.2.scores.1.0.bias")[1] == "bias"
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()  # values decide nothing

@@ -271,9 +271,15 @@ def _sets_values(node: ast.AST) -> bool:
     """Whether an expression or an assignment may set the values of parameters."""
     if isinstance(node, (ast.Assign, ast.AugAssign)):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        return any(isinstance(each, ast.Subscript) or getattr(each, "attr", "") == "data" for each in targets)
+        return any(_is_of_elements(each) or getattr(each, "attr", "") == "data" for each in targets)
     name = _called(node)
     return _SETS.search(name) is not None and name not in _SETS_NO_VALUES
+
+
+def _is_of_elements(node: ast.expr) -> bool:
+    """Whether something may be an element of a tensor: what has a string for its key is none."""
+    key = node.slice if isinstance(node, ast.Subscript) else None
+    return key is not None and not (isinstance(key, ast.Constant) and isinstance(key.value, str))
 
 
 def _may_set(statement: ast.AST) -> bool:
