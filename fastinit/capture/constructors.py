@@ -81,17 +81,19 @@ class _Script(NamedTuple):
 
     swept: paths of modules below which they may have set anything, before they set what `told` has.
     told: None: set by a statement that was not understood.
-    runs: what they call, before they set what `told` has. before: what they set before they call that.
+    runs: what they call, before they set what `told` has. before: what they set before they call that. unread: those of
+    `swept` that are not swept by runs alone.
     """
 
     swept: tuple[Path, ...]
     told: dict[Path, Told | None]
     runs: tuple[Run, ...] = ()
     before: dict[Path, Told | None] = {}  # noqa: RUF012 (nobody changes it)
+    unread: tuple[Path, ...] = ()
 
 
 _NOTHING = _Script((), {})
-_ANYTHING = _Script(((),), {})
+_ANYTHING = _Script(((),), {}, unread=((),))
 
 
 def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], set[tuple[int, str]]]:
@@ -108,7 +110,8 @@ def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], 
             continue
         for path in script.swept:
             gone = set(_reached(module, path))
-            unread |= gone
+            if path in script.unread:
+                unread |= gone
             found = {key: each for key, each in found.items() if key not in gone}
         found.update(_told_by(module, script))
         if any(told is not None and _is_unplaced(path) for path, told in script.told.items()):
@@ -362,9 +365,10 @@ class _Reader:
 
     def script(self) -> _Script:
         self._constructor(0)
-        if not (self._told or self._swept):
+        if not (self._told or self._swept or self._runs):
             return _NOTHING
-        return _Script(tuple(dict.fromkeys(self._swept)), self._told, tuple(self._runs), self._before)
+        swept = dict.fromkeys((*self._swept, *(run.path for run in self._runs)))
+        return _Script(tuple(swept), self._told, tuple(self._runs), self._before, tuple(self._swept))
 
     def path(self, node: ast.expr) -> Path | None:
         return _path(node, self._names)
@@ -423,6 +427,7 @@ class _Reader:
         one_contents, self._contents = self._contents, contents
         self._read(at, statement.orelse)
         other = self._told
+        self._swept += [run.path for run in self._runs[len(runs) :]]
         self._runs, self._before = runs, before_runs
         self._told = {path: one.get(path) if one.get(path) == other.get(path) else None for path in {**one, **other}}
         self._names = {name: path for name, path in self._names.items() if one_names.get(name) == path}
@@ -672,7 +677,7 @@ class _Reader:
             run, sets = code
             if run is not None and sets is not False:
                 self._before.update({path: told for path, told in self._told.items() if _begins(path, run.path)})
-                self._sweep(run.path)
+                self._forget(run.path, rebound=False)
                 self._runs.append(run)
             if run is not None or sets is False:
                 return
