@@ -12,7 +12,14 @@ from fastinit.capture.contexts import deferred, fused, no_init
 from fastinit.distributed.held import register_shards
 from fastinit.distributed.megatron import tensor_parallel
 from fastinit.distributed.pieces import Held, Piece
-from fastinit.errors import FanWarning, KeptWarning, ParameterError, UncoveredWarning, ZerosWarning
+from fastinit.errors import (
+    ConstantWarning,
+    FanWarning,
+    KeptWarning,
+    ParameterError,
+    UncoveredWarning,
+    ZerosWarning,
+)
 from fastinit.functional import (
     calculate_gain,
     constant_,
@@ -80,6 +87,7 @@ __all__ = [
     "STREAM_VERSION",
     "Chrono",
     "Constant",
+    "ConstantWarning",
     "Context",
     "DeltaOrthogonal",
     "DepthScaled",

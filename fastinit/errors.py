@@ -38,6 +38,10 @@ class ZerosWarning(UserWarning):
     """Some linear maps were all zero, and are drawn now. Values cannot tell whether their author meant it."""
 
 
+class ConstantWarning(UserWarning):
+    """Some biases held one value, and are zero now. Values cannot tell whether their author meant it."""
+
+
 class FanWarning(UserWarning):
     """Nobody chose a convention for fans, and by what the modules compute some parameters would have another std."""
 

@@ -101,7 +101,7 @@ class Counted(nn.Linear):
 class Scaled(nn.Linear):
     def __init__(self) -> None:
         super().__init__(3, 3)
-        self.temperature = nn.Parameter(torch.ones(3))
+        self.temperature = nn.Parameter(torch.rand(3))
 
 
 class Tabled(nn.Linear):

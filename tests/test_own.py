@@ -32,7 +32,7 @@ class Written(nn.Module):
         self.gates = nn.LSTM(8, 8)
         self.zero = nn.Linear(8, 8)
         self.position = nn.Parameter(torch.empty(1, 9, 8))
-        self.left = nn.Parameter(torch.ones(3))
+        self.left = nn.Parameter(torch.eye(3)[0])
         self.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module) -> None:

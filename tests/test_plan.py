@@ -28,7 +28,7 @@ class GemmaRMSNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((6,), 7.0))
+        self.weight = nn.Parameter(torch.rand(6))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * (1.0 + self.weight)
@@ -56,7 +56,7 @@ class Mixed(nn.Module):
         self.lstm = nn.LSTM(6, 5)
         self.head = nn.Linear(6, 10, bias=False)
         self.head.weight = self.embed.weight
-        self.scale = nn.Parameter(torch.full((3,), 7.0))
+        self.scale = nn.Parameter(torch.rand(3))
 
 
 @pytest.fixture

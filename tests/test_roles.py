@@ -438,3 +438,59 @@ def test_a_new_role_is_one_line_of_the_table(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(roles, "ROLES", (("published", _temperature), *roles.ROLES))
     row = fastinit.plan(holding(temperature=torch.ones(())), SCHEME, seed=0).rows[0]
     assert row.distribution == distributions.Constant(0.07) and row.reason == "temperature"
+
+
+# ---- parts of weights, and norms ----
+
+
+class Prototypes(nn.Module):
+    """As heads of DINO have them: directions alone are trained, or begin with norms of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Any = nn.utils.weight_norm(nn.Linear(6, 9, bias=False))
+        self.last.weight_g.data.fill_(1)
+
+
+class NewPrototypes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Any = nn.utils.parametrizations.weight_norm(nn.Linear(6, 9, bias=False))
+        self.last.parametrizations.weight.original0.data.fill_(1)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::fastinit.KeptWarning")
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("kind", [Prototypes, NewPrototypes])
+def test_norms_that_their_author_sets_stay_beside_directions(kind: Any, frozen: bool) -> None:
+    model = kind()
+    norms, directions = model.last.parameters()
+    norms.requires_grad_(not frozen)
+    before = directions.detach().clone()
+    fastinit.init_model_(model, "kaiming_normal", seed=0)
+    assert (norms == 1).all() and not torch.equal(directions, before)
+    assert torch.allclose(model.last(torch.eye(6)).square().sum(0), torch.ones(9))
+
+
+def test_a_shift_in_a_buffer_is_no_one_plus() -> None:
+    class Norm(nn.Module):
+        def __init__(self, size: int = 6) -> None:
+            super().__init__()
+            self.gamma = nn.Parameter(trained(size))
+            self.register_buffer("beta", torch.zeros(size))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.layer_norm(x, x.shape[-1:], self.gamma, self.beta)
+
+    model = fastinit.init_model_(type("LayerNorm", (Norm,), {})(), "kaiming_normal", seed=0)
+    assert (model.gamma == 1).all()
+
+
+def trained(*shape: int) -> torch.Tensor:
+    return torch.full(shape, 7.0)
+
+
+@pytest.mark.parametrize("name", ["beta", "null_kv", "mem_k", "pseudo_queries", "latents", "codebook_prototypes"])
+def test_what_stands_beside_activations_is_no_map(name: str) -> None:
+    assert role_of(holding(**{name: torch.zeros(3, 4, 6)}), name) == "author"
+    assert role_of(holding(**{f"{name}_map": torch.zeros(3, 4, 6)}), f"{name}_map") == "map"

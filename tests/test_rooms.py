@@ -33,8 +33,9 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 PUBLIC = [
-    "KEEP", "STREAM_VERSION", "Chrono", "Constant", "Context", "DeltaOrthogonal", "DepthScaled", "Dirac", "Eye",
-    "FallbackWarning", "FanAxes", "FanWarning", "Fans", "ForgetBias", "Held", "IdentityPlusOrthogonal", "KeptWarning",
+    "KEEP", "STREAM_VERSION", "Chrono", "Constant", "ConstantWarning", "Context", "DeltaOrthogonal", "DepthScaled",
+    "Dirac", "Eye", "FallbackWarning", "FanAxes", "FanWarning", "Fans", "ForgetBias", "Held",
+    "IdentityPlusOrthogonal", "KeptWarning",
     "LogOfUniform", "LogRange", "MuP", "Normal", "Orthogonal", "Own", "ParameterError", "Piece", "Plan", "Ramp",
     "Recipe", "Row", "Rule", "Scaled", "Scheme", "Sparse", "Spectral", "StagedWarning", "TimeStep", "TruncNormal",
     "UncoveredWarning", "Uniform", "VarianceScaling", "Where", "ZerO", "ZerosWarning", "__version__", "adapters",

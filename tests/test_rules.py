@@ -650,6 +650,10 @@ def _nested(name: str, value: torch.Tensor) -> nn.Module:
 SEVENS = torch.full((8, 6), 7.0)
 
 
+def trained(*shape: int) -> torch.Tensor:
+    return torch.full(shape, 7.0)
+
+
 @pytest.mark.parametrize(
     ("name", "distribution"),
     [
@@ -685,7 +689,7 @@ class LayerScale(nn.Module):
     def __init__(self, init_values: float) -> None:
         super().__init__()
         self.init_values = init_values
-        self.gamma = nn.Parameter(torch.full((6,), 7.0))
+        self.gamma = nn.Parameter(trained(6))
 
 
 @pytest.mark.parametrize("init_values", [1e-5, 1])
@@ -752,7 +756,7 @@ def test_a_norm_is_asked_without_being_touched() -> None:
     class CountingNorm(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.gamma = nn.Parameter(torch.full((6,), 7.0))
+            self.gamma = nn.Parameter(trained(6))
             self.register_buffer("seen", torch.zeros(6))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -772,8 +776,8 @@ def test_a_norm_that_is_added_to_its_input_begins_as_the_identity() -> None:
     class ResponseNorm(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight = nn.Parameter(torch.full((1, 1, 1, 6), 7.0))
-            self.bias = nn.Parameter(torch.full((1, 1, 1, 6), 7.0))
+            self.weight = nn.Parameter(trained(1, 1, 1, 6))
+            self.bias = nn.Parameter(trained(1, 1, 1, 6))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             response = x.norm(dim=(1, 2), keepdim=True)

@@ -213,7 +213,7 @@ class GemmaRMSNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((6,), 7.0))
+        self.weight = nn.Parameter(torch.rand(6))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * (1.0 + self.weight)
@@ -228,8 +228,8 @@ def test_state_spaces_rotary_buffers_and_statistics_are_no_matrices_and_biases()
     class Mixer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.A_log = nn.Parameter(torch.full((6, 4), 7.0))
-            self.D = nn.Parameter(torch.full((6,), 7.0))
+            self.A_log = nn.Parameter(torch.rand(6, 4))
+            self.D = nn.Parameter(torch.rand(6))
             self.dt_proj = nn.Linear(2, 6)
             self.norm = nn.BatchNorm1d(6)
             self.register_buffer("inv_freq", torch.arange(3.0))

@@ -15,7 +15,7 @@ from torch import nn
 
 from fastinit.capture.answers import Author, ModuleTapes, author_of, interned
 from fastinit.capture.builders import builder_of, read_building
-from fastinit.capture.constructors import told_of
+from fastinit.capture.constructors import runs_of, told_of
 from fastinit.capture.resetting import cannot_run, modules_with_code, read_resetting, tells, tells_of_all
 from fastinit.capture.tapes import has_tapes, is_complete, tape_of, with_tapes
 from fastinit.run.names import NamedModule, named_modules, unwrapped
@@ -27,6 +27,7 @@ def _is_of_torch(module_type: type) -> bool:
 
 
 _NO_CONSTANTS: dict[str, Author] = {}
+AS_MADE = "as its constructor makes it"
 
 
 class Authors:
@@ -55,6 +56,7 @@ class Authors:
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
+        self._unread: set[tuple[int, str]] = set()
 
     def exactly(self) -> Authors:
         """The same, with every layer read."""
@@ -80,17 +82,25 @@ class Authors:
     def _any_has_code(self) -> bool:
         """Whether any module, or a wrapper around it, may have code of somebody else than torch."""
         kinds: set[Any] = set(map(type, self._modules))
-        return any(map(tells, kinds)) or any("pretrained_cfg" in each.__dict__ for each in self._modules)
+        if any(map(tells, kinds)) or any("pretrained_cfg" in each.__dict__ for each in self._modules):
+            return True
+        return any(map(runs_of, self._modules))
 
     def constants_of(self, module: nn.Module) -> Mapping[str, Author]:
         """The parameters of a module of which constructors say, in so many words, that they are constant."""
         if self._constants is None:
             self._constants = {}
-            for (key, name), told in told_of(self._modules).items():
+            constants, self._unread = told_of(self._modules)
+            for (key, name), told in constants.items():
                 distribution = None if told.value is None else Constant(told.value)
-                answer = Author("constant", distribution, "as its constructor is written")
+                answer = Author("constant", distribution, AS_MADE if told.made else "as its constructor is written")
                 self._constants.setdefault(key, {})[name] = answer
         return self._constants.get(id(module), _NO_CONSTANTS)
+
+    def may_have_set(self, module: nn.Module, own_name: str) -> bool:
+        """Whether a constructor may have set a parameter by a statement that was not understood."""
+        self.constants_of(module)
+        return (id(module), own_name) in self._unread
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastinit._torch import typed_like
 from fastinit.capture.answers import ModuleTapes, tapes_of_module
 from fastinit.capture.builders import libraries
+from fastinit.capture.constructors import Told, runs_of, set_after, set_before
 from fastinit.capture.contexts import recorded
 from fastinit.capture.recorder import Recorder
 from fastinit.distributed.held import global_shape
@@ -42,6 +43,10 @@ def modules_with_code(model: nn.Module) -> set[int]:
     for module in model.modules():
         if id(module) not in found and tells_of_all(module):
             found.update(map(id, module.modules()))
+        for run in runs_of(module):
+            of: Any = run.of(module)
+            if id(of) not in found:
+                found.update(map(id, of.modules()))
     return found
 
 
@@ -61,11 +66,27 @@ def read_resetting(model: nn.Module, found: dict[int, ModuleTapes], failures: di
     for tensor in tensors:
         recorder.watch(tensor)
 
+    pairs = list(zip(model.modules(), twin.modules(), strict=True))
+    twins = {id(module): other for module, other in pairs}
+
     def reset() -> None:
         with torch.no_grad():
-            for module, other in reversed(list(zip(model.modules(), twin.modules(), strict=True))):
-                attempt(module, other, _reset_code(other))
-            attempt(model, twin, _reset_code_of_model(twin))
+            for module, other in reversed(pairs):  # as they were constructed
+                set_to(set_before(module))
+                code = _reset_code(other)
+                attempt(module, other, code)
+                for run in runs_of(module):
+                    if code is None or run.path or run.code != code[0]:
+                        of: Any = run.of(module)
+                        attempt(of, twins[id(of)], (str(run), partial(run.again, other)))
+                set_to(set_after(module))
+            code = _reset_code_of_model(twin)
+            if code is not None and not any(run.code == code[0] and not run.path for run in runs_of(model)):
+                attempt(model, twin, code)
+
+    def set_to(told_of: dict[tuple[int, str], Told | None]) -> None:
+        for (key, own_name), told in told_of.items():
+            _set(recorder, twins[key]._parameters[own_name], told)
 
     def attempt(of: nn.Module, other: nn.Module, code: tuple[str, Callable[[], Any]] | None) -> None:
         if code is None:
@@ -87,6 +108,16 @@ def read_resetting(model: nn.Module, found: dict[int, ModuleTapes], failures: di
         found[id(own.module)] = taped
 
 
+def _set(recorder: Recorder, parameter: Any, told: Told | None) -> None:
+    """Let a parameter of the copy be what a constructor says in so many words."""
+    if told is None:  # it draws, or nobody knows what it does
+        return
+    if told.value is None:
+        recorder.forget_tensor(parameter)
+    else:
+        parameter.fill_(told.value)
+
+
 def _canonical(of: NamedModule, own_name: str) -> str:
     return of.names_of(own_name)[0]
 
@@ -98,15 +129,27 @@ def _copy_on_meta(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
         for holder in (module._parameters, module._buffers, module.__dict__):
             for tensor in holder.values():
                 if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                    memo[id(tensor)] = _on_meta(tensor)
+                    if holder is module.__dict__ and _is_number(tensor):
+                        memo[id(tensor)] = tensor.clone()  # strides of a head, say, of which its biases follow
+                    else:
+                        memo[id(tensor)] = _on_meta(tensor)
         for each in module.__dict__.values():  # a module has a dozen, mostly for hooks, and each takes deepcopy long
             if type(each) in (dict, OrderedDict) and not each:
                 memo[id(each)] = type(each)()
-    tensors = [each for each in memo.values() if isinstance(each, Tensor)]
+    tensors = [each for each in memo.values() if isinstance(each, Tensor) and each.is_meta]
     twin: nn.Module = copy.deepcopy(model, memo)
     for module in twin.modules():
         module.__dict__.pop("_is_hf_initialized", None)
     return twin, tensors
+
+
+_FEW = 64
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """Whether an attribute is a few numbers that its author has computed, and nothing that is trained."""
+    is_plain = type(tensor) is Tensor and tensor.is_cpu and tensor.layout is torch.strided
+    return is_plain and not tensor.requires_grad and tensor.numel() <= _FEW
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import translate
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 import torch
@@ -16,14 +17,14 @@ from fastinit._torch import increment_version
 from fastinit.distributed.agreement import Ranks, ranks_of_meshes
 from fastinit.distributed.held import are_plain, is_sharded, local_tensor
 from fastinit.distributed.shards import is_dtensor
-from fastinit.errors import ParameterError, ZerosWarning, warn
+from fastinit.errors import ConstantWarning, ParameterError, ZerosWarning, warn
 from fastinit.plans.folding import folded
 from fastinit.plans.rows import Action, Row, targets_of
 from fastinit.plans.seeds import meshes_of_seed, other_groups_of_seed, takes_random_numbers
 from fastinit.plans.text import as_record, as_table
 from fastinit.run import engine, rewriting
 from fastinit.run.masks import Masks, Weight, check_mask, masks_of, masks_of_units
-from fastinit.run.memory import was_set_to_zero
+from fastinit.run.memory import constant_of, was_set_to_zero
 from fastinit.run.places import Assignment, Place, current_tensors
 from fastinit.run.progress import Progress, check_progress
 from fastinit.run.streams import as_seed, as_seed_of_run
@@ -74,7 +75,7 @@ class Plan:
         backend: str,
         seed_groups: Collection[Ranks] = (),
         strict: bool = False,
-        guessed: Collection[str] = (),
+        guessed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.seed = as_seed(seed)
         if generator is not None and not isinstance(generator, torch.Generator):
@@ -87,7 +88,7 @@ class Plan:
         self._generator = generator
         self._seed_groups = frozenset(seed_groups)
         self._strict = strict
-        self._guessed = guessed  # names of linear maps of which no author's code tells
+        self._guessed = guessed  # names of what no author's code tells, and what it is
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
         self._lock = threading.Lock()
@@ -279,15 +280,30 @@ class Plan:
                     increment_version(distributed)
 
     def _warn_of_zeros(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Warn of linear maps that somebody set to zero, if no code tells that they should be zero."""
-        pairs = zip(self._written, tensors, strict=True)
-        found = [row.name for row, tensor in pairs if row.name in self._guessed and was_set_to_zero(tensor)]
-        if found:
-            shown = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+        """Warn of linear maps that somebody set to zero, and of biases that were set to a constant, if no code that was
+        read tells that they should be so.
+        """
+        zeros, constants = [], []
+        for row, tensor in zip(self._written, tensors, strict=True):
+            guess = self._guessed.get(row.name)
+            if guess is None:
+                continue
+            if guess != "bias":
+                if was_set_to_zero(tensor, by_its_code=guess == "made as zeros"):
+                    zeros.append(row.name)
+            elif (value := constant_of(tensor)) is not None:
+                constants.append(f"{row.name} ({value:.6g})")
+        if zeros:
             warn(
-                f"these linear maps were all zero, and are drawn now: {shown}; if their author meant zeros, give them "
-                'a rule with "zeros", or KEEP',
+                f"these linear maps were all zero, and are drawn now: {_listed(zeros)}; if their author meant zeros, "
+                'give them a rule with "zeros", or KEEP',
                 ZerosWarning,
+            )
+        if constants:
+            warn(
+                f"these biases held one value, and are zero now: {_listed(constants)}; if their author meant it, "
+                "give them a rule with Constant, or KEEP",
+                ConstantWarning,
             )
 
     def _made(self, tensors: Sequence[torch.Tensor]) -> engine.Program:
@@ -427,6 +443,10 @@ class Plan:
 
 
 _SHOWN = 6
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _selection(where: str | Selects | Callable[[Row], bool] | None) -> Callable[[Row], bool]:

@@ -22,8 +22,8 @@ def computes_one_plus(module: nn.Module, own_name: str) -> bool:
     """Whether the factor `own_name` of a normalisation is added to one. A switch of the module tells, or a trial.
 
     In the trial, the module's class runs forward on the CPU, with all of its parameters zero. If it computes x * w, its
-    output is zero. If it computes x * (1 + w), or adds x, it is not, and w = -1 gives something else. If the module
-    cannot run alone, the answer is no.
+    output is zero, or a shift that no input changes. If it computes x * (1 + w), or adds x, it is not, and w = -1 gives
+    something else. If the module cannot run alone, the answer is no.
     """
     kind: Any = type(module)
     if (given := _switch(module)) is not None:
@@ -79,6 +79,9 @@ def _adds_one(module: nn.Module, own_name: str, size: int) -> bool:
                     continue
                 if not bool((result != 0).any()):
                     return False
+                same = _result(module, twin, tuple(each.square() for each in arguments))
+                if same is not None and torch.equal(same, result):
+                    return False  # a shift alone, which a buffer may hold
                 twin._parameters[own_name].fill_(-1.0)  # type: ignore[union-attr]
                 other = _result(module, twin, arguments)
                 if other is not None and not torch.equal(other, result):

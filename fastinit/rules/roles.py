@@ -70,10 +70,12 @@ _MAPS: tuple[tuple[tuple[type, ...], re.Pattern[str], re.Pattern[str]], ...] = (
 )
 
 _NORM_NAME = re.compile(r"Norm(Gated|\dd|\dP)?$")
-# What is added to activations, or multiplies them one by one, is no map, whatever its shape: tables of positions and
-# of biases, learned tokens, scales of heads.
+# What is added to activations, multiplies them one by one, or stands beside them is no map, whatever its shape: tables
+# of positions and of biases, learned tokens and queries, keys and values of nothing, scales and shifts of heads.
 _ELEMENTWISE_NAME = re.compile(
-    r"(^|_)pos(ition(al)?)?(_|$)|(^|_)tokens?$|(^|_)emb(ed(ding)?s?)?$|(^|_)bias(es)?(_table)?$|(^|_)(scales?|gammas?)$"
+    r"(^|_)pos(ition(al)?)?(_|$)|(^|_)tokens?$|(^|_)emb(ed(ding)?s?)?$|(^|_)bias(es)?(_table)?$|"
+    r"(^|_)(scales?|gammas?|betas?|shifts?)$|(^|_)(queries|latents|prototypes|centroids|prompts)$|"
+    r"(^|_)(null|mem|memory)_?(k|v|kv|keys?|values?)s?$"
 )
 
 
@@ -357,6 +359,7 @@ class Roles:
         if found is not None and found.follows:
             return Treatment(found.scheme, found.reason, role=role)
         is_frozen = not parameter.requires_grad  # and has no values yet
+        draws = False
         if self._is_own or is_frozen or found is None or self.authors.tell_of(module):
             author = self.authors.of(module, own_name)
             if author.distribution is not None:
@@ -364,12 +367,15 @@ class Roles:
                     return Treatment(self._scheme, f"own: {author.reason}", role=role)
                 if author.kind != "draw" or is_frozen or role in ("published", "author"):
                     return Treatment(_OWN, f"author: {_told(author)}", role=role, told=self.authors.tell_of(module))
+                draws = True
             elif self._is_own:
                 return Treatment(None, f"{author.reason}: kept", covered=False, role=role)
         if found is None or (role == "published" and found.scheme is None):
             reason = f"{own_name} of {kind_of(module)}" if found is None else found.reason
             return Treatment(None, f"{reason}: its author's, and no code tells", covered=False, role=role)
-        told = self.authors.constants_of(module).get(own_name)
+        told = None if draws else self.authors.constants_of(module).get(own_name)
+        if told is not None and told.distribution is None and role == "published" and found.scheme is not None:
+            told = None  # a pattern, which is published
         # A map that its constructor sets to zero follows the scheme, as any that is zero, and a warning names it.
         if told is not None and (role in ("scale", "bias") or told.distribution != distributions.ZERO):
             if told.distribution is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fastinit._torch import between_nodes, replicas_group
+from fastinit.capture.own import AS_MADE
 from fastinit.distributed import agreement
 from fastinit.distributed.held import global_shape
 from fastinit.distributed.megatron import check_in_module
@@ -22,12 +23,12 @@ from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
 from fastinit.rules.finder import RuleFinder
 from fastinit.rules.resolve import Resolver
-from fastinit.rules.roles import Alike, Roles, Treatment, ruled_treatment
+from fastinit.rules.roles import Alike, RoleName, Roles, Treatment, ruled_treatment
 from fastinit.rules.rows import KnownRow, RowMaker
 from fastinit.rules.select import Rule, as_fan
 from fastinit.run.memory import are_usual, is_usual
 from fastinit.run.names import NamedModule, Renamer, named_modules
-from fastinit.run.parametrized import computed_weights
+from fastinit.run.parametrized import Computed, computed_weights
 from fastinit.run.places import Place, place_of
 from fastinit.schemes.base import Scheme
 from fastinit.schemes.fans import FanConvention
@@ -106,7 +107,7 @@ class Survey:
             each.name is not each.full_name or "parametrizations" in each.module._modules for each in self._modules
         )
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
-        self.guessed: set[str] = set()  # maps of which no author's code tells
+        self.guessed: dict[str, str] = {}  # names of what no author's code tells, and what it is
         self._known: dict[Any, KnownRow] = {}
         self._ruled_treatments: dict[Any, Treatment] = {}
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
@@ -168,8 +169,8 @@ class Survey:
             if known is not None and parameter.dtype is known.dtype and parameter.device == known.device:
                 if position is not None:
                     self.matched.add(position)
-                elif known.is_guess:
-                    self.guessed.add(name)
+                elif known.guess is not None:
+                    self._guess(name, known.guess, module, own_name)
                 return self._maker.again(known, name, place)
         treatment = self._treatment(position, name, canonical, own_name, module, parameter)
         if treatment.scheme is None:
@@ -177,7 +178,7 @@ class Survey:
         check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
         made = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
         if key is not None and made.is_settled and alike is not None and alike.covers(own_name):
-            made.is_guess = treatment.role == "map" and not alike.author_tells
+            made.guess = treatment.role if _is_guess(treatment) else None
             self._known[key] = made
         return made.row
 
@@ -232,9 +233,16 @@ class Survey:
         treatment = self._roles.treatment(canonical, module, own_name, parameter)
         if treatment.role in ("frozen", "loaded"):
             self.kept.setdefault(treatment.role, []).append(name)
-        elif treatment.role == "map" and not self._roles.authors.tell_of(module):
-            self.guessed.add(name)
+        elif treatment.role is not None and _is_guess(treatment):
+            self._guess(name, treatment.role, module, own_name)
         return treatment
+
+    def _guess(self, name: str, role: RoleName, module: nn.Module, own_name: str) -> None:
+        """Note what gets what its role gets, so that its values are looked at before it is written."""
+        authors = self._roles.authors
+        if role != "bias" or authors.may_have_set(module, own_name):
+            told = authors.constants_of(module).get(own_name)
+            self.guessed[name] = "made as zeros" if told is not None and told.reason == AS_MADE else role
 
     def _ruled(self, position: int, module: nn.Module) -> Treatment:
         """The treatment that the rule at a position gives. It depends on nothing else but a padding row."""
@@ -256,6 +264,8 @@ class Survey:
                 rows.append(_kept(name, "tied", kind, each.weight, f"computed from what {tied} holds", place))
                 continue
             position = self._position(name, canonical, full_name, each.own_name, of.module, each.weight)
+            if position is None and self._keeps_a_part(of.module, each):
+                continue
             treatment = self._treatment(position, name, canonical, each.own_name, of.module, each.weight)
             for original in each.originals:
                 self._computed[id(original)] = name
@@ -266,6 +276,23 @@ class Survey:
             treatment = treatment._replace(reason=f"{treatment.reason}; {each.reason}")
             rows.append(self._maker.row(name, each.own_name, of.module, each.weight, treatment, place, kind).row)
         return rows
+
+    def _keeps_a_part(self, module: nn.Module, computed: Computed) -> bool:
+        """Whether its author sets or freezes an original of a weight: norms of one, beside directions that are trained.
+
+        The originals are then parameters like others, since to set the weight would set them all.
+        """
+        if len({original.requires_grad for original in computed.originals}) > 1:
+            return True
+        holders = [module]
+        if "parametrizations" in module._modules:
+            holders += module.parametrizations.children()  # type: ignore[union-attr]
+        originals = set(map(id, computed.originals))
+        return len(originals) > 1 and any(
+            id(holder._parameters.get(own_name)) in originals
+            for holder in holders
+            for own_name in self._roles.authors.constants_of(holder)
+        )
 
     def _planned(self, original: nn.Parameter) -> str | None:
         """The name under which an original is planned already; None if it is not."""
@@ -287,6 +314,12 @@ class Survey:
             if strict:
                 raise ValueError(f"strict: {message}")
             warn(message)
+
+
+def _is_guess(treatment: Treatment) -> bool:
+    """Whether a parameter gets what its role gets, and not what its author's code tells."""
+    told = isinstance(treatment.scheme, Own) or treatment.scheme is None
+    return not told and treatment.role in ("map", "table", "bias")
 
 
 def _kept(

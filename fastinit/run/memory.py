@@ -207,9 +207,27 @@ def check_allocated(tensor: torch.Tensor, name: str) -> tuple[int, int]:
     return begin, length
 
 
-def was_set_to_zero(tensor: torch.Tensor) -> bool:
-    """Whether somebody has written to a tensor on the CPU, and left it all zero. New memory may be zero by itself."""
-    if not tensor.is_cpu or version_of(tensor) == 0:
+def constant_of(tensor: torch.Tensor) -> float | None:
+    """The value that all elements of a tensor on the CPU have, if there are several, and if it is not zero."""
+    if not tensor.is_cpu:
+        return None
+    local = local_tensor(tensor).detach()
+    if local.numel() < 2 or not local.is_floating_point() or not local.is_contiguous():
+        return None
+    size, begin = local.element_size(), local.data_ptr()
+    first = ctypes.string_at(begin, size)
+    if not any(first) or first != ctypes.string_at(begin + local.nbytes - size, size):  # as nearly always
+        return None
+    flat = local.flatten()
+    return float(flat[0]) if bool((flat == flat[0]).all()) else None
+
+
+def was_set_to_zero(tensor: torch.Tensor, *, by_its_code: bool = False) -> bool:
+    """Whether somebody has written to a tensor on the CPU, and left it all zero. New memory may be zero by itself.
+
+    by_its_code: whether the code that made it says zeros, so that it was written.
+    """
+    if not tensor.is_cpu or (version_of(tensor) == 0 and not by_its_code):
         return False
     local = local_tensor(tensor)
     if local.numel() == 0 or any(ctypes.string_at(local.data_ptr(), local.element_size())):
