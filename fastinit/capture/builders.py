@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fastinit.capture.answers import ModuleTapes, parameters_of, tapes_of_module
+from fastinit.capture.answers import ModuleTapes, agree, parameters_of, tapes_of_module
 from fastinit.capture.contexts import recorded
 from fastinit.capture.recorder import Recorder
-from fastinit.capture.repeats import built_without, inner, pairs, repeats_of
+from fastinit.capture.repeats import built_without, pairs, repeats_of
 from fastinit.distributed.held import global_shape
 from fastinit.run.names import NamedModule, named_modules
 
@@ -129,15 +129,8 @@ def _abridged_twin(builder: Builder, reason: str, modules: Sequence[NamedModule]
             if id(twin) not in read:
                 read[id(twin)] = _twin_module(recorder, name, twin, reason)
             found[name] = read[id(twin)]
-    # Only a whole twin makes all calls, which some numbers follow from.
-    if any(each.taped.counts_calls() for each in read.values()):
+    if not agree(repeats, twins, {key: each.taped for key, each in read.items()}):
         return None
-    for group in repeats.groups:
-        first, *others = (twins[id(layer)] for layer in group.read())
-        for each in zip(inner(first), *map(inner, others), strict=True):
-            taped = [read[id(module)].taped for module in each if id(module) in read]
-            if taped and not (len(taped) == len(each) and all(map(taped[0].agrees, taped[1:]))):
-                return None
     return found
 
 

@@ -201,5 +201,5 @@ def _read(modules: Sequence[NamedModule], failures: dict[int, str], *, exact: bo
             if read_building(within, builder, found, exact=exact):
                 rebuilt.add(each.name)
         if "" not in rebuilt:
-            read_resetting(modules[0].module, found, failures)
+            read_resetting(modules, found, failures, exact=exact)
     return found
