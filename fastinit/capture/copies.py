@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinit._torch import typed_like
-from fastinit.capture.repeats import Group, inner
+from fastinit.capture.repeats import Group, inner, is_of_torch
 from fastinit.distributed.held import global_shape
 
 _ATOMS = frozenset({bool, int, float, str, type(None)})
@@ -34,12 +34,13 @@ class Copied(NamedTuple):
     tensors: list[Tensor]
 
 
-def copied_on_meta(model: nn.Module, groups: Sequence[Group] = ()) -> Copied | None:
-    """A deep copy of a model whose tensors are on meta. Nothing of the model is shared.
+def copied_on_meta(every: Sequence[nn.Module], groups: Sequence[Group] = ()) -> Copied | None:
+    """A deep copy of a model whose tensors are on meta. Nothing of the model is shared. `every`: its modules.
 
     Of each group, the third layer stands for the others that are left out. None: one of these differs from it in
     something that its code can see, numbers that count the layers apart, or has parts that are others', too.
     """
+    model = every[0]
     left_out = {id(layer): group.left_out()[0] for group in groups for layer in group.left_out()[1:]}
     modules: dict[int, nn.Module] = {}
     _walk(model, left_out.keys(), modules)
@@ -58,7 +59,8 @@ def copied_on_meta(model: nn.Module, groups: Sequence[Group] = ()) -> Copied | N
             memo[key] = kind.__new__(kind)
     for group in groups:
         standing, *others = group.left_out()
-        if not all(_stands_for(standing, layer, memo) for layer in others):
+        parts = inner(standing)
+        if not all(_stands_for(parts, layer, memo) for layer in others):
             return None
     for module in modules.values():
         if not _is_plain(type(module)):  # type: ignore[arg-type]
@@ -67,8 +69,7 @@ def copied_on_meta(model: nn.Module, groups: Sequence[Group] = ()) -> Copied | N
         if _is_plain(type(module)):  # type: ignore[arg-type]
             _give_state(module, memo[key], memo)
     pairs = [(module, memo[key]) for key, module in modules.items()]
-    twins = {id(each): memo[id(each)] for each in model.modules()} if groups else {id(own): each for own, each in pairs}
-    return _unmarked(Copied(memo[id(model)], pairs, twins, tensors))
+    return _unmarked(Copied(memo[id(model)], pairs, {id(each): memo[id(each)] for each in every}, tensors))
 
 
 def _walk(module: nn.Module, left_out: Any, found: dict[int, nn.Module]) -> None:
@@ -104,8 +105,10 @@ def _unmarked(copied: Copied) -> Copied:
     return copied
 
 
-_WAYS = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__")
-_WAYS += ("__getnewargs_ex__", "__new__")
+_WAYS = (
+    *("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__"),
+    *("__getnewargs_ex__", "__new__"),
+)
 
 
 @lru_cache(maxsize=4096)
@@ -118,8 +121,8 @@ def _is_plain(kind: Any) -> bool:
     )
 
 
-def _give_state(module: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> None:
-    state: dict[str, Any] = module.__getstate__() if "__getstate__" in nn.Module.__dict__ else module.__dict__  # type: ignore[attr-defined]
+def _give_state(module: Any, twin: nn.Module, memo: dict[int, Any]) -> None:
+    state = module.__getstate__() if "__getstate__" in nn.Module.__dict__ else module.__dict__
     of_twin = twin.__dict__
     for key, value in state.items():
         kind = type(value)
@@ -138,27 +141,28 @@ def _give_state(module: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> Non
         of_twin[key] = found
 
 
-def _stands_for(standing: nn.Module, layer: nn.Module, memo: dict[int, Any]) -> bool:
-    """Let the twin of a layer stand for another one, if that is alike."""
+def _stands_for(standing: Sequence[nn.Module], layer: nn.Module, memo: dict[int, Any]) -> bool:
+    """Let the twin of a layer stand for another one, if that is alike. Of the first, all modules are given."""
     own: dict[int, Any] = {}
-    for mine, its in zip(inner(layer), inner(standing), strict=True):
+    for mine, its in zip(inner(layer), standing, strict=True):
         if not _are_alike(mine, its):
             return False
-        for each, other in ((mine, its), *zip(_tensors_of(mine), _tensors_of(its), strict=True)):
+        tensors = zip(mine._parameters.values(), its._parameters.values(), strict=True)
+        buffers = zip(mine._buffers.values(), its._buffers.values(), strict=True)
+        for each, other in ((mine, its), *tensors, *buffers):
             if each is other:
                 continue
-            twin = memo.get(id(other))
-            if twin is None or id(each) in memo or own.setdefault(id(each), twin) is not twin:
+            key, twin = id(each), memo[id(other)]
+            if key in memo or own.setdefault(key, twin) is not twin:
                 return False  # it is shared with something else
     memo.update(own)
     return True
 
 
-def _are_alike(one: nn.Module, other: nn.Module) -> bool:
+def _are_alike(one: Any, other: Any) -> bool:
     """Whether nobody can tell two modules apart, but by what is in their children, and by numbers that count layers."""
     mine, its = one.__dict__, other.__dict__
-    kind: Any = type(one)
-    if kind is not type(other) or mine.keys() != its.keys():
+    if type(one) is not type(other) or mine.keys() != its.keys():
         return False
     for key, value in mine.items():
         another = its[key]
@@ -176,7 +180,7 @@ def _are_alike(one: nn.Module, other: nn.Module) -> bool:
             if not _are_alike_tensors(value, another):
                 return False
         elif of is int or of is float:  # repeats.py has looked at those of others' classes
-            if value != another and kind.__module__.startswith("torch."):
+            if value != another and is_of_torch(one):
                 return False
         elif not _are_equal(value, another):
             return False
@@ -211,7 +215,7 @@ def _are_equal(one: Any, other: Any) -> bool:
     if kind is tuple:
         return len(one) == len(other) and all(map(_are_equal, one, other))
     if kind is set:
-        return one == other and all(type(each) is str for each in one)  # type: ignore[no-any-return]
+        return bool(one == other) and all(type(each) is str for each in one)
     return kind in _ATOMS and bool(one == other)
 
 

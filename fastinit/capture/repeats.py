@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -24,6 +25,7 @@ _FEWEST = 6  # so many equal layers are worth it
 _STACKS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _NO_ARGUMENTS = frozenset({"training", "_is_hf_initialized"})  # attributes that change after the building
 _PLAIN = frozenset({bool, str, type(None)})
+_CONTAINERS = frozenset({dict, OrderedDict, set, list})
 
 
 class Looks(NamedTuple):
@@ -42,14 +44,16 @@ class Looks(NamedTuple):
 
 
 def _look(module: nn.Module, fixed: list[Any], numbers: list[float]) -> None:
-    kind = type(module)
+    kind: Any = type(module)
     fixed.append(kind)
     for own_name, parameter in module._parameters.items():
         fixed.append(own_name)
         fixed.append(None if parameter is None else parameter.shape)
-    if not kind.__module__.startswith("torch."):
+    if not _is_of_torch(kind):
         for key, value in module.__dict__.items():
             of = type(value)
+            if of in _CONTAINERS:  # most are for hooks
+                continue
             if of is int or of is float:
                 fixed.append(key)
                 numbers.append(value)
@@ -61,6 +65,16 @@ def _look(module: nn.Module, fixed: list[Any], numbers: list[float]) -> None:
             fixed.append(name)
             _look(child, fixed, numbers)
     fixed.append(kind)
+
+
+def is_of_torch(module: Any) -> bool:
+    """Whether torch's authors wrote a module's class."""
+    return _is_of_torch(type(module))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_of_torch(module_type: Any) -> bool:  # mypy takes the types of modules for unhashable
+    return str(module_type.__module__).startswith("torch.")
 
 
 class Group(NamedTuple):
@@ -102,9 +116,9 @@ def repeats_of(modules: Sequence[nn.Module]) -> Repeats | None:
     groups: list[Group] = []
     inside: set[int] = set()
     kinds = [kind for kind, listed in in_lists.items()
-             if len(listed) >= _FEWEST and not kind.__module__.startswith("torch.")
+             if len(listed) >= _FEWEST and not _is_of_torch(kind)
              and len(of_class.get(kind, ())) == len(listed)]  # fmt: skip
-    kinds.sort(key=lambda kind: -sum(1 for _ in of_class[kind][0].modules()))  # what is in others has fewer modules
+    kinds.sort(key=lambda kind: -len(inner(of_class[kind][0])))  # what is in others has fewer modules
     for kind in kinds:
         every = of_class[kind]
         if not inside.isdisjoint(map(id, every)):
@@ -113,7 +127,8 @@ def repeats_of(modules: Sequence[nn.Module]) -> Repeats | None:
         if found:
             layers[kind] = every
             groups += found
-            inside.update(id(each) for layer in every for each in layer.modules())
+            if kind is not kinds[-1]:
+                inside.update(id(each) for layer in every for each in inner(layer))
     return Repeats(layers, groups) if groups else None
 
 
@@ -206,11 +221,14 @@ def pairs(
     while left:
         own, other = left.pop()
         number = left_out.get(id(own))
-        if not _are_of_one_class(own, other) or (number is None) == (id(other) in stands):
+        if number is not None:
+            if other is not standing[number] or found.setdefault(id(own), other) is not other:
+                return None
+            if own is not repeats.groups[number].left_out()[0]:  # its parts follow from how it looks
+                continue
+        elif id(other) in stands or found.setdefault(id(own), other) is not other:
             return None
-        if number is not None and other is not standing[number]:
-            return None
-        if own._modules.keys() != other._modules.keys() or found.setdefault(id(own), other) is not other:
+        if not _are_of_one_class(own, other) or own._modules.keys() != other._modules.keys():
             return None
         for name, child in own._modules.items():
             twin_child = other._modules[name]
@@ -218,6 +236,13 @@ def pairs(
                 return None
             if child is not None and twin_child is not None and found.get(id(child)) is not twin_child:
                 left.append((child, twin_child))
+    for group in repeats.groups:
+        first, *others = group.left_out()
+        parts = [(each, found[id(each)]) for each in inner(first)]
+        for layer in others:
+            for each, (its, other) in zip(inner(layer), parts, strict=True):
+                if each is not its and found.setdefault(id(each), other) is not other:
+                    return None
     for group in repeats.groups:
         # The numbers that count the layers must be those of the layers that were built.
         if any(Looks.of(each).numbers != Looks.of(found[id(each)]).numbers for each in group.read()):
@@ -231,9 +256,15 @@ def _are_of_one_class(one: Any, other: Any) -> bool:
     return kinds[0] is kinds[1] or (kinds[0].__name__ == kinds[1].__name__ and kinds[0].__bases__ == kinds[1].__bases__)
 
 
-def inner(layer: nn.Module) -> Iterator[nn.Module]:
+def inner(layer: nn.Module) -> list[nn.Module]:
     """All modules in a layer, in an order that is the same in layers that look alike."""
-    yield layer
-    for child in layer._modules.values():
+    found: list[nn.Module] = []
+    _add(layer, found)
+    return found
+
+
+def _add(module: nn.Module, found: list[nn.Module]) -> None:
+    found.append(module)
+    for child in module._modules.values():
         if child is not None:
-            yield from inner(child)
+            _add(child, found)

@@ -76,7 +76,7 @@ def _read(
     modules: Sequence[NamedModule], repeats: Repeats | None, failures: dict[int, str]
 ) -> dict[int, ModuleTapes] | None:
     """The tapes of all modules. With `repeats`, one layer stands for others. None: it cannot, as it turns out."""
-    copied = copied_on_meta(modules[0].module, () if repeats is None else repeats.groups)
+    copied = copied_on_meta([each.module for each in modules], () if repeats is None else repeats.groups)
     if copied is None:
         return None
     recorder = Recorder(0, on_meta=True)
