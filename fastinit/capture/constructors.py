@@ -184,6 +184,7 @@ def _sets_values(node: ast.AST) -> bool:
     return _SETS.search(name) is not None and name not in _SETS_NO_VALUES
 
 
+@lru_cache(maxsize=2**16)
 def _may_set(statement: ast.AST) -> bool:
     return any(map(_sets_values, ast.walk(statement)))
 

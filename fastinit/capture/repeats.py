@@ -67,14 +67,15 @@ def _look(module: nn.Module, fixed: list[Any], numbers: list[float]) -> None:
     fixed.append(kind)
 
 
-def is_of_torch(module: Any) -> bool:
+def is_of_torch(module: nn.Module) -> bool:
     """Whether torch's authors wrote a module's class."""
-    return _is_of_torch(type(module))
+    kind: Any = type(module)  # mypy takes the types of modules for unhashable
+    return _is_of_torch(kind)
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_of_torch(module_type: Any) -> bool:  # mypy takes the types of modules for unhashable
-    return str(module_type.__module__).startswith("torch.")
+def _is_of_torch(module_type: type) -> bool:
+    return module_type.__module__.startswith("torch.")
 
 
 class Group(NamedTuple):
