@@ -414,9 +414,9 @@ class Block(nn.Module):
 class Blocks(nn.Module):
     """A model that resets its layers, and may have code for all of them."""
 
-    def __init__(self, code: Any = None, *, layers: int = 9, for_all: Any = None) -> None:
+    def __init__(self, code: Any = None, *, layers: int = 9, for_all: Any = None, by_name: Any = None) -> None:
         super().__init__()
-        self.for_all = for_all
+        self.for_all, self.by_name = for_all, by_name
         given: Any = Given()
         if code is not None:
             given = types.SimpleNamespace(std=0.02, code=code)
@@ -424,6 +424,8 @@ class Blocks(nn.Module):
         self.head = nn.Linear(8, 8, bias=False)
 
     def init_weights(self) -> None:
+        if self.by_name is not None:
+            self.by_name(self)
         for index, layer in enumerate(map(as_any, self.layers) if self.for_all else ()):
             if self.for_all(index, len(self.layers) - 1):
                 layer.map.weight.zero_()
@@ -460,6 +462,35 @@ def raises(block: Any) -> None:
     raise KeyError("nobody home")
 
 
+def of_a_name(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if name == "layers.5.map":
+            nn.init.zeros_(as_any(module).weight)
+
+
+def of_a_parameters_name(model: Any) -> None:
+    for name, parameter in model.layers.named_parameters():
+        if name == "5.factor":
+            nn.init.zeros_(parameter)
+
+
+def of_a_childs_name(model: Any) -> None:
+    for name, child in model.layers.named_children():
+        if name == "5":
+            nn.init.zeros_(child.map.weight)
+
+
+def without_names(model: nn.Module) -> None:
+    model.apply(lambda module: nn.init.zeros_(module.bias) if isinstance(module, nn.Linear) and module.bias is not None
+                else None)  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.constant_(module.weight, 0.5)
+    for parameter in model.parameters():
+        if parameter.shape == (8,):
+            parameter.mul_(3.0)
+
+
 class Zeroing(nn.LayerNorm):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -469,6 +500,7 @@ RESET_ALIKE: dict[str, Callable[[], nn.Module]] = {
     "nothing": Blocks,
     "a table": lambda: Blocks(lambda block: block.factor.copy_(torch.arange(8.0))),
     "indices that count": lambda: Blocks(lambda block: nn.init.constant_(block.factor, float(block.index >= 0))),
+    "without names": lambda: Blocks(by_name=without_names),
     "hooks of the first": changed(lambda block: block.register_load_state_dict_post_hook(print), at=0),
     "parents": lambda: changed(lambda block: None)().apply(lambda module: setattr(module, "note", ("a", 1))),
 }
@@ -480,6 +512,9 @@ RESET_BESIDE: dict[str, Callable[[], nn.Module]] = {
 }
 RESET_APART: dict[str, Callable[[], nn.Module]] = {
     **{how: lambda code=code: Blocks(for_all=code) for how, code in ZEROED.items()},  # type: ignore[misc]
+    "by the name of a module": lambda: Blocks(by_name=of_a_name),
+    "by the name of a parameter": lambda: Blocks(by_name=of_a_parameters_name),
+    "by the name of a child": lambda: Blocks(by_name=of_a_childs_name),
     "by index": lambda: Blocks(of_index),
     "looks at what it has drawn": lambda: Blocks(of_what_was_drawn),
     "an order": lambda: Blocks(in_an_order),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +27,58 @@ class Copied(NamedTuple):
 
     pairs: modules of the model and their twins, each twin once, in the order of `modules()`.
     twins: by the ids of modules; several layers have one where it stands for them.
+    names: whether the code of the copy has asked for the names of modules that are not all there.
     """
 
     model: nn.Module
     pairs: list[tuple[nn.Module, nn.Module]]
     twins: dict[int, nn.Module]
     tensors: list[Tensor]
+    names: Names
+
+
+class Names:
+    """Notes that somebody asks a module for the names below it, which have every module once.
+
+    Where one layer stands for others, their names are missing. Who asks for modules and parameters without names finds
+    what each of them would be given.
+    """
+
+    def __init__(self) -> None:
+        self.were_asked = False
+        self._without = 0
+
+    def watch(self, module: nn.Module) -> None:
+        attributes = module.__dict__
+        self.were_asked |= not attributes.keys().isdisjoint(_NAMED)  # somebody's own
+        for named, without in _NAMED.items():
+            attributes[named] = MethodType(self._noting(named), module)  # deepcopy binds methods anew
+            attributes[without] = MethodType(self._passing(without), module)
+
+    def _noting(self, name: str) -> Callable[..., Any]:
+        def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self.were_asked |= not self._without
+            return getattr(type(module), name)(module, *args, **kwargs)
+
+        return method
+
+    def _passing(self, name: str) -> Callable[..., Any]:
+        def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self._without += 1
+            try:
+                return iter(list(getattr(type(module), name)(module, *args, **kwargs)))
+            finally:
+                self._without -= 1
+
+        return method
+
+
+_NAMED = {
+    "named_modules": "modules",
+    "named_children": "children",
+    "named_parameters": "parameters",
+    "named_buffers": "buffers",
+}
 
 
 def copied_on_meta(every: Sequence[nn.Module], groups: Sequence[Group] = ()) -> Copied | None:
@@ -69,7 +116,13 @@ def copied_on_meta(every: Sequence[nn.Module], groups: Sequence[Group] = ()) -> 
         if _is_plain(type(module)):  # type: ignore[arg-type]
             _give_state(module, memo[key], memo)
     pairs = [(module, memo[key]) for key, module in modules.items()]
-    return _unmarked(Copied(memo[id(model)], pairs, {id(each): memo[id(each)] for each in every}, tensors))
+    names = Names()
+    holding = {id(memo[id(group.left_out()[0])]) for group in groups}
+    for _, twin in reversed(pairs):  # what is below comes first
+        if any(id(child) in holding for child in twin._modules.values()):
+            holding.add(id(twin))
+            names.watch(twin)
+    return _unmarked(Copied(memo[id(model)], pairs, {id(each): memo[id(each)] for each in every}, tensors, names))
 
 
 def _walk(module: nn.Module, left_out: Any, found: dict[int, nn.Module]) -> None:
@@ -96,7 +149,7 @@ def _deep_copy(model: nn.Module, memo: dict[int, Any], tensors: list[Tensor]) ->
     """The copy as the model's classes want it."""
     twin: nn.Module = copy.deepcopy(model, memo)
     pairs = list(zip(model.modules(), twin.modules(), strict=True))
-    return _unmarked(Copied(twin, pairs, {id(own): other for own, other in pairs}, tensors))
+    return _unmarked(Copied(twin, pairs, {id(own): other for own, other in pairs}, tensors, Names()))
 
 
 def _unmarked(copied: Copied) -> Copied:

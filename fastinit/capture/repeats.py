@@ -1,13 +1,16 @@
 """Layers that a model has many of, and a way to build the model again without building all of them.
 
 What the code of equal layers gives is read from a few of them: the first, the second, the third and the last. The
-others are left out of the building: in their place stands the third one, so that the model has all of its layers when
-code walks over them, under their numbers. Who reads such a model has to see that the four agree.
+others are left out of the building, or of the copy whose reset code is run (copies.py): in their place stands the third
+one, so that the model has all of its layers when code walks over them, under their numbers. Who reads such a model has
+to see that the four agree.
 
 So code is seen that treats layers by their number or depth: the first and the last show what grows, the first two what
 changes from layer to layer, and the third whatever is done to any layer between them once the layers are built. Only
 this is not seen: a constructor that gives layers in the middle alone something else, by an argument that leaves no
-trace in the attributes, shapes and classes of the layer. Reading every layer is for exact numbers (`Authors.exactly`).
+trace in the attributes, shapes and classes of the layer; and code of the constructor that knows layers in the middle
+alone by the names that `named_modules` gives, which has every module once. Reading every layer is for exact numbers
+(`Authors.exactly`).
 """
 
 from __future__ import annotations
@@ -119,7 +122,7 @@ def repeats_of(modules: Sequence[nn.Module]) -> Repeats | None:
     kinds = [kind for kind, listed in in_lists.items()
              if len(listed) >= _FEWEST and not _is_of_torch(kind)
              and len(of_class.get(kind, ())) == len(listed)]  # fmt: skip
-    kinds.sort(key=lambda kind: -len(inner(of_class[kind][0])))  # what is in others has fewer modules
+    kinds.sort(key=lambda kind: -sum(1 for _ in of_class[kind][0].modules()))  # what is in others has fewer modules
     for kind in kinds:
         every = of_class[kind]
         if not inside.isdisjoint(map(id, every)):

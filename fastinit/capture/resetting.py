@@ -100,7 +100,7 @@ def _read(
                 recorder.forget_tensor(tensor)
 
     recorded(reset, recorder)
-    if repeats is not None and (failures or recorder.has_shown):
+    if repeats is not None and (failures or recorder.has_shown or copied.names.were_asked):
         return None
     taped: dict[int, ModuleTapes] = {}  # by the id of a twin
     for own in modules:
