@@ -394,6 +394,7 @@ class Block(nn.Module):
         super().__init__()
         self.index, self.given, self.stds, self.kind = index, given, (0.1, 0.2), "usual"
         self.map, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+        self.convolution = nn.Conv1d(8, 8, 1)  # which has a __setstate__
         self.factor = nn.Parameter(torch.ones(8))
         self.register_buffer("mask", torch.ones(8), persistent=False)
 

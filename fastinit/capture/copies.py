@@ -104,14 +104,14 @@ def copied_on_meta(every: Sequence[nn.Module], groups: Sequence[Group] = ()) -> 
         kind: Any = type(module)
         if _is_plain(kind):
             memo[key] = kind.__new__(kind)
+    for module in modules.values():
+        if not _is_plain(type(module)):  # type: ignore[arg-type]
+            copy.deepcopy(module, memo)
     for group in groups:
         standing, *others = group.left_out()
         parts = inner(standing)
         if not all(_stands_for(parts, layer, memo) for layer in others):
             return None
-    for module in modules.values():
-        if not _is_plain(type(module)):  # type: ignore[arg-type]
-            copy.deepcopy(module, memo)
     for key, module in modules.items():
         if _is_plain(type(module)):  # type: ignore[arg-type]
             _give_state(module, memo[key], memo)
