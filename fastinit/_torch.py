@@ -55,6 +55,10 @@ SET_GRAD_ENABLED: Any = getattr(torch._C, "_set_grad_enabled", None)
 # The function of torch.nn.init in which truncated normal values are drawn. The public one calls it by this name.
 TRUNC_NORMAL = "_no_grad_trunc_normal_" if hasattr(nn.init, "_no_grad_trunc_normal_") else "trunc_normal_"
 
+# The functions of torch.nn.init in which it writes constants, without asking a mode before it switches gradients off.
+ZEROS = "_no_grad_zero_" if hasattr(nn.init, "_no_grad_zero_") else "zeros_"
+CONSTANTS = "_no_grad_fill_" if hasattr(nn.init, "_no_grad_fill_") else "constant_"
+
 FANS = "_calculate_fan_in_and_fan_out"  # the function of torch.nn.init by which its others find the fans
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import threading
+import types
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from conftest import library_of_models
 from torch import nn
 
 import fastinit
-from fastinit.capture import builders, repeats
+from fastinit.capture import builders, repeats, resetting
 from fastinit.capture.tapes import Taped
 from fastinit.rules.roles import Roles
 
@@ -373,6 +374,206 @@ def test_a_thread_that_finds_another_one_at_it_reads_every_layer(monkeypatch: py
         rows, built = read(model, monkeypatch, whole=False)
     assert built == 9
     assert_equal_rows(rows, read(model, monkeypatch, whole=False)[0])
+
+
+# ---- and of many equal layers, few are reset ----
+
+
+class Given(NamedTuple):
+    """What a layer is given: a list is an object of its own."""
+
+    std: float = 0.02
+
+
+class Block(nn.Module):
+    """A layer with reset code, which looks at what the layer holds."""
+
+    resets = 0
+
+    def __init__(self, index: int, given: Given) -> None:
+        super().__init__()
+        self.index, self.given, self.stds, self.kind = index, given, (0.1, 0.2), "usual"
+        self.map, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+        self.convolution = nn.Conv1d(8, 8, 1)  # which has a __setstate__
+        self.factor = nn.Parameter(torch.ones(8))
+        self.register_buffer("mask", torch.ones(8), persistent=False)
+
+    def reset_parameters(self) -> None:
+        Block.resets += 1
+        code = getattr(self.given, "code", None)
+        nn.init.normal_(self.map.weight, std=self.given.std)
+        nn.init.constant_(self.norm.weight, 1.0 + self.norm.eps)
+        nn.init.constant_(self.factor, 0.1 if self.kind == "usual" else 0.3)
+        if not self.mask.dtype.is_floating_point or not self.map.weight.requires_grad:
+            nn.init.zeros_(self.map.weight)
+        if getattr(self.factor, "is_special", False) or self._forward_hooks or self.stds[0] != 0.1:
+            nn.init.zeros_(self.factor)
+        if code is not None:
+            code(self)
+
+
+class Blocks(nn.Module):
+    """A model that resets its layers, and may have code for all of them."""
+
+    def __init__(self, code: Any = None, *, layers: int = 9, for_all: Any = None, by_name: Any = None) -> None:
+        super().__init__()
+        self.for_all, self.by_name = for_all, by_name
+        given: Any = Given()
+        if code is not None:
+            given = types.SimpleNamespace(std=0.02, code=code)
+        self.layers = nn.ModuleList(Block(index, given) for index in range(layers))
+        self.head = nn.Linear(8, 8, bias=False)
+
+    def init_weights(self) -> None:
+        if self.by_name is not None:
+            self.by_name(self)
+        for index, layer in enumerate(map(as_any, self.layers) if self.for_all else ()):
+            if self.for_all(index, len(self.layers) - 1):
+                layer.map.weight.zero_()
+
+
+def changed(change: Callable[[Any], object], at: int = 5) -> Callable[[], Blocks]:
+    def make() -> Blocks:
+        model = Blocks()
+        change(model.layers[at])
+        return model
+
+    return make
+
+
+def tied() -> Blocks:
+    model = Blocks()
+    as_any(model.layers[5]).map.weight = model.head.weight
+    return model
+
+
+def of_index(block: Any) -> None:
+    nn.init.constant_(block.factor, float(block.index))
+
+
+def of_what_was_drawn(block: Any) -> None:
+    nn.init.constant_(block.factor, block.map.weight[0, 0].item())
+
+
+def in_an_order(block: Any) -> None:
+    block.factor.copy_(torch.randperm(8).float())
+
+
+def raises(block: Any) -> None:
+    raise KeyError("nobody home")
+
+
+def of_a_name(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if name == "layers.5.map":
+            nn.init.zeros_(as_any(module).weight)
+
+
+def of_a_parameters_name(model: Any) -> None:
+    for name, parameter in model.layers.named_parameters():
+        if name == "5.factor":
+            nn.init.zeros_(parameter)
+
+
+def of_a_childs_name(model: Any) -> None:
+    for name, child in model.layers.named_children():
+        if name == "5":
+            nn.init.zeros_(child.map.weight)
+
+
+def without_names(model: nn.Module) -> None:
+    model.apply(lambda module: nn.init.zeros_(module.bias) if isinstance(module, nn.Linear) and module.bias is not None
+                else None)  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.constant_(module.weight, 0.5)
+    for parameter in model.parameters():
+        if parameter.shape == (8,):
+            parameter.mul_(3.0)
+
+
+class Zeroing(nn.LayerNorm):
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
+RESET_ALIKE: dict[str, Callable[[], nn.Module]] = {
+    "nothing": Blocks,
+    "a table": lambda: Blocks(lambda block: block.factor.copy_(torch.arange(8.0))),
+    "indices that count": lambda: Blocks(lambda block: nn.init.constant_(block.factor, float(block.index >= 0))),
+    "without names": lambda: Blocks(by_name=without_names),
+    "hooks of the first": changed(lambda block: block.register_load_state_dict_post_hook(print), at=0),
+    "parents": lambda: changed(lambda block: None)().apply(lambda module: setattr(module, "note", ("a", 1))),
+}
+# One layer is seen to be another one, and is read beside the four.
+RESET_BESIDE: dict[str, Callable[[], nn.Module]] = {
+    "another word": changed(lambda block: setattr(block, "kind", "special")),
+    "another tuple": changed(lambda block: setattr(block, "stds", (0.3, 0.2))),
+    "another class": changed(lambda block: setattr(block, "norm", Zeroing(8))),
+}
+RESET_APART: dict[str, Callable[[], nn.Module]] = {
+    **{how: lambda code=code: Blocks(for_all=code) for how, code in ZEROED.items()},  # type: ignore[misc]
+    "by the name of a module": lambda: Blocks(by_name=of_a_name),
+    "by the name of a parameter": lambda: Blocks(by_name=of_a_parameters_name),
+    "by the name of a child": lambda: Blocks(by_name=of_a_childs_name),
+    "by index": lambda: Blocks(of_index),
+    "looks at what it has drawn": lambda: Blocks(of_what_was_drawn),
+    "an order": lambda: Blocks(in_an_order),
+    "raises": lambda: Blocks(raises),
+    "another object": changed(lambda block: setattr(block, "given", Given(0.5))),
+    "an equal object": changed(lambda block: setattr(block, "given", Given())),
+    "another number of torch": changed(lambda block: setattr(block.norm, "eps", 0.5)),
+    "another dtype of a buffer": changed(lambda block: setattr(block, "mask", torch.ones(8, dtype=torch.int64))),
+    "another mode": changed(lambda block: block.norm.eval()),
+    "frozen": changed(lambda block: block.map.weight.requires_grad_(False)),
+    "an attribute of a parameter": changed(lambda block: setattr(block.factor, "is_special", True)),
+    "a hook": changed(lambda block: block.register_forward_hook(print)),
+    "code of its own": changed(lambda block: setattr(block, "reset_parameters", lambda: block.given)),
+    "tied": tied,
+}
+
+
+def reset_and_read(model: nn.Module, monkeypatch: pytest.MonkeyPatch, *, whole: bool) -> tuple[Any, int]:
+    """The rows and warnings of a plan, and how many layers were reset for it."""
+    with monkeypatch.context() as patch:
+        if whole:
+            patch.setattr(resetting, "repeats_of", lambda modules: None)
+        Block.resets = 0
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            rows = fastinit.plan(model, "kaiming_normal", seed=0).rows
+    return (rows, [str(each.message) for each in told]), Block.resets
+
+
+@pytest.mark.parametrize("how", [*RESET_ALIKE, *RESET_BESIDE, *RESET_APART])
+def test_four_of_equal_layers_are_reset_for_all(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    model = {**RESET_ALIKE, **RESET_BESIDE, **RESET_APART}[how]()
+    (rows, told), resets = reset_and_read(model, monkeypatch, whole=False)
+    (others, told_of_whole), of_whole = reset_and_read(model, monkeypatch, whole=True)
+    assert_equal_rows(rows, others)
+    assert told == told_of_whole
+    few = 4 if how in RESET_ALIKE else 5
+    assert of_whole >= 8 and (resets >= of_whole if how in RESET_APART else resets == few)
+
+
+def test_exact_numbers_are_of_a_reset_of_every_layer() -> None:
+    Block.resets = 0
+    fastinit.plan(Blocks(), "own", seed=0)
+    assert Block.resets == 9
+
+
+def test_layers_that_refer_to_each_other_stay_so_in_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code finds every layer, under any name, in the copy; and what is shared is shared."""
+
+    def neighbours(block: Any) -> None:
+        of_copy = block.given.layers
+        assert len(of_copy) == 9 and any(each is block for each in of_copy) and all(each.map for each in of_copy)
+        assert block.given is of_copy[4].given and block.given is not model.layers[0].given
+
+    model: Any = Blocks(neighbours)
+    model.layers[0].given.layers = list(model.layers)
+    (rows, told), resets = reset_and_read(model, monkeypatch, whole=False)
+    assert resets == 4 and not told and {row.reason for row in rows if "factor" in row.name} == {"author: 0.1"}
 
 
 TRANSFORMERS: dict[str, dict[str, Any]] = {

@@ -126,6 +126,7 @@ for module, name in (
     ("torch._subclasses.fake_tensor", "FakeTensor"),
     ("torch.nn.init", "_no_grad_fill_"),
     ("torch.nn.init", "_no_grad_uniform_"),
+    ("torch.nn.init", "_no_grad_zero_"),
     ("torch.nn.modules.batchnorm", "_NormBase"),
     ("torch.nn.modules.conv", "_ConvNd"),
     ("torch.nn.utils.parametrizations", "_Orthogonal"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastinit.capture.contexts import name_draws
 from fastinit.capture.graph import Geometry, View, draws_of
 from fastinit.capture.recorder import Recorder
+from fastinit.capture.repeats import Repeats, inner
 from fastinit.capture.tapes import Tape, Taped, distribution_of, is_complete
 from fastinit.schemes.distributions import Constant, Distribution
 
@@ -109,6 +110,23 @@ def _agree(one: Author | None, other: Author | None) -> bool:
     both = one.distribution, other.distribution
     tables = [each.tape.replay(0) for each in both if type(each) is Taped and one.kind == "table"]
     return len(tables) == 2 and torch.equal(*tables)
+
+
+def agree(repeats: Repeats, twins: Mapping[int, nn.Module], taped: Mapping[int, ModuleTapes]) -> bool:
+    """Whether the layers that were read are all given the same, so that one of them can stand for those left out.
+
+    twins: by the ids of the model's modules. taped: by the ids of twins.
+    """
+    # Only a whole twin makes all calls, which some numbers follow from.
+    if any(each.counts_calls() for each in taped.values()):
+        return False
+    for group in repeats.groups:
+        first, *others = (twins[id(layer)] for layer in group.read())
+        for each in zip(inner(first), *map(inner, others), strict=True):
+            found = [taped[id(module)] for module in each if id(module) in taped]
+            if found and not (len(found) == len(each) and all(map(found[0].agrees, found[1:]))):
+                return False
+    return True
 
 
 class _Told:

@@ -9,13 +9,13 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastinit.capture.answers import ModuleTapes, parameters_of, tapes_of_module
+from fastinit.capture.answers import ModuleTapes, agree, parameters_of, tapes_of_module
 from fastinit.capture.contexts import recorded
 from fastinit.capture.recorder import Recorder
-from fastinit.capture.repeats import built_without, inner, pairs, repeats_of
-from fastinit.distributed.held import global_shape
+from fastinit.capture.repeats import built_without, pairs, repeats_of
+from fastinit.distributed.held import are_plain, global_shape
 from fastinit.run.names import NamedModule, named_modules
 
 
@@ -37,6 +37,8 @@ def builder_of(module: Any) -> Builder | None:
     """How to build a module of another library again; None where nobody says."""
     kind: Any = type(module)
     of = libraries(kind)
+    if not of and "pretrained_cfg" not in module.__dict__:  # as nearly always
+        return None
     own: Any = next(base for base in kind.__mro__ if not base.__module__.startswith("torch."))
     if "PeftModel" in of and (peft := sys.modules.get("peft")) is not None:
         base = builder_of(module.get_base_model())
@@ -121,23 +123,16 @@ def _abridged_twin(builder: Builder, reason: str, modules: Sequence[NamedModule]
         return None
     read: dict[int, _TwinModule] = {}  # by the id of a module of the twin
     found: _Twin = {}
-    for name, module in ((each.name, each.module) for each in modules):
-        twin = twins.get(id(module))
+    for each in modules:
+        twin = twins.get(id(each.module))
         if twin is None:
             return None
-        if parameters_of(twin):
+        if twin._parameters and parameters_of(twin):
             if id(twin) not in read:
-                read[id(twin)] = _twin_module(recorder, name, twin, reason)
-            found[name] = read[id(twin)]
-    # Only a whole twin makes all calls, which some numbers follow from.
-    if any(each.taped.counts_calls() for each in read.values()):
+                read[id(twin)] = _twin_module(recorder, each.name, twin, reason)
+            found[each.name] = read[id(twin)]
+    if not agree(repeats, twins, {key: each.taped for key, each in read.items()}):
         return None
-    for group in repeats.groups:
-        first, *others = (twins[id(layer)] for layer in group.read())
-        for each in zip(inner(first), *map(inner, others), strict=True):
-            taped = [read[id(module)].taped for module in each if id(module) in read]
-            if taped and not (len(taped) == len(each) and all(map(taped[0].agrees, taped[1:]))):
-                return None
     return found
 
 
@@ -158,13 +153,25 @@ def read_building(
     if twin is None:
         return False
     told: dict[int, ModuleTapes] = {}
+    every = (each for of in modules for each in of.module._parameters.values() if each is not None)
+    shape_of = _shape if are_plain(list(every)) else global_shape
     for each in modules:
         if each.module._parameters and (own := parameters_of(each.module)):
             other = twin.get(each.name)
-            if other is None or other.shapes != {key: global_shape(parameter) for key, parameter in own.items()}:
+            if other is None or not _have_shapes(own, other.shapes, shape_of):
                 return False
             told[id(each.module)] = other.taped
     if len(told) != len(twin):
         return False
     found.update(told)
     return True
+
+
+def _have_shapes(
+    parameters: dict[str, Tensor], shapes: dict[str, torch.Size], shape_of: Callable[[Tensor], torch.Size]
+) -> bool:
+    return parameters.keys() == shapes.keys() and all(shape_of(each) == shapes[key] for key, each in parameters.items())
+
+
+def _shape(tensor: Tensor) -> torch.Size:
+    return tensor.shape

@@ -240,6 +240,9 @@ ASKING: dict[str, Callable[..., Any]] = {
 _COMPOSED: tuple[Callable[..., Distribution], ...] = (_trunc_normal, _orthogonal, _sparse, _eye, _dirac)
 FILLS |= {function: Filling(make) for function, make in zip(ASKING.values(), _COMPOSED, strict=True)}
 
+# Without a mode, as the functions above: to ask it takes three calls, since gradients are switched off around them.
+CONSTANTS: dict[str, Filling] = {_torch.ZEROS: Filling(_zero), _torch.CONSTANTS: Filling(_constant)}
+
 # Factories of random numbers, and the factories of their memory.
 DRAWING: dict[Any, Distribution] = {
     torch.randn: Normal(0.0, 1.0),

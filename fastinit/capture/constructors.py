@@ -285,6 +285,7 @@ def _is_of_elements(node: ast.expr) -> bool:
     return key is not None and not (isinstance(key, ast.Constant) and isinstance(key.value, str))
 
 
+@lru_cache(maxsize=2**16)
 def _may_set(statement: ast.AST) -> bool:
     return any(map(_sets_values, ast.walk(statement)))
 

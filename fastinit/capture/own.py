@@ -16,15 +16,11 @@ from torch import nn
 from fastinit.capture.answers import Author, ModuleTapes, author_of, interned
 from fastinit.capture.builders import builder_of, read_building
 from fastinit.capture.constructors import runs_of, told_of
+from fastinit.capture.repeats import is_of_torch
 from fastinit.capture.resetting import cannot_run, modules_with_code, read_resetting, tells, tells_of_all
 from fastinit.capture.tapes import has_tapes, is_complete, tape_of, with_tapes
 from fastinit.run.names import NamedModule, named_modules, unwrapped
 from fastinit.schemes.distributions import Constant
-
-
-def _is_of_torch(module_type: type) -> bool:
-    return module_type.__module__.startswith("torch.")
-
 
 _NO_CONSTANTS: dict[str, Author] = {}
 AS_MADE = "as its constructor makes it"
@@ -55,6 +51,7 @@ class Authors:
         self._read: dict[int, ModuleTapes] | None = None  # by the ids of modules
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
+        self._told: dict[int, Hashable] = {}  # by the ids of modules
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
         self._unread: set[tuple[int, str]] = set()
 
@@ -111,9 +108,13 @@ class Authors:
 
     def told(self, module: nn.Module) -> Hashable:
         """What the code gives all parameters of `module`: equal where two modules are told the same."""
+        key = id(module)
+        if key in self._told:
+            return self._told[key]
         if not has_tapes(module):
             taped = self._taped(module)
-            return None if taped is None else taped.told()
+            self._told[key] = None if taped is None else taped.told()
+            return self._told[key]
         authors = ((own_name, self.of(module, own_name)) for own_name in module._parameters)
         return interned(tuple((own_name, each.kind, each.distribution) for own_name, each in authors))
 
@@ -138,7 +139,7 @@ class Authors:
     def _taped(self, module: nn.Module) -> ModuleTapes | None:
         """The tapes of the code that tells of a module; None if none tells."""
         if not self._everything and not self.tell_of(module):
-            return self._attempt(module).get(id(module)) if _is_of_torch(type(module)) else None
+            return self._attempt(module).get(id(module)) if is_of_torch(module) else None
         if self._read is None:
             self._read = self._attempt(unwrapped(self._model))
         return self._read.get(id(module))
@@ -211,5 +212,5 @@ def _read(modules: Sequence[NamedModule], failures: dict[int, str], *, exact: bo
             if read_building(within, builder, found, exact=exact):
                 rebuilt.add(each.name)
         if "" not in rebuilt:
-            read_resetting(modules[0].module, found, failures)
+            read_resetting(modules, found, failures, exact=exact)
     return found

@@ -54,6 +54,8 @@ class Patches:
             name = getattr(function, "__name__", "")
             if calls.ASKING.get(name) is function or calls.HANDED_ON.get(name) is function:
                 self.add(nn.init, name, _recording(function, filling))
+        for name, filling in calls.CONSTANTS.items():
+            self.add(nn.init, name, _recording(getattr(nn.init, name), filling))
         self.add(nn.init, _torch.FANS, _looking(getattr(nn.init, _torch.FANS)))
 
     def add(self, owner: Any, name: str, function: Callable[..., Any]) -> None:

@@ -1,20 +1,24 @@
 """Layers that a model has many of, and a way to build the model again without building all of them.
 
 What the code of equal layers gives is read from a few of them: the first, the second, the third and the last. The
-others are left out of the building: in their place stands the third one, so that the model has all of its layers when
-code walks over them, under their numbers. Who reads such a model has to see that the four agree.
+others are left out of the building, or of the copy whose reset code is run (copies.py): in their place stands the third
+one, so that the model has all of its layers when code walks over them, under their numbers. Who reads such a model has
+to see that the four agree.
 
 So code is seen that treats layers by their number or depth: the first and the last show what grows, the first two what
 changes from layer to layer, and the third whatever is done to any layer between them once the layers are built. Only
 this is not seen: a constructor that gives layers in the middle alone something else, by an argument that leaves no
-trace in the attributes, shapes and classes of the layer. Reading every layer is for exact numbers (`Authors.exactly`).
+trace in the attributes, shapes and classes of the layer; and code of the constructor that knows layers in the middle
+alone by the names that `named_modules` gives, which has every module once. Reading every layer is for exact numbers
+(`Authors.exactly`).
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -24,6 +28,7 @@ _FEWEST = 6  # so many equal layers are worth it
 _STACKS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _NO_ARGUMENTS = frozenset({"training", "_is_hf_initialized"})  # attributes that change after the building
 _PLAIN = frozenset({bool, str, type(None)})
+_CONTAINERS = frozenset({dict, OrderedDict, set, list})
 
 
 class Looks(NamedTuple):
@@ -42,14 +47,16 @@ class Looks(NamedTuple):
 
 
 def _look(module: nn.Module, fixed: list[Any], numbers: list[float]) -> None:
-    kind = type(module)
+    kind: Any = type(module)
     fixed.append(kind)
     for own_name, parameter in module._parameters.items():
         fixed.append(own_name)
         fixed.append(None if parameter is None else parameter.shape)
-    if not kind.__module__.startswith("torch."):
+    if not _is_of_torch(kind):
         for key, value in module.__dict__.items():
             of = type(value)
+            if of in _CONTAINERS:  # most are for hooks
+                continue
             if of is int or of is float:
                 fixed.append(key)
                 numbers.append(value)
@@ -61,6 +68,17 @@ def _look(module: nn.Module, fixed: list[Any], numbers: list[float]) -> None:
             fixed.append(name)
             _look(child, fixed, numbers)
     fixed.append(kind)
+
+
+def is_of_torch(module: nn.Module) -> bool:
+    """Whether torch's authors wrote a module's class."""
+    kind: Any = type(module)  # mypy takes the types of modules for unhashable
+    return _is_of_torch(kind)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_of_torch(module_type: type) -> bool:
+    return module_type.__module__.startswith("torch.")
 
 
 class Group(NamedTuple):
@@ -102,7 +120,7 @@ def repeats_of(modules: Sequence[nn.Module]) -> Repeats | None:
     groups: list[Group] = []
     inside: set[int] = set()
     kinds = [kind for kind, listed in in_lists.items()
-             if len(listed) >= _FEWEST and not kind.__module__.startswith("torch.")
+             if len(listed) >= _FEWEST and not _is_of_torch(kind)
              and len(of_class.get(kind, ())) == len(listed)]  # fmt: skip
     kinds.sort(key=lambda kind: -sum(1 for _ in of_class[kind][0].modules()))  # what is in others has fewer modules
     for kind in kinds:
@@ -113,7 +131,8 @@ def repeats_of(modules: Sequence[nn.Module]) -> Repeats | None:
         if found:
             layers[kind] = every
             groups += found
-            inside.update(id(each) for layer in every for each in layer.modules())
+            if kind is not kinds[-1]:
+                inside.update(id(each) for layer in every for each in inner(layer))
     return Repeats(layers, groups) if groups else None
 
 
@@ -206,11 +225,14 @@ def pairs(
     while left:
         own, other = left.pop()
         number = left_out.get(id(own))
-        if not _are_of_one_class(own, other) or (number is None) == (id(other) in stands):
+        if number is not None:
+            if other is not standing[number] or found.setdefault(id(own), other) is not other:
+                return None
+            if own is not repeats.groups[number].left_out()[0]:  # its parts follow from how it looks
+                continue
+        elif id(other) in stands or found.setdefault(id(own), other) is not other:
             return None
-        if number is not None and other is not standing[number]:
-            return None
-        if own._modules.keys() != other._modules.keys() or found.setdefault(id(own), other) is not other:
+        if not _are_of_one_class(own, other) or own._modules.keys() != other._modules.keys():
             return None
         for name, child in own._modules.items():
             twin_child = other._modules[name]
@@ -218,6 +240,13 @@ def pairs(
                 return None
             if child is not None and twin_child is not None and found.get(id(child)) is not twin_child:
                 left.append((child, twin_child))
+    for group in repeats.groups:
+        first, *others = group.left_out()
+        parts = [(each, found[id(each)]) for each in inner(first)]
+        for layer in others:
+            for each, (its, other) in zip(inner(layer), parts, strict=True):
+                if each is not its and found.setdefault(id(each), other) is not other:
+                    return None
     for group in repeats.groups:
         # The numbers that count the layers must be those of the layers that were built.
         if any(Looks.of(each).numbers != Looks.of(found[id(each)]).numbers for each in group.read()):
@@ -231,9 +260,15 @@ def _are_of_one_class(one: Any, other: Any) -> bool:
     return kinds[0] is kinds[1] or (kinds[0].__name__ == kinds[1].__name__ and kinds[0].__bases__ == kinds[1].__bases__)
 
 
-def inner(layer: nn.Module) -> Iterator[nn.Module]:
+def inner(layer: nn.Module) -> list[nn.Module]:
     """All modules in a layer, in an order that is the same in layers that look alike."""
-    yield layer
-    for child in layer._modules.values():
+    found: list[nn.Module] = []
+    _add(layer, found)
+    return found
+
+
+def _add(module: nn.Module, found: list[nn.Module]) -> None:
+    found.append(module)
+    for child in module._modules.values():
         if child is not None:
-            yield from inner(child)
+            _add(child, found)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastinit._torch import typed_like
-from fastinit.capture.answers import ModuleTapes, tapes_of_module
+from fastinit.capture.answers import ModuleTapes, agree, tapes_of_module
 from fastinit.capture.builders import libraries
 from fastinit.capture.constructors import Told, runs_of, set_after, set_before
 from fastinit.capture.contexts import recorded
+from fastinit.capture.copies import copied_on_meta
 from fastinit.capture.recorder import Recorder
-from fastinit.distributed.held import global_shape
-from fastinit.run.names import NamedModule, named_modules
+from fastinit.capture.repeats import Repeats, repeats_of
+from fastinit.run.names import NamedModule
 
 
 def cannot_run(code: str, error: Exception) -> str:
@@ -59,34 +57,56 @@ def tells(module_type: type) -> bool:
     return _has_reset_code(module_type) or bool(libraries(module_type))
 
 
-def read_resetting(model: nn.Module, found: dict[int, ModuleTapes], failures: dict[int, str]) -> None:
-    """Run the model's reset code on a copy of the model."""
-    twin, tensors = _copy_on_meta(model)
-    recorder = Recorder(0, on_meta=True)
-    for tensor in tensors:
-        recorder.watch(tensor)
+def read_resetting(
+    modules: Sequence[NamedModule], found: dict[int, ModuleTapes], failures: dict[int, str], *, exact: bool
+) -> None:
+    """Run the model's reset code on a copy of the model. `modules` are all of it, itself first.
 
-    pairs = list(zip(model.modules(), twin.modules(), strict=True))
-    twins = {id(module): other for module, other in pairs}
+    Unless this is to be exact, a copy with a few of many equal layers is tried first.
+    """
+    repeats = None if exact else repeats_of([each.module for each in modules])
+    read = None if repeats is None else _read(modules, repeats, {})
+    if read is None:
+        read = _read(modules, None, failures)
+    assert read is not None
+    for key, taped in read.items():
+        if (before := found.get(key)) is not None:
+            taped = ModuleTapes(
+                {**taped.tapes, **{name: each for name, each in before.tapes.items() if each is not None}}
+            )
+        found[key] = taped
+
+
+def _read(
+    modules: Sequence[NamedModule], repeats: Repeats | None, failures: dict[int, str]
+) -> dict[int, ModuleTapes] | None:
+    """The tapes of all modules. With `repeats`, one layer stands for others. None: it cannot, as it turns out."""
+    copied = copied_on_meta([each.module for each in modules], () if repeats is None else repeats.groups)
+    if copied is None:
+        return None
+    model = modules[0].module
+    recorder = Recorder(0, on_meta=True)
+    for tensor in copied.tensors:
+        recorder.watch(tensor)
 
     def reset() -> None:
         with torch.no_grad():
-            for module, other in reversed(pairs):  # as they were constructed
+            for module, other in reversed(copied.pairs):  # as they were constructed
                 set_to(set_before(module))
                 code = _reset_code(other)
                 attempt(module, other, code)
                 for run in runs_of(module):
                     if code is None or run.path or run.code != code[0]:
                         of: Any = run.of(module)
-                        attempt(of, twins[id(of)], (str(run), partial(run.again, other)))
+                        attempt(of, copied.twins[id(of)], (str(run), partial(run.again, other)))
                 set_to(set_after(module))
-            code = _reset_code_of_model(twin)
+            code = _reset_code_of_model(copied.model)
             if code is not None and not any(run.code == code[0] and not run.path for run in runs_of(model)):
-                attempt(model, twin, code)
+                attempt(model, copied.model, code)
 
     def set_to(told_of: dict[tuple[int, str], Told | None]) -> None:
         for (key, own_name), told in told_of.items():
-            _set(recorder, twins[key]._parameters[own_name], told)
+            _set(recorder, copied.twins[key]._parameters[own_name], told)
 
     def attempt(of: nn.Module, other: nn.Module, code: tuple[str, Callable[[], Any]] | None) -> None:
         if code is None:
@@ -99,13 +119,16 @@ def read_resetting(model: nn.Module, found: dict[int, ModuleTapes], failures: di
                 recorder.forget_tensor(tensor)
 
     recorded(reset, recorder)
-    for own, other in zip(named_modules(model), named_modules(twin), strict=True):
-        taped = tapes_of_module(recorder, other.module, "its reset code", partial(_canonical, own))
-        if (before := found.get(id(own.module))) is not None:
-            taped = ModuleTapes(
-                {**taped.tapes, **{name: each for name, each in before.tapes.items() if each is not None}}
-            )
-        found[id(own.module)] = taped
+    if repeats is not None and (failures or recorder.has_shown or copied.names.were_asked):
+        return None
+    taped: dict[int, ModuleTapes] = {}  # by the id of a twin
+    for own in modules:
+        twin = copied.twins[id(own.module)]
+        if id(twin) not in taped:
+            taped[id(twin)] = tapes_of_module(recorder, twin, "its reset code", partial(_canonical, own))
+    if repeats is not None and not agree(repeats, copied.twins, taped):
+        return None
+    return {id(own.module): taped[id(copied.twins[id(own.module)])] for own in modules}
 
 
 def _set(recorder: Recorder, parameter: Any, told: Told | None) -> None:
@@ -120,43 +143,6 @@ def _set(recorder: Recorder, parameter: Any, told: Told | None) -> None:
 
 def _canonical(of: NamedModule, own_name: str) -> str:
     return of.names_of(own_name)[0]
-
-
-def _copy_on_meta(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
-    """A deep copy of a model whose tensors are on meta, and these tensors. Nothing of the model is shared."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for holder in (module._parameters, module._buffers, module.__dict__):
-            for tensor in holder.values():
-                if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                    if holder is module.__dict__ and _is_number(tensor):
-                        memo[id(tensor)] = tensor.clone()  # strides of a head, say, of which its biases follow
-                    else:
-                        memo[id(tensor)] = _on_meta(tensor)
-        for each in module.__dict__.values():  # a module has a dozen, mostly for hooks, and each takes deepcopy long
-            if type(each) in (dict, OrderedDict) and not each:
-                memo[id(each)] = type(each)()
-    tensors = [each for each in memo.values() if isinstance(each, Tensor) and each.is_meta]
-    twin: nn.Module = copy.deepcopy(model, memo)
-    for module in twin.modules():
-        module.__dict__.pop("_is_hf_initialized", None)
-    return twin, tensors
-
-
-_FEW = 64
-
-
-def _is_number(tensor: Tensor) -> bool:
-    """Whether an attribute is a few numbers that its author has computed, and nothing that is trained."""
-    is_plain = type(tensor) is Tensor and tensor.is_cpu and tensor.layout is torch.strided
-    return is_plain and not tensor.requires_grad and tensor.numel() <= _FEW
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty(global_shape(tensor), dtype=tensor.dtype, device="meta")
-    twin = typed_like(tensor, empty) if type(tensor) is nn.Parameter else empty
-    twin.__dict__.update({key: value for key, value in tensor.__dict__.items() if key != "_is_hf_initialized"})
-    return twin
 
 
 _OF_MODULE = ("reset_parameters", "_reset_parameters")
