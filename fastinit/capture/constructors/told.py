@@ -1,0 +1,106 @@
+"""What the constructors of a model's modules say: their scripts, laid over the parameters that are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from fastinit.capture.constructors.reader import Reader
+from fastinit.capture.constructors.scripts import ANYTHING, NOTHING, Path, Run, Script, Told, below
+from fastinit.capture.constructors.text import PLAIN, constructors_of, is_unplaced
+
+
+def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], set[tuple[int, str]]]:
+    """What constructors tell: by the id of a module and the name of the parameter in it. And what they may have set by
+    statements that were not understood.
+
+    `modules` are those of a model, each before those below it. The constructor of a module runs after theirs.
+    """
+    found: dict[tuple[int, str], Told | None] = {}
+    unread: set[tuple[int, str]] = set()
+    for module in reversed(modules):
+        script = _script_of(module)
+        if script is NOTHING:
+            continue
+        for path in script.swept:
+            gone = set(_reached(module, path))
+            if path in script.unread:
+                unread |= gone
+            found = {key: each for key, each in found.items() if key not in gone}
+        found.update(_told_by(module, script))
+        if any(told is not None and is_unplaced(path) for path, told in script.told.items()):
+            unread.update(_reached(module, ()))  # somewhere
+    unread.update(key for key, told in found.items() if told is None)
+    told = {key: told for key, told in found.items() if told is not None}
+    return told, unread.difference(told)
+
+
+def runs_of(module: nn.Module) -> tuple[Run, ...]:
+    """Code that the constructors of a module call for it, or for a module below it, and that can be run again."""
+    return tuple(each for each in _script_of(module).runs if each.of(module) is not None)
+
+
+def set_before(module: nn.Module) -> dict[tuple[int, str], Told | None]:
+    """The parameters that the constructors of one module set before code of it runs, or how they were made.
+
+    By the id of a module and the name in it.
+    """
+    script = _script_of(module)
+    made = {path: told for path, told in script.told.items() if told is not None and told.made}
+    return _told_by(module, script._replace(told={**script.before, **made}))
+
+
+def set_after(module: nn.Module) -> dict[tuple[int, str], Told | None]:
+    """The parameters that they set last."""
+    script = _script_of(module)
+    later = {path: told for path, told in script.told.items() if told is None or not told.made}
+    return _told_by(module, script._replace(told=later))
+
+
+def _told_by(module: nn.Module, script: Script) -> dict[tuple[int, str], Told | None]:
+    found = {key: told for path, told in script.told.items() for key in _reached(module, path)}
+    if any(told is not None and told.made for told in found.values()) and "Norm" in type(module).__name__:
+        # Every normalisation has such parameters. Those that are as always need no telling.
+        usual = {(id(module), name): 0.0 if _SHIFT.search(name) else 1.0 for name in module._parameters}
+        return {key: told for key, told in found.items() if key not in usual or told != (usual[key], True)}
+    return found
+
+
+_SHIFT = re.compile("bias|beta|shift|b_2|loc")
+
+
+def _reached(module: Any, path: Path) -> Iterable[tuple[int, str]]:
+    """The parameter at a path, or all of the module that is there; none if it leads elsewhere."""
+    for step in path:
+        if module._parameters.get(step) is not None:
+            return [(id(module), str(step))]
+        module = below(module, step)
+        if module is None:
+            return []
+    return [(id(each), name) for each in module.modules() for name in each._parameters]
+
+
+_scripts: dict[tuple[Any, ...], Script] = {}
+_MOST_SCRIPTS = 4096
+
+
+def _script_of(module: nn.Module) -> Script:
+    """What the constructors of a module's class, and of the classes that it is derived from, do."""
+    kind: Any = type(module)
+    constructors = constructors_of(kind)
+    if not constructors:
+        return ANYTHING if constructors is None else NOTHING
+    plain = [(name, type(each), each) for name, each in module.__dict__.items() if type(each) in PLAIN]
+    key = kind, tuple(plain)
+    found = _scripts.get(key)
+    if found is None:
+        reader = Reader(module, constructors)
+        found = reader.script()
+        if not reader.has_looked_further:
+            if len(_scripts) >= _MOST_SCRIPTS:
+                _scripts.clear()
+            _scripts[key] = found
+    return found
