@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,22 +35,23 @@ class EmulatedModule:
 
     HAS_CUDA = True
 
-    def __init__(self, driver: ctypes.CDLL) -> None:
-        self._driver = driver
+    def __init__(self, drivers: Mapping[str, ctypes.CDLL]) -> None:
+        self._drivers = drivers  # by kernels, each compiled with its host code
         self.fills: list[dict[str, int]] = []
         self.blends: list[dict[str, float]] = []
         self._fills_again: list[Callable[[], None]] = []
         self.orthogonals: list[dict[str, int]] = []
-        driver.table_bytes.restype = driver.write_table.restype = ctypes.c_longlong
+        host = drivers["fill"]
+        host.table_bytes.restype = host.write_table.restype = ctypes.c_longlong
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_REAL, name)
 
     def cuda_table(self, table: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:
         num_tasks = ctypes.c_longlong(len(table))
-        image = np.zeros(self._driver.table_bytes(num_tasks), np.uint8)
+        image = np.zeros(self._drivers["fill"].table_bytes(num_tasks), np.uint8)
         rows, out = ctypes.c_void_p(table.ctypes.data), ctypes.c_void_p(image.ctypes.data)
-        return image, int(self._driver.write_table(rows, num_tasks, out))
+        return image, int(self._drivers["fill"].write_table(rows, num_tasks, out))
 
     def fill_cuda(
         self,
@@ -69,7 +70,7 @@ class EmulatedModule:
 
     def _fill(self, address: int, *arguments: Any) -> None:
         message = ctypes.create_string_buffer(500)
-        if self._driver.fill(ctypes.c_void_p(address), *arguments, message, 500):
+        if self._drivers["fill"].fill(ctypes.c_void_p(address), *arguments, message, 500):
             raise RuntimeError(message.value.decode())
 
     def blend_cuda(
@@ -87,7 +88,7 @@ class EmulatedModule:
         sizes = ctypes.c_longlong(num_tasks), ctypes.c_longlong(num_chunks)
         factors = ctypes.c_double(keep), ctypes.c_double(scale), ctypes.c_ulonglong(seed)
         message = ctypes.create_string_buffer(500)
-        if self._driver.blend(ctypes.c_void_p(address), *sizes, *factors, message, 500):
+        if self._drivers["blend"].blend(ctypes.c_void_p(address), *sizes, *factors, message, 500):
             raise RuntimeError(message.value.decode())
 
     def replay(self) -> None:
@@ -95,7 +96,8 @@ class EmulatedModule:
         self._fills_again[-1]()
 
     def orthogonal_cuda_fits(self, rows: int, columns: int, dtype: int, device: int) -> bool:
-        return bool(self._driver.orthogonal_fits(ctypes.c_longlong(rows), ctypes.c_longlong(columns), dtype))
+        sizes = ctypes.c_longlong(rows), ctypes.c_longlong(columns)
+        return bool(self._drivers["orthogonal"].orthogonal_fits(*sizes, dtype))
 
     def orthogonal_cuda(
         self, address: int, num_matrices: int, shared_bytes: int, seed: int, device: int, stream: int
@@ -103,11 +105,11 @@ class EmulatedModule:
         self.orthogonals.append({"address": address, "matrices": num_matrices, "device": device, "stream": stream})
         message = ctypes.create_string_buffer(500)
         sizes = ctypes.c_longlong(num_matrices), ctypes.c_longlong(shared_bytes), ctypes.c_ulonglong(seed)
-        if self._driver.orthogonal(ctypes.c_void_p(address), *sizes, message, 500):
+        if self._drivers["orthogonal"].orthogonal(ctypes.c_void_p(address), *sizes, message, 500):
             raise RuntimeError(message.value.decode())
 
-    def fail_next_launch(self) -> None:
-        self._driver.fail_next_launch()
+    def fail_next_launch(self, kernel: str) -> None:
+        self._drivers[kernel].fail_next_launch()
 
 
 _REAL = _native.module
@@ -122,13 +124,14 @@ class Device:
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compile_driver(tmp_path_factory.mktemp("engine"))
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ctypes.CDLL]:
+    kernels = ("fill", "blend", "orthogonal")
+    return {kernel: compile_driver(tmp_path_factory.mktemp(kernel), kernel) for kernel in kernels}
 
 
 @pytest.fixture
-def native(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> EmulatedModule:
-    module = EmulatedModule(driver)
+def native(drivers: Mapping[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch) -> EmulatedModule:
+    module = EmulatedModule(drivers)
     monkeypatch.setattr(_native, "module", module)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     return module
@@ -291,7 +294,7 @@ def test_a_failed_launch_is_an_exception_and_writes_nothing(
     given = model()
     before = [parameter.clone() for parameter in given.parameters()]
     plan = fastinit.plan(given, "kaiming_normal", seed=4)
-    native.fail_next_launch()
+    native.fail_next_launch("fill")
     with pytest.raises(RuntimeError, match="CUDA error while launching a kernel: cudaErrorLaunchOutOfResources"):
         plan.run_()
     assert all(torch.equal(a, b) for a, b in zip(before, given.parameters(), strict=True))
@@ -451,7 +454,7 @@ def test_a_failed_launch_of_orthogonal_matrices_writes_nothing(
 ) -> None:
     matrices = matrices_of([(8, 8)])
     on_cuda[matrices[0].tensor.data_ptr()] = CUDA
-    native.fail_next_launch()
+    native.fail_next_launch("orthogonal")
     with pytest.raises(RuntimeError, match="CUDA error while launching a kernel: cudaErrorLaunchOutOfResources"):
         fill_small(matrices, 3)
     assert (matrices[0].tensor == 0.0).all()

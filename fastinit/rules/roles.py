@@ -16,7 +16,7 @@ from torch import nn
 
 from fastinit._torch import BATCH_NORMS, CONVOLUTIONS
 from fastinit.capture.answers import Author
-from fastinit.capture.own import Authors
+from fastinit.capture.own import AS_MADE, Authors
 from fastinit.distributed.held import are_plain, global_shape, is_sharded
 from fastinit.rules.asked import Asked, Found, Surroundings, Test, has_word, kind_of, long_axes_of, own_type
 from fastinit.rules.biases import SCALES, SHIFTS, is_bias
@@ -374,8 +374,8 @@ class Roles:
             reason = f"{own_name} of {kind_of(module)}" if found is None else found.reason
             return Treatment(None, f"{reason}: its author's, and no code tells", covered=False, role=role)
         told = None if draws else self.authors.constants_of(module).get(own_name)
-        if told is not None and told.distribution is None and role == "published" and found.scheme is not None:
-            told = None  # a pattern, which is published
+        if told is not None and role == "published" and (told.distribution is None or told.reason == AS_MADE):
+            told = None  # what is published is more than a pattern, or what a parameter is made with
         # A map that its constructor sets to zero follows the scheme, as any that is zero, and a warning names it.
         if told is not None and (role in ("scale", "bias") or told.distribution != distributions.ZERO):
             if told.distribution is not None:
