@@ -516,3 +516,15 @@ def test_tables_of_biases_and_scales_of_heads_are_no_maps() -> None:
     rows = {row.name: row.reason for row in fastinit.plan(Attention(), SCHEME, seed=0).rows}
     assert rows.pop("out") == "linear map of Attention" and rows.pop("q_scale") == "author: ones"
     assert set(rows.values()) == {"author: zeros"}
+
+
+def test_whatever_a_constructor_calls_its_module() -> None:
+    class Head(nn.Module):
+        def __init__(s, size: int) -> None:
+            super().__init__()
+            s.logits = nn.Linear(size, 3)
+            s.gate = nn.Parameter(torch.full((size,), 0.25))
+            nn.init.constant_(s.logits.bias, -4.6)
+
+    assert of(Head(4), "logits.bias")[1] == "author: -4.6"
+    assert of(Head(4), "gate")[1] == "author: 0.25"

@@ -15,7 +15,7 @@ from torch import nn
 
 from fastinit.capture.answers import Author, ModuleTapes, author_of, interned
 from fastinit.capture.builders import builder_of, read_building
-from fastinit.capture.constructors import runs_of, told_of
+from fastinit.capture.constructors import any_runs, told_of
 from fastinit.capture.repeats import is_of_torch
 from fastinit.capture.resetting import cannot_run, modules_with_code, read_resetting, tells, tells_of_all
 from fastinit.capture.tapes import has_tapes, is_complete, tape_of, with_tapes
@@ -54,6 +54,7 @@ class Authors:
         self._told: dict[int, Hashable] = {}  # by the ids of modules
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
         self._unread: set[tuple[int, str]] = set()
+        self._constructed: dict[int, Hashable] | None = None  # by the ids of modules
 
     def exactly(self) -> Authors:
         """The same, with every layer read."""
@@ -81,7 +82,7 @@ class Authors:
         kinds: set[Any] = set(map(type, self._modules))
         if any(map(tells, kinds)) or any("pretrained_cfg" in each.__dict__ for each in self._modules):
             return True
-        return any(map(runs_of, self._modules))
+        return any_runs(self._modules)
 
     def constants_of(self, module: nn.Module) -> Mapping[str, Author]:
         """The parameters of a module of which constructors say, in so many words, that they are constant."""
@@ -98,6 +99,20 @@ class Authors:
         """Whether a constructor may have set a parameter by a statement that was not understood."""
         self.constants_of(module)
         return (id(module), own_name) in self._unread
+
+    def constructed(self, module: nn.Module) -> Hashable:
+        """What constructors tell of a module, and may have set in it: equal where that is equal. (): nothing."""
+        if self._constructed is None:
+            self.constants_of(module)
+            assert self._constants is not None
+            unread: dict[int, list[str]] = {}
+            for key, own_name in sorted(self._unread):
+                unread.setdefault(key, []).append(own_name)
+            self._constructed = {
+                key: (tuple(self._constants.get(key, _NO_CONSTANTS).items()), tuple(unread.get(key, ())))
+                for key in {*self._constants, *unread}
+            }
+        return self._constructed.get(id(module), ())
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""

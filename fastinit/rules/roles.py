@@ -324,21 +324,19 @@ class Roles:
         """
         if self._is_own or self._around.has_adapters or (self._around.has_words and has_word(name)):
             return None
-        if self.authors.constants_of(module):
-            return None
         module_type: Any = type(module)  # mypy takes the types of modules for unhashable
-        key: Any
+        looks: Any
+        of_class: Any = None
         if _is_of_torch(module_type) and not (_is_norm(module_type) and has_switch(module)):
             attributes = module.__dict__
-            key = module_type, attributes.get("padding_idx"), attributes.get("groups"), self.authors.tell_of(module)
-        else:
-            key = self.authors.tell_of(module), _looks_of(module)
-            if key[1] is None:
-                return None
+            of_class = module_type
+            looks = module_type, attributes.get("padding_idx"), attributes.get("groups")
+        elif (looks := _looks_of(module)) is None:
+            return None
+        tells = self.authors.tell_of(module)
+        key = looks, tells, self.authors.constructed(module)
         found = self._alike.get(key)
         if found is None:
-            of_class = module_type if len(key) == 4 else None
-            tells = self.authors.tell_of(module)
             found = self._alike[key] = Alike(tells, of_class, {}, {}, {} if tells else None)
         return found
 
@@ -366,20 +364,25 @@ class Roles:
                 if self._is_own:
                     return Treatment(self._scheme, f"own: {author.reason}", role=role)
                 if author.kind != "draw" or is_frozen or role in ("published", "author"):
-                    return Treatment(_OWN, f"author: {_told(author)}", role=role, told=self.authors.tell_of(module))
+                    told = self.authors.tell_of(module) or author is self.authors.constants_of(module).get(own_name)
+                    return Treatment(_OWN, f"author: {_told(author)}", role=role, told=told)
                 draws = True
             elif self._is_own:
                 return Treatment(None, f"{author.reason}: kept", covered=False, role=role)
         if found is None or (role == "published" and found.scheme is None):
             reason = f"{own_name} of {kind_of(module)}" if found is None else found.reason
             return Treatment(None, f"{reason}: its author's, and no code tells", covered=False, role=role)
-        told = None if draws else self.authors.constants_of(module).get(own_name)
-        if told is not None and role == "published" and (told.distribution is None or told.reason == AS_MADE):
-            told = None  # what is published is more than a pattern, or what a parameter is made with
+        constant = None if draws else self.authors.constants_of(module).get(own_name)
+        if (
+            constant is not None
+            and role == "published"
+            and (constant.distribution is None or constant.reason == AS_MADE)
+        ):
+            constant = None  # what is published is more than a pattern, or what a parameter is made with
         # A map that its constructor sets to zero follows the scheme, as any that is zero, and a warning names it.
-        if told is not None and (role in ("scale", "bias") or told.distribution != distributions.ZERO):
-            if told.distribution is not None:
-                return Treatment(_OWN, f"author: {_told(told)}", role=role)
+        if constant is not None and (role in ("scale", "bias") or constant.distribution != distributions.ZERO):
+            if constant.distribution is not None:
+                return Treatment(_OWN, f"author: {_told(constant)}", role=role, told=True)
             reason = f"{found.reason}: set by its constructor, and no code tells to what"
             return Treatment(None, reason, covered=False, role=role)
         scheme = self._scheme if found.scheme is None else found.scheme

@@ -11,7 +11,7 @@ from fastinit.distributed.held import global_shape
 from fastinit.errors import NAMELESS, FanWarning, warn
 from fastinit.plans.rows import Row, boxes_of
 from fastinit.rules.resolve import Resolver
-from fastinit.rules.roles import RoleName, Treatment
+from fastinit.rules.roles import Treatment
 from fastinit.run.memory import check_tensor, is_usual
 from fastinit.run.places import Place
 
@@ -94,7 +94,7 @@ class KnownRow:
     """The row of a parameter, and of those that differ from it in nothing but name and place.
 
     is_settled: whether there are such parameters. disagreement: what a warning of two conventions for fans tells of it.
-    guess: its role, if it gets what the role gets, and not what its author's code tells.
+    guess: what `Survey.guessed` says of them.
     """
 
     __slots__ = ("_fields", "device", "disagreement", "dtype", "guess", "is_settled", "row")
@@ -103,7 +103,7 @@ class KnownRow:
         self.row = row
         self.is_settled = is_settled
         self.disagreement = disagreement
-        self.guess: RoleName | None = None
+        self.guess: str | None = None
         self.dtype = row.dtype
         self.device = row.device
         self._fields: list[Any] = list(row)

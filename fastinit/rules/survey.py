@@ -116,11 +116,14 @@ class Survey:
         rows: list[Row] = []
         for each in self._modules:
             # A model's own code sets the originals, not the weights that are computed from them.
-            if ("parametrizations" in each.module._modules or each.module._forward_pre_hooks) and not self._is_own:
+            module = each.module
+            if ("parametrizations" in module._modules or module._forward_pre_hooks) and not self._is_own:
                 rows += self._computed_rows(each)
-            kind = kind_of(each.module)
-            parameters, buffers = each.module._parameters, each.module._buffers
-            alike = self._roles.alike(each.name, each.module) if parameters else None
+            parameters, buffers = module._parameters, module._buffers
+            if not (parameters or buffers):
+                continue
+            kind = kind_of(module)
+            alike = self._roles.alike(each.name, module) if parameters else None
             for own_name, parameter in parameters.items():
                 if parameter is not None:
                     row = self._parameter_row(each, kind, alike, own_name, parameter)
@@ -162,7 +165,7 @@ class Survey:
             position = self._position(name, canonical, full_name, own_name, module, parameter)
         key: Any = None  # most parameters get what an equal one before them got
         if alike is not None and usual and parameter.requires_grad:
-            if position is None:
+            if position is None and alike.told is not None:
                 alike = self._roles.told_alike(alike, module)
             key = id(alike), position, own_name, parameter.shape
             known = self._known.get(key)
@@ -170,15 +173,15 @@ class Survey:
                 if position is not None:
                     self.matched.add(position)
                 elif known.guess is not None:
-                    self._guess(name, known.guess, module, own_name)
-                return self._maker.again(known, name, place)
+                    self.guessed[name] = known.guess
+                return known.at(name, place) if known.disagreement is None else self._maker.again(known, name, place)
         treatment = self._treatment(position, name, canonical, own_name, module, parameter)
         if treatment.scheme is None:
             return _kept(name, "keep", kind, parameter, treatment.reason, place, covered=treatment.covered)
         check_in_module(module, parameter, name, is_renamed=not self._rename.changes_nothing)
         made = self._maker.row(name, own_name, module, parameter, treatment, place, kind)
         if key is not None and made.is_settled and alike is not None and alike.covers(own_name):
-            made.guess = treatment.role if _is_guess(treatment) else None
+            made.guess = self.guessed.get(name)
             self._known[key] = made
         return made.row
 

@@ -12,6 +12,6 @@ Code that a constructor calls without arguments of its own, such as `self.init_b
 """
 
 from fastinit.capture.constructors.scripts import Told
-from fastinit.capture.constructors.told import runs_of, set_after, set_before, told_of
+from fastinit.capture.constructors.told import any_runs, runs_of, set_after, set_before, told_of
 
-__all__ = ["Told", "runs_of", "set_after", "set_before", "told_of"]
+__all__ = ["Told", "any_runs", "runs_of", "set_after", "set_before", "told_of"]

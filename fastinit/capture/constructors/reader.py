@@ -45,7 +45,8 @@ class Reader:
         self._names = dict(SELF)  # what local names stand for
         self._contents: dict[str, Told] = {}  # what tensors hold that local names stand for
         self._unplaced = 0
-        self.has_looked_further = False  # than at plain attributes of the module
+        self.has_looked = False  # at plain attributes of the module
+        self.has_looked_further = False  # than at these
 
     def script(self) -> Script:
         self._constructor(0)
@@ -413,6 +414,7 @@ class Reader:
     def look(self, name: str) -> Any:
         """An attribute of the module."""
         value = self._module.__dict__.get(name)
+        self.has_looked = True
         if type(value) not in PLAIN:
             self.has_looked_further = True
         return value

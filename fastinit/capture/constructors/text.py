@@ -56,8 +56,11 @@ def _read(function: Any) -> Constructor | None:
         return None  # what follows a return is perhaps not done
     given = definition.args
     arguments = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-    if not arguments or arguments[0] != "self":
+    if not arguments or "self" in arguments[1:]:
         return None
+    for node in ast.walk(definition):
+        if isinstance(node, ast.Name) and node.id == arguments[0]:
+            node.id = "self"  # whatever its author calls it
     kept = {
         statement.value.id: target.attr
         for statement in ast.walk(definition)

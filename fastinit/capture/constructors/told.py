@@ -21,7 +21,10 @@ def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], 
     """
     found: dict[tuple[int, str], Told | None] = {}
     unread: set[tuple[int, str]] = set()
+    silent = _silent(modules)
     for module in reversed(modules):
+        if type(module) in silent:
+            continue
         script = _script_of(module)
         if script is NOTHING:
             continue
@@ -41,6 +44,18 @@ def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], 
 def runs_of(module: nn.Module) -> tuple[Run, ...]:
     """Code that the constructors of a module call for it, or for a module below it, and that can be run again."""
     return tuple(each for each in _script_of(module).runs if each.of(module) is not None)
+
+
+def any_runs(modules: Sequence[nn.Module]) -> bool:
+    """Whether there is such code for any of the modules."""
+    silent = _silent(modules)
+    return any(_script_of(module).runs and runs_of(module) for module in modules if type(module) not in silent)
+
+
+def _silent(modules: Sequence[nn.Module]) -> set[Any]:
+    """The classes of modules whose constructors tell nothing."""
+    kinds: set[Any] = set(map(type, modules))
+    return {kind for kind in kinds if constructors_of(kind) == ()}
 
 
 def set_before(module: nn.Module) -> dict[tuple[int, str], Told | None]:
@@ -83,7 +98,7 @@ def _reached(module: Any, path: Path) -> Iterable[tuple[int, str]]:
     return [(id(each), name) for each in module.modules() for name in each._parameters]
 
 
-_scripts: dict[tuple[Any, ...], Script] = {}
+_scripts: dict[Any, Script] = {}  # by classes, or by classes and plain attributes
 _MOST_SCRIPTS = 4096
 
 
@@ -93,6 +108,8 @@ def _script_of(module: nn.Module) -> Script:
     constructors = constructors_of(kind)
     if not constructors:
         return ANYTHING if constructors is None else NOTHING
+    if (found := _scripts.get(kind)) is not None:
+        return found
     plain = [(name, type(each), each) for name, each in module.__dict__.items() if type(each) in PLAIN]
     key = kind, tuple(plain)
     found = _scripts.get(key)
@@ -102,5 +119,5 @@ def _script_of(module: nn.Module) -> Script:
         if not reader.has_looked_further:
             if len(_scripts) >= _MOST_SCRIPTS:
                 _scripts.clear()
-            _scripts[key] = found
+            _scripts[key if reader.has_looked else kind] = found
     return found
