@@ -528,3 +528,29 @@ def test_whatever_a_constructor_calls_its_module() -> None:
 
     assert of(Head(4), "logits.bias")[1] == "author: -4.6"
     assert of(Head(4), "gate")[1] == "author: 0.25"
+
+
+def test_code_that_is_not_for_values_is_not_run_again() -> None:
+    logged = []
+
+    class Logged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+            self.init_log()
+            self.init_bias()
+            self.apply(self.reset_counts)
+
+        def init_log(self) -> None:
+            logged.append(1)
+
+        def init_bias(self) -> None:
+            nn.init.constant_(self.linear.bias, 0.5)
+
+        def reset_counts(self, module: nn.Module) -> None:
+            logged.append(1)
+
+    model = Logged()
+    built = len(logged)
+    assert of_quietly(model, "linear.bias") == "author: 0.5"
+    assert len(logged) == built

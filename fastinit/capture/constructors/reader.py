@@ -22,6 +22,7 @@ from fastinit.capture.constructors.text import (
     called,
     draws,
     function_sets,
+    is_for_values,
     is_unplaced,
     may_set,
     named,
@@ -389,21 +390,26 @@ class Reader:
             given = call.args[0]
             if isinstance(given, ast.Attribute) and self.path(given.value) == ():
                 method = of_others(getattr(type(self._module), given.attr, None))
-                return None if method is None or not takes(method, 2) else (Run(path, True, given.attr), True)
+                return (
+                    (Run(path, True, given.attr), True)
+                    if method and takes(method, 2) and is_for_values(method)
+                    else None
+                )
             function = of_others(self._object(at, given))
-            return None if function is None or not takes(function, 1) else (Run(path, True, function), True)
+            can_run = function is not None and takes(function, 1) and is_for_values(function)
+            return (Run(path, True, function), True) if function and can_run else None
         if path is not None:
             method = of_others(getattr(type(self.at(path)), name, None))
             if method is None:
                 return None
             sets = function_sets(method)
-            can_run = not call.args and not call.keywords and takes(method, 1)
+            can_run = not call.args and not call.keywords and takes(method, 1) and is_for_values(method)
             return Run(path, False, name) if can_run else None, sets
         function = of_others(self._object(at, call.func))
         if function is None:
             return None
         given_path = self.path(call.args[0]) if len(call.args) == 1 and not call.keywords else None
-        can_run = given_path is not None and isinstance(self.at(given_path), nn.Module)
+        can_run = given_path is not None and isinstance(self.at(given_path), nn.Module) and is_for_values(function)
         return Run(given_path or (), False, function) if can_run else None, function_sets(function)
 
     def at(self, path: Path) -> nn.Module | None:

@@ -141,14 +141,30 @@ def is_unplaced(path: Path) -> bool:
     return bool(path) and str(path[0]).startswith("=")
 
 
+# What writes to tensors, or is there for nothing else. `init_process_group` and `wandb.init` are not.
+_WRITES = re.compile(r"[^_]_$|^apply$|^reset_parameters$|(init|reset|zero)\w*(weight|bias|param)")
+
+
 @lru_cache(maxsize=4096)
-def function_sets(function: FunctionType) -> bool | None:
-    """Whether a function may set values, as far as its text tells; None if it has none."""
+def _body(function: FunctionType) -> tuple[ast.stmt, ...] | None:
+    """The statements of a function; None if it has no text."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         return None
-    return any(may_set(statement) for statement in getattr(tree.body[0], "body", []))
+    return tuple(getattr(tree.body[0], "body", ()))
+
+
+def function_sets(function: FunctionType) -> bool | None:
+    """Whether a function may set values, as far as its text tells; None if it has none."""
+    body = _body(function)
+    return None if body is None else any(map(may_set, body))
+
+
+def is_for_values(function: FunctionType) -> bool:
+    """Whether a function writes to tensors, as its text tells: what else it may do is not worth running it again."""
+    nodes = (node for statement in _body(function) or () for node in ast.walk(statement))
+    return any(sets_values(node) and (_WRITES.search(called(node)) or not called(node)) for node in nodes)
 
 
 def of_others(code: Any) -> FunctionType | None:
