@@ -470,6 +470,11 @@ def test_biases_that_were_constant_are_said() -> None:
     with pytest.warns(fastinit.ConstantWarning, match=r"are zero now: one\.bias \(0\.5\);"):
         fastinit.init_model_(Looped(), SCHEME, seed=0)
     fastinit.init_model_(Looped(), SCHEME, [("*.bias", fastinit.Constant(0.5))], seed=0)
+    filled = Looped()
+    with torch.no_grad():
+        for parameter in filled.parameters():
+            parameter.fill_(7.0)
+    fastinit.init_model_(filled, SCHEME, seed=0)  # no author has filled the maps
 
 
 def test_reading_touches_nothing() -> None:

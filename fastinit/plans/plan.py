@@ -283,7 +283,8 @@ class Plan:
         """Warn of linear maps that somebody set to zero, and of biases that were set to a constant, if no code that was
         read tells that they should be so.
         """
-        zeros, constants = [], []
+        zeros: list[str] = []
+        constants: list[tuple[str, float]] = []
         for row, tensor in zip(self._written, tensors, strict=True):
             guess = self._guessed.get(row.name)
             if guess is None:
@@ -292,7 +293,7 @@ class Plan:
                 if was_set_to_zero(tensor, by_its_code=guess == "made as zeros"):
                     zeros.append(row.name)
             elif (value := constant_of(tensor)) is not None:
-                constants.append(f"{row.name} ({value:.6g})")
+                constants.append((row.name, value))
         if zeros:
             warn(
                 f"these linear maps were all zero, and are drawn now: {_listed(zeros)}; if their author meant zeros, "
@@ -300,8 +301,13 @@ class Plan:
                 ZerosWarning,
             )
         if constants:
+            # Where maps hold the value too, somebody has filled the memory.
+            filled = {constant_of(tensor) for tensor in tensors if tensor.dim() > 1}
+            constants = [(name, value) for name, value in constants if value not in filled]
+        if constants:
+            shown = _listed([f"{name} ({value:.6g})" for name, value in constants])
             warn(
-                f"these biases held one value, and are zero now: {_listed(constants)}; if their author meant it, "
+                f"these biases held one value, and are zero now: {shown}; if their author meant it, "
                 "give them a rule with Constant, or KEEP",
                 ConstantWarning,
             )
