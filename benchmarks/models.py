@@ -26,9 +26,17 @@ def gpt2_xl() -> Shapes:
 
 def llama_3_2_1b() -> Shapes:
     """1.24 billion parameters in 146 tensors, embeddings tied (Llama 3.2 model card: 16 layers, 8 key-value heads)."""
-    width, hidden, vocabulary, kv = 2048, 8192, 128256, 512
-    shapes: Shapes = [("model.embed_tokens.weight", (vocabulary, width))]
-    for layer in range(16):
+    return _llama(16, 2048, 8192, kv=512)
+
+
+def llama_3_8b() -> Shapes:
+    """8.03 billion parameters in 291 tensors (Llama 3 model card: 32 layers, 8 key-value heads, embeddings untied)."""
+    return [*_llama(32, 4096, 14336, kv=1024), ("lm_head.weight", (128256, 4096))]
+
+
+def _llama(layers: int, width: int, hidden: int, *, kv: int) -> Shapes:
+    shapes: Shapes = [("model.embed_tokens.weight", (128256, width))]
+    for layer in range(layers):
         block = f"model.layers.{layer}."
         shapes += [(block + "self_attn.q_proj.weight", (width, width))]
         shapes += [(block + "self_attn.k_proj.weight", (kv, width)), (block + "self_attn.v_proj.weight", (kv, width))]

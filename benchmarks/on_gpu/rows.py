@@ -48,6 +48,14 @@ def kernel_alone(rows: np.ndarray[Any, Any], settings: Settings) -> Callable[[],
     return launch
 
 
+def contestants_of(
+    plan: Plan, settings: Settings, *, torch: Callable[[], object], fill: Callable[[], object]
+) -> dict[str, Callable[[], object]]:
+    """What a plan is measured beside: torch's way, its own kernel without the rest, and a fill with one value."""
+    kernel = kernel_alone(Table(targets_of(plan)).rows, settings)
+    return {"torch": torch, "fastinit": plan.run_, "kernel": kernel, "fill": fill}
+
+
 def large_fill(kind: str, dtype_name: str, settings: Settings) -> Work:
     """4 GiB of one distribution."""
     dtype = DTYPES[dtype_name]
@@ -72,30 +80,10 @@ def large_fill(kind: str, dtype_name: str, settings: Settings) -> Work:
         f"{kind}, {dtype_name}, {num_bytes / 2**30:g} GiB",
         tensor.numel(),
         num_bytes,
-        {
-            "torch": by_torch,
-            "fastinit": plan.run_,
-            "kernel": kernel_alone(Table(targets_of(plan)).rows, settings),
-            "fill": partial(tensor.fill_, 0.5),
-        },
+        contestants_of(plan, settings, torch=by_torch, fill=partial(tensor.fill_, 0.5)),
         wanted,
         one_launch=True,
     )
-
-
-def llama_3_8b() -> models.Shapes:
-    """8.03 billion parameters in 291 tensors (Llama 3 model card: 32 layers, 8 key-value heads, embeddings untied)."""
-    width, hidden, vocabulary, kv = 4096, 14336, 128256, 1024
-    shapes: models.Shapes = [("model.embed_tokens.weight", (vocabulary, width))]
-    for layer in range(32):
-        block = f"model.layers.{layer}."
-        shapes += [(block + "self_attn.q_proj.weight", (width, width))]
-        shapes += [(block + "self_attn.k_proj.weight", (kv, width)), (block + "self_attn.v_proj.weight", (kv, width))]
-        shapes += [(block + "self_attn.o_proj.weight", (width, width))]
-        shapes += [(block + "mlp.gate_proj.weight", (hidden, width)), (block + "mlp.up_proj.weight", (hidden, width))]
-        shapes += [(block + "mlp.down_proj.weight", (width, hidden))]
-        shapes += [(block + "input_layernorm.weight", (width,)), (block + "post_attention_layernorm.weight", (width,))]
-    return [*shapes, ("model.norm.weight", (width,)), ("lm_head.weight", (vocabulary, width))]
 
 
 def usual_loop(parameters: Sequence[tuple[str, torch.nn.Parameter]]) -> Callable[[], None]:
@@ -144,12 +132,7 @@ def whole_model(
                 parameter.fill_(0.5)
 
     made = plan()
-    contestants = {
-        "torch": loop,
-        "fastinit": made.run_,
-        "kernel": kernel_alone(Table(targets_of(made)).rows, settings),
-        "fill": fill,
-    }
+    contestants = contestants_of(made, settings, torch=loop, fill=fill)
     return Work(label, numel, num_bytes, contestants, wanted, whole_calls=True, one_launch=True)
 
 
@@ -171,12 +154,7 @@ def many_small(settings: Settings, first_run: bool = False) -> Work:
         contestants: dict[str, Callable[[], object]] = {"torch": loop, "fastinit": lambda: plan().run_()}
         return Work(label + ": first run, with plan and upload", 10**7, 4 * 10**7, contestants, whole_calls=True)
     made = plan()
-    contestants = {
-        "torch": loop,
-        "fastinit": made.run_,
-        "kernel": kernel_alone(Table(targets_of(made)).rows, settings),
-        "fill": fill,
-    }
+    contestants = contestants_of(made, settings, torch=loop, fill=fill)
     return Work(label, 10**7, 4 * 10**7, contestants, (Wanted(50.0, "x torch"),), whole_calls=True, one_launch=True)
 
 
@@ -240,12 +218,7 @@ def transposed(dtype_name: str, settings: Settings) -> Work:
         f"uniform, {dtype_name}, {side} x {side}, transposed",
         tensor.numel(),
         tensor.numel() * dtype.itemsize,
-        {
-            "torch": partial(TORCH["uniform"], tensor),
-            "fastinit": plan.run_,
-            "kernel": kernel_alone(Table(targets_of(plan)).rows, settings),
-            "fill": partial(tensor.fill_, 0.5),
-        },
+        contestants_of(plan, settings, torch=partial(TORCH["uniform"], tensor), fill=partial(tensor.fill_, 0.5)),
     )
 
 
@@ -321,7 +294,7 @@ def works(settings: Settings, quick: bool) -> Iterator[tuple[str, Callable[[], W
     for dtype_name in ("float32", "bfloat16"):
         for kind in ("uniform", "normal", "trunc_normal"):
             yield f"{kind}, {dtype_name}", partial(large_fill, kind, dtype_name, settings)
-    llama = partial(whole_model, "Llama 3 8B", llama_3_8b(), "bfloat16", settings)
+    llama = partial(whole_model, "Llama 3 8B", models.llama_3_8b(), "bfloat16", settings)
     yield "Llama 3 8B", partial(llama, wanted=(Wanted(3.0, "x torch"),))
     yield "10 000 tensors", partial(many_small, settings)
     yield "orthogonal 4096 x 4096", partial(orthogonal, 1, 4096, settings, (Wanted(15.0, "x torch"),))
