@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import copyreg
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import MethodType
@@ -14,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fastinit._torch import typed_like
-from fastinit.capture.repeats import Group, inner, is_of_torch
+from fastinit.capture.repeats import CONTAINERS, Group, inner, is_of_torch
 from fastinit.distributed.held import global_shape
 
 _ATOMS = frozenset({bool, int, float, str, type(None)})
-_CONTAINERS = frozenset({dict, OrderedDict, set, list})
 _HF_MARK = "_is_hf_initialized"  # the code of the copy is to run for everything
 
 
@@ -144,7 +142,7 @@ def _tensors_of(*holders: Mapping[str, Any]) -> list[Tensor]:
         each
         for holder in holders
         for each in holder.values()
-        if type(each) not in _ATOMS and type(each) not in _CONTAINERS and isinstance(each, Tensor)
+        if type(each) not in _ATOMS and type(each) not in CONTAINERS and isinstance(each, Tensor)
     ]
 
 
@@ -196,7 +194,7 @@ def _give_state(module: Any, twin: nn.Module, memo: dict[int, Any]) -> None:
             continue
         found = memo.get(id(value))
         if found is None:
-            if kind in _CONTAINERS and not value:
+            if kind in CONTAINERS and not value:
                 found = memo[id(value)] = kind()  # most are for hooks, and deepcopy takes long
             elif kind is dict and key in ("_parameters", "_modules", "_buffers"):
                 found = {name: None if each is None else copy.deepcopy(each, memo) for name, each in value.items()}
@@ -236,7 +234,7 @@ def _are_alike(one: Any, other: Any) -> bool:
         of = type(value)
         if of is not type(another):
             return False
-        if of in _CONTAINERS and not value and not another:
+        if of in CONTAINERS and not value and not another:
             continue
         if key == "_modules":
             if value.keys() != another.keys():

@@ -28,7 +28,7 @@ _FEWEST = 6  # so many equal layers are worth it
 _STACKS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _NO_ARGUMENTS = frozenset({"training", "_is_hf_initialized"})  # attributes that change after the building
 _PLAIN = frozenset({bool, str, type(None)})
-_CONTAINERS = frozenset({dict, OrderedDict, set, list})
+CONTAINERS = frozenset({dict, OrderedDict, set, list})  # of attributes of modules
 
 
 class Looks(NamedTuple):
@@ -55,7 +55,7 @@ def _look(module: nn.Module, fixed: list[Any], numbers: list[float]) -> None:
     if not _is_of_torch(kind):
         for key, value in module.__dict__.items():
             of = type(value)
-            if of in _CONTAINERS:  # most are for hooks
+            if of in CONTAINERS:  # most are for hooks
                 continue
             if of is int or of is float:
                 fixed.append(key)
