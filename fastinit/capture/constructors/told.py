@@ -32,7 +32,8 @@ def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], 
             gone = set(_reached(module, path))
             if path in script.unread:
                 unread |= gone
-            found = {key: each for key, each in found.items() if key not in gone}
+            for key in gone:
+                found.pop(key, None)
         found.update(_told_by(module, script))
         if any(told is not None and is_unplaced(path) for path, told in script.told.items()):
             unread.update(_reached(module, ()))  # somewhere
