@@ -52,7 +52,7 @@ LIMITS = {
         _INTEGER_DIVISION,
     ),
     "fill_single": Limits({"fill_single_kernel": _FIVE_EIGHTHS}, _INTEGER_DIVISION),
-    "blend": Limits({"blend_kernel": _FIVE_EIGHTHS}, _INTEGER_DIVISION),
+    "rewrite": Limits({"rewrite_kernel": _FIVE_EIGHTHS}, _INTEGER_DIVISION),
     # 2 blocks of 256 threads.
     "orthogonal": Limits({"orthogonal_kernel": dict.fromkeys(ARCHITECTURES, 128)}, _DIVISION_AND_ROOT),
 }

@@ -20,7 +20,7 @@ def weight() -> nn.Parameter:
     return nn.Parameter(torch.zeros(NUMEL))
 
 
-@pytest.mark.parametrize("contestant", ["torch", "fastinit", "mul_", "run_", "verify", "distance"])
+@pytest.mark.parametrize("contestant", ["torch", "fastinit", "mul_", "run_", "where", "verify", "distance"])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @torch.no_grad()
 def test_regenerate(race: Callable[..., None], weight: nn.Parameter, distribution: str, contestant: str) -> None:
@@ -28,6 +28,7 @@ def test_regenerate(race: Callable[..., None], weight: nn.Parameter, distributio
     model = nn.ParameterDict({"w": weight})
     plan = fastinit.plan(model, "normal", [("w", DISTRIBUTIONS[distribution])], seed=0)
     plan.run_()
+    mask = torch.arange(NUMEL) % 2 == 0
 
     def loop() -> None:
         torch.manual_seed(1)
@@ -39,6 +40,7 @@ def test_regenerate(race: Callable[..., None], weight: nn.Parameter, distributio
         "fastinit": lambda: plan.blend_(1.0, SCALE, seed=1),
         "mul_": lambda: weight.mul_(1.0),
         "run_": plan.run_,
+        "where": lambda: plan.run_(where={"w": mask}),
         "verify": lambda: fastinit.verify(model, plan),
         "distance": lambda: fastinit.distance(model, plan),
     }

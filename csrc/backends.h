@@ -49,6 +49,12 @@ bool fingerprint_cpu(const FingerprintTask* tasks, int64_t num_tasks, int thread
 bool blend_cpu(const Task* tasks, int64_t num_tasks, double keep, double scale, uint64_t seed, int threads,
                const char* isa, const std::function<bool()>& should_stop);
 
+// Like fill_cpu, but only where a mask is true. masks[num_tasks]: addresses of bytes, 0 or 1. The byte of an element
+// lies as many bytes from the first one as the element lies elements from the first. Throws std::bad_alloc; nothing was
+// written then.
+bool fill_where_cpu(const Task* tasks, int64_t num_tasks, const uint64_t* masks, uint64_t seed, int threads,
+                    const char* isa, const std::function<bool()>& should_stop);
+
 // Whether the elements of every task have other bits than fill_cpu would write: differs[num_tasks], 0 or 1. Writes
 // nothing else. The rest as fill_cpu.
 bool differs_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa, uint8_t* differs,
@@ -109,6 +115,10 @@ void fill_cuda(const CudaTable& table, uint64_t seed, uint64_t seed_address, int
 
 // Like fill_cuda, but keep * element + scale * value (core/blend.h), read and written by the same kernel.
 void blend_cuda(const CudaTable& table, double keep, double scale, uint64_t seed, int device, uint64_t stream);
+
+// Like fill_cuda, but only where a mask is true. masks: the address of an array in the device's memory, which is that
+// of fill_where_cpu with masks that are there, too.
+void fill_where_cuda(const CudaTable& table, uint64_t masks, uint64_t seed, int device, uint64_t stream);
 
 // Like fill_cuda for one task, which travels with the launch: nothing is uploaded.
 void fill_cuda_single(const Task& task, uint64_t seed, int device, uint64_t stream);

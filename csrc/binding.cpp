@@ -202,6 +202,18 @@ void check_blend(double keep, double scale) {
   }
 }
 
+using AddressArray = py::array_t<uint64_t, py::array::c_style | py::array::forcecast>;
+
+void check_masks(const AddressArray& masks, int64_t num_rows) {
+  if (masks.ndim() != 1 || masks.size() != num_rows) {
+    throw py::value_error("masks: expected an address for each of " + std::to_string(num_rows) + " rows, got " +
+                          std::to_string(masks.size()));
+  }
+  for (int64_t i = 0; i < num_rows; ++i) {
+    if (masks.data()[i] == 0) throw py::value_error("masks: row " + std::to_string(i) + " has no address");
+  }
+}
+
 void blend_table(const py::buffer& buffer, double keep, double scale, uint64_t seed, int threads) {
   const Table table(buffer);
   check_threads(threads);
@@ -210,6 +222,18 @@ void blend_table(const py::buffer& buffer, double keep, double scale, uint64_t s
   const char* isa = forced_isa();
   call_interruptibly([&](const std::function<bool()>& should_stop) {
     return blend_cpu(table.rows, table.num_rows, keep, scale, seed, threads, isa, should_stop);
+  });
+}
+
+// `masks`: the address of a mask for each row (fill_where_cpu).
+void fill_where_table(const py::buffer& buffer, const AddressArray& masks, uint64_t seed, int threads) {
+  const Table table(buffer);
+  check_threads(threads);
+  check_prepared(table.rows, table.num_rows);
+  check_masks(masks, table.num_rows);
+  const char* isa = forced_isa();
+  call_interruptibly([&](const std::function<bool()>& should_stop) {
+    return fill_where_cpu(table.rows, table.num_rows, masks.data(), seed, threads, isa, should_stop);
   });
 }
 
@@ -382,6 +406,14 @@ void blend_cuda_table(uint64_t address, int64_t num_tasks, int64_t num_chunks, d
   blend_cuda({address, num_tasks, num_chunks}, keep, scale, seed, device, stream);
 }
 
+void fill_where_cuda_table(uint64_t address, int64_t num_tasks, int64_t num_chunks, uint64_t masks, uint64_t seed,
+                           int device, uint64_t stream) {
+  check_device_table(address, num_tasks, "num_tasks");
+  check_device_table(address, num_chunks, "num_chunks");
+  check_device_table(masks, num_tasks, "masks");
+  fill_where_cuda({address, num_tasks, num_chunks}, masks, seed, device, stream);
+}
+
 bool fits_orthogonal_cuda(int64_t rows, int64_t columns, int32_t dtype, int device) {
   check_dtype(static_cast<Dtype>(dtype), 0);
   return orthogonal_cuda_fits(rows, columns, static_cast<Dtype>(dtype), device);
@@ -507,6 +539,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("fill_cpu", &fill_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("blend_cpu", &blend_table, py::arg("table"), py::arg("keep"), py::arg("scale"), py::arg("seed"),
              py::arg("threads"));
+  module.def("fill_where_cpu", &fill_where_table, py::arg("table"), py::arg("masks"), py::arg("seed"),
+             py::arg("threads"));
   module.def("differs_cpu", &differs_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("distances_cpu", &distances_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("layout_of", &layout_of, py::arg("exchange_api"), py::arg("tensors"));
@@ -532,6 +566,8 @@ PYBIND11_MODULE(_C, module) {
              py::arg("seed"), py::arg("device"), py::arg("stream"), py::arg("seed_address") = 0);
   module.def("blend_cuda", &blend_cuda_table, py::arg("address"), py::arg("num_tasks"), py::arg("num_chunks"),
              py::arg("keep"), py::arg("scale"), py::arg("seed"), py::arg("device"), py::arg("stream"));
+  module.def("fill_where_cuda", &fill_where_cuda_table, py::arg("address"), py::arg("num_tasks"), py::arg("num_chunks"),
+             py::arg("masks"), py::arg("seed"), py::arg("device"), py::arg("stream"));
   module.def("orthogonal_cuda_fits", &fits_orthogonal_cuda, py::arg("rows"), py::arg("columns"), py::arg("dtype"),
              py::arg("device"));
   module.def("orthogonal_cuda", &orthogonal_cuda_table, py::arg("address"), py::arg("num_matrices"),

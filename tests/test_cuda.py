@@ -40,7 +40,7 @@ from fastinit import _native
 from fastinit.cli.demo import GPT2, Size
 from fastinit.plans.plan import Plan
 from fastinit.rules.lists import plan_tensors
-from fastinit.run import engine
+from fastinit.run import engine, rewriting
 from fastinit.run.streams import name_id
 from fastinit.run.targets import Target
 from fastinit.schemes.base import Scheme
@@ -974,6 +974,22 @@ def test_every_old_number_is_blended_as_by_the_cpu(dtype: torch.dtype) -> None:
     assert_same(here, there)
 
 
+@by_dtype
+@by_distribution
+def test_masked_writes_of_every_layout_have_the_bits_of_the_cpu(distribution: Distribution, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for shape in SHAPES:
+        views, twins = views_of(shape, dtype, DEVICE), views_of(shape, dtype, CPU)
+        for layout, (memory, view) in views.items():
+            if view.numel() == 0:
+                continue
+            mask = torch.rand(view.shape, generator=generator) < 0.6
+            for tensor in (view, twins[layout][1]):
+                target = Target("w", tensor, tensor.shape, dtype, tensor.device, distribution)
+                rewriting.write_where([(target, mask.to(tensor.device))], "native", 11)
+            assert_same(memory, twins[layout][0], f"{shape}.{layout}")
+
+
 @needs_gpu
 def test_a_blend_is_one_launch_and_makes_no_memory() -> None:
     tensors = {f"{number}": marked((1000, 4 * number + 1)) for number in range(20)}
@@ -984,6 +1000,16 @@ def test_a_blend_is_one_launch_and_makes_no_memory() -> None:
     plan.blend_(0.5, 0.5)
     assert native().cuda_launches() == before + 1
     assert torch.cuda.max_memory_allocated() == held
+
+
+@needs_gpu
+def test_a_masked_write_is_one_launch() -> None:
+    tensors = {f"{number}": marked((1000, 4 * number + 1)) for number in range(20)}
+    masks = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in tensors.items()}
+    plan = plan_of(tensors, DISTRIBUTIONS["normal"])
+    before = native().cuda_launches()
+    plan.run_(where=masks)
+    assert native().cuda_launches() == before + 1
 
 
 # ---- One launch, on the current stream, without waiting ----

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import needs_native
-from test_cuda_on_cpu import compile_driver
+from drivers import compile_driver
 from torch import nn
 
 import fastinit
@@ -39,6 +39,7 @@ class EmulatedModule:
         self._drivers = drivers  # by kernels, each compiled with its host code
         self.fills: list[dict[str, int]] = []
         self.blends: list[dict[str, float]] = []
+        self.masked: list[dict[str, int]] = []
         self._fills_again: list[Callable[[], None]] = []
         self.orthogonals: list[dict[str, int]] = []
         host = drivers["fill"]
@@ -88,7 +89,17 @@ class EmulatedModule:
         sizes = ctypes.c_longlong(num_tasks), ctypes.c_longlong(num_chunks)
         factors = ctypes.c_double(keep), ctypes.c_double(scale), ctypes.c_ulonglong(seed)
         message = ctypes.create_string_buffer(500)
-        if self._drivers["blend"].blend(ctypes.c_void_p(address), *sizes, *factors, message, 500):
+        if self._drivers["rewrite"].blend(ctypes.c_void_p(address), *sizes, *factors, message, 500):
+            raise RuntimeError(message.value.decode())
+
+    def fill_where_cuda(
+        self, address: int, num_tasks: int, num_chunks: int, masks: int, seed: int, device: int, stream: int
+    ) -> None:
+        self.masked.append({"address": address, "device": device, "stream": stream, "masks": masks})
+        sizes = ctypes.c_longlong(num_tasks), ctypes.c_longlong(num_chunks)
+        message = ctypes.create_string_buffer(500)
+        given = ctypes.c_void_p(masks), ctypes.c_ulonglong(seed)
+        if self._drivers["rewrite"].fill_where(ctypes.c_void_p(address), *sizes, *given, message, 500):
             raise RuntimeError(message.value.decode())
 
     def replay(self) -> None:
@@ -125,7 +136,7 @@ class Device:
 
 @pytest.fixture(scope="module")
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ctypes.CDLL]:
-    kernels = ("fill", "blend", "orthogonal")
+    kernels = ("fill", "rewrite", "orthogonal")
     return {kernel: compile_driver(tmp_path_factory.mktemp(kernel), kernel) for kernel in kernels}
 
 
@@ -206,6 +217,24 @@ def test_a_blend_is_one_launch_on_the_table_of_a_fill(device: Device, native: Em
         assert native.fills[-1]["address"] == native.blends[-1]["address"]
     assert [(each["keep"], each["scale"]) for each in native.blends] == [(0.9, 0.25)] * 2
     assert device.uploads == 2
+
+
+def test_a_write_where_masks_are_true_is_one_launch(device: Device, native: EmulatedModule) -> None:
+    given, wanted = model(), model()
+    with torch.no_grad():
+        for one, other in zip(given.parameters(), wanted.parameters(), strict=True):
+            other.copy_(one)
+    generator = torch.Generator().manual_seed(0)
+    masks = {name: torch.rand(each.shape, generator=generator) < 0.5 for name, each in given.named_parameters()}
+    with pytest.MonkeyPatch.context() as on_cpu:
+        on_cpu.setattr(_native, "module", _REAL)
+        on_cpu.setattr(plan_module, "targets_of", TARGETS_OF)
+        fastinit.plan(wanted, "kaiming_normal", seed=4).run_(where=masks)
+    versions = [parameter._version for parameter in given.parameters()]
+    fastinit.plan(given, "kaiming_normal", seed=4).run_(where=masks)
+    assert same(given, wanted)
+    assert all(p._version > before for p, before in zip(given.parameters(), versions, strict=True))
+    assert len(native.masked) == 1 and native.fills == []
 
 
 def test_every_stream_has_a_table_of_its_own(device: Device, native: EmulatedModule) -> None:

@@ -7,9 +7,7 @@ turned into C++ by ptx_to_cpp.py. Neither knows ptxas, the last step to machine 
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,28 +20,13 @@ import pytest
 import reference
 import torch
 from conftest import DTYPES, FLOAT8_DTYPES, needs_native
+from drivers import NVCC_FLAGS, ROOT, compile_driver, compile_ptx, ptx_driver
 
 import fastinit.run.table
 from fastinit import _native
 from fastinit.run.index_maps import index_maps
 from fastinit.run.streams import name_id
 from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, TruncNormal, Uniform
-
-ROOT = Path(__file__).resolve().parents[1]
-NVCC = shutil.which("nvcc")
-CXX = os.environ.get("CXX", "c++")
-# The flags of setup.py that decide about results.
-NVCC_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
-CXX_FLAGS = [
-    "-std=c++17",
-    "-O1",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-fPIC",
-    "-shared",
-    "-fvisibility=hidden",
-]
-CXX_FLAGS += ["-Wall", "-Wextra", "-Werror"]
 
 CHUNK = 8192  # values, four a unit
 DISTRIBUTIONS: dict[str, Distribution] = {
@@ -65,47 +48,6 @@ pytestmark = [
     needs_native,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fibers are for Linux"),
 ]
-
-
-def compile_ptx(folder: Path, *flags: str, source: Path = ROOT / "csrc/cuda/fill.cu") -> str:
-    """What nvcc makes of the kernel. Skips without nvcc, unless FASTINIT_REQUIRE_NVCC is set."""
-    if NVCC is None:
-        if os.environ.get("FASTINIT_REQUIRE_NVCC"):
-            pytest.fail("FASTINIT_REQUIRE_NVCC is set, and there is no nvcc")
-        pytest.skip("needs nvcc")
-    out = folder / "fill.ptx"
-    command = [
-        NVCC,
-        *(flags or NVCC_FLAGS),
-        f"-I{ROOT / 'csrc'}",
-        "-arch=compute_90",
-        "-ptx",
-        str(source),
-        "-o",
-        str(out),
-    ]
-    subprocess.run(command, check=True, cwd=folder)
-    return out.read_text(encoding="utf-8")
-
-
-def compile_driver(folder: Path, kernel: str, *flags: str, source: Path = ROOT / "csrc") -> ctypes.CDLL:
-    """The kernel's file of the folder `source`, with its host code. Every caller has a device of its own."""
-    return _compile_driver(folder, f"-DSOURCE_{kernel.upper()}", f"-I{source}", *flags)
-
-
-def ptx_driver(folder: Path, kernel: str, ptx: str) -> ctypes.CDLL:
-    """What nvcc made of the kernel."""
-    (folder / "kernel.ptx").write_text(ptx, encoding="utf-8")
-    translate = [sys.executable, str(ROOT / "tests/ptx_to_cpp.py"), "kernel.ptx", "--entry-name", f"{kernel}_kernel"]
-    subprocess.run([*translate, "-o", "kernel.h"], check=True, cwd=folder)
-    return _compile_driver(folder, f'-DPTX_{kernel.upper()}="{folder / "kernel.h"}"', f"-I{ROOT / 'csrc'}")
-
-
-def _compile_driver(folder: Path, *flags: str) -> ctypes.CDLL:
-    command = [CXX, "-x", "c++", *CXX_FLAGS, *flags, f"-I{ROOT / 'tests/cuda_on_cpu'}"]
-    out = folder / "driver.so"
-    subprocess.run([*command, str(ROOT / "tests/cuda_on_cpu/driver.cpp"), "-o", str(out)], check=True, cwd=folder)
-    return ctypes.CDLL(str(out))
 
 
 class Emulated:
@@ -137,6 +79,9 @@ class Emulated:
     def blend(self, table: np.ndarray[Any, Any], keep: float, scale: float, seed: int) -> None:
         factors = ctypes.c_double(keep), ctypes.c_double(scale)
         self._launch(self._kernel.blend, table, *factors, ctypes.c_ulonglong(seed))
+
+    def fill_where(self, table: np.ndarray[Any, Any], masks: np.ndarray[Any, Any], seed: int) -> None:
+        self._launch(self._kernel.fill_where, table, _pointer(masks), ctypes.c_ulonglong(seed))
 
     def _launch(self, kernel: Any, table: np.ndarray[Any, Any], *arguments: Any) -> None:
         num_tasks = ctypes.c_longlong(len(table))

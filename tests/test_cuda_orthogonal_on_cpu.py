@@ -18,7 +18,8 @@ import pytest
 import test_golden
 import torch
 from conftest import DTYPES, needs_fma, needs_native
-from test_cuda_on_cpu import ROOT, SENTINEL, Emulated, compile_driver, compile_ptx, ptx_driver, with_sentinels
+from drivers import ROOT, compile_driver, compile_ptx, ptx_driver
+from test_cuda_on_cpu import SENTINEL, Emulated, with_sentinels
 from test_orthogonal import SEED, product_of_reflectors
 
 from fastinit import _native

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import worlds
-from conftest import DTYPES, INSTRUCTION_SETS, needs_native
+from conftest import DTYPES, FLOAT8_DTYPES, INSTRUCTION_SETS, needs_native
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -19,6 +21,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import fastinit
 from fastinit import _native
 from fastinit.plans.rows import targets_of
+from fastinit.run import rewriting
 from fastinit.run.table import Table
 
 KEEP, SCALE = 0.9, -0.37
@@ -77,7 +80,11 @@ def initial(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    return (
+        tensor.detach()
+        .contiguous()
+        .view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    )
 
 
 def in_torch(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -209,6 +216,63 @@ def test_masks_choose_what_is_written(backend: str) -> None:
         wanted = torch.where(masks[name], values[name], before[name]) if name in masks else before[name]
         assert torch.equal(bits(now), bits(wanted)), name
         assert (now._version > before[name]._version) == (name in masks) or name not in masks
+
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "contiguous": lambda w: w,
+    "transposed": lambda w: w.t().contiguous().t(),
+    "every second": lambda w: torch.stack([w, w], -1)[..., 0],
+    "columns": lambda w: torch.cat([w, w], 1)[:, 5:-390],
+}
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES, torch.complex64], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    "of_mask", [lambda mask: mask, lambda mask: mask.t().contiguous().t()], ids=["rows", "columns"]
+)
+def test_masked_writes_are_the_same_for_all_threads_instruction_sets_and_layouts(
+    dtype: torch.dtype,
+    layout: Callable[[torch.Tensor], torch.Tensor],
+    of_mask: Callable[[torch.Tensor], torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    restored_threads: None,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randint(0, 256, (700, 403 * dtype.itemsize), dtype=torch.uint8, generator=generator).view(dtype)
+    shape = layout(old.clone()).shape
+    mask = torch.rand(shape, generator=generator) < 0.4
+    mask[100:500] = False
+    values = torch.empty(shape, dtype=dtype)
+    plan_of(values).run_()
+    for isa in INSTRUCTION_SETS:
+        monkeypatch.setenv("FASTINIT_FORCE_ISA", isa)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            w = layout(old.clone())
+            before, around = w.clone(), w.untyped_storage().nbytes()
+            plan_of(w).run_(where={"w": of_mask(mask)})
+            assert w.untyped_storage().nbytes() == around
+            assert torch.equal(bits(w[mask]), bits(values[mask]))
+            assert torch.equal(bits(w[~mask]), bits(before[~mask]))
+
+
+@needs_native
+def test_masks_of_units_take_no_more_than_the_scratch_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that is the same along a dimension is copied in pieces, whichever way the weight lies."""
+    monkeypatch.setattr(rewriting, "SCRATCH_BYTES", 10_000)
+    made: list[int] = []
+    empty = torch.empty_strided
+    monkeypatch.setattr(
+        torch, "empty_strided", lambda size, *a, **k: made.append(math.prod(size)) or empty(size, *a, **k)
+    )
+    for weight in (torch.zeros(300, 200), torch.zeros(200, 300).t()):
+        made.clear()
+        mask = (torch.arange(300) % 3 == 0)[:, None].expand(300, 200)
+        plan_of(weight).run_(where={"w": mask})
+        assert 6 <= len(made) <= 8 and max(made) <= 10_000
+        assert torch.equal(weight != 0, mask)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +414,7 @@ def test_nothing_large_is_made_to_measure() -> None:
     """Neither by Python nor, of a tensor of 64 MiB, by torch."""
     model = nn.Linear(4096, 4096, bias=False)
     plan = fastinit.plan(model, "normal", seed=0)
+    mask = torch.ones(4096, 4096, dtype=torch.bool)
     made: list[int] = []
     empty = torch.empty_like
     with pytest.MonkeyPatch.context() as patched:
@@ -358,6 +423,7 @@ def test_nothing_large_is_made_to_measure() -> None:
         fastinit.distance(model, plan)
         fastinit.verify(model, plan)
         plan.blend_(0.5, 0.5)
+        plan.run_(where={"weight": mask})
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert made == []
@@ -379,12 +445,16 @@ def test_the_binding_refuses_what_is_not_prepared_or_finite() -> None:
         lambda: _native.module.blend_cpu(changed, 1.0, 1.0, 0, 1),
         lambda: _native.module.differs_cpu(changed, 0, 1),
         lambda: _native.module.distances_cpu(changed, 0, 1),
+        lambda: _native.module.fill_where_cpu(changed, np.ones(len(changed), np.uint64), 0, 1),
     )
     for call in calls:
         with pytest.raises(ValueError, match="was not prepared"):
             call()
     with pytest.raises(ValueError, match="threads"):
         table.distances_cpu(0, 0)
+    for masks, problem in (([1], "an address for each of 2 rows, got 1"), ([8, 0], "row 1 has no address")):
+        with pytest.raises(ValueError, match=problem):
+            _native.module.fill_where_cpu(table.rows, np.array(masks, np.uint64), 0, 1)
 
 
 # ---- over ranks ----

@@ -240,13 +240,20 @@ def column_shard(dtype_name: str, settings: Settings) -> Work:
     )
 
 
+def plan_of(model: torch.nn.Module, scheme: Any) -> fastinit.Plan:
+    """A plan that gives a vector the scheme: without a rule it would be left to its author."""
+    plan = fastinit.plan(model, "normal", [("w", scheme)], seed=0, backend="native")
+    assert [row.action for row in plan.rows] == ["init"], "what is measured would write nothing"
+    return plan
+
+
 def blend(kind: str, dtype_name: str, settings: Settings) -> Work:
     """1 GiB that is read and written. The memory's limit is mul_, which stands where other rows have fill_."""
     dtype = DTYPES[dtype_name]
     weight = torch.nn.Parameter(
         torch.zeros((1 << 30) // settings.divisor // dtype.itemsize, dtype=dtype, device=settings.device)
     )
-    plan = fastinit.plan(torch.nn.ParameterDict({"w": weight}), SCHEMES[kind], seed=0, backend="native")
+    plan = plan_of(torch.nn.ParameterDict({"w": weight}), SCHEMES[kind])
     keep, scale = 0.9, 0.1
 
     @torch.no_grad()
@@ -270,6 +277,23 @@ def blend(kind: str, dtype_name: str, settings: Settings) -> Work:
     )
 
 
+def masked(dtype_name: str, settings: Settings) -> Work:
+    """Every second element of 1 GiB anew, against run_, which stands where others have fill_."""
+    dtype = DTYPES[dtype_name]
+    weight = torch.nn.Parameter(
+        torch.zeros((1 << 30) // settings.divisor // dtype.itemsize, dtype=dtype, device=settings.device)
+    )
+    plan = plan_of(torch.nn.ParameterDict({"w": weight}), SCHEMES["normal"])
+    mask = torch.arange(weight.numel(), device=settings.device) % 2 == 0
+    return Work(
+        f"normal where a mask is true, {dtype_name}, fill_: run_",
+        weight.numel(),
+        weight.numel() * dtype.itemsize,
+        {"fastinit": partial(plan.run_, where={"w": mask}), "fill": plan.run_},
+        one_launch=True,
+    )
+
+
 def reading(name: str, dtype_name: str, settings: Settings) -> Work:
     """What makes the values of 1 GiB once more and compares, against run_, which stands where others have fill_."""
     dtype = DTYPES[dtype_name]
@@ -277,7 +301,7 @@ def reading(name: str, dtype_name: str, settings: Settings) -> Work:
         torch.empty((1 << 30) // settings.divisor // dtype.itemsize, dtype=dtype, device=settings.device)
     )
     model = torch.nn.ParameterDict({"w": weight})
-    plan = fastinit.plan(model, SCHEMES["normal"], seed=0, backend="native")
+    plan = plan_of(model, SCHEMES["normal"])
     plan.run_()
     readers: dict[str, Callable[..., object]] = {"verify": fastinit.verify, "distance": fastinit.distance}
     return Work(
@@ -303,6 +327,7 @@ def works(settings: Settings, quick: bool) -> Iterator[tuple[str, Callable[[], W
     for kind in ("uniform", "normal"):
         for dtype_name in ("float32", "bfloat16"):
             yield f"blend of {kind}, {dtype_name}", partial(blend, kind, dtype_name, settings)
+    yield "normal where a mask is true", partial(masked, "float32", settings)
     for name in ("verify", "distance"):
         yield f"{name} of normal, float32", partial(reading, name, "float32", settings)
     gpt2 = partial(whole_model, "GPT-2 XL", models.gpt2_xl(), "float32", settings)

@@ -1,6 +1,6 @@
-// blend_cpu, differs_cpu and distances_cpu: values of a table, and what its tensors hold, combined a few KiB at a time.
-// The values are made by the fill of the instruction set (fill_body.h) into a buffer in the first cache. The loops that
-// combine (combine_body.h) are compiled for every instruction set.
+// blend_cpu, fill_where_cpu, differs_cpu and distances_cpu: values of a table, and what its tensors hold, combined a
+// few KiB at a time. The values are made by the fill of the instruction set (fill_body.h) into a buffer in the first
+// cache. The loops that combine (combine_body.h) are compiled for every instruction set.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -27,6 +27,7 @@ struct Blend {
 // The loops, compiled for every instruction set.
 struct Loops {
   void (*blend)(const Task&, uint64_t, FillRange, int64_t, int64_t, const Blend&);
+  void (*write_where)(const Task&, const uint8_t*, uint64_t, FillRange, int64_t, int64_t);
   void (*compare)(const Task&, uint64_t, FillRange, int64_t, int64_t, bool&);
   void (*measure)(const Task&, uint64_t, FillRange, int64_t, int64_t, Distance&);
 };
@@ -87,6 +88,18 @@ bool blend_cpu(const Task* tasks, int64_t num_tasks, double keep, double scale, 
   return for_all_chunks(numels_of(tasks, num_tasks), threads, should_stop,
                         [&](int64_t task_index, int64_t begin, int64_t end) {
                           loops.blend(tasks[task_index], seed, fill_range, begin, end, blend);
+                        });
+}
+
+bool fill_where_cpu(const Task* tasks, int64_t num_tasks, const uint64_t* masks, uint64_t seed, int threads,
+                    const char* isa, const std::function<bool()>& should_stop) {
+  const int choice = chosen_instruction_set(isa);
+  const FillRange fill_range = fill_range_of(choice);
+  const Loops& loops = loops_of(choice);
+  return for_all_chunks(numels_of(tasks, num_tasks), threads, should_stop,
+                        [&](int64_t task_index, int64_t begin, int64_t end) {
+                          const auto* mask = reinterpret_cast<const uint8_t*>(masks[task_index]);
+                          loops.write_where(tasks[task_index], mask, seed, fill_range, begin, end);
                         });
 }
 

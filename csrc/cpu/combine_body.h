@@ -4,12 +4,24 @@
 // Values that are made at a time: 8 KiB of floats.
 constexpr int64_t kPieceValues = 2048;
 
-// Local elements [begin, end) of a task, in order: calls combine(values, count, elements, step) for elements that lie
-// `step` elements apart, with the values as the dtype kValues has them. Cuts where the index is a multiple of
-// kPieceValues, which leaves Philox blocks whole.
-template <class Value, class Element, class Combine>
+// The next `count` local elements: calls visit(done, count, offset) for those of one row, which begin `done` elements
+// after the first, at an offset in memory (in elements).
+template <class Visit>
+FASTINIT_HD void visit_rows(const IndexMap& map, Cursor& cursor, int64_t count, const Visit& visit) {
+  for (int64_t done = 0; done < count;) {
+    const int64_t in_row = cursor.left_in_row(map, count - done);
+    visit(done, in_row, cursor.memory_offset(map));
+    cursor.advance(map, in_row);
+    done += in_row;
+  }
+}
+
+// Local elements [begin, end) of a task, in order: calls combine(values, count, offset) for elements of one row, with
+// the values as dtype_of_values has them. Cuts where the index is a multiple of kPieceValues, which leaves Philox
+// blocks whole. Nothing is made for elements between two cuts if is_wanted(cursor, count) denies it.
+template <class Value, class IsWanted, class Combine>
 FASTINIT_HD void for_each_row(const Task& task, uint64_t seed, FillRange fill_range, Dtype dtype_of_values,
-                              int64_t begin, int64_t end, const Combine& combine) {
+                              int64_t begin, int64_t end, const IsWanted& is_wanted, const Combine& combine) {
   const Stream stream = derive_stream(task.name_id, seed);
   const IndexMap& map = task.map;
   alignas(64) Value values[kPieceValues];
@@ -24,18 +36,29 @@ FASTINIT_HD void for_each_row(const Task& task, uint64_t seed, FillRange fill_ra
     const int64_t most = kPieceValues - index % kPieceValues;
     int64_t count = end - begin < most ? end - begin : most;
     if (!one_index_run) count = cursor.left_in_row(map, count);
+    begin += count;
+    if (!is_wanted(cursor, count)) {
+      visit_rows(map, cursor, count, [](int64_t, int64_t, int64_t) {});
+      continue;
+    }
     piece.map.global_offset = index;
     piece.numel = count;
     fill_range(piece, stream, 0, count, /*streaming=*/false);
-    for (int64_t done = 0; done < count;) {
-      const int64_t in_row = cursor.left_in_row(map, count - done);
-      Element* const elements = reinterpret_cast<Element*>(task.data) + cursor.memory_offset(map);
-      combine(values + done, in_row, elements, map.element_memory_step);
-      cursor.advance(map, in_row);
-      done += in_row;
-    }
-    begin += count;
+    visit_rows(map, cursor, count, [&](int64_t done, int64_t in_row, int64_t offset) __attribute__((always_inline)) {
+      combine(values + done, in_row, offset);
+    });
   }
+}
+
+// The same for all elements: calls combine(values, count, elements, step) for elements that lie `step` elements apart.
+template <class Value, class Element, class Combine>
+FASTINIT_HD void for_each_row(const Task& task, uint64_t seed, FillRange fill_range, Dtype dtype_of_values,
+                              int64_t begin, int64_t end, const Combine& combine) {
+  for_each_row<Value>(
+      task, seed, fill_range, dtype_of_values, begin, end, [](const Cursor&, int64_t) { return true; },
+      [&](const Value* values, int64_t count, int64_t offset) __attribute__((always_inline)) {
+        combine(values, count, reinterpret_cast<Element*>(task.data) + offset, task.map.element_memory_step);
+      });
 }
 
 // Calls work(an element of the task's dtype, a value as it is sampled for that dtype).
@@ -86,6 +109,62 @@ void blend_range(const Task& task, uint64_t seed, FillRange fill_range, int64_t 
         [&](const Value* values, int64_t count, Element* elements, int64_t step)
             __attribute__((always_inline)) { blend_row(values, count, keep, scale, elements, step); });
   });
+}
+
+// Whether any of `count` bytes that lie `step` apart is true.
+FASTINIT_HD bool any_true(const uint8_t* mask, int64_t count, int64_t step) {
+  uint8_t any = 0;
+  if (step == 1) {
+    for (int64_t k = 0; k < count; ++k) any |= mask[k];
+  } else {
+    for (int64_t k = 0; k < count; ++k) any |= mask[k * step];
+  }
+  return any != 0;
+}
+
+// Elements are only moved, as Bits: a float might come out of a register with other bits if it is NaN.
+template <class Bits>
+FASTINIT_HD void write_row(const Bits* __restrict__ values, int64_t count, const uint8_t* __restrict__ mask,
+                           Bits* __restrict__ elements, int64_t step) {
+  if (step == 1) {  // vector loads, and stores of all
+    for (int64_t k = 0; k < count; ++k) elements[k] = mask[k] != 0 ? values[k] : elements[k];
+  } else {
+    for (int64_t k = 0; k < count; ++k) {
+      if (mask[k * step] != 0) elements[k * step] = values[k];
+    }
+  }
+}
+
+template <class Bits>
+FASTINIT_HD void write_bits_where(const Task& task, const uint8_t* mask, uint64_t seed, FillRange fill_range,
+                                  int64_t begin, int64_t end) {
+  const int64_t step = task.map.element_memory_step;
+  for_each_row<Bits>(
+      task, seed, fill_range, task.dtype, begin, end,
+      [&](Cursor cursor, int64_t count) {
+        bool any = false;
+        visit_rows(task.map, cursor, count, [&](int64_t, int64_t in_row, int64_t offset) {
+          any = any || any_true(mask + offset, in_row, step);
+        });
+        return any;
+      },
+      [&](const Bits* values, int64_t count, int64_t offset) __attribute__((always_inline)) {
+        write_row(values, count, mask + offset, reinterpret_cast<Bits*>(task.data) + offset, step);
+      });
+}
+
+void write_range_where(const Task& task, const uint8_t* mask, uint64_t seed, FillRange fill_range, int64_t begin,
+                       int64_t end) {
+  switch (element_bytes(task.dtype)) {
+    case 1:
+      return write_bits_where<uint8_t>(task, mask, seed, fill_range, begin, end);
+    case 2:
+      return write_bits_where<uint16_t>(task, mask, seed, fill_range, begin, end);
+    case 4:
+      return write_bits_where<uint32_t>(task, mask, seed, fill_range, begin, end);
+    default:
+      return write_bits_where<uint64_t>(task, mask, seed, fill_range, begin, end);
+  }
 }
 
 // Whether any element has other bits than its value.
@@ -225,4 +304,4 @@ void measure_range(const Task& task, uint64_t seed, FillRange fill_range, int64_
   });
 }
 
-constexpr Loops kLoops = {blend_range, compare_range, measure_range};
+constexpr Loops kLoops = {blend_range, write_range_where, compare_range, measure_range};

@@ -1,5 +1,5 @@
-// Fills one chunk of one task, or blends it (Put in stores.h), by all threads of a block. Knows nothing of other tasks
-// (fill.cu).
+// Fills one chunk of one task, or rewrites it (Put in stores.h), by all threads of a block. Knows nothing of other
+// tasks (fill.cu).
 #pragma once
 
 #include "chunks.h"
@@ -53,7 +53,7 @@ FASTINIT_DEVICE void fill_run(Source& source, const Run& run, Dtype dtype, const
       const int at = (unit + i * kStride) * kBlockValues;
       const uint64_t place = run.address + static_cast<uint64_t>(at) * sizeof(Element);
       const bool is_together = static_cast<unsigned>(at - begin) < together;
-      if constexpr (Put::kBlends) {
+      if constexpr (Put::kReads) {
         if (is_together) {
           put.template together<Element, kStoreValues>(place, values + i * kStoreValues, dtype);
           continue;
@@ -275,7 +275,7 @@ FASTINIT_DEVICE void fill_across(const Task& task, const MakeSource& make_source
       for (int k = 0; k < kBlockValues; ++k) held[k] = drawn[k];
       if (at < 0) continue;
     }
-    if constexpr (Put::kBlends) {
+    if constexpr (Put::kReads) {
       FASTINIT_ROLL
       for (int k = 0; k < kBlockValues; ++k) {
         const typename Source::Value value = take_first(values);
@@ -311,7 +311,7 @@ FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source
     const int bytes = static_cast<int>(element_bytes(task.dtype));
     Place place(task, unit.local_index, bytes);
     [[maybe_unused]] Packed packed;
-    if constexpr (!Put::kBlends) {
+    if constexpr (!Put::kReads) {
       packed = pack_block(values, task.dtype);
       const int block_bytes = kBlockValues * bytes;
       if (unit.end - unit.skipped == kBlockValues && place.left_in_row >= kBlockValues &&
@@ -321,7 +321,7 @@ FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source
       }
     }
     const auto next = [&] {
-      if constexpr (Put::kBlends) {
+      if constexpr (Put::kReads) {
         return take_first(values);
       } else {
         return packed.pop(bytes);
@@ -332,7 +332,7 @@ FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source
       const auto value = next();
       if (k < unit.skipped) continue;
       if (place.left_in_row == 0) place = Place(task, unit.local_index + k - unit.skipped, bytes);
-      if constexpr (Put::kBlends) {
+      if constexpr (Put::kReads) {
         put.at(place.address, value, task.dtype);
       } else {
         store_element(place.address, value, bytes);
@@ -427,8 +427,8 @@ FASTINIT_DEVICE void fill_by(const Task& task, uint64_t seed, const SharedQuanti
   if (sampler.kind == Distribution::kConstant || sampler.kind == Distribution::kDiagonal) {
     // A diagonal is never cut into pieces (has_pieces in chunks.h).
     constexpr bool kDiagonal = std::is_same_v<Way, Mapped>;
-    using Value4 = std::conditional_t<Put::kBlends, float, uint64_t>;
-    using Value2 = std::conditional_t<Put::kBlends, double, uint64_t>;
+    using Value4 = std::conditional_t<Put::kReads, float, uint64_t>;
+    using Value2 = std::conditional_t<Put::kReads, double, uint64_t>;
     using Source4 = std::conditional_t<kDiagonal, DiagonalSource<4, Value4>, ConstantSource<4, Value4>>;
     using Source2 = std::conditional_t<kDiagonal, DiagonalSource<2, Value2>, ConstantSource<2, Value2>>;
     if (is_double) return Way::fill(task, [&] { return Source2(task); }, chunks, put);

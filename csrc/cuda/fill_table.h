@@ -1,6 +1,6 @@
-// What the kernels of fill.cu, blend.cu and fill_single.cu share: how many threads are resident, how a block finds the
-// tasks of its chunks in a table, and the launch. Each kernel has a file of its own, so that they compile side by side,
-// and a test compiles only the one it is about.
+// What the kernels of fill.cu, rewrite.cu and fill_single.cu share: how many threads are resident, how a block finds
+// the tasks of its chunks in a table, and the launch. Each kernel has a file of its own, so that they compile side by
+// side, and a test compiles only the one it is about.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -76,7 +76,8 @@ FASTINIT_DEVICE void fill_table(const Task* tasks, const int* __restrict__ first
     const int index = uniform(find_task(first_chunk, num_tasks, chunk));
     const int begin = first_chunk[index];
     const ChunkRange chunks{chunk - begin, first_chunk[index + 1] - begin, step};
-    fill_chunks(tasks[index], seed_on_device == nullptr ? seed : *seed_on_device, hot, chunks, put);
+    const Task& task = tasks[index];
+    fill_chunks(task, seed_on_device == nullptr ? seed : *seed_on_device, hot, chunks, put.of(task, index));
     chunk += (chunks.count - chunks.first + step - 1) / step * step;  // this block's first chunk beyond the task
   }
 }

@@ -1,5 +1,5 @@
 // From values to memory: rounding to the dtype, and stores of 16 or 8 bytes where places are aligned. What is there
-// already is either written over or blended with the values.
+// already is either written over or goes into what is written.
 #pragma once
 
 #include <type_traits>
@@ -204,16 +204,32 @@ FASTINIT_DEVICE Packed load_together(uint64_t address, int bytes) {
 
 // What a kernel does with the values: writes them over what is there, ...
 struct Overwrite {
-  static constexpr bool kBlends = false;
+  static constexpr bool kReads = false;
+
+  FASTINIT_DEVICE const Overwrite& of(const Task& /*task*/, int /*index*/) const { return *this; }
 };
 
-// ... or blends them with it (core/blend.h). Values of float come before they are rounded.
-class Blend {
+// ... or makes something of both: a blend (core/blend.h), or the value where a mask is true and what is there
+// elsewhere. Values of float come before they are rounded.
+class Rewrite {
  public:
-  static constexpr bool kBlends = true;
+  static constexpr bool kReads = true;
 
-  FASTINIT_HD Blend(double keep, double scale)
+  FASTINIT_HD Rewrite(double keep, double scale)
       : keep_(keep), scale_(scale), keep_f32_(static_cast<float>(keep)), scale_f32_(static_cast<float>(scale)) {}
+  // masks: the address of the array of masks (fill_where_cuda).
+  FASTINIT_HD explicit Rewrite(uint64_t masks) : Rewrite(0.0, 1.0) { masks_ = masks; }
+
+  // For the elements of one task.
+  FASTINIT_DEVICE Rewrite of(const Task& task, int index) const {
+    Rewrite rewrite = *this;
+    if (masks_ != 0) {
+      rewrite.masks_ = load_global<uint64_t>(masks_ + static_cast<uint64_t>(index) * sizeof(uint64_t));
+      rewrite.data_ = task.data;
+      rewrite.nan_bits_ = task.sampler.constant_bits;
+    }
+    return rewrite;
+  }
 
   // The elements at an address that is aligned to all of them together.
   template <class Element, int kCount, class Value>
@@ -226,13 +242,14 @@ class Blend {
     for (int k = 0; k < kCount; ++k) {
       if constexpr (kBits == 64) {
         const uint64_t before = old.word[2 * k] | static_cast<uint64_t>(old.word[2 * k + 1]) << 32;
-        const uint64_t bits = after<Element>(before, values[k], dtype);
+        const uint64_t bits = after<Element>(address + k * sizeof(Element), before, values[k], dtype);
         packed.word[2 * k] = static_cast<uint32_t>(bits);
         packed.word[2 * k + 1] = static_cast<uint32_t>(bits >> 32);
       } else {
         const int shift = kBits * k % 32;
         const BitsOf<Element> before = static_cast<BitsOf<Element>>(old.word[kBits * k / 32] >> shift);
-        packed.word[kBits * k / 32] |= static_cast<uint32_t>(after<Element>(before, values[k], dtype)) << shift;
+        const BitsOf<Element> bits = after<Element>(address + k * sizeof(Element), before, values[k], dtype);
+        packed.word[kBits * k / 32] |= static_cast<uint32_t>(bits) << shift;
       }
     }
     store_together(address, packed, kBytes);
@@ -240,7 +257,7 @@ class Blend {
 
   template <class Element, class Value>
   FASTINIT_DEVICE void at(uint64_t address, Value value, Dtype dtype) const {
-    store_global(address, after<Element>(load_global<BitsOf<Element>>(address), value, dtype));
+    store_global(address, after<Element>(address, load_global<BitsOf<Element>>(address), value, dtype));
   }
   // An element of the dtype that the task says.
   FASTINIT_DEVICE void at(uint64_t address, float value, Dtype dtype) const {
@@ -262,25 +279,40 @@ class Blend {
       sizeof(Element) == 8, uint64_t,
       std::conditional_t<sizeof(Element) == 4, uint32_t, std::conditional_t<sizeof(Element) == 2, uint16_t, uint8_t>>>;
 
-  // What an element becomes.
+  // What the element at an address becomes.
   template <class Element>
-  FASTINIT_DEVICE BitsOf<Element> after(BitsOf<Element> before, float value, Dtype dtype) const {
+  FASTINIT_DEVICE BitsOf<Element> after(uint64_t address, BitsOf<Element> before, float value, Dtype dtype) const {
+    if (keeps<Element>(address)) return before;
+    if (masks_ != 0 && value != value) return static_cast<BitsOf<Element>>(nan_bits_);
     if constexpr (sizeof(Element) == 1) {
       const Float8Format format(dtype);
-      return rounded_to_float8(blended(keep_f32_, widened_float8(before, format), scale_f32_, value), format);
+      if (masks_ == 0) value = blended(keep_f32_, widened_float8(before, format), scale_f32_, value);
+      return rounded_to_float8(value, format);
     } else {
+      if (masks_ == 0) value = blended(keep_f32_, widened(bit_cast<Element>(before)), scale_f32_, value);
       Element rounded;
-      round_to(blended(keep_f32_, widened(bit_cast<Element>(before)), scale_f32_, value), rounded);
+      round_to(value, rounded);
       return bit_cast<BitsOf<Element>>(rounded);
     }
   }
   template <class Element>
-  FASTINIT_DEVICE BitsOf<Element> after(BitsOf<Element> before, double value, Dtype /*dtype*/) const {
+  FASTINIT_DEVICE BitsOf<Element> after(uint64_t address, BitsOf<Element> before, double value, Dtype /*dtype*/) const {
+    if (keeps<Element>(address)) return before;
+    if (masks_ != 0) return value == value ? bit_cast<uint64_t>(value) : nan_bits_;
     return bit_cast<uint64_t>(blended(keep_, bit_cast<double>(before), scale_, value));
+  }
+
+  // Whether a mask denies an element.
+  template <class Element>
+  FASTINIT_DEVICE bool keeps(uint64_t address) const {
+    return masks_ != 0 && load_global<uint8_t>(masks_ + (address - data_) / sizeof(Element)) == 0;
   }
 
   double keep_, scale_;
   float keep_f32_, scale_f32_;
+  uint64_t masks_ = 0;     // the address of the masks, of a task its mask; 0: a blend
+  uint64_t data_ = 0;      // of the task
+  uint64_t nan_bits_ = 0;  // as an element: of samples none is NaN, and a conversion may change a constant's bits
 };
 
 }  // namespace FASTINIT_ISA

@@ -103,6 +103,14 @@ class CudaTable:
         sizes = self._num_tasks, self._num_chunks
         _native.module.blend_cuda(image.data_ptr(), *sizes, keep, scale, seed, self._device.index, stream)
 
+    def fill_where(self, mask_addresses: NDArray[np.uint64], seed: int) -> None:
+        """Enqueue the kernel that fills the elements whose byte in a mask is 1. Raises as `fill`."""
+        assert _native.module is not None
+        image, stream = self._upload.on_current_stream()
+        masks, _ = _Upload(mask_addresses.view(np.uint8), self._device).on_current_stream()
+        sizes = self._num_tasks, self._num_chunks
+        _native.module.fill_where_cuda(image.data_ptr(), *sizes, masks.data_ptr(), seed, self._device.index, stream)
+
 
 def fill_orthogonal(table: NDArray[np.void], device: torch.device, seed: int) -> None:
     """Enqueue the kernel for a table of orthogonal matrices (matrix_table.py) on the device's current stream.

@@ -88,6 +88,11 @@ def fills_natively(target: Target, backend: str) -> bool:
     return _way_around(target, _obstacle(target), backend) != "torch"
 
 
+def fills_in_place(target: Target, backend: str) -> bool:
+    """Whether a table of the native code says what a tensor gets, and where."""
+    return target.distribution.needs == "element" and _way_around(target, _obstacle(target), backend) == "native"
+
+
 @cache
 def _warn_once(obstacle: str, way: Way) -> None:
     if way == "staged":

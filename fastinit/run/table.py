@@ -46,10 +46,11 @@ class Table:
 
     def __init__(self, targets: Sequence[Target]) -> None:
         owners: list[Target] = []
+        numbers: list[int] = []
         rows: list[bytes] = []
         pack = _task_struct().pack
         known: dict[int, tuple[Any, ...]] = {}  # the last fields, by the id of a distribution
-        for target, address, index_map in _parts(targets):
+        for number, target, address, index_map in _parts(targets):
             if address % 8 and address % (itemsize := target.tensor.element_size()):
                 raise ParameterError(
                     target.name,
@@ -65,6 +66,7 @@ class Table:
             parameters, code = of_distribution
             rows.append(pack(address, *index_map, name_id(target.name), *parameters, DTYPES[target.tensor.dtype], code))
             owners.append(target)
+            numbers.append(number)
         table = np.frombuffer(bytearray().join(rows), dtype=_task_dtype())
         error = _module().prepare(table)
         if error is not None:
@@ -73,7 +75,9 @@ class Table:
             raise ParameterError(owners[row].name, reason)
         table.setflags(write=False)
         self.rows = table
+        self._targets = targets
         self.owners = owners  # of the rows
+        self._numbers = numbers  # of the rows: of the targets, from which the owners are cut
 
     def fill_cpu(self, seed: int, threads: int, meter: Meter | None = None) -> None:
         """Write all values, to tensors in the memory of the CPU. The interpreter's lock is released meanwhile.
@@ -86,6 +90,19 @@ class Table:
     def blend_cpu(self, keep: float, scale: float, seed: int, threads: int) -> None:
         """keep * element + scale * value for all tensors, which are in the memory of the CPU."""
         _module().blend_cpu(self.rows, keep, scale, seed, threads)
+
+    def fill_where_cpu(self, mask_addresses: NDArray[np.uint64], seed: int, threads: int) -> None:
+        """`fill_cpu` for the elements whose byte in a mask is 1."""
+        _module().fill_where_cpu(self.rows, mask_addresses, seed, threads)
+
+    def mask_addresses(self, masks: Sequence[torch.Tensor]) -> NDArray[np.uint64]:
+        """For each row, the address of the byte of its first element, in the mask of its target (see `mask_like`)."""
+        addresses = np.empty(len(self.rows), dtype=np.uint64)
+        for row, (number, owner) in enumerate(zip(self._numbers, self.owners, strict=True)):
+            target = self._targets[number].tensor
+            offset = (int(self.rows["data"][row]) - target.data_ptr()) // owner.tensor.element_size()
+            addresses[row] = masks[number].data_ptr() + offset
+        return addresses
 
     def differs_cpu(self, seed: int, threads: int, meter: Meter | None = None) -> NDArray[np.bool_]:
         """Whether each row's elements have other bits than `fill_cpu` would write. Nothing is written."""
@@ -171,22 +188,48 @@ def _task_dtype() -> np.dtype[np.void]:
     return dtype
 
 
-def _parts(targets: Sequence[Target]) -> Iterator[tuple[Target, int, tuple[int, ...]]]:
-    """For each row: whose elements it has, the address of the first one, and the fields from `numel` on that say where
-    the others are."""
-    for target in targets:
+def mask_like(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A mask whose bytes lie as the elements of a tensor do, or as their real and imaginary parts.
+
+    It is the one that was given if that lies so.
+    """
+    if tensor.dtype in PARTS:
+        tensor = torch.view_as_real(tensor)
+        mask = mask.unsqueeze(-1).expand(tensor.shape)
+    if lies_as(tensor, mask):
+        return mask
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=torch.bool, device=tensor.device).copy_(mask)
+
+
+def lies_as(tensor: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether the bytes of a mask lie as the elements of a tensor of real numbers do."""
+    if tensor.dtype in PARTS:
+        return False
+    steps = zip(tensor.shape, tensor.stride(), mask.stride(), strict=True)
+    return all(size == 1 or step == of_mask for size, step, of_mask in steps)
+
+
+def _parts(targets: Sequence[Target]) -> Iterator[tuple[int, Target, int, tuple[int, ...]]]:
+    """For each row: the number of its target, whose elements it has, the address of the first one, and the fields from
+    `numel` on that say where the others are."""
+    for number, target in enumerate(targets):
         tensor = target.tensor
         is_complex = tensor.dtype in PARTS
         is_whole = target.indices is None and target.begin is None and tensor.is_contiguous() and not is_complex
         if is_whole and target.distribution.blocks() is None:
             numel = tensor.numel()
-            yield target, tensor.data_ptr(), (numel, 0, numel, 1, 0, 0, 1, 0, 0)  # one row of consecutive elements
+            yield (
+                number,
+                target,
+                tensor.data_ptr(),
+                (numel, 0, numel, 1, 0, 0, 1, 0, 0),
+            )  # one row of consecutive elements
             continue
         blocks = sampled_blocks(target)
         for block in [part for each in blocks for part in parts_of(each)] if is_complex else blocks:
             for data_offset, *index_map in index_maps(block.tensor, indices_of_tensor(block)):
                 address = block.tensor.data_ptr() + data_offset * block.tensor.element_size()
-                yield block, address, tuple(index_map)
+                yield number, block, address, tuple(index_map)
 
 
 _CODES = {"u8": "Q", "i8": "q", "V16": "16s", "5f8": "5d", "i4": "i"}

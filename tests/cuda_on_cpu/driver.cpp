@@ -1,11 +1,11 @@
 // A kernel of the CUDA backend as a shared library for the CPU, driven by test_cuda_on_cpu.py through ctypes: its file
-// in csrc/cuda itself (SOURCE_FILL, SOURCE_BLEND or SOURCE_ORTHOGONAL), or what nvcc made of it (ptx_to_cpp.py),
-// launched like its own host code does it (PTX_FILL, PTX_BLEND or PTX_ORTHOGONAL). One kernel a library: they take
+// in csrc/cuda itself (SOURCE_FILL, SOURCE_REWRITE or SOURCE_ORTHOGONAL), or what nvcc made of it (ptx_to_cpp.py),
+// launched like its own host code does it (PTX_FILL, PTX_REWRITE or PTX_ORTHOGONAL). One kernel a library: they take
 // long to compile.
 #if defined(SOURCE_FILL)
 #include "cuda/fill.cu"
-#elif defined(SOURCE_BLEND)
-#include "cuda/blend.cu"
+#elif defined(SOURCE_REWRITE)
+#include "cuda/rewrite.cu"
 #elif defined(SOURCE_ORTHOGONAL)
 #include "cuda/orthogonal.cu"
 
@@ -19,8 +19,8 @@ CUDA_ON_CPU_DYNAMIC_SHARED(double, fastinit::matrix_memory);
 #include "core/prepare.h"
 #if defined(PTX_FILL)
 #include PTX_FILL
-#elif defined(PTX_BLEND)
-#include PTX_BLEND
+#elif defined(PTX_REWRITE)
+#include PTX_REWRITE
 
 #include "cuda/stores.h"
 #else
@@ -75,25 +75,36 @@ __attribute__((visibility("default"))) int fill(const void* image, long long num
                             reinterpret_cast<uint64_t>(seed_on_device));
 }
 
-#elif defined(PTX_BLEND)
+#elif defined(PTX_REWRITE)
 
-// The same, blended.
-__attribute__((visibility("default"))) int blend(const void* image, long long num_tasks, long long num_chunks,
-                                                 double keep, double scale, unsigned long long seed, char* /*message*/,
-                                                 int /*capacity*/) {
+static int rewrite(const void* image, long long num_tasks, long long num_chunks, const fastinit::Rewrite& given,
+                   unsigned long long seed) {
   if (num_chunks == 0) return 0;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(std::min<long long>(
       num_chunks, static_cast<long long>(cuda_on_cpu::multiprocessors) * cuda_on_cpu::blocks_per_multiprocessor)));
   config.blockDim = dim3(128);  // kThreads of fill_chunk.h
   const auto* tasks = static_cast<const Task*>(image);
-  const fastinit::Blend factors(keep, scale);
-  blend_kernel_Param5 blend;
-  static_assert(sizeof blend == sizeof factors);
-  std::memcpy(&blend, &factors, sizeof blend);
-  return cudaLaunchKernelEx(&config, ptx_blend_kernel, reinterpret_cast<uint64_t>(tasks),
+  rewrite_kernel_Param5 rewrite;
+  static_assert(sizeof rewrite == sizeof given);
+  std::memcpy(&rewrite, &given, sizeof rewrite);
+  return cudaLaunchKernelEx(&config, ptx_rewrite_kernel, reinterpret_cast<uint64_t>(tasks),
                             reinterpret_cast<uint64_t>(tasks + num_tasks), static_cast<uint32_t>(num_tasks),
-                            static_cast<uint32_t>(num_chunks), static_cast<uint64_t>(seed), blend);
+                            static_cast<uint32_t>(num_chunks), static_cast<uint64_t>(seed), rewrite);
+}
+
+// The same, blended.
+__attribute__((visibility("default"))) int blend(const void* image, long long num_tasks, long long num_chunks,
+                                                 double keep, double scale, unsigned long long seed, char* /*message*/,
+                                                 int /*capacity*/) {
+  return rewrite(image, num_tasks, num_chunks, fastinit::Rewrite(keep, scale), seed);
+}
+
+// The same, where masks are true.
+__attribute__((visibility("default"))) int fill_where(const void* image, long long num_tasks, long long num_chunks,
+                                                      const void* masks, unsigned long long seed, char* /*message*/,
+                                                      int /*capacity*/) {
+  return rewrite(image, num_tasks, num_chunks, fastinit::Rewrite(reinterpret_cast<uint64_t>(masks)), seed);
 }
 
 #elif defined(PTX_ORTHOGONAL)
@@ -144,13 +155,24 @@ __attribute__((visibility("default"))) int fill(const void* image, long long num
   return 1;
 }
 
-#elif defined(SOURCE_BLEND)
+#elif defined(SOURCE_REWRITE)
 
 // Returns 0, or 1 with a message.
 __attribute__((visibility("default"))) int blend(const void* image, long long num_tasks, long long num_chunks,
                                                  double keep, double scale, unsigned long long seed, char* message,
                                                  int capacity) try {
   fastinit::blend_cuda({reinterpret_cast<uint64_t>(image), num_tasks, num_chunks}, keep, scale, seed, 0, 0);
+  return 0;
+} catch (const std::exception& error) {
+  std::snprintf(message, static_cast<size_t>(capacity), "%s", error.what());
+  return 1;
+}
+
+__attribute__((visibility("default"))) int fill_where(const void* image, long long num_tasks, long long num_chunks,
+                                                      const void* masks, unsigned long long seed, char* message,
+                                                      int capacity) try {
+  fastinit::fill_where_cuda({reinterpret_cast<uint64_t>(image), num_tasks, num_chunks},
+                            reinterpret_cast<uint64_t>(masks), seed, 0, 0);
   return 0;
 } catch (const std::exception& error) {
   std::snprintf(message, static_cast<size_t>(capacity), "%s", error.what());

@@ -1,5 +1,6 @@
-"""The kernel that blends without a GPU: run on the CPU as test_cuda_on_cpu.py runs the one that fills, from its source
-and from its PTX, against the CPU backend, to the bit. What the tensors hold is any bits, NaN and infinities too."""
+"""The kernel that blends, and writes where masks are true, without a GPU: run as test_cuda_on_cpu.py runs the one that
+fills, from its source and from its PTX, against the CPU backend, to the bit. What the tensors hold is any bits, NaN and
+infinities too."""
 
 from __future__ import annotations
 
@@ -14,16 +15,13 @@ import ptx_lint
 import pytest
 import torch
 from conftest import DTYPES, FLOAT8_DTYPES
+from drivers import ROOT, compile_driver, compile_ptx, ptx_driver
 from test_cuda_on_cpu import (
     CHUNK,
     DISTRIBUTIONS,
-    ROOT,
     SIZES,
     Emulated,
-    compile_driver,
-    compile_ptx,
     make_table,
-    ptx_driver,
     rows_of,
     table_of_rows,
 )
@@ -44,12 +42,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compile_driver(tmp_path_factory.mktemp("source"), "blend")
+    return compile_driver(tmp_path_factory.mktemp("source"), "rewrite")
 
 
 @pytest.fixture(scope="module")
 def ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return compile_ptx(tmp_path_factory.mktemp("ptx"), source=ROOT / "csrc/cuda/blend.cu")
+    return compile_ptx(tmp_path_factory.mktemp("ptx"), source=ROOT / "csrc/cuda/rewrite.cu")
 
 
 @pytest.fixture(scope="module", params=["source", pytest.param("ptx", marks=pytest.mark.slow)])
@@ -57,7 +55,7 @@ def emulated(request: pytest.FixtureRequest, host: ctypes.CDLL, tmp_path_factory
     if request.param == "source":
         return Emulated(host, request.getfixturevalue("source"))
     folder = tmp_path_factory.mktemp("ptx_driver")
-    return Emulated(host, ptx_driver(folder, "blend", request.getfixturevalue("ptx")))
+    return Emulated(host, ptx_driver(folder, "rewrite", request.getfixturevalue("ptx")))
 
 
 def any_bits(numel: int, dtype: torch.dtype) -> torch.Tensor:
@@ -91,15 +89,56 @@ def both(emulated: Emulated, table: np.ndarray[Any, Any], tensors: Sequence[torc
             pytest.fail(f"{tuple(tensor.shape)} {tensor.dtype}: differs at {different[:10]}")
 
 
+def both_where(emulated: Emulated, cases: Sequence[tuple[torch.Tensor, Distribution]], seed: int = 77) -> None:
+    """Fill every second element or so, as `both` blends. Masks of tensors that do not begin together are cut alike."""
+    assert _native.module is not None
+    tensors = [tensor for tensor, _ in cases]
+    parts = [rows_of(f"{i}", tensor, distribution) for i, (tensor, distribution) in enumerate(cases)]
+    table = joined(parts)
+    assert _native.module.prepare(table) is None
+    storages = [torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage()) for tensor in tensors]
+    before = [storage.clone() for storage in storages]
+    generator = torch.Generator().manual_seed(seed)
+    masks, addresses = [], []
+    for i, (tensor, part) in enumerate(zip(tensors, parts, strict=True)):
+        numel = tensor.untyped_storage().nbytes() // tensor.element_size()
+        # All, none, or some of the elements.
+        masks.append(torch.rand(numel + 8, generator=generator) < [0.5, 1.0, 0.1, 0.0, 0.9][i % 5])
+        at = part["data"].astype(np.int64) - tensor.untyped_storage().data_ptr()
+        addresses.append(masks[-1].data_ptr() + i % 3 + at // tensor.element_size())
+    where = np.concatenate(addresses).astype(np.uint64)
+    _native.module.fill_where_cpu(table, where, seed, 1)
+    wanted = [storage.clone() for storage in storages]
+    for storage, old in zip(storages, before, strict=True):
+        storage.copy_(old)
+    assert any(not torch.equal(want, old) for want, old in zip(wanted, before, strict=True))
+    emulated.fill_where(table, where, seed)
+    for storage, want, tensor in zip(storages, wanted, tensors, strict=True):
+        if not torch.equal(storage, want):
+            different = torch.nonzero(storage != want).flatten() // tensor.element_size()
+            pytest.fail(f"{tuple(tensor.shape)} {tensor.dtype}: differs at {different[:10]}")
+
+
+@pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
+def test_masks_of_every_size_alignment_and_layout(emulated: Emulated, dtype: torch.dtype) -> None:
+    for distribution in DISTRIBUTIONS.values():
+        both_where(emulated, [(each, distribution) for each in every_layout(dtype)])
+
+
 @pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 def test_every_size_alignment_and_layout(emulated: Emulated, distribution: Distribution, dtype: torch.dtype) -> None:
+    tensors = every_layout(dtype)
+    both(emulated, joined([rows_of(f"{i}", each, distribution) for i, each in enumerate(tensors)]), tensors)
+
+
+def every_layout(dtype: torch.dtype) -> list[torch.Tensor]:
     tensors = [any_bits(size + 8, dtype)[4 : 4 + size] for size in [0, *SIZES]]
     tensors += [any_bits(CHUNK + 40, dtype)[offset:-13] for offset in range(1, 8)]
     matrix, images = any_bits(130 * 70, dtype).view(130, 70), any_bits(20 * 9 * 5 * 3, dtype).view(20, 9, 5, 3)
     tensors += [matrix.clone().t(), matrix.clone()[:, 3:64], matrix.clone()[::2, ::3], images.permute(0, 3, 1, 2)]
     tensors += [any_bits(64 * 96, dtype).view(64, 96)[:, :64], any_bits(9 * 5000, dtype).view(9, 5000)[:, 1:4500]]
-    both(emulated, joined([rows_of(f"{i}", each, distribution) for i, each in enumerate(tensors)]), tensors)
+    return tensors
 
 
 @pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
@@ -144,7 +183,7 @@ def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: st
     text = file.read_text(encoding="utf-8")
     assert given in text
     file.write_text(text.replace(given, broken), encoding="utf-8")
-    kernel = compile_driver(tmp_path, "blend", "-O0", source=tmp_path / "csrc")
+    kernel = compile_driver(tmp_path, "rewrite", "-O0", source=tmp_path / "csrc")
     tensors = [any_bits(CHUNK + 11, torch.float32)[3:], any_bits(130 * 70, torch.float32).view(130, 70).t()]
     with pytest.raises(pytest.fail.Exception, match="differs at"):
         both(Emulated(host, kernel), joined([rows_of("w", each, Normal(0.0, 1.0)) for each in tensors]), tensors)
