@@ -84,6 +84,7 @@ def _check_meshes() -> None:
     assert_equal_everywhere(drawn(everyone))
 
 
+@pytest.mark.slow
 def test_calls_on_other_meshes_do_not_matter() -> None:
     worlds.run(4, _check_meshes)
 
@@ -250,6 +251,7 @@ def _check_refused_call() -> None:
         assert_equal_everywhere(drawn(mesh))
 
 
+@pytest.mark.slow
 def test_a_call_that_fails_on_one_rank_shifts_nothing() -> None:
     worlds.run(2, _check_refused_call)
 
@@ -266,6 +268,7 @@ def _check_lost_first_rank() -> None:
     assert (tensor.to_local() == 0.0).all()
 
 
+@pytest.mark.slow
 def test_the_others_say_that_the_first_rank_is_lost() -> None:
     with pytest.raises(
         worlds.RankError, match=r"^rank 0 of 3:\nits process ended, with 3$"
@@ -288,6 +291,7 @@ def _check_interrupt() -> None:
     assert_equal_everywhere(drawn(mesh))
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_can_be_interrupted() -> None:
     worlds.run(2, _check_interrupt)
 
@@ -327,6 +331,7 @@ def _check_next_group(path: str) -> None:
         dist.barrier()
 
 
+@pytest.mark.slow
 def test_another_process_group_begins_afresh(tmp_path: Path) -> None:
     worlds.run_fresh(2, _check_next_group, str(tmp_path / "store"))
 
@@ -382,6 +387,7 @@ def _check_threads() -> None:
     assert found == {rank: [1000 if rank < 2 else 1000 + rank, 1000, 1001, 1002] for rank in range(size)}
 
 
+@pytest.mark.slow
 def test_threads_as_ranks_agree() -> None:
     worlds.run_simulated_fresh(_check_threads)
 
@@ -398,5 +404,6 @@ def _check_simulated() -> None:
     assert torch.equal(found, fastinit.init_model_(whole, "normal").weight[6:8])
 
 
+@pytest.mark.slow
 def test_a_rank_whose_others_are_not_there_waits_for_nobody() -> None:
     worlds.run_simulated(_check_simulated)

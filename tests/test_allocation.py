@@ -291,6 +291,7 @@ def test_meta_is_no_device_to_allocate_on() -> None:
         allocate_(nn.Linear(1, 1), torch.device("meta"))
 
 
+@pytest.mark.slow
 def test_importing_does_not_import_the_distributed_tensor() -> None:
     code = (
         "import sys, fastinit.meta.allocation, fastinit.meta.buffers; "
@@ -406,6 +407,7 @@ def _fsdp() -> None:
         assert model(tokens).eq(0.0).all()
 
 
+@pytest.mark.slow
 def test_fsdp2_with_uneven_shards_ties_offload_and_mixed_precision() -> None:
     worlds.run(2, _fsdp)
 

@@ -81,6 +81,7 @@ def _streamed(scheme: Scheme, dtype: torch.dtype) -> torch.Tensor:
     return sample(40 * 2**20 // dtype.itemsize, scheme, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
 def test_bits_same_when_writes_go_past_the_caches(scheme: Scheme, dtype: torch.dtype) -> None:

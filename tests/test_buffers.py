@@ -723,5 +723,6 @@ def _distributed_buffers() -> None:
     assert buffers["norm.num_batches_tracked"].to_local().item() == 0
 
 
+@pytest.mark.slow
 def test_buffers_that_are_distributed() -> None:
     worlds.run(2, _distributed_buffers)

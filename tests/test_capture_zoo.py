@@ -168,6 +168,7 @@ def transformers_model(kind: str, config: str, sizes: dict[str, Any]) -> Make:
     return lambda: getattr(library, kind)(getattr(library, config)(**sizes))
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("which", TRANSFORMERS)
 def test_models_of_transformers(which: str) -> None:
@@ -182,6 +183,7 @@ LOADED = {
 }
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("context", ["fused", "no_init", "no_init(check)", "deferred"])
 @pytest.mark.parametrize("which", LOADED)

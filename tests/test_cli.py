@@ -365,6 +365,7 @@ def test_help_is_printed(command: list[str], capsys: pytest.CaptureFixture[str])
     assert "examples:" in text or command not in ([], ["plan"], ["init"], ["verify"])
 
 
+@pytest.mark.slow
 def test_a_reader_who_has_seen_enough_is_no_error() -> None:
     line = f"{sys.executable} -m fastinit plan gpt2 | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)

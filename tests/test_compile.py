@@ -62,6 +62,7 @@ def several(one: torch.Tensor, two: torch.Tensor, weight: nn.Parameter) -> torch
     return one.sum() + two.sum() + weight.detach().sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_several_calls_draw_their_seeds_in_order_at_every_run(backend: str) -> None:
     function = compiled(several, backend)
@@ -75,6 +76,7 @@ def test_several_calls_draw_their_seeds_in_order_at_every_run(backend: str) -> N
             assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_equal_calls_are_two_calls() -> None:
     one, two = torch.empty(50), torch.empty(50)
 

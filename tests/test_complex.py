@@ -62,6 +62,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 # ---- the values ----
 
 
+@pytest.mark.slow
 def test_golden_file_is_what_the_reference_makes() -> None:
     assert make_golden.golden_complex() == GOLDEN
 
@@ -264,6 +265,7 @@ def _check_dtensors(ranks: int) -> None:
                 assert torch.equal(parameter.to_local(), values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2])
 def test_dtensors_of_real_processes(ranks: int) -> None:
     worlds.run(ranks, _check_dtensors, ranks)

@@ -294,6 +294,7 @@ NEIGHBOURS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 @pytest.mark.parametrize("transposed", [False, True], ids=["long rows", "neighbouring rows"])
@@ -408,6 +409,7 @@ def test_a_seed_on_the_device_gives_the_values_of_its_number(emulated: Emulated,
     assert torch.equal(*outputs) and torch.isfinite(outputs[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "numel"), [(580, 2000), (10_000, 1000)])
 def test_a_launch_a_plan(host: ctypes.CDLL, number: int, numel: int) -> None:
     """As many tensors as GPT-2 XL, and ten thousand; counted by the code's own launch function."""
@@ -452,6 +454,7 @@ def test_nothing_inexact_in_the_ptx(ptx: str) -> None:
 NORMAL_KERNEL = ROOT / "tests/cuda_on_cpu/normal_kernel.cu"
 
 
+@pytest.mark.slow
 def test_flags_of_nvcc_decide_about_bits(tmp_path: Path, host: ctypes.CDLL) -> None:
     """The kernel of the next tests is a sound one with the flags of setup.py."""
     emulated = Emulated(host, ptx_driver(tmp_path, "fill", compile_ptx(tmp_path, source=NORMAL_KERNEL)))
@@ -459,6 +462,7 @@ def test_flags_of_nvcc_decide_about_bits(tmp_path: Path, host: ctypes.CDLL) -> N
         both(emulated, [("w", with_sentinels(1000, dtype), Normal(0.25, 2.0))])
 
 
+@pytest.mark.slow
 def test_a_contracted_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL) -> None:
     """Without --fmad=false nvcc contracts the samplers in double; those in float say themselves what is an fma."""
     flags = [flag for flag in NVCC_FLAGS if flag != "--fmad=false"]
@@ -476,6 +480,7 @@ __global__ void fill_kernel(const float* a, float* out, int n) {
 """
 
 
+@pytest.mark.slow
 def test_contraction_would_be_noticed(tmp_path: Path) -> None:
     """Plain nvcc makes one fma of a * b + c; with the flags of setup.py it makes two roundings."""
     source = tmp_path / "contracted.cu"
@@ -488,6 +493,7 @@ def test_contraction_would_be_noticed(tmp_path: Path) -> None:
     assert fma[tuple(NVCC_FLAGS)] == 0
 
 
+@pytest.mark.slow
 def test_use_fast_math_would_be_noticed(tmp_path: Path) -> None:
     assert ptx_lint.violations(compile_ptx(tmp_path, source=NORMAL_KERNEL)) == []
     flags = [flag for flag in NVCC_FLAGS if not flag.startswith(("-ftz", "-prec", "--fmad"))]

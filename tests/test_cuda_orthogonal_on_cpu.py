@@ -428,6 +428,7 @@ def test_other_arrays_are_no_tables() -> None:
 # ---- The tests themselves ----
 
 
+@pytest.mark.slow
 def test_nothing_inexact_in_the_ptx(ptx: str) -> None:
     assert ptx_lint.violations(ptx) == []
 

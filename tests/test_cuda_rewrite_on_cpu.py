@@ -37,7 +37,7 @@ EVERY_DTYPE = [*DTYPES, *FLOAT8_DTYPES]
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Writes tables, as fill.cu does for both kernels."""
-    return compile_driver(tmp_path_factory.mktemp("host"), "fill", "-O0")
+    return compile_driver(tmp_path_factory.mktemp("host"), "fill")
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,7 @@ def test_masks_of_every_size_alignment_and_layout(emulated: Emulated, dtype: tor
         both_where(emulated, [(each, distribution) for each in every_layout(dtype)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 def test_every_size_alignment_and_layout(emulated: Emulated, distribution: Distribution, dtype: torch.dtype) -> None:

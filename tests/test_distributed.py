@@ -105,6 +105,7 @@ def _check_slices(model: str, layout: str, mesh_shape: tuple[int, ...], scheme: 
 FSDP = [(model, layout) for model in ("tied_llama", "gpt", "mixture") for layout in ("fsdp", "columns")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 2, *(pytest.param(size, marks=pytest.mark.slow) for size in (3, 4))])
 def test_fsdp_holds_slices_of_the_whole(size: int, dtype: str) -> None:
@@ -114,12 +115,13 @@ def test_fsdp_holds_slices_of_the_whole(size: int, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (3, 4))])
 def test_tensor_parallelism_holds_slices_of_the_whole(size: int, dtype: str) -> None:
     for model in ("llama", "tied_llama"):
         worlds.run(size, _check_slices, model, "tensor_parallel", (size,), "trunc_normal", dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mesh", [(2, 2), (1, 4), (4, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1)], ids=str)
 def test_fsdp_over_tensor_parallelism_holds_slices_of_the_whole(mesh: tuple[int, ...], dtype: str) -> None:
@@ -147,6 +149,7 @@ def _check_uneven_fsdp_over_tensor_parallelism(mesh_shape: tuple[int, ...], sche
             assert_same_bits(sharded.held(found), sharded.held(wanted), (mesh_shape, rank))
 
 
+@pytest.mark.slow
 def test_uneven_fsdp_over_tensor_parallelism_holds_slices_of_the_whole() -> None:
     """Where what FSDP2 leaves is not what distribute_tensor makes of the same placements: from six ranks on."""
     for mesh in [(3, 2), (4, 2), (2, 3), (3, 4)]:
@@ -185,13 +188,14 @@ PLACED = [((2,), 99, dtype) for dtype in DTYPES] + [
     pytest.param(mesh, at_most, dtype, marks=pytest.mark.slow)
     for mesh, at_most, dtype in [
         *[((size,), 99, dtype) for size in (3, 4) for dtype in DTYPES],
-        ((2, 2), 25, "float32"),
-        ((1, 2, 2), 30, "bfloat16"),
-        ((2, 1, 2), 30, "float32"),
+        ((2, 2), 12, "float32"),
+        ((1, 2, 2), 12, "bfloat16"),
+        ((2, 1, 2), 12, "float32"),
     ]
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt", "mixture", "patterns", "stacks"])
 @pytest.mark.parametrize(("mesh", "at_most", "dtype"), PLACED, ids=str)
 def test_all_placements_hold_slices_of_the_whole(mesh: tuple[int, ...], at_most: int, model: str, dtype: str) -> None:
@@ -238,6 +242,7 @@ def _referenced(row: Row, dtype: Any, index: np.ndarray[Any, Any], distribution:
     return np.choose(block, every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("layout", "mesh"), [("fsdp", (3,)), ("fsdp", (2, 2)), ("3", (4,)), ("11", (2, 2)), ("20", (2, 1, 2))], ids=str
@@ -483,6 +488,7 @@ def _check_from_meta() -> None:
         assert row._replace(device=other.device, reason=other.reason) == other
 
 
+@pytest.mark.slow
 def test_a_model_from_the_meta_device() -> None:
     worlds.run(4, _check_from_meta)
 
@@ -508,6 +514,7 @@ def _check_materialized(model: str, layout: str, mesh_shape: tuple[int, ...], dt
     assert tied[0] == tied[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [False, True], ids=["after", "before"])
 def test_materialised_models_hold_slices_of_the_whole(first: bool) -> None:
     for size in (2, 3, 4):
@@ -584,6 +591,7 @@ def _checkpointed(path: str, write: bool) -> None:
             assert_same_bits(sharded.held(read), sharded.held(fresh))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_four_ranks_read_by_two_equals_a_fresh_start(tmp_path: Path) -> None:
     worlds.run(4, _checkpointed, str(tmp_path), True)
     worlds.run(2, _checkpointed, str(tmp_path), False)
@@ -662,6 +670,7 @@ def _check_missing_rank() -> None:
     assert all((local == 7.0).all() for local in sharded.held(model).values())
 
 
+@pytest.mark.slow
 def test_under_strict_nobody_waits_for_ever_for_a_rank_that_forgot_to_shard() -> None:
     worlds.run_fresh(2, _check_missing_rank)
 
@@ -678,6 +687,7 @@ def _check_missing_seed() -> None:
         assert all((local == 7.0).all() for local in sharded.held(model).values())
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_ever_for_a_seed() -> None:
     worlds.run_fresh(2, _check_missing_seed)
 

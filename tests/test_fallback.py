@@ -103,6 +103,7 @@ def test_complex_matrices_fall_back_and_other_tensors_do_not() -> None:
         fastinit.init_([real, complex_], "orthogonal", names=["real", "complex"], backend="native")
 
 
+@pytest.mark.slow
 def test_info_prints_what_is_there() -> None:
     result = subprocess.run([sys.executable, "-m", "fastinit", "info"], capture_output=True, text=True, check=True)
     assert torch.__version__ in result.stdout
@@ -112,6 +113,7 @@ def test_info_prints_what_is_there() -> None:
         assert "Philox4x32-10: as published" in result.stdout and _native.module.active_isa() in result.stdout
 
 
+@pytest.mark.slow
 def test_a_wrong_known_answer_is_not_trusted() -> None:
     code = (
         "import fastinit._C as c; c.philox4x32 = lambda counter, key: [1, 2, 3, 4]\n"

@@ -450,6 +450,7 @@ def _every_placement(mesh_shape: tuple[int, ...]) -> None:
         assert fastinit.fingerprint(model, replicated=False) == expected, placements
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "mesh"),
     [
@@ -497,6 +498,7 @@ def _fully_sharded(mesh_shape: tuple[int, ...], names: tuple[str, ...], tensor_p
             assert fastinit.fingerprint(model, replicated=replicated) != expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_fsdp(size: int) -> None:
     worlds.run(size, _fully_sharded, (size,), ("dp",), False)
@@ -694,6 +696,7 @@ def _many_ranks(size: int, mesh_shape: tuple[int, ...], placements: Sequence[Any
     return total % 2**64, difference % 2**64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "mesh", "placements"),
     [(8, (8,), [Shard(0)]), (12, (3, 2, 2), [Replicate(), Shard(1), Shard(0)]), (512, (512,), [Shard(0)])],

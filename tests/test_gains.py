@@ -145,6 +145,7 @@ def moments_through(nonlinearity: str, seed: int) -> list[float]:
     return moments
 
 
+@pytest.mark.slow
 @needs_native  # for the speed
 def test_twenty_layers_of_gelu_keep_their_second_moment() -> None:
     # Level is an unstable fixed point: d log E' / d log E = 1.14 there, so that deviations grow 14-fold in 20 layers.

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import needs_native
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
 
+@pytest.mark.slow
 @needs_native
 def test_the_plan_that_sanitizers_watch_has_the_bits_of_the_cpu() -> None:
     command = [sys.executable, str(SCRIPT), "--dry-run", "--small-plan"]

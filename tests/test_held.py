@@ -103,6 +103,7 @@ def megatron(model: nn.Module, rank: int, size: int) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("size", "ranks"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (1024, [0, 1, 513, 1023])])
 def test_megatron_shards_are_strips_of_the_whole(size: int, ranks: list[int], dtype: torch.dtype) -> None:
@@ -205,6 +206,7 @@ def test_torch_s_functions_never_take_a_megatron_shard_for_the_whole() -> None:
     assert torch.equal(weight, fastinit.xavier_uniform_(torch.empty(3, 8)))
 
 
+@pytest.mark.slow
 def test_compiled_calls_know_a_megatron_shard() -> None:
     weight: Any = divide(torch.empty(6, 8), 0, 1, 1, 2)
 
@@ -380,6 +382,7 @@ def test_zero3_holds_ranges_of_the_whole(size: int, ranks: list[int], dtype: tor
                 assert torch.equal(own.ds_tensor, range_of(parameter, rank, size)), (name, rank, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "filled"), [(3, 3), (1024, 321)])
 def test_the_hashes_of_zero3_parts_add_up(size: int, filled: int) -> None:
     """All ranks that hold any element: the largest parameter has 320."""
@@ -550,6 +553,7 @@ def _check_zero3() -> None:
     assert fastinit.fingerprint(part) == fastinit.fingerprint(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_zero3_of_real_processes(size: int) -> None:
     worlds.run(size, _check_zero3)
@@ -639,6 +643,7 @@ def _check_flat(use_orig_params: bool, strategy: ShardingStrategy) -> None:
             plan.run_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [ShardingStrategy.FULL_SHARD, ShardingStrategy.NO_SHARD])
 @pytest.mark.parametrize("use_orig_params", [False, True])
 def test_flat_shards_hold_ranges_of_the_whole(use_orig_params: bool, strategy: ShardingStrategy) -> None:

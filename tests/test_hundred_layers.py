@@ -34,6 +34,7 @@ def growth(signal: list[float]) -> float:
     return float((signal[-1] / signal[9]) ** (1 / 90))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [1.0, 0.5, 0.2])
 def test_a_large_std_explodes_under_relu(example: ModuleType, std: float) -> None:
     signal, gradient, _ = outcome(example, "relu", fastinit.Normal(std=std))
@@ -48,6 +49,7 @@ def test_a_large_std_saturates_tanh_and_its_gradient_explodes(example: ModuleTyp
     assert gradient[0] > 1e20 * gradient[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "factor"), [("relu", 0.01 * math.sqrt(128.0)), ("tanh", 0.01 * 16.0)])
 def test_a_small_std_vanishes(example: ModuleType, activation: str, factor: float) -> None:
     signal, gradient, _ = outcome(example, activation, fastinit.Normal(std=0.01))
@@ -55,6 +57,7 @@ def test_a_small_std_vanishes(example: ModuleType, activation: str, factor: floa
     assert signal[-1] < 1e-70 and gradient[0] < 1e-70
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("scheme", ["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform"])
 def test_kaiming_and_xavier_times_gain_stay_level(example: ModuleType, activation: str, scheme: str) -> None:
@@ -78,6 +81,7 @@ def test_without_the_gain_relu_vanishes(example: ModuleType) -> None:
     assert growth(signal) == pytest.approx(math.sqrt(0.5), rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_example_prints_a_line_for_every_network(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     example.main()
     lines = capsys.readouterr().out.splitlines()

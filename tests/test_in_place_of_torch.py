@@ -329,6 +329,7 @@ def test_errors_come_out_of_compiled_functions() -> None:
         compiled(torch.empty(3))
 
 
+@pytest.mark.slow
 def test_the_compiler_is_not_imported_for_calls_outside_of_it() -> None:
     program = "import sys, torch, fastinit; fastinit.normal_(torch.empty(3)); print('torch._dynamo' in sys.modules)"
     run = subprocess.run(

@@ -206,6 +206,7 @@ def wanted_moments(of: Any) -> tuple[list[float], list[float]]:
     return [moments[k] * std**k for k in range(1, 5)], [spread * std**k for k, spread in enumerate(spreads, 1)]
 
 
+@pytest.mark.slow
 @needs_native  # torch's uniform and normal are not right in bfloat16
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_ten_million_values_have_the_moments_and_bounds_of_the_formula(case: Case) -> None:
@@ -229,6 +230,7 @@ def test_ten_million_values_have_the_moments_and_bounds_of_the_formula(case: Cas
             assert abs(found - moment) < 4.0 * spread / math.sqrt(10**7) + rounding, (dtype, k)
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_moments_of_orthogonal_matrices(dtype: torch.dtype) -> None:
@@ -244,6 +246,7 @@ def test_moments_of_orthogonal_matrices(dtype: torch.dtype) -> None:
     assert fourth == pytest.approx(3.0 / (1e4 * 10_002), rel=tolerance)
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_moments_of_sparse_matrices(dtype: torch.dtype) -> None:
@@ -258,6 +261,7 @@ def test_moments_of_sparse_matrices(dtype: torch.dtype) -> None:
     assert ((zeros_in_row - 7000).abs() < 5.0 * math.sqrt(10_000 * 0.7 * 0.3)).all()
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_moments_of_time_steps(dtype: torch.dtype) -> None:

@@ -522,6 +522,7 @@ def test_marchenko_pastur_values_are_those_of_a_gaussian_matrix() -> None:
         assert np.abs(found - np.array(wanted)).max() < 0.06 and abs(found.mean() - np.mean(wanted)) < 2e-3
 
 
+@pytest.mark.slow
 def test_singular_vectors_are_independent_and_uniform() -> None:
     tensors = [torch.empty(4, 3, dtype=torch.float64) for _ in range(2000)]
     fastinit.init_(tensors, fastinit.Spectral((1.0, 0.0, 0.0)), seed=3)
@@ -581,6 +582,7 @@ print((peak() - before) / (tensor.numel() * 4))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux alone")
 @pytest.mark.parametrize(("rows", "columns"), [(4096, 4096), (4096, 1024), (1024, 4096)])
 def test_memory_stays_within_a_quarter_beyond_the_matrix(rows: int, columns: int) -> None:

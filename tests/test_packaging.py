@@ -575,6 +575,7 @@ def build_in_place(tree: Path, torch: str, binding: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torch", ["with torch", "without torch"])
 def test_a_build_leaves_nothing_but_its_products_in_the_source_tree(tree: Path, torch: str) -> None:
     stale = tree / "fastinit" / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
@@ -593,6 +594,7 @@ def test_a_build_leaves_nothing_but_its_products_in_the_source_tree(tree: Path, 
     assert re.search("^fastinit: compiling, .* about .*\n(.*\n)*fastinit: compiled in [0-9]+ s$", done.stdout, re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torch", ["with torch", "without torch"])
 def test_a_failed_build_tells_the_first_error(tree: Path, torch: str) -> None:
     done = build_in_place(tree, torch, "#error not today\n#error nor tomorrow\n")
@@ -601,6 +603,7 @@ def test_a_failed_build_tells_the_first_error(tree: Path, torch: str) -> None:
     assert re.fullmatch(reason, done.stderr.rstrip().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_distributions_hold_the_files_of_the_tree(tree: Path, tmp_path: Path) -> None:
     """All that is in the tree, sub-packages too, and nothing that an earlier build has left."""
     (tree / "fastinit" / "kept" / "deeper").mkdir(parents=True)
@@ -646,6 +649,7 @@ def run_info(folder: Path, **environment: str) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_info_tells_what_runs_and_what_it_was_built_with(tree: Path) -> None:
     info = {"build": "none", "reason": "to test", "torch": "2.9.0", "python": "3.9.7"}
     (tree / "fastinit" / "_build_info.json").write_text(json.dumps(info))
@@ -656,12 +660,14 @@ def test_info_tells_what_runs_and_what_it_was_built_with(tree: Path) -> None:
     assert lines["built with torch"] == "2.9.0"
 
 
+@pytest.mark.slow
 def test_an_unbuilt_source_tree_says_what_it_is(tree: Path) -> None:
     assert f"Python imported fastinit from its source tree, {tree}, where it is not built" in run_info(tree)
     (tree / "setup.py").unlink()
     assert f"{tree}/fastinit lacks _build_info.json, which every build writes" in run_info(tree)
 
 
+@pytest.mark.slow
 def test_info_names_an_unknown_instruction_set(compiled_file: Path) -> None:
     assert re.search("^in use: +none: FASTINIT_FORCE_ISA: .*'sse9'$", run_info(ROOT, FASTINIT_FORCE_ISA="sse9"), re.M)
 

@@ -603,6 +603,7 @@ def assert_read_as_a_whole(model: nn.Module, monkeypatch: pytest.MonkeyPatch) ->
     assert_equal_rows(rows, others)
 
 
+@pytest.mark.slow
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_models_of_transformers_are_read_as_a_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,11 +188,13 @@ OF_TRANSFORMERS: dict[str, Case] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "make"), OF_TRANSFORMERS.values(), ids=OF_TRANSFORMERS.keys())
 def test_presets_are_what_transformers_does(preset: str, make: Callable[[], nn.Module]) -> None:
     assert differing(make, preset) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "config"), [("SiglipModel", "SiglipConfig"), ("Siglip2Model", "Siglip2Config")])
 def test_siglip_is_what_transformers_does_but_for_logits_and_truncation(kind: str, config: str) -> None:
     images = {**TRANSFORMER, "patch_size": 8, **({"image_size": 32} if kind == "SiglipModel" else {"num_patches": 16})}

@@ -26,6 +26,7 @@ def run(code: str, timeout: float = 60.0) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout).stdout
 
 
+@pytest.mark.slow
 def test_fork_after_a_parallel_fill_is_safe() -> None:
     code = """
 import os, torch, fastinit
@@ -72,6 +73,7 @@ def test_interrupt_is_honoured_within_a_second() -> None:
     assert torch.equal(tensors[0][:1000], expected)
 
 
+@pytest.mark.slow
 def test_fork_after_parallel_products_is_safe() -> None:
     """torch's own threads are not in the child, and are waited for in vain if a product asks for them."""
     code = """
@@ -114,6 +116,7 @@ tensors = [torch.zeros(2**26) for _ in range(2)]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits", [True, False])
 def test_the_interpreter_exits_quietly_during_a_fill(waits: bool) -> None:
     """Also where nothing waits for the thread at the exit, which then may not come back to the interpreter."""
@@ -130,6 +133,7 @@ print(int(tensors[0][0] != 0), int(tensors[1][-1] != 0))
     assert outcome.stderr == "" or not waits  # torch's own functions at the exit are missed there
 
 
+@pytest.mark.slow
 def test_a_daemon_thread_that_fills_again_and_again_ends_quietly() -> None:
     code = f"""{DAEMON}
 ended = []
@@ -153,6 +157,7 @@ def fill_at_exit():  # the thread that exits may still fill
     assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, "1\n", "")
 
 
+@pytest.mark.slow
 def test_a_child_that_exits_does_not_wait_for_threads_of_its_parent() -> None:
     code = f"""{DAEMON}
 thread = threading.Thread(target=lambda: fastinit.init_(tensors, "normal", seed=1), daemon=True)
@@ -173,6 +178,7 @@ print(done == pid and os.waitstatus_to_exitcode(status))
     assert run(code) == "0\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["orthogonal", "large orthogonal", "fingerprint"])
 def test_other_native_work_is_interrupted_within_a_second(work: str) -> None:
     code = f"""
@@ -247,6 +253,7 @@ def test_concurrent_calls_give_the_right_bits() -> None:
     assert all(torch.equal(outcome, expected) for outcome in outcomes)
 
 
+@pytest.mark.slow
 def test_memory_beyond_the_parameters_stays_under_16_mib() -> None:
     code = """
 import resource, torch, fastinit
@@ -261,6 +268,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(run(code)) < 16 * 1024  # KiB
 
 
+@pytest.mark.slow
 def test_memory_of_fresh_tensors_stays_under_16_mib_beyond_them() -> None:
     code = """
 import resource, torch, fastinit

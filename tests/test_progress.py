@@ -300,6 +300,7 @@ def test_an_error_leaves_the_line_as_it_is(clock: Clock, terminal: Terminal) -> 
     assert terminal.getvalue().endswith("\n")
 
 
+@pytest.mark.slow
 def test_small_work_starts_and_imports_nothing() -> None:
     code = (
         "import io, sys, threading, torch, fastinit\n"

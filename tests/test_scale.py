@@ -68,6 +68,7 @@ def _memory_beyond_shard(scheme: str) -> tuple[int, int]:
     return shard, grown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 4))])
 def test_a_rank_needs_the_memory_of_its_shard_and_32_mib(size: int) -> None:
     total = 4 * (20 * 2048 * 2048 + 20_000 * 1024)
@@ -213,6 +214,7 @@ def _check_huge(
     return int(index.min()), int(index.max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("shape", "dim", "beyond"),

@@ -95,6 +95,7 @@ def strided_sketches(shape: Sequence[int], mesh: Sequence[int]) -> Iterator[tupl
             yield sketch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_all_ranks_hold_every_element_once_for_every_replica(mesh: tuple[int, ...]) -> None:
     for shape in [(1,), (7,), (12,), (25,), (5, 8)]:
@@ -172,6 +173,7 @@ def _check_distributed() -> None:
         _on_every_rank(mesh_shape, check)
 
 
+@pytest.mark.slow
 def test_distribute_tensor_leaves_what_the_pieces_say() -> None:
     worlds.run_simulated(_check_distributed, seconds=120.0)
 
@@ -191,6 +193,7 @@ def _check_strided() -> None:
         _on_every_rank(mesh_shape, check)
 
 
+@pytest.mark.slow
 def test_distribute_tensor_with_even_strides_leaves_what_the_pieces_say() -> None:
     worlds.run_simulated(_check_strided)
 
@@ -236,6 +239,7 @@ def _check_fully_sharded() -> int:
     return uneven
 
 
+@pytest.mark.slow
 def test_fully_shard_over_tensor_parallelism_leaves_what_the_pieces_say() -> None:
     """Also where rows do not divide evenly, where torch's own reading of the placements would be another."""
     assert worlds.run_simulated(_check_fully_sharded) > 0
@@ -259,6 +263,7 @@ def _check_expert_parallel() -> None:
         _on_every_rank(mesh_shape, check)
 
 
+@pytest.mark.slow
 def test_fully_shard_over_expert_and_tensor_parallelism_leaves_what_the_pieces_say() -> None:
     worlds.run_simulated(_check_expert_parallel)
 
@@ -277,6 +282,7 @@ def _check_fully_sharded_on_columns() -> None:
         _on_every_rank(mesh_shape, check)
 
 
+@pytest.mark.slow
 def test_fully_shard_of_columns_leaves_what_the_pieces_say() -> None:
     worlds.run_simulated(_check_fully_sharded_on_columns)
 

@@ -157,6 +157,7 @@ def test_two_traces_are_equal() -> None:
 # ---- verdicts ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "scheme", "signal", "gradient"),
     [

@@ -136,6 +136,7 @@ def _check_seeds() -> None:
         del sys.modules["spmd_types"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_parts_and_replicas_of_real_processes_take_one_seed() -> None:
     worlds.run(2, _check_seeds)

@@ -154,6 +154,7 @@ print(fastinit.normal_(torch.empty(3)).isfinite().all().item())
 """
 
 
+@pytest.mark.slow
 def test_the_package_works_without_torchs_private_names() -> None:
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LACKING + SMOKE], capture_output=True, text=True, timeout=300

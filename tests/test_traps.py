@@ -320,6 +320,7 @@ def test_one_seed_for_several_layers_gives_equal_weights() -> None:
     assert not torch.equal(model[0].weight, model[1].weight)
 
 
+@pytest.mark.slow
 def test_32_bit_hashes_of_names_collide() -> None:
     names = [
         f"layers.{layer}.experts.{expert}.{part}" for layer in range(128) for expert in range(512) for part in "uvw"

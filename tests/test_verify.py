@@ -404,6 +404,7 @@ def _sharded(mesh_shape: tuple[int, ...], tensor_parallel: bool) -> list[tuple[s
     return found
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize(("size", "mesh", "tensor_parallel"), [(2, (2,), False), (3, (3,), False), (4, (2, 2), True)])
 def test_sharded_models(size: int, mesh: tuple[int, ...], tensor_parallel: bool) -> None:
@@ -422,6 +423,7 @@ def _first_fully_sharded() -> None:
     assert fastinit.verify(model, plan) == ()
 
 
+@pytest.mark.slow
 @needs_native
 def test_first_version_of_fsdp() -> None:
     worlds.run(2, _first_fully_sharded)

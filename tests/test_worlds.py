@@ -29,6 +29,7 @@ def _fail(*how: str) -> None:
         time.sleep(1000.0)
 
 
+@pytest.mark.slow
 def test_a_world_is_started_once_and_its_ranks_talk_to_each_other() -> None:
     first, second = worlds.run(3, _sum_of_ranks), worlds.run(3, _sum_of_ranks)
     assert first == second
@@ -36,6 +37,7 @@ def test_a_world_is_started_once_and_its_ranks_talk_to_each_other() -> None:
     assert len({process for process, *_ in first} | {os.getpid()}) == 4
 
 
+@pytest.mark.slow
 def test_ranks_that_fail_are_reported_and_the_next_check_gets_a_new_world() -> None:
     before = worlds.run(3, _sum_of_ranks)
     with pytest.raises(worlds.RankError) as caught:
@@ -49,6 +51,7 @@ def test_ranks_that_fail_are_reported_and_the_next_check_gets_a_new_world() -> N
     assert not {process for process, *_ in before} & {process for process, *_ in after}
 
 
+@pytest.mark.slow
 def test_a_check_that_takes_too_long_fails() -> None:
     with pytest.raises(worlds.RankError, match=r"rank 0 of 1:\nno answer within 1 s"):
         worlds.run(1, _fail, "hang", seconds=1.0)
