@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,51 +72,52 @@ def joined(parts: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     return table
 
 
-def both(emulated: Emulated, table: np.ndarray[Any, Any], tensors: Sequence[torch.Tensor], seed: int = 77) -> None:
-    """Blend by the CPU backend, put the old elements back, blend by the emulated GPU, and compare all storage."""
-    assert _native.module is not None
-    assert _native.module.prepare(table) is None
+def assert_same_storage(
+    tensors: Sequence[torch.Tensor], on_cpu: Callable[[], object], emulated: Callable[[], object]
+) -> None:
+    """Write by the CPU backend, put back what the tensors held, write by the emulated GPU, and compare all storage."""
     storages = [torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage()) for tensor in tensors]
     before = [storage.clone() for storage in storages]
-    _native.module.blend_cpu(table, KEEP, SCALE, seed, 1)
+    on_cpu()
     wanted = [storage.clone() for storage in storages]
+    assert not all(map(torch.equal, wanted, before))
     for storage, old in zip(storages, before, strict=True):
         storage.copy_(old)
-    emulated.blend(table, KEEP, SCALE, seed)
+    emulated()
     for storage, want, tensor in zip(storages, wanted, tensors, strict=True):
         if not torch.equal(storage, want):
             different = torch.nonzero(storage != want).flatten() // tensor.element_size()
             pytest.fail(f"{tuple(tensor.shape)} {tensor.dtype}: differs at {different[:10]}")
 
 
+def both(emulated: Emulated, table: np.ndarray[Any, Any], tensors: Sequence[torch.Tensor], seed: int = 77) -> None:
+    module = _native.module
+    assert module is not None and module.prepare(table) is None
+    assert_same_storage(
+        tensors,
+        lambda: module.blend_cpu(table, KEEP, SCALE, seed, 1),
+        lambda: emulated.blend(table, KEEP, SCALE, seed),
+    )
+
+
 def both_where(emulated: Emulated, cases: Sequence[tuple[torch.Tensor, Distribution]], seed: int = 77) -> None:
-    """Fill every second element or so, as `both` blends. Masks of tensors that do not begin together are cut alike."""
-    assert _native.module is not None
-    tensors = [tensor for tensor, _ in cases]
+    """All, none, or some of the elements, by masks that are aligned otherwise than the tensors."""
     parts = [rows_of(f"{i}", tensor, distribution) for i, (tensor, distribution) in enumerate(cases)]
     table = joined(parts)
-    assert _native.module.prepare(table) is None
-    storages = [torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage()) for tensor in tensors]
-    before = [storage.clone() for storage in storages]
+    module = _native.module
+    assert module is not None and module.prepare(table) is None
+    tensors = [tensor for tensor, _ in cases]
     generator = torch.Generator().manual_seed(seed)
     masks, addresses = [], []
     for i, (tensor, part) in enumerate(zip(tensors, parts, strict=True)):
         numel = tensor.untyped_storage().nbytes() // tensor.element_size()
-        # All, none, or some of the elements.
         masks.append(torch.rand(numel + 8, generator=generator) < [0.5, 1.0, 0.1, 0.0, 0.9][i % 5])
         at = part["data"].astype(np.int64) - tensor.untyped_storage().data_ptr()
         addresses.append(masks[-1].data_ptr() + i % 3 + at // tensor.element_size())
     where = np.concatenate(addresses).astype(np.uint64)
-    _native.module.fill_where_cpu(table, where, seed, 1)
-    wanted = [storage.clone() for storage in storages]
-    for storage, old in zip(storages, before, strict=True):
-        storage.copy_(old)
-    assert any(not torch.equal(want, old) for want, old in zip(wanted, before, strict=True))
-    emulated.fill_where(table, where, seed)
-    for storage, want, tensor in zip(storages, wanted, tensors, strict=True):
-        if not torch.equal(storage, want):
-            different = torch.nonzero(storage != want).flatten() // tensor.element_size()
-            pytest.fail(f"{tuple(tensor.shape)} {tensor.dtype}: differs at {different[:10]}")
+    assert_same_storage(
+        tensors, lambda: module.fill_where_cpu(table, where, seed, 1), lambda: emulated.fill_where(table, where, seed)
+    )
 
 
 @pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
@@ -168,26 +169,38 @@ def test_nothing_inexact_in_the_ptx(ptx: str) -> None:
 # Each of these must be seen.
 BREAKS = {
     "a wrong bound": (
+        "fill_chunk.h",
         "static_cast<unsigned>(end - begin)) continue;",
         "static_cast<unsigned>(end - begin - 1)) continue;",
     ),
-    "the wrong value": ("values[i * kStoreValues + k], dtype);", "values[i * kStoreValues], dtype);"),
-    "no value moves down": ("values[k - 1] = values[k];", "values[k - 1] = values[0];"),
+    "the wrong value": ("fill_chunk.h", "values[i * kStoreValues + k], dtype);", "values[i * kStoreValues], dtype);"),
+    "no value moves down": ("fill_chunk.h", "values[k - 1] = values[k];", "values[k - 1] = values[0];"),
+    "the mask of another task": (
+        "stores.h",
+        "static_cast<uint64_t>(index) * sizeof",
+        "static_cast<uint64_t>(index / 2) * sizeof",
+    ),
 }
 
 
 @pytest.mark.slow  # compiles the kernel once more
-@pytest.mark.parametrize(("given", "broken"), BREAKS.values(), ids=BREAKS)
-def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: str, broken: str) -> None:
+@pytest.mark.parametrize(("file", "given", "broken"), BREAKS.values(), ids=BREAKS)
+def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, file: str, given: str, broken: str) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    file = tmp_path / "csrc/cuda/fill_chunk.h"
-    text = file.read_text(encoding="utf-8")
+    source = tmp_path / "csrc/cuda" / file
+    text = source.read_text(encoding="utf-8")
     assert given in text
-    file.write_text(text.replace(given, broken), encoding="utf-8")
-    kernel = compile_driver(tmp_path, "rewrite", "-O0", source=tmp_path / "csrc")
+    source.write_text(text.replace(given, broken), encoding="utf-8")
+    emulated = Emulated(host, compile_driver(tmp_path, "rewrite", "-O0", source=tmp_path / "csrc"))
+    normal = Normal(0.0, 1.0)
     tensors = [any_bits(CHUNK + 11, torch.float32)[3:], any_bits(130 * 70, torch.float32).view(130, 70).t()]
+
+    def check() -> None:
+        both(emulated, joined([rows_of("w", each, normal) for each in tensors]), tensors)
+        both_where(emulated, [(each, normal) for each in tensors])
+
     with pytest.raises(pytest.fail.Exception, match="differs at"):
-        both(Emulated(host, kernel), joined([rows_of("w", each, Normal(0.0, 1.0)) for each in tensors]), tensors)
+        check()
 
 
 def test_a_failed_launch_is_an_exception_and_writes_nothing(host: ctypes.CDLL, source: ctypes.CDLL) -> None:
