@@ -18,6 +18,24 @@ FASTINIT_HD To bit_cast(From from) {
   return to;
 }
 
+#if !defined(__CUDA_ARCH__) && !defined(__FMA__) && !defined(__ARM_FEATURE_FMA)
+// The float next to product + addend, given their rounded sum, which is on a tie between two floats or subnormal: the
+// sum is rounded to odd, and the second rounding sees on which side of the tie the true sum lies (Boldo, Melquiond:
+// "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", IEEE TC 2008). The error of
+// the sum is exact by Knuth's two-sum.
+FASTINIT_COLD inline float rounded_by_odd(double product, double addend, double sum) {
+  uint64_t bits = bit_cast<uint64_t>(sum);
+  const double virtual_addend = sum - product;
+  const double error = (product - (sum - virtual_addend)) + (addend - virtual_addend);
+  if (error != 0.0 && (bits & 1) == 0) {
+    // Even and inexact: the neighbour towards the true sum is odd.
+    const bool away_from_zero = (error > 0.0) == (sum > 0.0);
+    bits += away_from_zero ? 1 : ~uint64_t{0};
+  }
+  return static_cast<float>(bit_cast<double>(bits));
+}
+#endif
+
 // a * b + c, rounded once to nearest even.
 FASTINIT_HD float exact_fma(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
@@ -30,21 +48,11 @@ FASTINIT_HD float exact_fma(float a, float b, float c) {
   const double product = static_cast<double>(a) * static_cast<double>(b);
   const double addend = c;
   const double sum = product + addend;
-  uint64_t bits = bit_cast<uint64_t>(sum);
+  const uint64_t bits = bit_cast<uint64_t>(sum);
   const bool on_tie = (bits & 0x1FFFFFFF) == 0x10000000;
   const bool subnormal = (bits << 1) < (uint64_t{1023 - 126} << 53);
-  if (__builtin_expect(!on_tie && !subnormal, 1)) return static_cast<float>(sum);
-  // Then round the sum to odd, and the second rounding sees on which side of the tie the true sum lies (Boldo,
-  // Melquiond: "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", IEEE TC 2008).
-  // The error of the sum is exact by Knuth's two-sum.
-  const double virtual_addend = sum - product;
-  const double error = (product - (sum - virtual_addend)) + (addend - virtual_addend);
-  if (error != 0.0 && (bits & 1) == 0) {
-    // Even and inexact: the neighbour towards the true sum is odd.
-    const bool away_from_zero = (error > 0.0) == (sum > 0.0);
-    bits += away_from_zero ? 1 : ~uint64_t{0};
-  }
-  return static_cast<float>(bit_cast<double>(bits));
+  if (__builtin_expect(on_tie || subnormal, 0)) return rounded_by_odd(product, addend, sum);
+  return static_cast<float>(sum);
 #endif
 }
 

@@ -116,6 +116,8 @@ FASTINIT_HD void scatter(const Element* values, int64_t count, const IndexMap& m
 // Fills local elements [begin, end) of a task.
 template <class L, class Source, class Element>
 void fill_elements(const Task& task, const Source& source, int64_t begin, int64_t end, bool streaming) {
+  // Compiled for those who do: doubles never stream.
+  constexpr bool kStreams = L::kStreamAlignment > 1 && sizeof(Element) < sizeof(double);
   const IndexMap& map = task.map;
   Element* const data = reinterpret_cast<Element*>(task.data);
   Cursor cursor(map, begin);
@@ -128,7 +130,7 @@ void fill_elements(const Task& task, const Source& source, int64_t begin, int64_
       const bool aligned =
           reinterpret_cast<uintptr_t>(out) % L::kStreamAlignment == 0 && index % Source::kBlockValues == 0;
       if (streaming && aligned) {
-        fill_consecutive<true>(source, index, piece, out);
+        fill_consecutive<kStreams>(source, index, piece, out);
       } else {
         fill_consecutive<false>(source, index, piece, out);
       }
