@@ -29,14 +29,14 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "_build_backend"))
-from compilers import BuildError, Toolkit, copied_output, find_compiler, find_toolkit, first_error  # noqa: E402
+import compilers  # noqa: E402
 
 MODES = ("auto", "cpu", "cuda", "none")
 
 # The results must be the same to the bit on every machine: no contraction of a*b+c, no fast-math, no -march (the
 # instruction set is chosen at run time). BuildExtension adds the -std that its torch wants; a second one would clash.
 CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-fast-math", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
-CXX_FLAGS += ["-pthread", "-Wall", "-Wextra"]
+CXX_FLAGS += ["-DNDEBUG", "-pthread", "-Wall", "-Wextra"]
 
 # On macOS threads are part of the system's library, and std::aligned_alloc came with macOS 10.15, after the release
 # that some Pythons were built for.
@@ -67,7 +67,7 @@ def find_torch() -> Any:
     return torch
 
 
-def extension(torch: Any, toolkit: Toolkit | None) -> Extension:
+def extension(torch: Any, toolkit: compilers.Toolkit | None) -> Extension:
     """The extension, with the CUDA backend if there is a toolkit."""
 
     def find(*patterns: str) -> list[str]:
@@ -123,13 +123,13 @@ class BuildExt(build_ext):
 
     def compile(self, mode: str) -> dict[str, object]:
         """Compiles what the mode asks for, and returns what is to be recorded."""
-        info: dict[str, object] = {"build": "cpu", "compiler": find_compiler(), "flags": CXX_FLAGS}
+        info: dict[str, object] = {"build": "cpu", "compiler": compilers.find_compiler(), "flags": CXX_FLAGS}
         torch = find_torch()
         info["torch"] = None if torch is None else str(torch.__version__)
         info["without_cuda"] = "FASTINIT_BUILD=cpu was set when it was installed"
         if mode != "cpu":
             try:
-                toolkit = find_toolkit(torch)
+                toolkit = compilers.find_toolkit(torch)
                 self.compile_extension(torch, toolkit)
                 info |= {"build": "cuda", "without_cuda": None, "nvcc": toolkit.nvcc, "nvcc_flags": NVCC_FLAGS}
                 return info | {"cuda_architectures": toolkit.architectures}
@@ -142,7 +142,7 @@ class BuildExt(build_ext):
         self.compile_extension(torch, None)
         return info
 
-    def compile_extension(self, torch: Any, toolkit: Toolkit | None) -> None:
+    def compile_extension(self, torch: Any, toolkit: compilers.Toolkit | None) -> None:
         import pybind11.setup_helpers
 
         ext = extension(torch, toolkit)
@@ -150,11 +150,11 @@ class BuildExt(build_ext):
         self.distribution.ext_modules = [ext]
         if torch is None:
             pybind11.setup_helpers.ParallelCompile("MAX_JOBS").install()
-            compiling = build_ext(self.distribution)
+            compiling = compilers.with_own_flags(build_ext)(self.distribution)
         else:
             # A venv's python started by its path does not have the venv's bin folder, with ninja in it, on PATH.
             os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
-            compiling = torch.utils.cpp_extension.BuildExtension(self.distribution)
+            compiling = compilers.with_own_flags(torch.utils.cpp_extension.BuildExtension)(self.distribution)
         if toolkit is not None:
             os.environ["TORCH_CUDA_ARCH_LIST"] = toolkit.architectures
             os.environ.setdefault("NVCC_CCBIN", os.environ.get("CXX", "c++"))  # one host compiler for all files
@@ -166,15 +166,16 @@ class BuildExt(build_ext):
         start = time.monotonic()
         with tempfile.NamedTemporaryFile("r", errors="replace") as log:
             try:
-                with copied_output(log.name):
+                with compilers.copied_output(log.name):
                     compiling.run()
             except Exception as error:
-                raise BuildError(f"compiling failed: {first_error(log.read()) or describe(error)}") from error
+                reason = compilers.first_error(log.read()) or describe(error)
+                raise compilers.BuildError(f"compiling failed: {reason}") from error
         print(f"fastinit: compiled in {time.monotonic() - start:.0f} s", flush=True)
 
 
 def describe(error: Exception) -> str:
-    return str(error) if isinstance(error, BuildError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, compilers.BuildError) else f"{type(error).__name__}: {error}"
 
 
 def warn(lacking: str, reason: str, mode: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +79,30 @@ def find_toolkit(torch: Any) -> Toolkit:
         compile_flags=[flag for wheel in wheels for flag in ("-isystem", f"{wheel}/include")] + gencode,
         link_flags=[str(runtime), "-ldl", "-lrt"],  # what it needs beyond threads
     )
+
+
+def with_own_flags(command: Any) -> Any:
+    """The class of build_ext, compiling with none of the flags that Python itself was compiled with.
+
+    They differ from one Python to the next, and may hold what results must not depend on, as -march and -ffast-math.
+    macOS's name the processors to compile for, and stay.
+    """
+
+    class WithOwnFlags(command):  # type: ignore[misc]
+        def build_extensions(self) -> None:
+            for name in ("compiler_so", "compiler_so_cxx"):
+                if hasattr(self.compiler, name) and sys.platform != "darwin":
+                    setattr(self.compiler, name, own_command(getattr(self.compiler, name)))
+            super().build_extensions()
+
+    return WithOwnFlags
+
+
+def own_command(words: list[str]) -> list[str]:
+    """The compiler of a command and what the user adds to every compilation, without the command's other flags."""
+    program = itertools.takewhile(lambda word: not word.startswith("-"), words)
+    asked = (os.environ.get(name, "") for name in ("CPPFLAGS", "CFLAGS", "CXXFLAGS"))
+    return [*program, "-fPIC", *shlex.split(" ".join(asked))]
 
 
 def default_architectures(known: str) -> str:

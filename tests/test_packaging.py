@@ -191,7 +191,7 @@ def test_all_sources_are_collected(setup_py: ModuleType) -> None:
     for torch_module, toolkit, suffixes in (
         (None, None, {".cpp"}),
         (fake_torch(None), None, {".cpp"}),
-        (fake_torch("13.0"), setup_py.Toolkit(*TOOLKIT), {".cpp", ".cu"}),
+        (fake_torch("13.0"), setup_py.compilers.Toolkit(*TOOLKIT), {".cpp", ".cu"}),
     ):
         files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
         sources = {path.relative_to(ROOT).as_posix() for path in files if path.suffix in suffixes}
@@ -205,7 +205,7 @@ def test_only_the_cuda_extension_knows_of_cuda(setup_py: ModuleType) -> None:
     assert extension.extra_compile_args == {"cxx": setup_py.CXX_FLAGS}
     assert extension.extra_link_args == ["-pthread"]
 
-    extension = setup_py.extension(fake_torch("13.0"), setup_py.Toolkit(*TOOLKIT))
+    extension = setup_py.extension(fake_torch("13.0"), setup_py.compilers.Toolkit(*TOOLKIT))
     assert extension.extra_compile_args["cxx"] == [*setup_py.CXX_FLAGS, "-DFASTINIT_CUDA"]
     flags = [*setup_py.NVCC_FLAGS, "-isystem", "/headers"]
     assert extension.extra_compile_args["nvcc"][: len(flags)] == flags
@@ -217,6 +217,29 @@ def test_without_torch_only_the_standard_is_added(setup_py: ModuleType) -> None:
     with_torch, without = setup_py.extension(fake_torch(None), None), setup_py.extension(None, None)
     assert without.extra_compile_args == ["-std=c++17", *with_torch.extra_compile_args["cxx"]]
     assert without.extra_link_args == with_torch.extra_link_args
+
+
+@pytest.mark.parametrize("program", [["g++"], ["ccache", "g++"]], ids=" ".join)
+def test_pythons_own_flags_compile_nothing(
+    compilers: ModuleType, monkeypatch: pytest.MonkeyPatch, program: list[str]
+) -> None:
+    class Command:
+        compiler = SimpleNamespace(
+            compiler_so=[*program, "-pthread", "-O2", "-march=native", "-fPIC"],
+            compiler_so_cxx=[*program, "-ffast-math", "-Wall"],
+            linker_so=[*program, "-shared"],
+        )
+
+        def build_extensions(self) -> None:
+            pass
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("CPPFLAGS", "CFLAGS", "CXXFLAGS"):
+        monkeypatch.setenv(name, f"-D{name} -D'{name} TWO'")
+    compilers.with_own_flags(Command)().build_extensions()
+    asked = [word for name in ("CPPFLAGS", "CFLAGS", "CXXFLAGS") for word in (f"-D{name}", f"-D{name} TWO")]
+    assert Command.compiler.compiler_so == Command.compiler.compiler_so_cxx == [*program, "-fPIC", *asked]
+    assert Command.compiler.linker_so == [*program, "-shared"]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +283,7 @@ def build(
     setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
     """Runs build_ext with a fake torch, toolkit and compiler."""
-    real_find_toolkit = setup_py.find_toolkit
+    real_find_toolkit = setup_py.compilers.find_toolkit
 
     def run(mode: str, torch: Any, *, toolkit: bool = True, failing: tuple[str, ...] = ()) -> Outcome:
         attempts: list[str] = []
@@ -269,18 +292,18 @@ def build(
             if torch is None or torch.version.cuda is None:
                 return real_find_toolkit(torch)
             if not toolkit:
-                raise setup_py.BuildError("no nvcc")
-            return setup_py.Toolkit(*TOOLKIT)
+                raise setup_py.compilers.BuildError("no nvcc")
+            return setup_py.compilers.Toolkit(*TOOLKIT)
 
         def compile_extension(_: Any, torch: Any, toolkit: Any) -> None:
             attempts.append("cpu" if toolkit is None else "cuda")
             if attempts[-1] in failing:
-                raise setup_py.BuildError(f"compiling for {attempts[-1]} failed")
+                raise setup_py.compilers.BuildError(f"compiling for {attempts[-1]} failed")
 
         monkeypatch.setenv("FASTINIT_BUILD", mode)
-        monkeypatch.setattr(setup_py, "find_compiler", lambda: "c++ 14")
+        monkeypatch.setattr(setup_py.compilers, "find_compiler", lambda: "c++ 14")
         monkeypatch.setattr(setup_py, "find_torch", lambda: torch)
-        monkeypatch.setattr(setup_py, "find_toolkit", find_toolkit)
+        monkeypatch.setattr(setup_py.compilers, "find_toolkit", find_toolkit)
         monkeypatch.setattr(setup_py.BuildExt, "compile_extension", compile_extension)
         command = setup_py.BuildExt(Distribution({"ext_modules": [setup_py.extension(None, None)]}))
         command.build_lib = str(tmp_path)
