@@ -58,46 +58,51 @@ class Avx2QuantileF64 {
   template <int kGroup>
   static FASTINIT_HD void at(const __m256d (&p)[kGroup], __m256d (&x)[kGroup]) {
     __m256d z[kGroup];
-    const double* row[kGroup][4];
+    alignas(32) int64_t place[kGroup][4];
+    const __m256i first = Avx2Doubles::splat(uint64_t{kFirstDoubleRow} * kDoubleRowPowers);
     FASTINIT_UNROLL
     for (int i = 0; i < kGroup; ++i) {
       const __m256i bits = _mm256_castpd_si256(p[i]);
-      // The place of a row in doubles, 16 (bits >> 51).
-      const __m256i place = _mm256_and_si256(_mm256_srli_epi64(bits, 47), Avx2Doubles::splat(~uint64_t{15}));
-      alignas(32) int64_t places[4];
-      _mm256_store_si256(reinterpret_cast<__m256i*>(places), place);
-      FASTINIT_UNROLL
-      for (int k = 0; k < 4; ++k) row[i][k] = &kDoubleRows.row[0][0] + (places[k] - kFirstDoubleRow * kDoubleRowPowers);
+      // The place of a row in doubles, 16 (bits >> 51) from the first row on.
+      const __m256i in_all = _mm256_and_si256(_mm256_srli_epi64(bits, 47), Avx2Doubles::splat(~uint64_t{15}));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(place[i]), _mm256_sub_epi64(in_all, first));
       const __m256i fraction = _mm256_and_si256(bits, Avx2Doubles::splat(uint64_t{0x0007FFFFFFFFFFFF}));
       const __m256i one = _mm256_castpd_si256(Avx2Doubles::splat(1.0));
       z[i] = _mm256_sub_pd(_mm256_castsi256_pd(_mm256_or_si256(fraction, one)), Avx2Doubles::splat(1.25));
     }
+    const double* table = &kDoubleRows.row[0][0];
     FASTINIT_UNROLL
     for (int i = 0; i < kGroup; ++i) {
       constexpr int kLast = kQuantilePowersF64 - 1;
-      x[i] = _mm256_unpacklo_pd(two<kLast>(row[i][0], row[i][2]), two<kLast>(row[i][1], row[i][3]));
+      const __m256d even = two(table + kLast, place[i][0], place[i][2]);
+      x[i] = _mm256_unpacklo_pd(even, two(table + kLast, place[i][1], place[i][3]));
+      read_after(x[i], table);
     }
-    pairs<kQuantilePowersF64 - 3>(row, z, x);
+    pairs<kQuantilePowersF64 - 3>(table, place, z, x);
   }
 
  private:
-  // Powers `kPower` and `kPower` + 1 of two rows.
-  template <int kPower>
-  static FASTINIT_HD __m256d two(const double* first, const double* second) {
-    return _mm256_set_m128d(_mm_load_pd(second + kPower), _mm_load_pd(first + kPower));
+  // What is read through `table` is read after x. GCC would read the powers of all steps first, more than there are
+  // registers, and keep them on the stack.
+  static FASTINIT_HD void read_after(__m256d& x, const double*& table) { asm("" : "+x"(x), "+r"(table)); }
+
+  // A pair of doubles of two rows, by their places.
+  static FASTINIT_HD __m256d two(const double* table, int64_t first, int64_t second) {
+    return _mm256_set_m128d(_mm_load_pd(table + second), _mm_load_pd(table + first));
   }
 
   template <int kPower, int kGroup>
-  static FASTINIT_HD void pairs(const double* const (&row)[kGroup][4], const __m256d (&z)[kGroup],
+  static FASTINIT_HD void pairs(const double* table, const int64_t (&place)[kGroup][4], const __m256d (&z)[kGroup],
                                 __m256d (&x)[kGroup]) {
     FASTINIT_UNROLL
     for (int i = 0; i < kGroup; ++i) {
-      const __m256d even = two<kPower>(row[i][0], row[i][2]);
-      const __m256d odd = two<kPower>(row[i][1], row[i][3]);
+      const __m256d even = two(table + kPower, place[i][0], place[i][2]);
+      const __m256d odd = two(table + kPower, place[i][1], place[i][3]);
       x[i] = _mm256_add_pd(_mm256_mul_pd(x[i], z[i]), _mm256_unpackhi_pd(even, odd));
       x[i] = _mm256_add_pd(_mm256_mul_pd(x[i], z[i]), _mm256_unpacklo_pd(even, odd));
+      read_after(x[i], table);
     }
-    if constexpr (kPower > 0) pairs<kPower - 2>(row, z, x);
+    if constexpr (kPower > 0) pairs<kPower - 2>(table, place, z, x);
   }
 };
 
