@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastinit import _torch
-from fastinit._torch import tree_flatten, tree_map
+from fastinit._torch import tree_leaves, tree_map
 from fastinit.capture import calls, casts
 from fastinit.capture.calls import Filling
 from fastinit.capture.graph import (
@@ -267,7 +267,15 @@ class Recorder(Records, TorchFunctionMode):
             if stored is not None:
                 self.forget(stored)
             return copied
+        if self.on_meta and function is Tensor.zero_ and self._is_whole_write(args[0]):
+            zeroed = function(*args)  # the counters of normalisations: to find out what a call does takes long
+            self._write_recorded(function, args, kwargs, zeroed, self.view, None)
+            return zeroed
         return self._recorded(function, args, kwargs, concerned)
+
+    def _is_whole_write(self, tensor: Tensor) -> bool:
+        """Whether a constant that is written to a tensor is all that its memory holds then, and nothing refuses it."""
+        return is_plain(tensor) and is_whole(tensor) and not tensor.requires_grad
 
     def _is_plain_write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether all of a tensor with memory is overwritten with what is there: nothing is saved by waiting."""
@@ -415,7 +423,7 @@ class Recorder(Records, TorchFunctionMode):
             results = function(*meta_args, **meta_kwargs)
         except Exception:
             return self._read(function, args, kwargs, concerned or [])
-        outputs = tree_flatten(results)[0]
+        outputs = tree_leaves(results)
         if target is not None and (not isinstance(target, Tensor) or overlaps(target)):
             return self._read(function, args, kwargs, concerned or [])
         written = None if target is None else _torch.storage_key(twins[id(target)])

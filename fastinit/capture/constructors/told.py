@@ -97,7 +97,18 @@ def _reached(module: Any, path: Path) -> Iterable[tuple[int, str]]:
         module = below(module, step)
         if module is None:
             return []
-    return [(id(each), name) for each in module.modules() for name in each._parameters]
+    found: dict[int, nn.Module] = {}
+    _add(module, found)
+    return [(key, name) for key, each in found.items() for name in each._parameters]
+
+
+def _add(module: nn.Module, found: dict[int, nn.Module]) -> None:
+    """Add a module and all below it."""
+    if id(module) not in found:
+        found[id(module)] = module
+        for child in module._modules.values():
+            if child is not None:
+                _add(child, found)
 
 
 _scripts = Scripts(4096)
