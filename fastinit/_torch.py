@@ -46,8 +46,31 @@ def classes(module: str, name: str, instead: tuple[type[Any], ...] = ()) -> tupl
 # Nested lists, tuples and dicts of arguments: their leaves, and the same nest with other leaves. Without the module,
 # nothing can be recorded (capture/), and the import of fastinit fails.
 _pytree: Any = importlib.import_module("torch.utils._pytree")
-tree_flatten: Callable[[Any], tuple[list[Any], Any]] = _pytree.tree_flatten
-tree_map: Callable[[Callable[[Any], Any], Any], Any] = _pytree.tree_map
+_LEAVES = frozenset({torch.Tensor, nn.Parameter, bool, int, float, str, type(None), torch.dtype, torch.device})
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """What is in tuples, lists, dictionaries and whatever else torch knows as a tree."""
+    kind = type(tree)
+    if kind in _LEAVES:  # torch's own way takes long
+        return [tree]
+    if kind is tuple or kind is list:
+        return [leaf for each in tree for leaf in tree_leaves(each)]
+    leaves: list[Any] = _pytree.tree_flatten(tree)[0]
+    return leaves
+
+
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """A tree like this one, with what a function gives for each leaf."""
+    kind = type(tree)
+    if kind in _LEAVES:
+        return function(tree)
+    if kind is tuple or kind is list:
+        return kind([tree_map(function, each) for each in tree])
+    if kind is dict:
+        return {key: tree_map(function, each) for key, each in tree.items()}
+    return _pytree.tree_map(function, tree)
+
 
 # What `torch.no_grad` calls to switch gradients off and on. Without it: nothing, and the call counts as any other.
 SET_GRAD_ENABLED: Any = getattr(torch._C, "_set_grad_enabled", None)

@@ -22,7 +22,7 @@ from torch.nn.init import xavier_normal_
 from torch.nn.utils import parametrizations
 
 import fastinit
-from fastinit._torch import tree_flatten
+from fastinit._torch import tree_leaves
 from fastinit.capture import casts, recorder
 
 
@@ -379,7 +379,7 @@ def test_a_part_of_a_copy_belongs_to_the_copy() -> None:
 def test_the_memo_of_a_deep_copy_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     """It grows with every tensor: a search for each would take time with the square of the model."""
     searched: list[Any] = []
-    monkeypatch.setattr(recorder, "tree_flatten", lambda tree: (searched.append(tree), tree_flatten(tree))[1])
+    monkeypatch.setattr(recorder, "tree_leaves", lambda tree: (searched.append(tree), tree_leaves(tree))[1])
     with fastinit.fused(seed=0):
         copy.deepcopy(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))  # buffers are copied by Tensor.__deepcopy__
     assert not any(isinstance(tree, dict) for tree in searched)

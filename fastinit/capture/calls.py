@@ -293,8 +293,14 @@ def _erfinv(given: Distribution) -> Distribution | None:
     """erfinv of a uniform share is a normal value of std 1 / sqrt(2), truncated."""
     if not isinstance(given, Uniform) or not -1.0 <= given.low < given.high <= 1.0:
         return None
-    low, high = torch.erfinv(torch.tensor([given.low, given.high], dtype=torch.float64, device="cpu")).tolist()
-    return TruncNormal(0.0, math.sqrt(0.5), low, high)
+    return TruncNormal(0.0, math.sqrt(0.5), *_erfinv_of(given.low, given.high))
+
+
+@lru_cache(maxsize=4096)
+def _erfinv_of(low: float, high: float) -> tuple[float, float]:
+    """The function of both bounds, which are the same for all that a model truncates alike."""
+    low, high = torch.erfinv(torch.tensor([low, high], dtype=torch.float64, device="cpu")).tolist()
+    return low, high
 
 
 def _clamp(given: Distribution, min: float | None = None, max: float | None = None) -> Distribution | None:

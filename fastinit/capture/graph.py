@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastinit._torch import modes_off, new_storage, tree_flatten, tree_map
+from fastinit._torch import modes_off, new_storage, tree_leaves, tree_map
 from fastinit.run.engine import Program
 from fastinit.run.streams import derive_stream
 from fastinit.run.targets import Target
@@ -131,7 +131,7 @@ class Call:
 
 def views_of(call: Call) -> list[View]:
     """All views among the arguments of a call."""
-    return [each for each in tree_flatten((call.args, call.kwargs))[0] if isinstance(each, View)]
+    return [each for each in tree_leaves((call.args, call.kwargs)) if isinstance(each, View)]
 
 
 def chain_of(node: Node) -> tuple[Node, list[Call]]:
@@ -264,7 +264,7 @@ class Replay:
 
     def _results_of(self, call: Call) -> list[Any]:
         if id(call) not in self._results:
-            self._results[id(call)] = call, tree_flatten(self._run(call, None))[0]
+            self._results[id(call)] = call, tree_leaves(self._run(call, None))
         return self._results[id(call)][1]
 
     def _run(self, call: Call, storage: torch.UntypedStorage | None) -> Any:

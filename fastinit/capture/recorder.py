@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastinit import _torch
-from fastinit._torch import tree_flatten, tree_map
+from fastinit._torch import tree_leaves, tree_map
 from fastinit.capture import calls, casts
 from fastinit.capture.calls import Filling
 from fastinit.capture.graph import (
@@ -128,7 +128,7 @@ class Recorder(Records, TorchFunctionMode):
             or (filling.under_grad and tensor.requires_grad and torch.is_grad_enabled())
             or tensor.numel() == 0
             or overlaps(tensor)
-            or any(each.stored(tensor) is not None for each in self._around)
+            or (self._around and any(each.stored(tensor) is not None for each in self._around))
         ):
             return False
         if "generator" in kwargs:
@@ -232,6 +232,11 @@ class Recorder(Records, TorchFunctionMode):
 
     def _called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that may concern recorded tensors."""
+        step = calls.STEPS.get(function)
+        if step is not None and self._is_free(args):  # first, since truncated draws take four of them
+            stepped = self._step(step, function, args, kwargs)
+            if stepped is not None:
+                return stepped
         leaves = tensors_in(args, kwargs)
         concerned = [each for each in leaves if self.stored(each) is not None]
         if not concerned:
@@ -258,7 +263,6 @@ class Recorder(Records, TorchFunctionMode):
             return args[0]
         if function in calls.CLONES and (copied := self._clone(args[0])) is not None:
             return copied
-        step = calls.STEPS.get(function)
         if step is not None and (stepped := self._step(step, function, args, kwargs)) is not None:
             return stepped
         if function in calls.OVERWRITES and function not in calls.RANDOM and self._is_plain_write(args, kwargs):
@@ -267,7 +271,20 @@ class Recorder(Records, TorchFunctionMode):
             if stored is not None:
                 self.forget(stored)
             return copied
+        if self.on_meta and function is Tensor.zero_ and self._is_whole_write(args[0]):
+            zeroed = function(*args)  # the counters of normalisations: to find out what a call does takes long
+            self._write_recorded(function, args, kwargs, zeroed, self.view, None)
+            return zeroed
         return self._recorded(function, args, kwargs, concerned)
+
+    def _is_free(self, args: tuple[Any, ...]) -> bool:
+        """Whether the first argument is a tensor of which no gradients are asked."""
+        target = args[0] if args else None
+        return isinstance(target, Tensor) and not (target.requires_grad and torch.is_grad_enabled())
+
+    def _is_whole_write(self, tensor: Tensor) -> bool:
+        """Whether a constant that is written to a tensor is all that its memory holds then, and nothing refuses it."""
+        return is_plain(tensor) and is_whole(tensor) and not tensor.requires_grad
 
     def _is_plain_write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether all of a tensor with memory is overwritten with what is there: nothing is saved by waiting."""
@@ -415,7 +432,7 @@ class Recorder(Records, TorchFunctionMode):
             results = function(*meta_args, **meta_kwargs)
         except Exception:
             return self._read(function, args, kwargs, concerned or [])
-        outputs = tree_flatten(results)[0]
+        outputs = tree_leaves(results)
         if target is not None and (not isinstance(target, Tensor) or overlaps(target)):
             return self._read(function, args, kwargs, concerned or [])
         written = None if target is None else _torch.storage_key(twins[id(target)])

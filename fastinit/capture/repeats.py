@@ -27,7 +27,7 @@ from torch.nn.modules import module as hooks
 _FEWEST = 6  # so many equal layers are worth it
 _STACKS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _NO_ARGUMENTS = frozenset({"training", "_is_hf_initialized"})  # attributes that change after the building
-_PLAIN = frozenset({bool, str, type(None)})
+_SEEN = frozenset({bool, int, float, str, type(None), tuple})
 CONTAINERS = frozenset({dict, OrderedDict, set, list})  # of attributes of modules
 
 
@@ -53,14 +53,11 @@ def _look(module: nn.Module, fixed: list[Any], numbers: list[float]) -> None:
         fixed.append(own_name)
         fixed.append(None if parameter is None else parameter.shape)
     if not _is_of_torch(kind):
-        for key, value in module.__dict__.items():
-            of = type(value)
-            if of in CONTAINERS:  # most are for hooks
-                continue
-            if of is int or of is float:
+        for key, value in [each for each in module.__dict__.items() if type(each[1]) in _SEEN]:  # most are for hooks
+            if type(value) is int or type(value) is float:
                 fixed.append(key)
                 numbers.append(value)
-            elif (of in _PLAIN and key not in _NO_ARGUMENTS) or of is tuple:
+            elif key not in _NO_ARGUMENTS:
                 fixed.append(key)
                 fixed.append(value)
     for name, child in module._modules.items():

@@ -89,9 +89,15 @@ def _read(
     for tensor in copied.tensors:
         recorder.watch(tensor)
 
+    def is_in_vain() -> bool:
+        """Whether the layers that are left out have to be read."""
+        return repeats is not None and (bool(failures) or recorder.has_shown or copied.names.were_asked)
+
     def reset() -> None:
         with torch.no_grad():
             for module, other in reversed(copied.pairs):  # as they were constructed
+                if is_in_vain():
+                    return
                 set_to(set_before(module))
                 code = _reset_code(other)
                 attempt(module, other, code)
@@ -119,7 +125,7 @@ def _read(
                 recorder.forget_tensor(tensor)
 
     recorded(reset, recorder)
-    if repeats is not None and (failures or recorder.has_shown or copied.names.were_asked):
+    if is_in_vain():
         return None
     taped: dict[int, ModuleTapes] = {}  # by the id of a twin
     for own in modules:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinit import _torch
-from fastinit._torch import tree_flatten
+from fastinit._torch import tree_leaves
 
 TENSORS = (Tensor, nn.Parameter, nn.Buffer)  # the types of tensors that are no more than that
 
@@ -24,7 +24,7 @@ def tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         if isinstance(each, Tensor):
             found.append(each)
         elif isinstance(each, (list, tuple)):
-            found += [leaf for leaf in tree_flatten(each)[0] if isinstance(leaf, Tensor)]
+            found += [leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)]
     for leaf in found:  # grows meanwhile
         if wraps(leaf):
             found += _torch.wrapped_tensors(leaf)

@@ -17,6 +17,8 @@ def as_number(name: str, given: Any) -> int | float:
         TypeError: the argument is not a real number, but a bool, a complex number or a vector, for instance.
         ValueError: the argument is an integer beyond the largest float64.
     """
+    if type(given) is float:  # as most are
+        return given
     value = given
     if isinstance(given, (np.generic, np.ndarray, torch.Tensor)) and given.ndim == 0:
         value = given.item()

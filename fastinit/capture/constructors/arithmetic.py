@@ -37,7 +37,8 @@ class Seen(Protocol):
 
     def path(self, node: ast.expr) -> Path | None: ...
     def at(self, path: Path) -> nn.Module | None: ...
-    def look(self, name: str) -> Any: ...
+    def look(self, path: Path) -> Any: ...
+    def note_object(self) -> None: ...
     def is_none(self, path: Path) -> bool | None: ...
 
 
@@ -105,17 +106,15 @@ class Numbers:
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -self.value(node.operand)
+            return -self._operand(node.operand)
         if isinstance(node, ast.BinOp):
-            return OPERATORS[type(node.op)](self.value(node.left), self.value(node.right))
+            return OPERATORS[type(node.op)](self._operand(node.left), self._operand(node.right))
+        if (path := self._attribute(node)) is not None:
+            return self._seen.look(path)
         if isinstance(node, ast.Name):
-            if node.id in self._kept:
-                return self._seen.look(self._kept[node.id])
             found = self._names.get(node.id)
             return found if type(found) in PLAIN else None
         if isinstance(node, ast.Attribute):
-            if self._seen.path(node.value) == ():
-                return self._seen.look(node.attr)
             if _is_mathematics(node.value):
                 return getattr(math, node.attr)
             return getattr(self.value(node.value), node.attr)
@@ -127,6 +126,23 @@ class Numbers:
                 if isinstance(node.func, ast.Name) and node.func.id in ("float", "int", "min", "max", "abs"):
                     return getattr(builtins, node.func.id)(*given)
         return None
+
+    def _operand(self, node: ast.expr) -> Any:
+        found = self.value(node)
+        if found is not None and type(found) not in PLAIN:
+            self._seen.note_object()
+        return found
+
+    def _attribute(self, node: ast.expr) -> Path | None:
+        """The names of an attribute of the module, and of what it is an attribute of; None if it is none."""
+        if isinstance(node, ast.Name):
+            return (self._kept[node.id],) if node.id in self._kept else None
+        if not isinstance(node, ast.Attribute):
+            return None
+        if self._seen.path(node.value) == ():
+            return (node.attr,)
+        above = None if _is_mathematics(node.value) else self._attribute(node.value)
+        return None if above is None else (*above, node.attr)
 
 
 def _is_mathematics(node: ast.expr) -> bool:

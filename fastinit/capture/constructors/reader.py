@@ -6,13 +6,14 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from torch import nn
 
 from fastinit.capture.constructors.arithmetic import OPERATORS, Numbers
-from fastinit.capture.constructors.scripts import NOTHING, Path, Run, Script, Told, below
+from fastinit.capture.constructors.questions import Question, is_none_at, module_at, value_at
+from fastinit.capture.constructors.scripts import NOTHING, Path, Run, Script, Told
 from fastinit.capture.constructors.text import (
     PLAIN,
     SELF,
@@ -46,8 +47,8 @@ class Reader:
         self._names = dict(SELF)  # what local names stand for
         self._contents: dict[str, Told] = {}  # what tensors hold that local names stand for
         self._unplaced = 0
-        self.has_looked = False  # at plain attributes of the module
-        self.has_looked_further = False  # than at these
+        self.asked: dict[Question, Hashable] = {}
+        self.is_decided = True  # whether modules of the class that answer alike have the same script
 
     def script(self) -> Script:
         self._constructor(0)
@@ -167,7 +168,9 @@ class Reader:
 
     def _assign(self, at: int, targets: Sequence[ast.expr], value: ast.expr) -> None:
         """An assignment of something to names and attributes: another module, a new one, a parameter, a tensor."""
-        given, content = self.path(value), self._content(at, value)
+        given = self.path(value)
+        is_named = any(isinstance(target, ast.Name) for target in targets)
+        content = self._content(at, value) if is_named else None  # the number of a layer is mostly just kept
         if given is None and self._is_new_module(at, value):
             given = self._new_path()
         for target in targets:
@@ -413,30 +416,30 @@ class Reader:
         return Run(given_path or (), False, function) if can_run else None, function_sets(function)
 
     def at(self, path: Path) -> nn.Module | None:
-        """The module at a path."""
-        self.has_looked_further |= bool(path)
-        return Run(path, False, "").of(self._module)
+        """The module at the path."""
+        self._ask(Question("module", path))
+        return module_at(self._module, path)
 
-    def look(self, name: str) -> Any:
-        """An attribute of the module."""
-        value = self._module.__dict__.get(name)
-        self.has_looked = True
-        if type(value) not in PLAIN:
-            self.has_looked_further = True
+    def look(self, path: Path) -> Any:
+        """An attribute of the module, or of what that is."""
+        self._ask(Question("value", path))
+        value = value_at(self._module, path)
+        if isinstance(value, (int, float)) and type(value) not in PLAIN:
+            self.is_decided = False  # its type is all that is compared
         return value
 
     def is_none(self, path: Path) -> bool | None:
         """Whether None stands at a path, such as the bias of a map without one; None: nothing stands there."""
-        self.has_looked_further = True
-        module: Any = self._module
-        for step in path[:-1]:
-            module = below(module, step)
-            if module is None:
-                return None
-        for held in (module._parameters, module._modules, module._buffers):
-            if path[-1] in held:
-                return held[path[-1]] is None
-        return None
+        self._ask(Question("none", path))
+        return is_none_at(self._module, path)
+
+    def note_object(self) -> None:
+        """An object of which no more than its type is compared is calculated with."""
+        self.is_decided = False
+
+    def _ask(self, question: Question) -> None:
+        if question not in self.asked:
+            self.asked[question] = question.answer(self._module)
 
 
 _CONSTANT = {"zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones": 1.0, "ones_like": 1.0, "new_ones": 1.0}

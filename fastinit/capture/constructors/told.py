@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from fastinit.capture.constructors.questions import Scripts
 from fastinit.capture.constructors.reader import Reader
 from fastinit.capture.constructors.scripts import ANYTHING, NOTHING, Path, Run, Script, Told, below
-from fastinit.capture.constructors.text import PLAIN, constructors_of, is_unplaced
+from fastinit.capture.constructors.text import constructors_of, is_unplaced
 
 
 def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], set[tuple[int, str]]]:
@@ -96,11 +97,21 @@ def _reached(module: Any, path: Path) -> Iterable[tuple[int, str]]:
         module = below(module, step)
         if module is None:
             return []
-    return [(id(each), name) for each in module.modules() for name in each._parameters]
+    found: dict[int, nn.Module] = {}
+    _add(module, found)
+    return [(key, name) for key, each in found.items() for name in each._parameters]
 
 
-_scripts: dict[Any, Script] = {}  # by classes, or by classes and plain attributes
-_MOST_SCRIPTS = 4096
+def _add(module: nn.Module, found: dict[int, nn.Module]) -> None:
+    """Add a module and all below it."""
+    if id(module) not in found:
+        found[id(module)] = module
+        for child in module._modules.values():
+            if child is not None:
+                _add(child, found)
+
+
+_scripts = Scripts(4096)
 
 
 def _script_of(module: nn.Module) -> Script:
@@ -109,16 +120,10 @@ def _script_of(module: nn.Module) -> Script:
     constructors = constructors_of(kind)
     if not constructors:
         return ANYTHING if constructors is None else NOTHING
-    if (found := _scripts.get(kind)) is not None:
-        return found
-    plain = [(name, type(each), each) for name, each in module.__dict__.items() if type(each) in PLAIN]
-    key = kind, tuple(plain)
-    found = _scripts.get(key)
+    found = _scripts.find(module)
     if found is None:
         reader = Reader(module, constructors)
         found = reader.script()
-        if not reader.has_looked_further:
-            if len(_scripts) >= _MOST_SCRIPTS:
-                _scripts.clear()
-            _scripts[key if reader.has_looked else kind] = found
+        if reader.is_decided:
+            _scripts.keep(module, reader.asked, found)
     return found
