@@ -110,4 +110,16 @@ def _loaded(folder: Path, flags: list[str], source: Path, sources: list[Path]) -
             subprocess.run([*command, str(EMULATION / "driver.cpp"), "-o", str(out)], check=True, cwd=folder)
             out.rename(compiled)
     # A copy: the same file would be loaded once for all.
-    return ctypes.CDLL(shutil.copy(compiled, folder / "driver.so"))
+    _drivers.append(ctypes.CDLL(shutil.copy(compiled, folder / "driver.so")))
+    return _drivers[-1]
+
+
+_drivers: list[ctypes.CDLL] = []
+
+
+def release_stacks() -> None:
+    """Give back what the emulated threads hold: every stack is a mapping, and fastinit reads the list of all mappings
+    for each tensor in memory that is not torch's."""
+    for driver in _drivers:
+        driver.release_stacks()
+    _drivers.clear()
