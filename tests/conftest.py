@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import drivers
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,12 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test once for every instruction set of this machine."""
     monkeypatch.setenv("FASTINIT_FORCE_ISA", request.param)
     return str(request.param)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _end_of_emulated_threads() -> Iterator[None]:
+    yield
+    drivers.release_stacks()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,27 @@ def compile_driver(folder: Path, kernel: str, *flags: str, source: Path = ROOT /
     return _loaded(folder, [defined, *flags], source, [path for path in sorted(source.rglob("*")) if path.is_file()])
 
 
+def breakable_driver(folder: Path, kernel: str, breaks: Mapping[str, tuple[str, str, str]]) -> ctypes.CDLL:
+    """The kernel's file, which `break_by` can break. A break is a file of csrc/cuda, what stands there once, and what
+    stands there instead, with BREAK, true when it is this break's turn. One library for all, as compiling takes long.
+    """
+    source = folder / "csrc"
+    shutil.copytree(ROOT / "csrc", source)
+    for number, (name, given, broken) in enumerate(breaks.values(), 1):
+        file = source / "cuda" / name
+        text = file.read_text(encoding="utf-8")
+        assert text.count(given) == 1, given
+        file.write_text(text.replace(given, broken.replace("BREAK", f"(active_break == {number})")), encoding="utf-8")
+    declaration = 'extern "C" { __attribute__((visibility("default"))) int active_break = 0; }\n'
+    (folder / "active_break.h").write_text(declaration, encoding="utf-8")
+    return compile_driver(folder, kernel, "-O0", "-include", str(folder / "active_break.h"), source=source)
+
+
+def break_by(driver: ctypes.CDLL, breaks: Mapping[str, object], name: str | None) -> None:
+    """Break the driver by the break of this name, or by none."""
+    ctypes.c_int.in_dll(driver, "active_break").value = 0 if name is None else [*breaks].index(name) + 1
+
+
 def ptx_driver(folder: Path, kernel: str, ptx: str) -> ctypes.CDLL:
     """What nvcc made of the kernel."""
     (folder / "kernel.ptx").write_text(ptx, encoding="utf-8")
@@ -88,4 +110,16 @@ def _loaded(folder: Path, flags: list[str], source: Path, sources: list[Path]) -
             subprocess.run([*command, str(EMULATION / "driver.cpp"), "-o", str(out)], check=True, cwd=folder)
             out.rename(compiled)
     # A copy: the same file would be loaded once for all.
-    return ctypes.CDLL(shutil.copy(compiled, folder / "driver.so"))
+    _drivers.append(ctypes.CDLL(shutil.copy(compiled, folder / "driver.so")))
+    return _drivers[-1]
+
+
+_drivers: list[ctypes.CDLL] = []
+
+
+def release_stacks() -> None:
+    """Give back what the emulated threads hold: every stack is a mapping, and fastinit reads the list of all mappings
+    for each tensor in memory that is not torch's."""
+    for driver in _drivers:
+        driver.release_stacks()
+    _drivers.clear()

@@ -91,16 +91,19 @@ def stream(seed: int, name: str) -> Stream:
 def words(of: Stream, indices: ArrayLike) -> U32:
     """The words of a stream at any 64-bit indices."""
     index = np.asarray(indices, np.uint64)
-    block = index >> np.uint64(2)
+    every_block = index >> np.uint64(2)
+    begins = np.ones(index.shape, bool)
+    begins[1:] = every_block[1:] != every_block[:-1]
+    block = every_block[begins]  # once for neighbours that share it
     counter = [
         block & np.uint64(_UINT32),
         block >> np.uint64(32),
         np.full_like(block, of.counter_high & _UINT32),
         np.full_like(block, of.counter_high >> 32),
     ]
-    output = np.stack(philox4x32(counter, (of.key & _UINT32, of.key >> 32)))
-    chosen: U64 = np.take_along_axis(output, (index & np.uint64(3)).astype(np.intp)[np.newaxis], axis=0)[0]
-    return chosen.astype(np.uint32)
+    output = np.stack(philox4x32(counter, (of.key & _UINT32, of.key >> 32)), axis=-1).astype(np.uint32)
+    chosen: U32 = output[np.cumsum(begins) - 1, (index & np.uint64(3)).astype(np.intp)]
+    return chosen
 
 
 def tail_words(of: Stream, indices: ArrayLike) -> U32:
@@ -111,9 +114,8 @@ def tail_words(of: Stream, indices: ArrayLike) -> U32:
 def double_words(of: Stream, indices: ArrayLike) -> U64:
     """The 64-bit words of float64 values."""
     first = np.asarray(indices, np.uint64) * np.uint64(2)
-    low = words(of, first).astype(np.uint64)
-    high = words(of, first + np.uint64(1)).astype(np.uint64)
-    return low | high << np.uint64(32)
+    both = words(of, np.stack([first, first + np.uint64(1)], axis=-1).ravel()).astype(np.uint64)
+    return both[0::2] | both[1::2] << np.uint64(32)
 
 
 # ---- Notation: the float operations that NumPy lacks ----

@@ -7,7 +7,6 @@ turned into C++ by ptx_to_cpp.py. Neither knows ptxas, the last step to machine 
 from __future__ import annotations
 
 import ctypes
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import pytest
 import reference
 import torch
 from conftest import DTYPES, FLOAT8_DTYPES, needs_native
-from drivers import NVCC_FLAGS, ROOT, compile_driver, compile_ptx, ptx_driver
+from drivers import NVCC_FLAGS, ROOT, break_by, breakable_driver, compile_driver, compile_ptx, ptx_driver
 
 import fastinit.run.table
 from fastinit import _native
@@ -502,27 +501,33 @@ def test_use_fast_math_would_be_noticed(tmp_path: Path) -> None:
 
 # Each of these must be seen, by the sizes and a layout from above.
 BREAKS = {
-    "a wrong chunk bound": ("? static_cast<int>(left) : kValues;", "? static_cast<int>(left) : kValues - 1;"),
-    "a missing tail": ("if (at + k < begin || at + k >= end) continue;", "continue;"),
-    "no guard at the end": ("at + k >= end", "false"),
-    "a wrong stride": ("unit += run.step * kUnits", "unit += run.step * kUnits + 1"),
-    "rows that never wrap": ("if (place.left_in_row == 0) place", "if (place.left_in_row == -9) place"),
-    "a wrong bound of a piece": ("(left > 0 ? left : 0) : kValues;", "(left > 0 ? left : 0) : kValues - 1;"),
-    "rows that begin with a block": ("static_cast<int>(index % kBlockValues);", "0;"),
-    "a block too few": ("if (i < draws) source", "if (i + 1 < draws) source"),
+    name: ("fill_chunk.h", given, broken)
+    for name, given, broken in [
+        ("a wrong chunk bound", "? static_cast<int>(left) : kValues;", "? static_cast<int>(left) : kValues - BREAK;"),
+        ("a missing tail", "if (at + k < begin ||", "if (BREAK || at + k < begin ||"),
+        ("no guard at the end", "at + k >= end", "(!BREAK && at + k >= end)"),
+        ("a wrong stride", "unit += run.step * kUnits", "unit += run.step * kUnits + BREAK"),
+        ("rows that never wrap", "if (place.left_in_row == 0) place", "if (!BREAK && place.left_in_row == 0) place"),
+        ("a wrong bound of a piece", "(left > 0 ? left : 0) : kValues;", "(left > 0 ? left : 0) : kValues - BREAK;"),
+        (
+            "rows that begin with a block",
+            "static_cast<int>(index % kBlockValues);",
+            "BREAK ? 0 : static_cast<int>(index % kBlockValues);",
+        ),
+        ("a block too few", "if (i < draws) source", "if (i + BREAK < draws) source"),
+    ]
 }
 
 
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return breakable_driver(tmp_path_factory.mktemp("breakable"), "fill", BREAKS)
+
+
 @pytest.mark.slow  # compiles the kernel once more
-@pytest.mark.parametrize(("given", "broken"), BREAKS.values(), ids=BREAKS)
-def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: str, broken: str) -> None:
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    file = tmp_path / "csrc/cuda/fill_chunk.h"
-    text = file.read_text(encoding="utf-8")
-    assert text.count(given) == 1
-    file.write_text(text.replace(given, broken), encoding="utf-8")
-    kernel = compile_driver(tmp_path, "fill", "-O0", source=tmp_path / "csrc")
-    emulated = Emulated(host, kernel)
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_kernel_is_noticed(host: ctypes.CDLL, breakable: ctypes.CDLL, name: str) -> None:
+    emulated = Emulated(host, breakable)
 
     # Far from the ends of their memory, for a broken kernel writes outside of its tensor.
     def within(size: int) -> torch.Tensor:
@@ -532,5 +537,8 @@ def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: st
     cases.append(("channels_last", within(20 * 9 * 5 * 3).view(20, 9, 5, 3).permute(0, 3, 1, 2), Normal(0.0, 1.0)))
     cases.append(("every third", within(20 * 9 * 40).view(20, 9, 40)[:, 1:8, 1:28:3], Normal(0.0, 1.0)))
     cases.append(("long rows", within(9 * 5000).view(9, 5000)[:, 1:4500], Normal(0.0, 1.0)))
+    break_by(breakable, BREAKS, None)
+    both(emulated, cases)
+    break_by(breakable, BREAKS, name)
     with pytest.raises(pytest.fail.Exception, match="differs at"):
         both(emulated, cases)

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ import pytest
 import test_golden
 import torch
 from conftest import DTYPES, needs_fma, needs_native
-from drivers import ROOT, compile_driver, compile_ptx, ptx_driver
+from drivers import ROOT, break_by, breakable_driver, compile_driver, compile_ptx, ptx_driver
 from test_cuda_on_cpu import SENTINEL, Emulated, with_sentinels
 from test_orthogonal import SEED, product_of_reflectors
 
@@ -436,35 +434,45 @@ def test_nothing_inexact_in_the_ptx(ptx: str) -> None:
 # Each of these must be seen.
 SYNC = "\n  __syncthreads();"
 BREAKS = {
-    "a pair of lines cut short": ("entries + 4 * kBlockValues - 4)", "entries - 4)"),
-    "no barrier after the samples": (
-        "sample_vectors(tall, source, reflectors);" + SYNC,
-        "sample_vectors(tall, source, reflectors);",
-    ),
-    "no barrier after the reflectors": (
-        "make_reflectors(reflectors, warp, lane);" + SYNC,
-        "make_reflectors(reflectors, warp, lane);",
-    ),
-    "a sign": ("first < 0 ? first - length", "first < 0 ? first + length"),
-    "the last groups alone": ("turn * kMatrixWarps < groups", "turn < 1"),
-    "a row not reached": ("return r * kLanes + kLanes > j", "return r * kLanes + kLanes > j + 1"),
+    name: ("reflectors.h", given, broken)
+    for name, given, broken in [
+        (
+            "a pair of lines cut short",
+            "entries + 4 * kBlockValues - 4)",
+            "entries + (BREAK ? 0 : 4 * kBlockValues) - 4)",
+        ),
+        (
+            "no barrier after the samples",
+            "sample_vectors(tall, source, reflectors);" + SYNC,
+            "sample_vectors(tall, source, reflectors);\n  if (!BREAK) __syncthreads();",
+        ),
+        (
+            "no barrier after the reflectors",
+            "make_reflectors(reflectors, warp, lane);" + SYNC,
+            "make_reflectors(reflectors, warp, lane);\n  if (!BREAK) __syncthreads();",
+        ),
+        ("a sign", "first < 0 ? first - length", "first < 0 ? first - (BREAK ? -length : length)"),
+        ("the last groups alone", "turn * kMatrixWarps < groups", "(BREAK ? turn < 1 : turn * kMatrixWarps < groups)"),
+        ("a row not reached", "return r * kLanes + kLanes > j", "return r * kLanes + kLanes > j + BREAK"),
+    ]
 }
 
 
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return breakable_driver(tmp_path_factory.mktemp("breakable"), "orthogonal", BREAKS)
+
+
 @pytest.mark.slow  # compiles the kernel once more
-@pytest.mark.parametrize(("given", "broken"), BREAKS.values(), ids=BREAKS)
-def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, given: str, broken: str) -> None:
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    file = tmp_path / "csrc/cuda/reflectors.h"
-    text = file.read_text(encoding="utf-8")
-    assert text.count(given) == 1
-    file.write_text(text.replace(given, broken), encoding="utf-8")
-    kernel = compile_driver(tmp_path, "orthogonal", "-O0", source=tmp_path / "csrc")
-    noticed = []
-    for shape in ((100, 90), (100, 9)):
-        for order_seed in (0, 3):
-            emulated = Emulated(host, kernel)
-            emulated.configure(2, 2, order_seed)
-            wanted = filled(Emulated(host, host), shape, torch.float32)
-            noticed.append(not same(filled(emulated, shape, torch.float32), wanted))
-    assert any(noticed)
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_kernel_is_noticed(host: ctypes.CDLL, breakable: ctypes.CDLL, name: str) -> None:
+    def differs(shape: tuple[int, int], order_seed: int) -> bool:
+        emulated = Emulated(host, breakable)
+        emulated.configure(2, 2, order_seed)
+        return not same(filled(emulated, shape, torch.float32), filled(Emulated(host, host), shape, torch.float32))
+
+    cases = [((100, 9), 0), ((100, 9), 3), ((100, 90), 0), ((100, 90), 3)]
+    break_by(breakable, BREAKS, None)
+    assert not any(differs(*case) for case in cases[1:3])
+    break_by(breakable, BREAKS, name)
+    assert any(differs(*case) for case in cases)

@@ -5,9 +5,7 @@ infinities too."""
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ import ptx_lint
 import pytest
 import torch
 from conftest import DTYPES, FLOAT8_DTYPES
-from drivers import ROOT, compile_driver, compile_ptx, ptx_driver
+from drivers import ROOT, break_by, breakable_driver, compile_driver, compile_ptx, ptx_driver
 from test_cuda_on_cpu import (
     CHUNK,
     DISTRIBUTIONS,
@@ -171,27 +169,31 @@ BREAKS = {
     "a wrong bound": (
         "fill_chunk.h",
         "static_cast<unsigned>(end - begin)) continue;",
-        "static_cast<unsigned>(end - begin - 1)) continue;",
+        "static_cast<unsigned>(end - begin - BREAK)) continue;",
     ),
-    "the wrong value": ("fill_chunk.h", "values[i * kStoreValues + k], dtype);", "values[i * kStoreValues], dtype);"),
-    "no value moves down": ("fill_chunk.h", "values[k - 1] = values[k];", "values[k - 1] = values[0];"),
+    "the wrong value": (
+        "fill_chunk.h",
+        "values[i * kStoreValues + k], dtype);",
+        "values[i * kStoreValues + (BREAK ? 0 : k)], dtype);",
+    ),
+    "no value moves down": ("fill_chunk.h", "values[k - 1] = values[k];", "values[k - 1] = values[BREAK ? 0 : k];"),
     "the mask of another task": (
         "stores.h",
         "static_cast<uint64_t>(index) * sizeof",
-        "static_cast<uint64_t>(index / 2) * sizeof",
+        "static_cast<uint64_t>(BREAK ? index / 2 : index) * sizeof",
     ),
 }
 
 
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return breakable_driver(tmp_path_factory.mktemp("breakable"), "rewrite", BREAKS)
+
+
 @pytest.mark.slow  # compiles the kernel once more
-@pytest.mark.parametrize(("file", "given", "broken"), BREAKS.values(), ids=BREAKS)
-def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, file: str, given: str, broken: str) -> None:
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    source = tmp_path / "csrc/cuda" / file
-    text = source.read_text(encoding="utf-8")
-    assert given in text
-    source.write_text(text.replace(given, broken), encoding="utf-8")
-    emulated = Emulated(host, compile_driver(tmp_path, "rewrite", "-O0", source=tmp_path / "csrc"))
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_kernel_is_noticed(host: ctypes.CDLL, breakable: ctypes.CDLL, name: str) -> None:
+    emulated = Emulated(host, breakable)
     normal = Normal(0.0, 1.0)
     tensors = [any_bits(CHUNK + 11, torch.float32)[3:], any_bits(130 * 70, torch.float32).view(130, 70).t()]
 
@@ -199,6 +201,9 @@ def test_a_broken_kernel_is_noticed(tmp_path: Path, host: ctypes.CDLL, file: str
         both(emulated, joined([rows_of("w", each, normal) for each in tensors]), tensors)
         both_where(emulated, [(each, normal) for each in tensors])
 
+    break_by(breakable, BREAKS, None)
+    check()
+    break_by(breakable, BREAKS, name)
     with pytest.raises(pytest.fail.Exception, match="differs at"):
         check()
 

@@ -102,16 +102,18 @@ def _check_slices(model: str, layout: str, mesh_shape: tuple[int, ...], scheme: 
     assert_same_bits(sharded.held(found), sharded.held(wanted), (model, layout, mesh_shape, dist.get_rank()))
 
 
+# Where a shard's elements lie is counted in elements, so dtypes and schemes say nothing about a mesh: every model and
+# layout meets all sizes, dtypes and schemes, but not all of their products.
 FSDP = [(model, layout) for model in ("tied_llama", "gpt", "mixture") for layout in ("fsdp", "columns")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [1, 2, *(pytest.param(size, marks=pytest.mark.slow) for size in (3, 4))])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_fsdp_holds_slices_of_the_whole(size: int, dtype: str) -> None:
-    for model, layout in FSDP:
-        for scheme in ("xavier_uniform", "normal"):
-            worlds.run(size, _check_slices, model, layout, (size,), scheme, dtype)
+    for case, (model, layout) in enumerate(FSDP):
+        turn = (case + size // 2 + (dtype == "bfloat16")) % 2
+        worlds.run(size, _check_slices, model, layout, (size,), ("xavier_uniform", "normal")[turn], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -182,15 +184,14 @@ def _assert_close_products(found: dict[str, torch.Tensor], wanted: dict[str, tor
     assert_same_bits(found, wanted, told)
 
 
-# Where a shard's elements lie is counted in elements: a dtype says nothing about a mesh, so one of several dimensions
-# needs no second dtype.
 PLACED = [((2,), 99, dtype) for dtype in DTYPES] + [
     pytest.param(mesh, at_most, dtype, marks=pytest.mark.slow)
     for mesh, at_most, dtype in [
-        *[((size,), 99, dtype) for size in (3, 4) for dtype in DTYPES],
-        ((2, 2), 12, "float32"),
-        ((1, 2, 2), 12, "bfloat16"),
-        ((2, 1, 2), 12, "float32"),
+        ((3,), 99, "bfloat16"),
+        ((4,), 99, "float32"),
+        ((2, 2), 8, "float32"),
+        ((1, 2, 2), 8, "bfloat16"),
+        ((2, 1, 2), 8, "float32"),
     ]
 ]
 

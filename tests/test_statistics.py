@@ -269,22 +269,31 @@ class Extremes(NamedTuple):
     indices: NDArray[np.intp]
 
 
-def normals_beyond(sigma: float, chunks: int, name: str) -> Extremes:
-    """The normal float32 values beyond +-sigma, of so many chunks, each with a seed of its own."""
+def normals_beyond(sigma: float, seeds: range) -> Extremes:
+    """The normal float32 values beyond +-sigma, of a chunk by each seed."""
     tensor = torch.empty(_CHUNK)
     values = tensor.numpy()
     found: list[Extremes] = []
-    for seed in range(chunks):
-        fastinit.init_([tensor], fastinit.Normal(), names=[name], seed=seed, backend="native")
+    for seed in seeds:
+        fastinit.init_([tensor], fastinit.Normal(), names=["tails"], seed=seed, backend="native")
         if values.max() > sigma or values.min() < -sigma:
             index = np.flatnonzero(np.abs(values) > sigma)
             found.append(Extremes(values[index].astype(np.float64), np.full_like(index, seed), index))
-    return Extremes(*(np.concatenate(each) for each in zip(*found, strict=True)))
+    return joined(*found)
+
+
+def joined(*parts: Extremes) -> Extremes:
+    return Extremes(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 @pytest.fixture(scope="module")
-def beyond_four() -> F64:
-    return normals_beyond(4.0, BEYOND_FOUR_CHUNKS, "tails").values
+def extremes_beyond_four() -> Extremes:
+    return normals_beyond(4.0, range(BEYOND_FOUR_CHUNKS))
+
+
+@pytest.fixture(scope="module")
+def beyond_four(extremes_beyond_four: Extremes) -> F64:
+    return extremes_beyond_four.values
 
 
 @needs_native
@@ -311,13 +320,19 @@ def test_tails_of_normals_have_the_exact_shape_and_are_finer_than_one_word(beyon
 
 @needs_native
 @pytest.mark.slow
-def test_far_tails_of_normals_are_as_full_as_they_should_and_equal_the_reference() -> None:
+def test_far_tails_of_normals_are_as_full_as_they_should_and_equal_the_reference(
+    extremes_beyond_four: Extremes,
+) -> None:
     """Of 3e9 values 25 should lie there."""
-    far = normals_beyond(FAR, FAR_CHUNKS, "far tails")
+    is_far = np.abs(extremes_beyond_four.values) > FAR
+    far = joined(
+        Extremes(*(each[is_far] for each in extremes_beyond_four)),
+        normals_beyond(FAR, range(BEYOND_FOUR_CHUNKS, FAR_CHUNKS)),
+    )
     assert poisson_p_value(far.values.size, 2 * FAR_CHUNKS * _CHUNK * special.ndtr(-FAR)) > ALPHA
     assert kolmogorov_smirnov(np.abs(far.values), truncated(0.0, 1.0, FAR, math.inf).cdf) > ALPHA
     for value, seed, index in zip(*far, strict=True):
-        assert value == reference.sample("normal", (0.0, 1.0), "float32", int(seed), "far tails", [index])[0]
+        assert value == reference.sample("normal", (0.0, 1.0), "float32", int(seed), "tails", [index])[0]
 
 
 def test_tail_counts_tell_24_bit_normals_apart() -> None:

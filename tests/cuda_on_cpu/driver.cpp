@@ -49,6 +49,9 @@ __attribute__((visibility("default"))) void fail_next_launch() {
   cuda_on_cpu::fail_next_launch = cudaErrorLaunchOutOfResources;
 }
 
+// Gives back the stacks of the device's threads; the next launch makes new ones.
+__attribute__((visibility("default"))) void release_stacks() { cuda_on_cpu::release_fibers(); }
+
 // Launches that the emulated device has run.
 __attribute__((visibility("default"))) long long device_launches() { return cuda_on_cpu::launches; }
 

@@ -90,8 +90,9 @@ inline void finish_switch() {
 
 void run_threads();
 
+constexpr size_t kPage = 4096;  // one to guard a stack's end, and one for its Fiber, above it
+
 inline void add_fiber() {
-  constexpr size_t kPage = 4096;  // one to guard the stack's end, and one for the Fiber, above the stack
   void* memory = mmap(nullptr, kStackBytes + 2 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, kPage, PROT_NONE) != 0) fail("no memory for a thread's stack");
   char* stack = static_cast<char*>(memory) + kPage;
@@ -101,6 +102,14 @@ inline void add_fiber() {
   start->uc_stack.ss_sp = stack;
   start->uc_stack.ss_size = kStackBytes;
   makecontext(start, run_threads, 0);
+}
+
+// To be called when no kernel runs.
+inline void release_fibers() {
+  for (const Fiber* fiber : parked_fibers) {
+    munmap(const_cast<char*>(static_cast<const char*>(fiber->stack)) - kPage, kStackBytes + 2 * kPage);
+  }
+  parked_fibers.clear();
 }
 
 inline Fiber* parked_fiber() {
