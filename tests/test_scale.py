@@ -69,7 +69,7 @@ def _memory_beyond_shard(scheme: str) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 4))])
+@pytest.mark.parametrize("size", [1, 4])
 def test_a_rank_needs_the_memory_of_its_shard_and_32_mib(size: int) -> None:
     total = 4 * (20 * 2048 * 2048 + 20_000 * 1024)
     found = worlds.run_fresh(size, _memory_beyond_shard, "trunc_normal", forked=False)
