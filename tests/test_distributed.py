@@ -189,9 +189,9 @@ PLACED = [((2,), 99, dtype) for dtype in DTYPES] + [
     for mesh, at_most, dtype in [
         ((3,), 99, "bfloat16"),
         ((4,), 99, "float32"),
-        ((2, 2), 8, "float32"),
-        ((1, 2, 2), 8, "bfloat16"),
-        ((2, 1, 2), 8, "float32"),
+        ((2, 2), 12, "float32"),
+        ((1, 2, 2), 12, "bfloat16"),
+        ((2, 1, 2), 12, "float32"),
     ]
 ]
 
