@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -60,18 +61,11 @@ class TimeStep(Distribution):
     def __str__(self) -> str:
         return f"softplus^-1 of log-uniform [{self.low:g}, {self.high:g}]"
 
-    def _moment(self, power: int) -> float:
-        # Midpoint rule over u. The integrand is smooth except at the floor, so 4096 points give more than six digits.
-        points = 4096
-        log_low, log_high = math.log(self.low), math.log(self.high)
-        steps = (math.exp(log_low + (i + 0.5) / points * (log_high - log_low)) for i in range(points))
-        return math.fsum(inverse_softplus(max(self.floor, step)) ** power for step in steps) / points
-
     def mean(self) -> float:
-        return self._moment(1)
+        return _moment_of_steps(self.low, self.high, self.floor, 1)
 
     def std(self) -> float:
-        return math.sqrt(max(0.0, self._moment(2) - self._moment(1) ** 2))
+        return math.sqrt(max(0.0, _moment_of_steps(self.low, self.high, self.floor, 2) - self.mean() ** 2))
 
     def bounds(self) -> tuple[float, float]:
         return inverse_softplus(max(self.floor, self.low)), inverse_softplus(max(self.floor, self.high))
@@ -200,6 +194,18 @@ def check_logs(low: float, high: float) -> None:
         raise ValueError(f"low, high: expected 0 < low <= high, got {low!r} and {high!r}")
 
 
+# The layers of a model ask for the same moments.
+@lru_cache(maxsize=1024)
+def _moment_of_steps(low: float, high: float, floor: float, power: int) -> float:
+    """The mean of a time step's inverse softplus to a power."""
+    # Midpoint rule over u. The integrand is smooth except at the floor, so 4096 points give more than six digits.
+    points = 4096
+    log_low, log_high = math.log(low), math.log(high)
+    steps = (math.exp(log_low + (i + 0.5) / points * (log_high - log_low)) for i in range(points))
+    return math.fsum(inverse_softplus(max(floor, step)) ** power for step in steps) / points
+
+
+@lru_cache(maxsize=1024)
 def _moment_of_log(low: float, high: float, power: int) -> float:
     """The mean of (log u)^power, u ~ U[low, high], by Gauss and Legendre's rule over log u, where it is smooth."""
     half = 0.5 * math.log(high / low)
