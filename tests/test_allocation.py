@@ -437,6 +437,7 @@ def _tensor_parallel() -> None:
     torch.testing.assert_close(model(inputs), expected(inputs))
 
 
+@pytest.mark.slow
 def test_parallelize_module() -> None:
     worlds.run(2, _tensor_parallel)
 

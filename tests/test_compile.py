@@ -88,6 +88,7 @@ def test_equal_calls_are_two_calls() -> None:
     assert not torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_a_generator_breaks_the_graph_and_nothing_else() -> None:
     def function(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return functional.normal_(x, generator=generator) + 1

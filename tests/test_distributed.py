@@ -132,6 +132,7 @@ def test_fsdp_over_tensor_parallelism_holds_slices_of_the_whole(mesh: tuple[int,
         worlds.run(4, _check_slices, model, "fsdp_over_tensor_parallel", mesh, "kaiming_normal", dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_offloaded_parameters_hold_slices_of_the_whole(dtype: str) -> None:
     for size in (2, 3):

@@ -504,6 +504,7 @@ def test_fsdp(size: int) -> None:
     worlds.run(size, _fully_sharded, (size,), ("dp",), False)
 
 
+@pytest.mark.slow
 def test_hybrid_sharded() -> None:
     worlds.run(4, _fully_sharded, (2, 2), ("replicate", "shard"), False)
 
@@ -520,7 +521,7 @@ def _data_parallel() -> None:
     assert fastinit.fingerprint(model, replicated=False) == expected
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 3))])
 def test_data_parallel(size: int) -> None:
     worlds.run(size, _data_parallel)
 
