@@ -90,17 +90,21 @@ def with_own_flags(command: Any) -> Any:
 
     class WithOwnFlags(command):  # type: ignore[misc]
         def build_extensions(self) -> None:
-            for name in ("compiler_so", "compiler_so_cxx"):
+            for name, variable in (("compiler_so", "CC"), ("compiler_so_cxx", "CXX")):
                 if hasattr(self.compiler, name) and sys.platform != "darwin":
-                    setattr(self.compiler, name, own_command(getattr(self.compiler, name)))
+                    setattr(self.compiler, name, own_command(getattr(self.compiler, name), variable))
             super().build_extensions()
 
     return WithOwnFlags
 
 
-def own_command(words: list[str]) -> list[str]:
-    """The compiler of a command and what the user adds to every compilation, without the command's other flags."""
-    program = itertools.takewhile(lambda word: not word.startswith("-"), words)
+def own_command(words: list[str], variable: str) -> list[str]:
+    """The compiler of a command and what the user adds to every compilation, without the command's other flags.
+
+    A compiler that the user names by the variable keeps its options, as --sysroot.
+    """
+    named = shlex.split(os.environ.get(variable, ""))
+    program = named or itertools.takewhile(lambda word: not word.startswith("-"), words)
     asked = (os.environ.get(name, "") for name in ("CPPFLAGS", "CFLAGS", "CXXFLAGS"))
     return [*program, "-fPIC", *shlex.split(" ".join(asked))]
 

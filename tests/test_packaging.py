@@ -234,12 +234,19 @@ def test_pythons_own_flags_compile_nothing(
             pass
 
     monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("CPPFLAGS", "CFLAGS", "CXXFLAGS"):
         monkeypatch.setenv(name, f"-D{name} -D'{name} TWO'")
     compilers.with_own_flags(Command)().build_extensions()
     asked = [word for name in ("CPPFLAGS", "CFLAGS", "CXXFLAGS") for word in (f"-D{name}", f"-D{name} TWO")]
     assert Command.compiler.compiler_so == Command.compiler.compiler_so_cxx == [*program, "-fPIC", *asked]
     assert Command.compiler.linker_so == [*program, "-shared"]
+
+    monkeypatch.setenv("CXX", "cross-g++ --sysroot=/root")
+    compilers.with_own_flags(Command)().build_extensions()
+    assert Command.compiler.compiler_so == [*program, "-fPIC", *asked]
+    assert Command.compiler.compiler_so_cxx == ["cross-g++", "--sysroot=/root", "-fPIC", *asked]
 
 
 @pytest.mark.parametrize(
