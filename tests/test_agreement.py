@@ -101,6 +101,7 @@ def _check_first_rank_of_a_mesh() -> None:
     assert torch.equal(torch.get_rng_state(), state), "ranks outside of the mesh draw, too"
 
 
+@pytest.mark.slow
 def test_a_mesh_without_rank_0_takes_the_seed_of_its_first_rank() -> None:
     worlds.run(4, _check_first_rank_of_a_mesh)
 
@@ -308,6 +309,7 @@ def _check_store() -> tuple[int, int]:
     return kept[0], kept[1]
 
 
+@pytest.mark.slow
 def test_a_meeting_leaves_nothing_but_its_outcome_in_the_store() -> None:
     once, often = worlds.run(2, _check_store)[0]
     assert once == often > 0

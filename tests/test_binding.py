@@ -452,6 +452,7 @@ def filled_alone(table: NDArray[np.void], memory: torch.Tensor) -> NDArray[np.ui
     return wanted
 
 
+@pytest.mark.slow
 def test_fuzzed_tasks() -> None:
     """Refused, or filled as its elements would be alone, and nothing beside them."""
     rng = random.Random(12)

@@ -334,6 +334,7 @@ def program(context: Any, seed: int, *, narrow: bool) -> Program:
         return Program(seed, narrow=narrow)
 
 
+@pytest.mark.slow
 @needs_native
 def test_programs_have_the_same_bits_with_and_without_memory() -> None:
     compared = 0
@@ -368,6 +369,7 @@ class Eager(Recorder):
         return result
 
 
+@pytest.mark.slow
 def test_waiting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contexts, "Recorder", Eager)
     for seed in range(120):

@@ -247,6 +247,7 @@ def test_code_that_a_file_names_is_not_run(tmp_path: Path, capsys: pytest.Captur
     assert code == 2 and f"--model {SMALL}" in error
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_traced_call_has_the_bits_of_the_call(call: Callable[[torch.Tensor], Any]) -> None:
     wanted, given = torch.empty(20, 12), torch.empty(20, 12)

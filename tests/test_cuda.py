@@ -62,7 +62,9 @@ def _missing() -> str | None:
     return None
 
 
-pytestmark = [pytest.mark.cuda, pytest.mark.skipif(_missing() is not None, reason=str(_missing()))]
+pytestmark = pytest.mark.cuda
+if (missing := _missing()) is not None:
+    pytest.skip(missing, allow_module_level=True)
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="about CUDA's own")
 
 INFINITY = math.inf

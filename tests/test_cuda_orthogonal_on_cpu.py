@@ -339,6 +339,7 @@ def many(count: int) -> list[Matrix]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("multiprocessors", "order_seed"), [(1, 0), (2, 1), (132, 2)])
 def test_the_others_and_the_order_change_not_a_bit(
     any_emulated: Emulated, multiprocessors: int, order_seed: int

@@ -278,6 +278,7 @@ def _check_replicas() -> None:
     assert not torch.equal(*shards)
 
 
+@pytest.mark.slow
 def test_replicas_are_equal_whatever_torchs_seed_is() -> None:
     worlds.run(4, _check_replicas)
 
@@ -304,6 +305,7 @@ def _check_drawn_seed(wrap: bool) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [False, True], ids=["DTensors", "DistributedDataParallel"])
 def test_without_a_seed_all_ranks_take_that_of_the_first(wrap: bool) -> None:
     worlds.run(3, _check_drawn_seed, wrap)
@@ -420,7 +422,7 @@ def _check_stages(depth: int, stages: int, tied: bool, by_function: bool) -> set
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize(("size", "stages"), [(2, 2), (4, 4), (4, 2)])
+@pytest.mark.parametrize(("size", "stages"), [(2, 2), (4, 4), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_stages_of_a_pipeline_equal_the_whole(size: int, stages: int, tied: bool) -> None:
     for by_function in (False, True):
         names = set[str]().union(*worlds.run(size, _check_stages, 6, stages, tied, by_function))

@@ -373,13 +373,13 @@ def test_bounds_without_a_number_between_them_are_refused() -> None:
 
 @pytest.mark.parametrize("scheme", [*FAN_SCHEMES, *PLAIN_SCHEMES], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (0, 0), (3, 0, 2)], ids=str)
-def test_empty_tensors_are_accepted(scheme: str | Scheme, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    empty = torch.empty(shape, dtype=dtype)
-    full = torch.zeros(40, 40, dtype=dtype)
-    fastinit.init_([empty, full], scheme, seed=0)
-    assert empty.shape == shape
-    assert scheme == "zeros" or (full != 0).any()
+def test_empty_tensors_are_accepted(scheme: str | Scheme, dtype: torch.dtype) -> None:
+    for shape in ((0,), (0, 5), (5, 0), (0, 0), (3, 0, 2)):
+        empty = torch.empty(shape, dtype=dtype)
+        full = torch.zeros(40, 40, dtype=dtype)
+        fastinit.init_([empty, full], scheme, seed=0)
+        assert empty.shape == shape
+        assert scheme == "zeros" or (full != 0).any()
 
 
 @needs_native

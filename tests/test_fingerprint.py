@@ -211,6 +211,7 @@ def test_a_changed_element_changes_the_fingerprint(path: str) -> None:
     assert len(seen) == 1 + 15 * 32
 
 
+@pytest.mark.slow
 def test_nothing_cancels() -> None:
     """Moves, exchanges, and what sums and differences overlook: all give other numbers, which look random."""
     values = torch.rand(64)
@@ -509,6 +510,7 @@ def test_hybrid_sharded() -> None:
     worlds.run(4, _fully_sharded, (2, 2), ("replicate", "shard"), False)
 
 
+@pytest.mark.slow
 def test_fsdp_over_tensor_parallel() -> None:
     """A _StridedShard over both; and the norm, on a mesh of the data parallel ranks for every part of the others."""
     worlds.run(4, _fully_sharded, (2, 2), ("dp", "tp"), True)
@@ -534,6 +536,7 @@ def _first_fully_sharded(use_orig_params: bool) -> None:
         assert fastinit.fingerprint(model) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_orig_params", [True, False])
 def test_first_version_of_fsdp(use_orig_params: bool) -> None:
     worlds.run(2, _first_fully_sharded, use_orig_params)
@@ -564,7 +567,7 @@ def _with_one_changed_replica(wrong_rank: int, as_dtensor: bool, replicated: boo
 
 @pytest.mark.parametrize("replicated", [True, False])
 @pytest.mark.parametrize("as_dtensor", [True, False])
-@pytest.mark.parametrize(("size", "wrong_rank"), [(2, 0), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("size", "wrong_rank"), [(2, 0), (2, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_a_replica_with_another_bit_is_an_error_on_every_rank(
     size: int, wrong_rank: int, as_dtensor: bool, replicated: bool
 ) -> None:

@@ -43,6 +43,7 @@ def test_a_large_std_explodes_under_relu(example: ModuleType, std: float) -> Non
     assert signal[-1] > 1e12 * signal[0] and gradient[0] > 1e12 * gradient[-1]
 
 
+@pytest.mark.slow
 def test_a_large_std_saturates_tanh_and_its_gradient_explodes(example: ModuleType) -> None:
     signal, gradient, saturated = outcome(example, "tanh", fastinit.Normal(std=1.0))
     assert signal[-1] > 0.95 and saturated > 0.8
@@ -76,6 +77,7 @@ def test_kaiming_and_xavier_times_gain_stay_level(example: ModuleType, activatio
         assert abs(math.log(each / signal[0]) + 0.25 * variance) < 4.0 * 0.5 * math.sqrt(variance), layer
 
 
+@pytest.mark.slow
 def test_without_the_gain_relu_vanishes(example: ModuleType) -> None:
     signal, _, _ = outcome(example, "relu", fastinit.scheme("xavier_normal"))
     assert growth(signal) == pytest.approx(math.sqrt(0.5), rel=0.03)

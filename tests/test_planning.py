@@ -131,12 +131,11 @@ def planned(model: nn.Module, scheme: Any, rules: Any, fan: Any) -> tuple[Any, l
     return made.rows, [str(each.message) for each in told], sorted(made._guessed)
 
 
-@pytest.mark.parametrize("fan", [None, "torch", "module"])
 @pytest.mark.parametrize("rules", [None, RULES], ids=["no rules", "rules"])
 @pytest.mark.parametrize("scheme", ["kaiming_normal", "by fan_out", "gpt2", "by layer"])
 @pytest.mark.parametrize("which", ALIKE)
 def test_equal_modules_get_what_each_gets_by_itself(
-    monkeypatch: pytest.MonkeyPatch, which: str, scheme: str, rules: Any, fan: Any
+    monkeypatch: pytest.MonkeyPatch, which: str, scheme: str, rules: Any
 ) -> None:
     given: Any = scheme
     if scheme == "by fan_out":
@@ -145,9 +144,11 @@ def test_equal_modules_get_what_each_gets_by_itself(
         given = fastinit.DepthScaled(fastinit.Normal(std=0.02), by="layer")
         rules = [(f"{name}.*", "zeros") for name in ("proj", "dt_proj", "lora_B")] + (rules or [])  # in no layer
     model = named(ALIKE[which]())
-    shared = planned(model, given, rules, fan)
+    fans = (None, "torch", "module")
+    shared = [planned(model, given, rules, fan) for fan in fans]
     monkeypatch.setattr(Roles, "alike", lambda self, name, module: None)
-    assert shared == planned(model, given, rules, fan)
+    for fan, together in zip(fans, shared, strict=True):
+        assert together == planned(model, given, rules, fan), fan
 
 
 def test_two_parameters_are_told_of_that_have_one_canonical_name() -> None:

@@ -42,6 +42,7 @@ assert os.waitstatus_to_exitcode(status) == 0
     run(code, timeout=30.0)
 
 
+@pytest.mark.slow
 def test_interrupt_is_honoured_within_a_second() -> None:
     tensors = [torch.zeros(LARGE) for _ in range(2)] * 1
     plan = fastinit.plan(torch.nn.ParameterList(tensors), "normal", rules=[("*", "normal")], seed=0)
@@ -216,6 +217,7 @@ except KeyboardInterrupt:
     assert float(run(code)) < 1.0
 
 
+@pytest.mark.slow
 def test_other_python_threads_run_meanwhile() -> None:
     """The interpreter's lock is released: another thread sees the beginning filled while the end is not."""
     tensor = torch.zeros(LARGE)

@@ -226,8 +226,15 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+QUICK_DTYPES = (torch.float32, torch.bfloat16, torch.complex64)
+EVERY_DTYPE = [
+    pytest.param(each, marks=() if each in QUICK_DTYPES else pytest.mark.slow)
+    for each in (*DTYPES, *FLOAT8_DTYPES, torch.complex64)
+]
+
+
 @needs_native
-@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES, torch.complex64], ids=str)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize(
     "of_mask", [lambda mask: mask, lambda mask: mask.t().contiguous().t()], ids=["rows", "columns"]
@@ -490,6 +497,7 @@ def _shards_are_slices(world: int) -> None:
     assert here["0.weight"].norm < wanted["0.weight"].norm
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_shards_are_slices_and_distances_add_up(world: int) -> None:
     worlds.run(world, _shards_are_slices, world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, get_args
@@ -403,6 +404,43 @@ def test_state_spaces_of_one_dimension_are_their_authors() -> None:
     with pytest.warns(fastinit.UncoveredWarning, match="A_log, dt_bias"):
         fastinit.init_model_(module, SCHEME, seed=0)
     assert (module.A_log == 7).all() and (module.dt_bias == 7).all()
+
+
+class Steps(nn.Module):
+    """Maps and biases of a state space, under names that nobody knows, and the reset code that draws all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = nn.Linear(4, 200)
+        self.pace_proj = nn.Parameter(torch.empty(3, 8, 100))
+        self.pace_proj_bias = nn.Parameter(torch.empty(3, 100))
+        self.phase = nn.Linear(4, 200)
+        self.plain = nn.Linear(4, 200)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        nn.init.uniform_(self.phase.bias, 0.0, 2 * math.pi)
+        for bias in (self.step.bias, self.pace_proj_bias):
+            steps = torch.exp(torch.rand(bias.shape) * math.log(100.0) + math.log(1e-3))
+            with torch.no_grad():
+                bias.copy_(steps + torch.log(-torch.expm1(-steps)))
+
+
+@pytest.mark.parametrize("on_meta", [False, True])
+def test_a_bias_whose_draw_has_a_meaning_is_its_authors(on_meta: bool) -> None:
+    if on_meta:
+        with torch.device("meta"):
+            model = Steps()
+        fastinit.materialize_(model, SCHEME, device="cpu", seed=0, strict=True)
+    else:
+        model = fastinit.init_model_(Steps(), SCHEME, seed=0, strict=True)
+    for bias in (model.step.bias, model.pace_proj_bias):
+        steps = nn.functional.softplus(bias.detach())
+        assert 1e-3 < steps.min() * 1.001 < 2e-3 and 0.05 < steps.max() * 0.999 < 0.1
+    assert model.phase.bias.min() >= 0 and model.phase.bias.max() > 6
+    assert (model.plain.bias == 0).all()  # drawn about zero
 
 
 # ---- wrappers change nothing ----

@@ -168,6 +168,7 @@ def test_the_plans_of_1024_ranks_tile_every_parameter_once() -> None:
     assert found == len(list(llama_405b(1).parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1000,), (1001, 70), (1023, 3), (5, 127)], ids=str)
 def test_uneven_plans_of_1024_ranks_tile_a_parameter_once(shape: tuple[int, ...]) -> None:
     for first, second in itertools.product(range(len(shape)), repeat=2):

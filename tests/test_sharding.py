@@ -71,6 +71,7 @@ def chunked(whole: torch.Tensor, parts: int, which: int, dim: int) -> torch.Tens
     return chunks[which] if which < len(chunks) else whole.narrow(dim, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_pieces_are_the_chunks_of_chunks(mesh: tuple[int, ...]) -> None:
     """Shard is torch.chunk, one mesh dimension after another."""
@@ -302,6 +303,7 @@ def _check_uneven_strides() -> list[str]:
     return _on_every_rank((3, 2), check)
 
 
+@pytest.mark.slow
 def test_an_uneven_strided_shard_that_is_not_fully_shards_is_refused_by_name() -> None:
     *right, fifth, sixth = worlds.run_simulated(_check_uneven_strides)
     assert right == [""] * 4

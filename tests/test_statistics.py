@@ -152,6 +152,7 @@ def test_distribution_function_is_the_exact_one(distribution: Distribution, dtyp
     assert kolmogorov_smirnov(values.numpy(), distribution.cdf) > ALPHA
 
 
+@pytest.mark.slow
 def test_distribution_function_test_tells_wrong_ones_apart() -> None:
     random = np.random.default_rng(0)
     drawn = random.standard_normal(4_000_000)
@@ -204,6 +205,7 @@ def chi_square(tensor: torch.Tensor, distribution: Distribution) -> float:
     return float(stats.chi2.sf(statistic, merged_expected.size - 1))
 
 
+@pytest.mark.slow
 @needs_native
 @every_distribution
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
@@ -211,6 +213,7 @@ def test_every_number_of_a_16_bit_dtype_comes_as_often_as_it_should(distribution
     assert chi_square(native(distribution, dtype, 10_000_000, str(distribution)), distribution) > ALPHA
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("dtype", FLOAT8_DTYPES)
 def test_every_number_of_an_8_bit_dtype_comes_as_often_as_it_should(dtype: DType) -> None:

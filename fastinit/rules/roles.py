@@ -363,7 +363,12 @@ class Roles:
             if author.distribution is not None:
                 if self._is_own:
                     return Treatment(self._scheme, f"own: {author.reason}", role=role)
-                if author.kind != "draw" or is_frozen or role in ("published", "author"):
+                if (
+                    author.kind != "draw"
+                    or is_frozen
+                    or role in ("published", "author")
+                    or (role == "bias" and not _lies_about_zero(author.distribution))
+                ):
                     told = self.authors.tell_of(module) or author is self.authors.constants_of(module).get(own_name)
                     return Treatment(_OWN, f"author: {_told(author)}", role=role, told=told)
                 draws = True
@@ -390,6 +395,12 @@ class Roles:
 
 
 _OWN = Own()
+
+
+def _lies_about_zero(drawn: distributions.Distribution) -> bool:
+    """Whether a bias is drawn as torch.nn draws biases, for which zeros are another way to begin. A draw with a meaning
+    is computed, as the steps of a state space, or lies elsewhere, as the biases of forget gates."""
+    return drawn.told_by_formula and abs(drawn.mean()) <= drawn.std()
 
 
 def _told(author: Author) -> str:
