@@ -34,10 +34,10 @@ struct PhiloxKeys {
 // Replaces each of the counters (word 0 first) by the block of four words that belongs to it and to the key. Several
 // counters advance together because a round is a chain of dependent steps: one counter, or one register of them, leaves
 // most of a core's multipliers idle.
-template <class L, int kRounds = kPhiloxRounds, int kCounters>
+template <class L, int kBegin = 0, int kEnd = kPhiloxRounds, int kCounters>
 FASTINIT_HD void philox4x32(typename L::Word (&counter)[kCounters][4], const PhiloxKeys<L>& keys) {
   FASTINIT_UNROLL
-  for (int round = 0; round < kRounds; ++round) {
+  for (int round = kBegin; round < kEnd; ++round) {
     FASTINIT_UNROLL
     for (int i = 0; i < kCounters; ++i) {
       const typename L::Wide product0 = L::mul_wide(counter[i][0], kPhiloxMultiplier0);
@@ -49,6 +49,52 @@ FASTINIT_HD void philox4x32(typename L::Word (&counter)[kCounters][4], const Phi
     }
   }
 }
+
+// The first rounds of counters that differ in word 0 alone. Each of the first two rounds multiplies a word that all of
+// them share; what follows from such words is made once, and xored to what follows from word 0.
+template <class L>
+class PhiloxStart {
+ public:
+  static constexpr int kRounds = 3;
+
+  FASTINIT_HD PhiloxStart(uint64_t key, uint32_t word1, uint32_t word2, uint32_t word3) {
+    const uint32_t key0 = static_cast<uint32_t>(key);
+    const uint32_t key1 = static_cast<uint32_t>(key >> 32);
+    const uint64_t product1 = static_cast<uint64_t>(word2) * kPhiloxMultiplier1;  // of round 0
+    const uint32_t next0 = static_cast<uint32_t>(product1 >> 32) ^ word1 ^ key0;
+    const uint64_t product0 = static_cast<uint64_t>(next0) * kPhiloxMultiplier0;  // of round 1
+    round0_word2_ = L::splat_word(word3 ^ key1);
+    round1_word0_ = L::splat_word(static_cast<uint32_t>(product1) ^ (key0 + kPhiloxWeyl0));
+    round1_word2_ = L::splat_word(static_cast<uint32_t>(product0 >> 32) ^ (key1 + kPhiloxWeyl1));
+    round2_word2_ = L::splat_word(static_cast<uint32_t>(product0) ^ (key1 + 2 * kPhiloxWeyl1));
+  }
+
+  // Reads word 0 of each counter, and leaves all words as they are after kRounds rounds.
+  template <int kCounters>
+  FASTINIT_HD void operator()(typename L::Word (&counter)[kCounters][4], const PhiloxKeys<L>& keys) const {
+    typename L::Wide product0[kCounters], product1[kCounters];
+    FASTINIT_UNROLL
+    for (int i = 0; i < kCounters; ++i) {
+      product0[i] = L::mul_wide(counter[i][0], kPhiloxMultiplier0);
+      const typename L::Word word2 = L::xor2(L::high(product0[i]), round0_word2_);
+      product1[i] = L::mul_wide(word2, kPhiloxMultiplier1);
+      counter[i][0] = L::xor2(L::high(product1[i]), round1_word0_);
+      counter[i][2] = L::xor2(L::low(product0[i]), round1_word2_);
+    }
+    FASTINIT_UNROLL
+    for (int i = 0; i < kCounters; ++i) {
+      product0[i] = L::mul_wide(counter[i][0], kPhiloxMultiplier0);
+      const typename L::Wide last1 = L::mul_wide(counter[i][2], kPhiloxMultiplier1);
+      counter[i][0] = L::xor3(L::high(last1), L::low(product1[i]), keys.round[2][0]);
+      counter[i][1] = L::low(last1);
+      counter[i][2] = L::xor2(L::high(product0[i]), round2_word2_);
+      counter[i][3] = L::low(product0[i]);
+    }
+  }
+
+ private:
+  typename L::Word round0_word2_, round1_word0_, round1_word2_, round2_word2_;  // named after what they are xored to
+};
 
 // One block, its keys made on the way: small code, for whatever is not done for every value.
 FASTINIT_HD void philox4x32(uint32_t (&counter)[4], uint64_t key) {

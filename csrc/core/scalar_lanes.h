@@ -92,6 +92,7 @@ struct ScalarLanes {
   static FASTINIT_HD Word high(Wide a) { return static_cast<uint32_t>(a >> 32); }
   static FASTINIT_HD Word low(Wide a) { return static_cast<uint32_t>(a); }
   static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return a ^ b ^ c; }
+  static FASTINIT_HD Word xor2(Word a, Word b) { return a ^ b; }
   static FASTINIT_HD Word splat_word(uint32_t a) { return a; }
 
   static constexpr int kBlocksPerWord = 1;     // Philox blocks that one Word holds a word of
@@ -102,6 +103,7 @@ struct ScalarLanes {
     low = static_cast<uint32_t>(block);
     high = static_cast<uint32_t>(block >> 32);
   }
+  static constexpr bool kLastRoundInPlace = false;
   // Words of blocks, brought into stream order.
   static FASTINIT_HD void interleave(const Word (&word)[4], U32* in_order) {
     for (int i = 0; i < 4; ++i) in_order[i] = word[i];

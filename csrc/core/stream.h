@@ -51,43 +51,100 @@ class WordSource {
 
   FASTINIT_HD explicit WordSource(const Stream& stream)
       : keys_(stream.key),
-        counter2_(L::splat_word(static_cast<uint32_t>(stream.counter_high))),
-        counter3_(L::splat_word(static_cast<uint32_t>(stream.counter_high >> 32))) {}
+        start_(stream.key, 0, static_cast<uint32_t>(stream.counter_high),
+               static_cast<uint32_t>(stream.counter_high >> 32)),
+        counter_high_(stream.counter_high) {
+    if constexpr (L::kLastRoundInPlace) {
+      for (int i = 0; i < 2; ++i) last_key_[i] = L::high_half(keys_.round[kPhiloxRounds - 1][i]);
+    }
+  }
 
   // The words from Philox block `block` on.
   FASTINIT_HD void draw(uint64_t block, typename L::U32 (&words)[kRegisters]) const {
+    if (__builtin_expect(block > kLastNear, 0)) {
+      const Words far = draw_far</*kInOrder=*/true>(block);
+      FASTINIT_UNROLL
+      for (int i = 0; i < kRegisters; ++i) words[i] = far.registers[i];
+      return;
+    }
     typename L::Word counter[L::kCounters][4];
     FASTINIT_UNROLL
     for (int i = 0; i < L::kCounters; ++i) {
       L::count_blocks(block + static_cast<uint64_t>(i) * L::kBlocksPerWord, counter[i][0], counter[i][1]);
-      counter[i][2] = counter2_;
-      counter[i][3] = counter3_;
     }
-    philox4x32(counter, keys_);
-    FASTINIT_UNROLL
-    for (int i = 0; i < L::kCounters; ++i) L::interleave(counter[i], words + i * L::kRegistersPerWord);
+    start_(counter, keys_);
+    if constexpr (L::kLastRoundInPlace) {
+      philox4x32<L, PhiloxStart<L>::kRounds, kPhiloxRounds - 1>(counter, keys_);
+      FASTINIT_UNROLL
+      for (int i = 0; i < L::kCounters; ++i) {
+        typename L::U32 pairs[2];
+        L::last_round(counter[i], last_key_, pairs);
+        L::interleave_pairs(pairs, words + i * L::kRegistersPerWord);
+      }
+    } else {
+      philox4x32<L, PhiloxStart<L>::kRounds>(counter, keys_);
+      FASTINIT_UNROLL
+      for (int i = 0; i < L::kCounters; ++i) L::interleave(counter[i], words + i * L::kRegistersPerWord);
+    }
   }
 
-  // The same words where they come to lie with the least work, which L::place_of(register, lane) tells. The last round
-  // is the lanes' own.
+  // The same words where they come to lie with the least work, which L::place_of(register, lane) tells.
   FASTINIT_HD void draw_unordered(uint64_t block, typename L::U32 (&words)[kRegisters]) const {
+    if (__builtin_expect(block > kLastNear, 0)) {
+      const Words far = draw_far</*kInOrder=*/false>(block);
+      FASTINIT_UNROLL
+      for (int i = 0; i < kRegisters; ++i) words[i] = far.registers[i];
+      return;
+    }
     typename L::Word counter[L::kCounters][4];
     FASTINIT_UNROLL
     for (int i = 0; i < L::kCounters; ++i) {
       L::count_blocks_unordered(block, i, counter[i][0], counter[i][1]);
-      counter[i][2] = counter2_;
-      counter[i][3] = counter3_;
     }
-    philox4x32<L, kPhiloxRounds - 1>(counter, keys_);
+    start_(counter, keys_);
+    philox4x32<L, PhiloxStart<L>::kRounds, kPhiloxRounds - 1>(counter, keys_);
     FASTINIT_UNROLL
-    for (int i = 0; i < L::kCounters; ++i) {
-      L::last_round(counter[i], keys_.round[kPhiloxRounds - 1], words + i * L::kRegistersPerWord);
-    }
+    for (int i = 0; i < L::kCounters; ++i) L::last_round(counter[i], last_key_, words + i * L::kRegistersPerWord);
   }
 
  private:
+  struct Words {
+    typename L::U32 registers[kRegisters];
+  };
+  // The last block of which all that are drawn with it have 0 as the upper word of their numbers.
+  static constexpr uint64_t kLastNear = (uint64_t{1} << 32) - L::kCounters * L::kBlocksPerWord;
+
+  // Blocks of any number.
+  template <bool kInOrder>
+  FASTINIT_COLD Words draw_far(uint64_t block) const {
+    typename L::Word counter[L::kCounters][4];
+    for (int i = 0; i < L::kCounters; ++i) {
+      if constexpr (kInOrder) {
+        L::count_blocks(block + static_cast<uint64_t>(i) * L::kBlocksPerWord, counter[i][0], counter[i][1]);
+      } else {
+        L::count_blocks_unordered(block, i, counter[i][0], counter[i][1]);
+      }
+      counter[i][2] = L::splat_word(static_cast<uint32_t>(counter_high_));
+      counter[i][3] = L::splat_word(static_cast<uint32_t>(counter_high_ >> 32));
+    }
+    philox4x32<L, 0, kPhiloxRounds - 1>(counter, keys_);
+    if constexpr (kInOrder) philox4x32<L, kPhiloxRounds - 1>(counter, keys_);
+    Words words;
+    for (int i = 0; i < L::kCounters; ++i) {
+      typename L::U32* const out = words.registers + i * L::kRegistersPerWord;
+      if constexpr (kInOrder) {
+        L::interleave(counter[i], out);
+      } else {
+        L::last_round(counter[i], last_key_, out);
+      }
+    }
+    return words;
+  }
+
   PhiloxKeys<L> keys_;
-  typename L::Word counter2_, counter3_;
+  PhiloxStart<L> start_;
+  typename L::Word last_key_[2];
+  uint64_t counter_high_;
 };
 
 }  // namespace FASTINIT_ISA

@@ -26,7 +26,7 @@ struct SourceF32 {
     typename L::U32 words[kRegisters];
     typename L::F32 values[kRegisters];
     const uint64_t first = block * kBlockValues;
-    if constexpr (sizeof(Element) == 1 && L::kUnorderedFloat8) {
+    if constexpr (sizeof(Element) == 1 && L::kLastRoundInPlace) {
       source.draw_unordered(block, words);
       distribution(words, [first](int i, int lane) { return first + L::place_of(i, lane); }, values);
       L::template store_unordered<kStreaming>(values, out);

@@ -27,6 +27,7 @@ struct Avx2Lanes {
   static FASTINIT_HD Word low(Wide a) { return a; }
   // The high word comes last in a round: whatever else there is to do is done before it is there.
   static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
+  static FASTINIT_HD Word xor2(Word a, Word b) { return _mm256_xor_si256(a, b); }
   static FASTINIT_HD Word splat_word(uint32_t a) { return _mm256_set1_epi64x(a); }
 
   static constexpr int kBlocksPerWord = 4;
@@ -43,6 +44,21 @@ struct Avx2Lanes {
     in_order[1] = _mm256_unpackhi_epi64(pair01, pair23);
   }
 
+  // A product's low half is one of the words, and its high half becomes the other one where it lies: words 1 and 0 of
+  // every block, 3 and 2 in the second register. `key` is what high_half makes of the last round's.
+  static constexpr bool kLastRoundInPlace = true;
+  static FASTINIT_HD Word high_half(Word key) { return _mm256_slli_epi64(key, 32); }
+  static FASTINIT_HD void last_round(const Word (&counter)[4], const Word (&key)[2], U32* pairs) {
+    const Wide product0 = mul_wide(counter[0], kPhiloxMultiplier0);
+    const Wide product1 = mul_wide(counter[2], kPhiloxMultiplier1);
+    pairs[0] = xor3(product1, _mm256_slli_epi64(counter[1], 32), key[0]);
+    pairs[1] = xor3(product0, _mm256_slli_epi64(counter[3], 32), key[1]);
+  }
+  static FASTINIT_HD void interleave_pairs(const U32 (&pairs)[2], U32* in_order) {
+    in_order[0] = bits(_mm256_shuffle_ps(from_bits(pairs[0]), from_bits(pairs[1]), 0x11));
+    in_order[1] = bits(_mm256_shuffle_ps(from_bits(pairs[0]), from_bits(pairs[1]), 0xBB));
+  }
+
   // A draw that 8-bit floats are made of. Their bytes are shuffled at the end anyhow, so it costs nothing that their
   // words lie in another order, in which no shuffle is needed before: register i holds words 1 and 0 (or 3 and 2, if i
   // is odd) of two blocks in either half, the blocks of the upper half being the last four of the eight.
@@ -54,13 +70,6 @@ struct Avx2Lanes {
   static FASTINIT_HD uint64_t place_of(int i, int lane) {
     const int block = lane / 4 * 4 + i / 2 * 2 + lane / 2 % 2;
     return static_cast<uint64_t>(block * 4 + i % 2 * 2 + 1 - lane % 2);
-  }
-  // A product's low half is one of the words, and its high half becomes the other one where it lies.
-  static FASTINIT_HD void last_round(const Word (&counter)[4], const Word (&key)[2], U32* unordered) {
-    const Wide product0 = mul_wide(counter[0], kPhiloxMultiplier0);
-    const Wide product1 = mul_wide(counter[2], kPhiloxMultiplier1);
-    unordered[0] = xor3(product1, _mm256_slli_epi64(counter[1], 32), _mm256_slli_epi64(key[0], 32));
-    unordered[1] = xor3(product0, _mm256_slli_epi64(counter[3], 32), _mm256_slli_epi64(key[1], 32));
   }
 
   static FASTINIT_HD U32 splat(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
@@ -197,7 +206,6 @@ struct Avx2Lanes {
     store<kStreaming>(_mm256_set_m128i(high, low), out);
   }
   // The four registers of an unordered draw to memory, as 8-bit floats in order.
-  static constexpr bool kUnorderedFloat8 = true;
   template <bool kStreaming, Dtype kDtype>
   static FASTINIT_HD void store_unordered(const F32 (&values)[4], Float8<kDtype>* out) {
     constexpr Float8Format kFormat(kDtype);

@@ -26,7 +26,7 @@ struct Avx512Lanes {
   static FASTINIT_HD Word high(Wide a) { return _mm512_srli_epi64(a, 32); }
   static FASTINIT_HD Word low(Wide a) { return a; }
   static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
-
+  static FASTINIT_HD Word xor2(Word a, Word b) { return _mm512_xor_si512(a, b); }
   static FASTINIT_HD Word splat_word(uint32_t a) { return _mm512_set1_epi64(a); }
 
   static constexpr int kBlocksPerWord = 8;
@@ -38,6 +38,7 @@ struct Avx512Lanes {
     low = _mm512_add_epi64(_mm512_set1_epi64(static_cast<long long>(block)), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
     high = _mm512_srli_epi64(low, 32);
   }
+  static constexpr bool kLastRoundInPlace = false;
   static FASTINIT_HD void interleave(const Word (&word)[4], U32* in_order) {
     const __mmask16 odd = 0xAAAA;
     const __m512i pair01 = _mm512_mask_shuffle_epi32(word[0], odd, word[1], _MM_PERM_CCAA);
@@ -112,8 +113,6 @@ struct Avx512Lanes {
     FASTINIT_HD Row find(U32 bits) const { return shift_right<22>(bits); }
     FASTINIT_HD F32 power(int power, Row row) const { return _mm512_permutex2var_ps(low[power], row, high[power]); }
   };
-
-  static constexpr bool kUnorderedFloat8 = false;
 
   // A pair of registers to memory, rounded to its type. `out` is aligned to 64 bytes if kStreaming, which writes past
   // the caches.

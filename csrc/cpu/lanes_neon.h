@@ -30,6 +30,7 @@ struct NeonLanes {
   static FASTINIT_HD Word low(Wide a) { return vuzp1q_u32(a.lanes01, a.lanes23); }
   // The high word comes last in a round: whatever else there is to do is done before it is there.
   static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return veorq_u32(a, veorq_u32(b, c)); }
+  static FASTINIT_HD Word xor2(Word a, Word b) { return veorq_u32(a, b); }
   static FASTINIT_HD Word splat_word(uint32_t a) { return vdupq_n_u32(a); }
 
   static constexpr int kBlocksPerWord = 4;
@@ -42,6 +43,7 @@ struct NeonLanes {
     low = vuzp1q_u32(blocks01, blocks23);
     high = vuzp2q_u32(blocks01, blocks23);
   }
+  static constexpr bool kLastRoundInPlace = false;
   static FASTINIT_HD void interleave(const Word (&word)[4], U32* in_order) {
     transpose(word[0], word[1], word[2], word[3], in_order);
   }
@@ -120,8 +122,6 @@ struct NeonLanes {
     }
     FASTINIT_HD F32 power(int power, const Row& row) const { return row.power[power]; }
   };
-
-  static constexpr bool kUnorderedFloat8 = false;
 
   // A pair of registers to memory, rounded to its type. There is no store past the caches among the intrinsics.
   static constexpr int kStreamAlignment = 16;

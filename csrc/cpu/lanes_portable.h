@@ -11,7 +11,6 @@ struct PortableLanes : ScalarLanes {
   using Doubles = ScalarDoubles;
   using QuantileF64 = ScalarQuantileF64;
 
-  static constexpr bool kUnorderedFloat8 = false;
   static constexpr int kStreamAlignment = 1;
   template <bool kStreaming>
   static FASTINIT_HD void store(U32 values, void* out) {

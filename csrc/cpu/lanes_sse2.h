@@ -19,7 +19,7 @@ struct Sse2Lanes {
   using QuantileF64 = Sse2QuantileF64;
 
   static constexpr int kWidth = 4;
-  static constexpr bool kUnorderedFloat8 = false;
+  static constexpr bool kLastRoundInPlace = false;
 
   // Two Philox words, each in the low half of a 64-bit lane; the high half holds anything (see Avx512Lanes).
   using Word = __m128i;
@@ -33,6 +33,7 @@ struct Sse2Lanes {
   static FASTINIT_HD Word low(Wide a) { return a; }
   // The high word comes last in a round: whatever else there is to do is done before it is there.
   static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return _mm_xor_si128(a, _mm_xor_si128(b, c)); }
+  static FASTINIT_HD Word xor2(Word a, Word b) { return _mm_xor_si128(a, b); }
   static FASTINIT_HD Word splat_word(uint32_t a) { return _mm_set1_epi64x(a); }
 
   static constexpr int kBlocksPerWord = 2;

@@ -67,6 +67,23 @@ void test_philox() {
   }
 }
 
+void test_philox_start() {
+  Bits bits;
+  for (int i = 0; i < 1000; ++i) {
+    const uint32_t word1 = bits.next(), word2 = bits.next(), word3 = bits.next();
+    const uint64_t key = bits.next() | static_cast<uint64_t>(bits.next()) << 32;
+    const PhiloxKeys<ScalarLanes> keys(key);
+    uint32_t whole[2][4] = {{bits.next(), word1, word2, word3}, {bits.next(), word1, word2, word3}};
+    uint32_t started[2][4] = {{whole[0][0]}, {whole[1][0]}};
+    philox4x32(whole, keys);
+    PhiloxStart<ScalarLanes>(key, word1, word2, word3)(started, keys);
+    philox4x32<ScalarLanes, PhiloxStart<ScalarLanes>::kRounds>(started, keys);
+    for (int k = 0; k < 8; ++k) {
+      CHECK(started[k / 4][k % 4] == whole[k / 4][k % 4], "word %d is %08x", k, started[k / 4][k % 4]);
+    }
+  }
+}
+
 void check_fma(float a, float b, float c) {
   const float expected = std::fmaf(a, b, c);
   if (std::isnan(expected)) return;
@@ -232,6 +249,7 @@ void test_guards() {
 int main() {
   const DefaultFpEnvironment environment;
   test_philox();
+  test_philox_start();
   test_fma();
   test_float16_rounding();
   test_bfloat16_rounding();
