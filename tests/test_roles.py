@@ -406,6 +406,29 @@ def test_state_spaces_of_one_dimension_are_their_authors() -> None:
     assert (module.A_log == 7).all() and (module.dt_bias == 7).all()
 
 
+class Quiet(nn.Module):
+    """A head that begins next to zero, and one that is only drawn small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.small = nn.Linear(100, 50), nn.Linear(100, 50)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.normal_(self.small.weight, std=0.002)
+        with torch.no_grad():
+            self.head.weight.mul_(0.001)
+
+
+def test_a_map_that_its_author_draws_next_to_zero_is_his() -> None:
+    model = fastinit.init_model_(Quiet(), "kaiming_normal", seed=0)
+    assert model.head.weight.std().item() == pytest.approx(2e-5, rel=0.05)
+    assert model.small.weight.std().item() == pytest.approx(math.sqrt(2 / 100), rel=0.05)
+    fastinit.init_model_(model, "kaiming_normal", [("head.weight", "ones")], seed=0)
+    assert (model.head.weight == 1).all()
+
+
 class Steps(nn.Module):
     """Maps and biases of a state space, under names that nobody knows, and the reset code that draws all of them."""
 

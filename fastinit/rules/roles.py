@@ -6,6 +6,7 @@ read (capture/own.py), and the values that happen to be in memory decide nothing
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Hashable, Sequence
 from functools import lru_cache
@@ -368,6 +369,7 @@ class Roles:
                     or is_frozen
                     or role in ("published", "author")
                     or (role == "bias" and not _lies_about_zero(author.distribution))
+                    or (role == "map" and _is_next_to_nothing(author.distribution, global_shape(parameter)))
                 ):
                     told = self.authors.tell_of(module) or author is self.authors.constants_of(module).get(own_name)
                     return Treatment(_OWN, f"author: {_told(author)}", role=role, told=told)
@@ -401,6 +403,13 @@ def _lies_about_zero(drawn: distributions.Distribution) -> bool:
     """Whether a bias is drawn as torch.nn draws biases, for which zeros are another way to begin. A draw with a meaning
     is computed, as the steps of a state space, or lies elsewhere, as the biases of forget gates."""
     return drawn.told_by_formula and abs(drawn.mean()) <= drawn.std()
+
+
+def _is_next_to_nothing(drawn: distributions.Distribution, shape: Sequence[int]) -> bool:
+    """Whether a map is drawn so small that its output begins at zero, as if it were zeros: with less than a hundredth
+    of the std 1 / sqrt(inputs) that keeps a signal's size. Heads of BEiT and EVA begin so."""
+    inputs = math.prod(shape[1:])
+    return drawn.told_by_formula and 0.0 < drawn.std() * math.sqrt(inputs) < 0.01
 
 
 def _told(author: Author) -> str:
