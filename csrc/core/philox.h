@@ -33,7 +33,7 @@ struct PhiloxKeys {
 
 // Replaces each of the counters (word 0 first) by the block of four words that belongs to it and to the key. Several
 // counters advance together because a round is a chain of dependent steps: one counter, or one register of them, leaves
-// most of a core's multipliers idle.
+// most of a core's multipliers idle. Others may make the rounds before kBegin and from kEnd on.
 template <class L, int kBegin = 0, int kEnd = kPhiloxRounds, int kCounters>
 FASTINIT_HD void philox4x32(typename L::Word (&counter)[kCounters][4], const PhiloxKeys<L>& keys) {
   FASTINIT_UNROLL

@@ -111,10 +111,10 @@ class WordSource {
   struct Words {
     typename L::U32 registers[kRegisters];
   };
-  // The last block of which all that are drawn with it have 0 as the upper word of their numbers.
+  // The last block that is drawn with none of a number beyond 32 bits: until there, counters differ in word 0 alone.
   static constexpr uint64_t kLastNear = (uint64_t{1} << 32) - L::kCounters * L::kBlocksPerWord;
 
-  // Blocks of any number.
+  // Blocks of any number, by all rounds.
   template <bool kInOrder>
   FASTINIT_COLD Words draw_far(uint64_t block) const {
     typename L::Word counter[L::kCounters][4];
