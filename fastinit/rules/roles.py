@@ -364,13 +364,7 @@ class Roles:
             if author.distribution is not None:
                 if self._is_own:
                     return Treatment(self._scheme, f"own: {author.reason}", role=role)
-                if (
-                    author.kind != "draw"
-                    or is_frozen
-                    or role in ("published", "author")
-                    or (role == "bias" and not _lies_about_zero(author.distribution))
-                    or (role == "map" and _is_next_to_nothing(author.distribution, global_shape(parameter)))
-                ):
+                if is_frozen or _stays(role, author.kind, author.distribution, parameter):
                     told = self.authors.tell_of(module) or author is self.authors.constants_of(module).get(own_name)
                     return Treatment(_OWN, f"author: {_told(author)}", role=role, told=told)
                 draws = True
@@ -397,6 +391,15 @@ class Roles:
 
 
 _OWN = Own()
+
+
+def _stays(role: RoleName, kind: str, given: distributions.Distribution, parameter: torch.Tensor) -> bool:
+    """Whether what an author's code gives stays under any scheme: all that is no draw, and draws with a meaning."""
+    if kind != "draw" or role in ("published", "author"):
+        return True
+    if role == "bias":
+        return not _lies_about_zero(given)
+    return role == "map" and _is_next_to_nothing(given, global_shape(parameter))
 
 
 def _lies_about_zero(drawn: distributions.Distribution) -> bool:
