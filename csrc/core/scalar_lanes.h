@@ -103,6 +103,8 @@ struct ScalarLanes {
     low = static_cast<uint32_t>(block);
     high = static_cast<uint32_t>(block >> 32);
   }
+  // Whether the lanes have a last round of Philox of their own, which leaves words where little work orders them; 8-bit
+  // floats need not even that (see Avx2Lanes).
   static constexpr bool kLastRoundInPlace = false;
   // Words of blocks, brought into stream order.
   static FASTINIT_HD void interleave(const Word (&word)[4], U32* in_order) {
