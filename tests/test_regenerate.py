@@ -153,6 +153,24 @@ def test_every_old_number_is_blended_alike(isa: str, dtype: torch.dtype, monkeyp
     assert bits(tensor)[nan][0] == bits(torch.tensor([math.nan], dtype=dtype))[0]
 
 
+@needs_native
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_rows_of_any_length_are_blended_alike(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long rows are blended in registers, short ones through a buffer. Here rows begin at any index, and between them
+    lie elements of another tensor."""
+    monkeypatch.setenv("FASTINIT_FORCE_ISA", isa)
+    for columns in (47, 48, 255, 256, 257, 1919, 1921, 4099):
+        for scheme in (fastinit.Uniform(-1.0, 3.0), fastinit.Normal(0.25, 2.0), fastinit.TruncNormal(0.0, 1.0, (-1.0, 2.0))):
+            around = torch.arange(3.0 * (columns + 5)).reshape(3, columns + 5)
+            before = around.clone()
+            rows = around[:, 2:-3]
+            fastinit.plan(holder(rows), "normal", [("w", scheme)], seed=1).blend_(KEEP, SCALE)
+            value = torch.empty(3, columns)
+            fastinit.plan(holder(value), "normal", [("w", scheme)], seed=1).run_()
+            before[:, 2:-3] = in_torch(before[:, 2:-3], value)
+            assert torch.equal(bits(around), bits(before)), (columns, scheme)
+
+
 def test_perturbations_of_other_seeds_and_version_counters() -> None:
     model = net()
     plan = planned(model)

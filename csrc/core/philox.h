@@ -46,6 +46,7 @@ FASTINIT_HD void philox4x32(typename L::Word (&counter)[kCounters][4], const Phi
       counter[i][1] = L::low(product1);
       counter[i][2] = L::xor3(L::high(product0), counter[i][3], keys.round[round][1]);
       counter[i][3] = L::low(product0);
+      L::settle(counter[i]);
     }
   }
 }

@@ -94,10 +94,14 @@ struct ScalarLanes {
   static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return a ^ b ^ c; }
   static FASTINIT_HD Word xor2(Word a, Word b) { return a ^ b; }
   static FASTINIT_HD Word splat_word(uint32_t a) { return a; }
+  // Makes the words now, before whatever follows, where that helps a compiler. GCC would mix the rounds of all
+  // counters, for which there are too few registers.
+  static FASTINIT_HD void settle(Word (&)[4]) {}
 
-  static constexpr int kBlocksPerWord = 1;     // Philox blocks that one Word holds a word of
-  static constexpr int kRegistersPerWord = 4;  // U32 registers that its four words fill
-  static constexpr int kCounters = 2;          // Words that advance together
+  static constexpr int kBlocksPerWord = 1;            // Philox blocks that one Word holds a word of
+  static constexpr int kRegistersPerWord = 4;         // U32 registers that its four words fill
+  static constexpr int kCounters = 2;                 // Words that advance together
+  static constexpr int kCountersOfBytes = kCounters;  // where 8-bit floats are made of them
   // The two low counter words of kBlocksPerWord blocks from `block` on.
   static FASTINIT_HD void count_blocks(uint64_t block, Word& low, Word& high) {
     low = static_cast<uint32_t>(block);
@@ -163,6 +167,7 @@ struct ScalarLanes {
 #endif
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return min(max(a, lower), upper); }
   static FASTINIT_HD Mask less(F32 a, F32 b) { return a < b ? ~uint32_t{0} : 0; }
+  static FASTINIT_HD Mask is_nan(F32 a) { return a == a ? 0 : ~uint32_t{0}; }
   static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return mask != 0 ? a : b; }
   static FASTINIT_HD F32 negate_if(Mask mask, F32 a) { return from_bits(bits(a) ^ (mask & 0x80000000)); }
   static FASTINIT_HD bool any(Mask mask) { return mask != 0; }

@@ -43,10 +43,10 @@ FASTINIT_HD uint32_t tail_word(const Stream& stream, uint64_t index) {
 }
 
 // A stream ready to be drawn from: kRegisters registers of consecutive words at a time.
-template <class L>
+template <class L, int kCounters = L::kCounters>
 class WordSource {
  public:
-  static constexpr int kRegisters = L::kCounters * L::kRegistersPerWord;
+  static constexpr int kRegisters = kCounters * L::kRegistersPerWord;
   static constexpr int kWords = kRegisters * L::kWidth;
 
   FASTINIT_HD explicit WordSource(const Stream& stream)
@@ -67,16 +67,16 @@ class WordSource {
       for (int i = 0; i < kRegisters; ++i) words[i] = far.registers[i];
       return;
     }
-    typename L::Word counter[L::kCounters][4];
+    typename L::Word counter[kCounters][4];
     FASTINIT_UNROLL
-    for (int i = 0; i < L::kCounters; ++i) {
+    for (int i = 0; i < kCounters; ++i) {
       L::count_blocks(block + static_cast<uint64_t>(i) * L::kBlocksPerWord, counter[i][0], counter[i][1]);
     }
     start_(counter, keys_);
     if constexpr (L::kLastRoundInPlace) {
       philox4x32<L, PhiloxStart<L>::kRounds, kPhiloxRounds - 1>(counter, keys_);
       FASTINIT_UNROLL
-      for (int i = 0; i < L::kCounters; ++i) {
+      for (int i = 0; i < kCounters; ++i) {
         typename L::U32 pairs[2];
         L::last_round(counter[i], last_key_, pairs);
         L::interleave_pairs(pairs, words + i * L::kRegistersPerWord);
@@ -84,7 +84,7 @@ class WordSource {
     } else {
       philox4x32<L, PhiloxStart<L>::kRounds>(counter, keys_);
       FASTINIT_UNROLL
-      for (int i = 0; i < L::kCounters; ++i) L::interleave(counter[i], words + i * L::kRegistersPerWord);
+      for (int i = 0; i < kCounters; ++i) L::interleave(counter[i], words + i * L::kRegistersPerWord);
     }
   }
 
@@ -96,15 +96,15 @@ class WordSource {
       for (int i = 0; i < kRegisters; ++i) words[i] = far.registers[i];
       return;
     }
-    typename L::Word counter[L::kCounters][4];
+    typename L::Word counter[kCounters][4];
     FASTINIT_UNROLL
-    for (int i = 0; i < L::kCounters; ++i) {
+    for (int i = 0; i < kCounters; ++i) {
       L::count_blocks_unordered(block, i, counter[i][0], counter[i][1]);
     }
     start_(counter, keys_);
     philox4x32<L, PhiloxStart<L>::kRounds, kPhiloxRounds - 1>(counter, keys_);
     FASTINIT_UNROLL
-    for (int i = 0; i < L::kCounters; ++i) L::last_round(counter[i], last_key_, words + i * L::kRegistersPerWord);
+    for (int i = 0; i < kCounters; ++i) L::last_round(counter[i], last_key_, words + i * L::kRegistersPerWord);
   }
 
  private:
@@ -112,13 +112,13 @@ class WordSource {
     typename L::U32 registers[kRegisters];
   };
   // The last block that is drawn with none of a number beyond 32 bits: until there, counters differ in word 0 alone.
-  static constexpr uint64_t kLastNear = (uint64_t{1} << 32) - L::kCounters * L::kBlocksPerWord;
+  static constexpr uint64_t kLastNear = (uint64_t{1} << 32) - kCounters * L::kBlocksPerWord;
 
   // Blocks of any number, by all rounds.
   template <bool kInOrder>
   FASTINIT_COLD Words draw_far(uint64_t block) const {
-    typename L::Word counter[L::kCounters][4];
-    for (int i = 0; i < L::kCounters; ++i) {
+    typename L::Word counter[kCounters][4];
+    for (int i = 0; i < kCounters; ++i) {
       if constexpr (kInOrder) {
         L::count_blocks(block + static_cast<uint64_t>(i) * L::kBlocksPerWord, counter[i][0], counter[i][1]);
       } else {
@@ -130,7 +130,7 @@ class WordSource {
     philox4x32<L, 0, kPhiloxRounds - 1>(counter, keys_);
     if constexpr (kInOrder) philox4x32<L, kPhiloxRounds - 1>(counter, keys_);
     Words words;
-    for (int i = 0; i < L::kCounters; ++i) {
+    for (int i = 0; i < kCounters; ++i) {
       typename L::U32* const out = words.registers + i * L::kRegistersPerWord;
       if constexpr (kInOrder) {
         L::interleave(counter[i], out);

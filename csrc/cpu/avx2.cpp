@@ -12,6 +12,7 @@
 #define FASTINIT_ISA avx2
 FASTINIT_BEGIN_TARGET("avx2,fma,f16c")
 
+#include "blend_body.h"
 #include "fill_body.h"
 #include "instruction_sets.h"
 #include "lanes_avx2.h"
@@ -20,9 +21,7 @@ FASTINIT_BEGIN_TARGET("avx2,fma,f16c")
 
 namespace fastinit {
 
-void fill_range_avx2(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
-  fill_range<Avx2Lanes>(task, stream, begin, end, streaming);
-}
+const FillLoops kFillLoopsAvx2 = {fill_range<Avx2Lanes>, blend_range<Avx2Lanes>};
 
 const MatrixSteps kMatrixStepsAvx2 = MatrixStepsOn<Avx2Lanes, Avx2Vector>::kSteps;
 

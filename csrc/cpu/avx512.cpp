@@ -18,6 +18,7 @@
 #endif
 FASTINIT_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
+#include "blend_body.h"
 #include "fill_body.h"
 #include "instruction_sets.h"
 #include "lanes_avx512.h"
@@ -26,9 +27,7 @@ FASTINIT_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 namespace fastinit {
 
-void fill_range_avx512(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
-  fill_range<Avx512Lanes>(task, stream, begin, end, streaming);
-}
+const FillLoops kFillLoopsAvx512 = {fill_range<Avx512Lanes>, blend_range<Avx512Lanes>};
 
 const MatrixSteps kMatrixStepsAvx512 = MatrixStepsOn<Avx512Lanes, Avx512Vector>::kSteps;
 

@@ -1,6 +1,7 @@
 // blend_cpu, fill_where_cpu, differs_cpu and distances_cpu: values of a table, and what its tensors hold, combined a
 // few KiB at a time. The values are made by the fill of the instruction set (fill_body.h) into a buffer in the first
-// cache. The loops that combine (combine_body.h) are compiled for every instruction set.
+// cache. The loops that combine (combine_body.h) are compiled for every instruction set. The blend that there is most
+// of needs no buffer: blend_body.h.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -77,24 +78,39 @@ std::vector<int64_t> numels_of(const Task* tasks, int64_t num_tasks) {
   return numels;
 }
 
+// Rows shorter than this are left to the buffer, which makes the values of several at a time.
+constexpr int64_t kLeastRow = 256;
+
+bool blends_in_registers(const Task& task) {
+  const bool is_drawn = task.sampler.kind != Distribution::kConstant && task.sampler.kind != Distribution::kDiagonal;
+  return is_drawn && task.dtype == Dtype::kFloat32 && task.map.element_memory_step == 1 &&
+         task.map.row_length >= kLeastRow;
+}
+
 }  // namespace
 
 bool blend_cpu(const Task* tasks, int64_t num_tasks, double keep, double scale, uint64_t seed, int threads,
                const char* isa, const std::function<bool()>& should_stop) {
   const int choice = chosen_instruction_set(isa);
-  const FillRange fill_range = fill_range_of(choice);
+  const FillLoops& fill_loops = fill_loops_of(choice);
   const Loops& loops = loops_of(choice);
   const Blend blend{keep, scale};
   return for_all_chunks(numels_of(tasks, num_tasks), threads, should_stop,
                         [&](int64_t task_index, int64_t begin, int64_t end) {
-                          loops.blend(tasks[task_index], seed, fill_range, begin, end, blend);
+                          const Task& task = tasks[task_index];
+                          if (blends_in_registers(task)) {
+                            fill_loops.blend(task, derive_stream(task.name_id, seed), begin, end,
+                                             static_cast<float>(keep), static_cast<float>(scale));
+                          } else {
+                            loops.blend(task, seed, fill_loops.fill, begin, end, blend);
+                          }
                         });
 }
 
 bool fill_where_cpu(const Task* tasks, int64_t num_tasks, const uint64_t* masks, uint64_t seed, int threads,
                     const char* isa, const std::function<bool()>& should_stop) {
   const int choice = chosen_instruction_set(isa);
-  const FillRange fill_range = fill_range_of(choice);
+  const FillRange fill_range = fill_loops_of(choice).fill;
   const Loops& loops = loops_of(choice);
   return for_all_chunks(numels_of(tasks, num_tasks), threads, should_stop,
                         [&](int64_t task_index, int64_t begin, int64_t end) {
@@ -106,7 +122,7 @@ bool fill_where_cpu(const Task* tasks, int64_t num_tasks, const uint64_t* masks,
 bool differs_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa, uint8_t* differs,
                  const std::function<bool()>& should_stop) {
   const int choice = chosen_instruction_set(isa);
-  const FillRange fill_range = fill_range_of(choice);
+  const FillRange fill_range = fill_loops_of(choice).fill;
   const Loops& loops = loops_of(choice);
   std::vector<std::atomic<bool>> found(static_cast<size_t>(num_tasks));
   for (auto& each : found) each = false;
@@ -124,7 +140,7 @@ bool differs_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int thread
 bool distances_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa,
                    Distance* distances, const std::function<bool()>& should_stop) {
   const int choice = chosen_instruction_set(isa);
-  const FillRange fill_range = fill_range_of(choice);
+  const FillRange fill_range = fill_loops_of(choice).fill;
   const Loops& loops = loops_of(choice);
   const std::vector<int64_t> numels = numels_of(tasks, num_tasks);
   // Sums of every chunk by itself, added up in order: so the number of threads changes nothing.

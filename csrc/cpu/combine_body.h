@@ -1,8 +1,8 @@
 // The loops of combine.cpp. That file includes this one for each instruction set, in a namespace of its own, with
 // FASTINIT_COMBINE_FMA set to whether it has AVX2 and FMA.
 
-// Values that are made at a time: 8 KiB of floats.
-constexpr int64_t kPieceValues = 2048;
+// Values that are made at a time: whole draws of every kind of lanes, in less than 8 KiB of floats.
+constexpr int64_t kPieceValues = 1920;
 
 // The next `count` local elements: calls visit(done, count, offset) for those of one row, which begin `done` elements
 // after the first, at an offset in memory (in elements).

@@ -28,16 +28,18 @@ bool supports_f16c() {
 
 }  // namespace
 
-FillRange fill_range_of(int choice) {
+const FillLoops& fill_loops_of(int choice) {
 #if defined(__x86_64__)
-  constexpr FillRange kFillRanges[kInstructionSets] = {fill_range_avx512, fill_range_avx2, fill_range_sse2, nullptr,
-                                                       fill_range_portable};
+  static constexpr const FillLoops* kLoops[kInstructionSets] = {&kFillLoopsAvx512, &kFillLoopsAvx2, &kFillLoopsSse2,
+                                                                nullptr, &kFillLoopsPortable};
 #elif defined(__aarch64__)
-  constexpr FillRange kFillRanges[kInstructionSets] = {nullptr, nullptr, nullptr, fill_range_neon, fill_range_portable};
+  static constexpr const FillLoops* kLoops[kInstructionSets] = {nullptr, nullptr, nullptr, &kFillLoopsNeon,
+                                                                &kFillLoopsPortable};
 #else
-  constexpr FillRange kFillRanges[kInstructionSets] = {nullptr, nullptr, nullptr, nullptr, fill_range_portable};
+  static constexpr const FillLoops* kLoops[kInstructionSets] = {nullptr, nullptr, nullptr, nullptr,
+                                                                &kFillLoopsPortable};
 #endif
-  return kFillRanges[choice];
+  return *kLoops[choice];
 }
 
 const InstructionSet* instruction_sets() {
@@ -71,7 +73,7 @@ int chosen_instruction_set(const char* isa) {
 
 bool fill_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa,
               const std::function<bool()>& should_stop) {
-  const FillRange fill_range = fill_range_of(chosen_instruction_set(isa));
+  const FillRange fill_range = fill_loops_of(chosen_instruction_set(isa)).fill;
   if (num_tasks == 1 && tasks->numel <= kChunk) {  // sharing out one chunk takes longer than filling a small one
     const DefaultFpEnvironment environment;
     fill_range(*tasks, derive_stream(tasks->name_id, seed), 0, tasks->numel, /*streaming=*/false);

@@ -12,30 +12,40 @@ namespace fastinit {
 inline namespace FASTINIT_ISA {
 
 // float values from a distribution, a draw of kDrawValues at a time.
-template <class L, class DistributionF32>
+template <class L, class DistributionF32, int kCounters = L::kCounters>
 struct SourceF32 {
+  using Words = WordSource<L, kCounters>;
   static constexpr int kBlockValues = 4;  // of one Philox block
-  static constexpr int kDrawValues = WordSource<L>::kWords;
+  static constexpr int kDrawValues = Words::kWords;
+  static constexpr bool kReadsElements = false;
 
-  const WordSource<L> source;
+  const Words source;
   const DistributionF32 distribution;
 
-  template <bool kStreaming, class Element>
-  FASTINIT_HD void draw_values(uint64_t block, Element* out) const {
-    constexpr int kRegisters = WordSource<L>::kRegisters;
-    typename L::U32 words[kRegisters];
-    typename L::F32 values[kRegisters];
+  using Values = typename L::F32[Words::kRegisters];
+
+  // In stream order.
+  FASTINIT_HD void draw(uint64_t block, Values& values) const {
+    typename L::U32 words[Words::kRegisters];
+    source.draw(block, words);
     const uint64_t first = block * kBlockValues;
+    const auto index_of = [first](int i, int lane) { return first + static_cast<uint64_t>(i * L::kWidth + lane); };
+    distribution(words, index_of, values);
+  }
+
+  template <bool kStreaming, class Element>
+  FASTINIT_HD void write_draw(uint64_t block, Element* out) const {
+    Values values;
     if constexpr (sizeof(Element) == 1 && L::kLastRoundInPlace) {
+      typename L::U32 words[Words::kRegisters];
       source.draw_unordered(block, words);
+      const uint64_t first = block * kBlockValues;
       distribution(words, [first](int i, int lane) { return first + L::place_of(i, lane); }, values);
       L::template store_unordered<kStreaming>(values, out);
     } else {
-      source.draw(block, words);
-      const auto index_of = [first](int i, int lane) { return first + static_cast<uint64_t>(i * L::kWidth + lane); };
-      distribution(words, index_of, values);
+      draw(block, values);
       FASTINIT_UNROLL
-      for (int i = 0; i < kRegisters; i += 2) {
+      for (int i = 0; i < Words::kRegisters; i += 2) {
         L::template store_pair<kStreaming>(values[i], values[i + 1], out + i * L::kWidth);
       }
     }
@@ -47,12 +57,13 @@ template <class L, class DistributionF64>
 struct SourceF64 {
   static constexpr int kBlockValues = 2;
   static constexpr int kDrawValues = WordSource<L>::kWords / 2;
+  static constexpr bool kReadsElements = false;
 
   const WordSource<L> source;
   const DistributionF64 distribution;
 
   template <bool kStreaming>
-  FASTINIT_HD void draw_values(uint64_t block, double* out) const {
+  FASTINIT_HD void write_draw(uint64_t block, double* out) const {
     constexpr int kRegisters = WordSource<L>::kRegisters;
     typename L::U32 registers[kRegisters];
     source.draw(block, registers);
@@ -64,29 +75,36 @@ struct SourceF64 {
         out[i] = distribution(words[2 * i] | static_cast<uint64_t>(words[2 * i + 1]) << 32);
       }
     } else {
-      for (int i = 0; i < kDrawValues; i += D::kTogether * D::kWidth) {
-        typename D::U64 group[D::kTogether];
-        typename D::F64 values[D::kTogether];
+      // As many as go into a draw.
+      constexpr int kGroup = kDrawValues / D::kWidth % D::kTogether == 0 ? D::kTogether : D::kTogether - 1;
+      static_assert(kDrawValues % (kGroup * D::kWidth) == 0, "a draw is so many groups");
+      for (int i = 0; i < kDrawValues; i += kGroup * D::kWidth) {
+        typename D::U64 group[kGroup];
+        typename D::F64 values[kGroup];
         FASTINIT_UNROLL
-        for (int k = 0; k < D::kTogether; ++k) group[k] = D::load(words + 2 * (i + k * D::kWidth));
+        for (int k = 0; k < kGroup; ++k) group[k] = D::load(words + 2 * (i + k * D::kWidth));
         distribution(group, values);
         FASTINIT_UNROLL
-        for (int k = 0; k < D::kTogether; ++k) D::store(values[k], out + i + k * D::kWidth);
+        for (int k = 0; k < kGroup; ++k) D::store(values[k], out + i + k * D::kWidth);
       }
     }
   }
 };
 
-// Writes values [index, index + count) of a source to consecutive memory. A function of its own: within its callers GCC
-// spills registers to the stack, of which SSE2 has few (normals took a fifth longer).
+// Writes what a source makes of values [index, index + count) to consecutive memory. A function of its own: within its
+// callers GCC spills registers to the stack, of which SSE2 has few (normals took a fifth longer).
 template <bool kStreaming, class Source, class Element>
 __attribute__((noinline)) void fill_consecutive(const Source& source, uint64_t index, int64_t count, Element* out) {
   constexpr int64_t kDrawValues = Source::kDrawValues;
   uint64_t block = index / Source::kBlockValues;
   const int64_t skipped = static_cast<int64_t>(index % Source::kBlockValues);
   alignas(64) Element draw_buffer[kDrawValues];
+  if constexpr (Source::kReadsElements) memset(static_cast<void*>(draw_buffer), 0, sizeof(draw_buffer));
   const auto draw_part = [&](int64_t from, int64_t part) {
-    source.template draw_values<false>(block, draw_buffer);
+    if constexpr (Source::kReadsElements) {
+      memcpy(static_cast<void*>(draw_buffer + from), out, static_cast<size_t>(part) * sizeof(Element));
+    }
+    source.template write_draw<false>(block, draw_buffer);
     memcpy(static_cast<void*>(out), draw_buffer + from, static_cast<size_t>(part) * sizeof(Element));
     block += kDrawValues / Source::kBlockValues;
     out += part;
@@ -94,7 +112,7 @@ __attribute__((noinline)) void fill_consecutive(const Source& source, uint64_t i
   };
   if (skipped != 0) draw_part(skipped, count < kDrawValues - skipped ? count : kDrawValues - skipped);
   for (; count >= kDrawValues; count -= kDrawValues) {
-    source.template draw_values<kStreaming>(block, out);
+    source.template write_draw<kStreaming>(block, out);
     block += kDrawValues / Source::kBlockValues;
     out += kDrawValues;
   }
@@ -140,7 +158,7 @@ void fill_elements(const Task& task, const Source& source, int64_t begin, int64_
     return;
   }
   // Elements that are scattered in memory: values are made in the order of their indices, in a small buffer.
-  constexpr int64_t kBufferValues = 1024;
+  constexpr int64_t kBufferValues = 1024 / Source::kDrawValues * Source::kDrawValues;
   alignas(64) Element buffer[kBufferValues];
   while (begin < end) {
     const int64_t left = end - begin < kBufferValues ? end - begin : kBufferValues;
@@ -185,9 +203,21 @@ void fill_constant(const Task& task, int64_t begin, int64_t end) {
   }
 }
 
+// Calls work(distribution) with the one that a sampler in float stands for.
+template <class L, class Work>
+FASTINIT_HD void with_distribution_f32(const Sampler& sampler, const Stream& stream, const Work& work) {
+  alignas(64) static constexpr QuantileHotRows kHot = quantile_hot_rows();
+  if (sampler.kind == Distribution::kUniform) {
+    work(UniformF32<L>(sampler, stream));
+  } else if (sampler.kind == Distribution::kNormal) {
+    work(NormalF32<L, HotQuantile<L>, /*kTruncated=*/false>(sampler, stream, HotQuantile<L>(kHot)));
+  } else {
+    work(NormalF32<L, HotQuantile<L>, /*kTruncated=*/true>(sampler, stream, HotQuantile<L>(kHot)));
+  }
+}
+
 template <class L, class Element>
 void fill_typed(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
-  alignas(64) static constexpr QuantileHotRows kHot = quantile_hot_rows();
   const Sampler& sampler = task.sampler;
   if (sampler.kind == Distribution::kConstant || sampler.kind == Distribution::kDiagonal) {
     fill_constant<Element>(task, begin, end);
@@ -201,17 +231,13 @@ void fill_typed(const Task& task, const Stream& stream, int64_t begin, int64_t e
       const SourceF64<L, Normal> source{WordSource<L>(stream), Normal(sampler, stream)};
       fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
     }
-  } else if (sampler.kind == Distribution::kUniform) {
-    const SourceF32<L, UniformF32<L>> source{WordSource<L>(stream), UniformF32<L>(sampler, stream)};
-    fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
-  } else if (sampler.kind == Distribution::kNormal) {
-    using Normal = NormalF32<L, HotQuantile<L>, /*kTruncated=*/false>;
-    const SourceF32<L, Normal> source{WordSource<L>(stream), Normal(sampler, stream, HotQuantile<L>(kHot))};
-    fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
   } else {
-    using TruncNormal = NormalF32<L, HotQuantile<L>, /*kTruncated=*/true>;
-    const SourceF32<L, TruncNormal> source{WordSource<L>(stream), TruncNormal(sampler, stream, HotQuantile<L>(kHot))};
-    fill_elements<L, decltype(source), Element>(task, source, begin, end, streaming);
+    with_distribution_f32<L>(sampler, stream, [&](const auto& distribution) {
+      constexpr int kCounters = sizeof(Element) == 1 ? L::kCountersOfBytes : L::kCounters;
+      using Source = SourceF32<L, std::decay_t<decltype(distribution)>, kCounters>;
+      const Source source{WordSource<L, kCounters>(stream), distribution};
+      fill_elements<L, const Source, Element>(task, source, begin, end, streaming);
+    });
   }
 }
 

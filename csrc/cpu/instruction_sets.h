@@ -10,17 +10,26 @@ namespace fastinit {
 // allows.
 using FillRange = void (*)(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
 
-void fill_range_portable(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
+// The same, with each element x becoming keep * x + scale * value. For float32 in rows that are consecutive in memory.
+using BlendRange = void (*)(const Task& task, const Stream& stream, int64_t begin, int64_t end, float keep,
+                            float scale);
+
+struct FillLoops {
+  FillRange fill;
+  BlendRange blend;
+};
+
+extern const FillLoops kFillLoopsPortable;
 #if defined(__x86_64__)
-void fill_range_sse2(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
-void fill_range_avx2(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
-void fill_range_avx512(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
+extern const FillLoops kFillLoopsSse2;
+extern const FillLoops kFillLoopsAvx2;
+extern const FillLoops kFillLoopsAvx512;
 #elif defined(__aarch64__)
-void fill_range_neon(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming);
+extern const FillLoops kFillLoopsNeon;
 #endif
 
-// The loop of an instruction set, by its place in instruction_sets().
-FillRange fill_range_of(int choice);
+// The loops of an instruction set, by its place in instruction_sets().
+const FillLoops& fill_loops_of(int choice);
 
 // The place in instruction_sets() of the one to use: that of this name, or the best.
 int chosen_instruction_set(const char* isa);

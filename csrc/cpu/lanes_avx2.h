@@ -25,14 +25,23 @@ struct Avx2Lanes {
   static FASTINIT_HD Wide mul_wide(Word a, uint32_t b) { return _mm256_mul_epu32(a, splat_word(b)); }
   static FASTINIT_HD Word high(Wide a) { return _mm256_shuffle_epi32(a, 0xF5); }
   static FASTINIT_HD Word low(Wide a) { return a; }
-  // The high word comes last in a round: whatever else there is to do is done before it is there.
-  static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
+  // The high word comes last in a round: whatever else there is to do is done before it is there. (The empty assembly
+  // keeps GCC from another order of the sum.)
+  static FASTINIT_HD Word xor3(Word a, Word b, Word c) {
+    Word early = _mm256_xor_si256(b, c);
+    asm("" : "+x"(early));
+    return _mm256_xor_si256(a, early);
+  }
   static FASTINIT_HD Word xor2(Word a, Word b) { return _mm256_xor_si256(a, b); }
   static FASTINIT_HD Word splat_word(uint32_t a) { return _mm256_set1_epi64x(a); }
+  static FASTINIT_HD void settle(Word (&words)[4]) {
+    asm volatile("" : "+x"(words[0]), "+x"(words[1]), "+x"(words[2]), "+x"(words[3]));
+  }
 
   static constexpr int kBlocksPerWord = 4;
   static constexpr int kRegistersPerWord = 2;
-  static constexpr int kCounters = 2;
+  static constexpr int kCounters = 3;  // 12 of the 16 registers
+  static constexpr int kCountersOfBytes = 2;
   static FASTINIT_HD void count_blocks(uint64_t block, Word& low, Word& high) {
     low = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<long long>(block)), _mm256_setr_epi64x(0, 2, 1, 3));
     high = _mm256_srli_epi64(low, 32);
@@ -115,6 +124,7 @@ struct Avx2Lanes {
   static FASTINIT_HD F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm256_min_ps(_mm256_max_ps(a, lower), upper); }
   static FASTINIT_HD Mask less(F32 a, F32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+  static FASTINIT_HD Mask is_nan(F32 a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
   static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return _mm256_blendv_ps(b, a, mask); }
   static FASTINIT_HD F32 negate_if(Mask mask, F32 a) {
     return _mm256_xor_ps(a, _mm256_and_ps(mask, from_bits(splat(uint32_t{0x80000000}))));
@@ -179,6 +189,7 @@ struct Avx2Lanes {
   // A pair of registers to memory, rounded to its type. `out` is aligned to 32 bytes if kStreaming, which writes past
   // the caches.
   static constexpr int kStreamAlignment = 32;
+  static FASTINIT_HD F32 load(const float* from) { return _mm256_loadu_ps(from); }
   template <bool kStreaming>
   static FASTINIT_HD void store(__m256i values, void* out) {
     if (kStreaming) {

@@ -28,14 +28,22 @@ struct NeonLanes {
   }
   static FASTINIT_HD Word high(Wide a) { return vuzp2q_u32(a.lanes01, a.lanes23); }
   static FASTINIT_HD Word low(Wide a) { return vuzp1q_u32(a.lanes01, a.lanes23); }
-  // The high word comes last in a round: whatever else there is to do is done before it is there.
-  static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return veorq_u32(a, veorq_u32(b, c)); }
+  // See Avx2Lanes.
+  static FASTINIT_HD Word xor3(Word a, Word b, Word c) {
+    Word early = veorq_u32(b, c);
+    asm("" : "+w"(early));
+    return veorq_u32(a, early);
+  }
   static FASTINIT_HD Word xor2(Word a, Word b) { return veorq_u32(a, b); }
   static FASTINIT_HD Word splat_word(uint32_t a) { return vdupq_n_u32(a); }
+  static FASTINIT_HD void settle(Word (&words)[4]) {
+    asm volatile("" : "+w"(words[0]), "+w"(words[1]), "+w"(words[2]), "+w"(words[3]));
+  }
 
   static constexpr int kBlocksPerWord = 4;
   static constexpr int kRegistersPerWord = 4;
   static constexpr int kCounters = 2;
+  static constexpr int kCountersOfBytes = kCounters;
   static FASTINIT_HD void count_blocks(uint64_t block, Word& low, Word& high) {
     const uint64x2_t first = vaddq_u64(vdupq_n_u64(block), vcombine_u64(vcreate_u64(0), vcreate_u64(1)));
     const uint32x4_t blocks01 = vreinterpretq_u32_u64(first);
@@ -70,6 +78,7 @@ struct NeonLanes {
 
   static FASTINIT_HD F32 from_signed(U32 a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
   static FASTINIT_HD F32 from_unsigned(U32 a) { return vcvtq_f32_u32(a); }
+  static FASTINIT_HD F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
   static FASTINIT_HD F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
   static FASTINIT_HD F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
   static FASTINIT_HD F32 fma(F32 a, F32 b, F32 c) { return vfmaq_f32(c, a, b); }
@@ -78,6 +87,7 @@ struct NeonLanes {
   static FASTINIT_HD F32 min(F32 a, F32 b) { return vminq_f32(a, b); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return vminq_f32(vmaxq_f32(a, lower), upper); }
   static FASTINIT_HD Mask less(F32 a, F32 b) { return vcltq_f32(a, b); }
+  static FASTINIT_HD Mask is_nan(F32 a) { return vmvnq_u32(vceqq_f32(a, a)); }
   static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) { return vbslq_f32(mask, a, b); }
   static FASTINIT_HD F32 negate_if(Mask mask, F32 a) {
     return from_bits(veorq_u32(bits(a), vandq_u32(mask, splat(uint32_t{0x80000000}))));
@@ -125,6 +135,7 @@ struct NeonLanes {
 
   // A pair of registers to memory, rounded to its type. There is no store past the caches among the intrinsics.
   static constexpr int kStreamAlignment = 16;
+  static FASTINIT_HD F32 load(const float* from) { return vld1q_f32(from); }
   template <bool kStreaming>
   static FASTINIT_HD void store(U32 values, void* out) {
     memcpy(out, &values, sizeof(values));

@@ -12,6 +12,7 @@ struct PortableLanes : ScalarLanes {
   using QuantileF64 = ScalarQuantileF64;
 
   static constexpr int kStreamAlignment = 1;
+  static FASTINIT_HD F32 load(const float* from) { return *from; }
   template <bool kStreaming>
   static FASTINIT_HD void store(U32 values, void* out) {
     memcpy(out, &values, sizeof(values));

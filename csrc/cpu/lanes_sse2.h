@@ -30,14 +30,23 @@ struct Sse2Lanes {
   static FASTINIT_HD Wide mul_wide(Word a, uint32_t b) { return _mm_mul_epu32(a, splat_word(b)); }
   static FASTINIT_HD Word high(Wide a) { return _mm_shuffle_epi32(a, 0xF5); }
   static FASTINIT_HD Word low(Wide a) { return a; }
-  // The high word comes last in a round: whatever else there is to do is done before it is there.
-  static FASTINIT_HD Word xor3(Word a, Word b, Word c) { return _mm_xor_si128(a, _mm_xor_si128(b, c)); }
+  // The high word comes last in a round: whatever else there is to do is done before it is there. (The empty assembly
+  // keeps GCC from another order of the sum.)
+  static FASTINIT_HD Word xor3(Word a, Word b, Word c) {
+    Word early = _mm_xor_si128(b, c);
+    asm("" : "+x"(early));
+    return _mm_xor_si128(a, early);
+  }
   static FASTINIT_HD Word xor2(Word a, Word b) { return _mm_xor_si128(a, b); }
   static FASTINIT_HD Word splat_word(uint32_t a) { return _mm_set1_epi64x(a); }
+  static FASTINIT_HD void settle(Word (&words)[4]) {
+    asm volatile("" : "+x"(words[0]), "+x"(words[1]), "+x"(words[2]), "+x"(words[3]));
+  }
 
   static constexpr int kBlocksPerWord = 2;
   static constexpr int kRegistersPerWord = 2;
   static constexpr int kCounters = 2;
+  static constexpr int kCountersOfBytes = kCounters;
   static FASTINIT_HD void count_blocks(uint64_t block, Word& low, Word& high) {
     low = _mm_add_epi64(_mm_set1_epi64x(static_cast<long long>(block)), _mm_set_epi64x(1, 0));
     high = _mm_srli_epi64(low, 32);
@@ -105,6 +114,7 @@ struct Sse2Lanes {
   static FASTINIT_HD F32 max(F32 a, F32 b) { return _mm_max_ps(a, b); }
   static FASTINIT_HD F32 clamp(F32 a, F32 lower, F32 upper) { return _mm_min_ps(_mm_max_ps(a, lower), upper); }
   static FASTINIT_HD Mask less(F32 a, F32 b) { return _mm_cmplt_ps(a, b); }
+  static FASTINIT_HD Mask is_nan(F32 a) { return _mm_cmpunord_ps(a, a); }
   static FASTINIT_HD F32 select(Mask mask, F32 a, F32 b) {
     return _mm_or_ps(_mm_and_ps(mask, a), _mm_andnot_ps(mask, b));
   }
@@ -129,6 +139,7 @@ struct Sse2Lanes {
   // A pair of registers to memory, rounded to its type. `out` is aligned to 16 bytes if kStreaming, which writes past
   // the caches.
   static constexpr int kStreamAlignment = 16;
+  static FASTINIT_HD F32 load(const float* from) { return _mm_loadu_ps(from); }
   template <bool kStreaming>
   static FASTINIT_HD void store(__m128i values, void* out) {
     if (kStreaming) {

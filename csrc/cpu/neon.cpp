@@ -9,6 +9,7 @@
 
 #define FASTINIT_ISA neon
 
+#include "blend_body.h"
 #include "fill_body.h"
 #include "instruction_sets.h"
 #include "lanes_neon.h"
@@ -17,9 +18,7 @@
 
 namespace fastinit {
 
-void fill_range_neon(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
-  fill_range<NeonLanes>(task, stream, begin, end, streaming);
-}
+const FillLoops kFillLoopsNeon = {fill_range<NeonLanes>, blend_range<NeonLanes>};
 
 const MatrixSteps kMatrixStepsNeon = MatrixStepsOn<NeonLanes, NeonVector>::kSteps;
 

@@ -1,4 +1,5 @@
 // The loops for any processor: one lane, no intrinsics.
+#include "blend_body.h"
 #include "fill_body.h"
 #include "instruction_sets.h"
 #include "lanes_portable.h"
@@ -7,9 +8,7 @@
 
 namespace fastinit {
 
-void fill_range_portable(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
-  fill_range<PortableLanes>(task, stream, begin, end, streaming);
-}
+const FillLoops kFillLoopsPortable = {fill_range<PortableLanes>, blend_range<PortableLanes>};
 
 const MatrixSteps kMatrixStepsPortable = MatrixStepsOn<PortableLanes, PortableVector>::kSteps;
 

@@ -9,15 +9,14 @@
 
 #define FASTINIT_ISA sse2
 
+#include "blend_body.h"
 #include "fill_body.h"
 #include "instruction_sets.h"
 #include "lanes_sse2.h"
 
 namespace fastinit {
 
-void fill_range_sse2(const Task& task, const Stream& stream, int64_t begin, int64_t end, bool streaming) {
-  fill_range<Sse2Lanes>(task, stream, begin, end, streaming);
-}
+const FillLoops kFillLoopsSse2 = {fill_range<Sse2Lanes>, blend_range<Sse2Lanes>};
 
 }  // namespace fastinit
 
