@@ -91,32 +91,37 @@ struct SourceF64 {
   }
 };
 
-// Writes what a source makes of values [index, index + count) to consecutive memory. A function of its own: within its
-// callers GCC spills registers to the stack, of which SSE2 has few (normals took a fifth longer).
+// Writes what a source makes of values [index, index + count) to consecutive memory; streaming begins with a block. A
+// function of its own: within its callers GCC spills registers to the stack, of which SSE2 has few (normals took a
+// fifth longer). A draw is made at one place in it, for it is most of the code that there is to compile.
 template <bool kStreaming, class Source, class Element>
 __attribute__((noinline)) void fill_consecutive(const Source& source, uint64_t index, int64_t count, Element* out) {
   constexpr int64_t kDrawValues = Source::kDrawValues;
+  constexpr int64_t kDrawBlocks = kDrawValues / Source::kBlockValues;
   uint64_t block = index / Source::kBlockValues;
-  const int64_t skipped = static_cast<int64_t>(index % Source::kBlockValues);
-  alignas(64) Element draw_buffer[kDrawValues];
-  if constexpr (Source::kReadsElements) memset(static_cast<void*>(draw_buffer), 0, sizeof(draw_buffer));
-  const auto draw_part = [&](int64_t from, int64_t part) {
-    if constexpr (Source::kReadsElements) {
-      memcpy(static_cast<void*>(draw_buffer + from), out, static_cast<size_t>(part) * sizeof(Element));
+  if constexpr (kStreaming) {
+    for (; count >= kDrawValues; count -= kDrawValues, block += kDrawBlocks, out += kDrawValues) {
+      source.template write_draw<true>(block, out);
     }
-    source.template write_draw<false>(block, draw_buffer);
-    memcpy(static_cast<void*>(out), draw_buffer + from, static_cast<size_t>(part) * sizeof(Element));
-    block += kDrawValues / Source::kBlockValues;
-    out += part;
-    count -= part;
-  };
-  if (skipped != 0) draw_part(skipped, count < kDrawValues - skipped ? count : kDrawValues - skipped);
-  for (; count >= kDrawValues; count -= kDrawValues) {
-    source.template write_draw<kStreaming>(block, out);
-    block += kDrawValues / Source::kBlockValues;
-    out += kDrawValues;
+    if (count > 0) fill_consecutive<false>(source, block * Source::kBlockValues, count, out);
+    return;
   }
-  if (count > 0) draw_part(0, count);
+  int64_t skipped = static_cast<int64_t>(index % Source::kBlockValues);
+  alignas(64) Element part_of_draw[kDrawValues];
+  if constexpr (Source::kReadsElements) memset(static_cast<void*>(part_of_draw), 0, sizeof(part_of_draw));
+  for (; count > 0; block += kDrawBlocks) {
+    const int64_t wanted = count < kDrawValues - skipped ? count : kDrawValues - skipped;
+    const size_t bytes = static_cast<size_t>(wanted) * sizeof(Element);
+    const bool is_whole = wanted == kDrawValues;
+    if constexpr (Source::kReadsElements) {
+      if (!is_whole) memcpy(static_cast<void*>(part_of_draw + skipped), out, bytes);
+    }
+    source.template write_draw<false>(block, is_whole ? out : part_of_draw);
+    if (!is_whole) memcpy(static_cast<void*>(out), part_of_draw + skipped, bytes);
+    out += wanted;
+    count -= wanted;
+    skipped = 0;
+  }
 }
 
 template <class Element>
