@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +136,27 @@ def test_or_refuses_by_name(change: Callable[[nn.Module], None], run_before: boo
         model["second"] = made()  # a report of a failure would read memory that is gone
     assert caught.value.name == "second.weight"
     assert bool((model["first"].weight == 7.0).all())
+
+
+@pytest.mark.parametrize("run_before", [False, True])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_what_is_kept_has_the_dtype_that_the_plan_tells(is_frozen: bool, run_before: bool) -> None:
+    model = nn.ModuleDict({"kept": made(), "drawn": made()})
+    if is_frozen:
+        model["kept"].requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fastinit.KeptWarning)
+        plan = fastinit.plan(model, "xavier_normal", [] if is_frozen else [("kept.weight", fastinit.KEEP)], seed=3)
+    if run_before:
+        plan.run_()
+    model["kept"].weight = nn.Parameter(torch.full((8, 8), 2.0), requires_grad=False)  # other memory, and none of ours
+    plan.run_()
+    assert (model["kept"].weight == 2.0).all()
+    before = model["drawn"].weight.clone()
+    model["kept"].weight.data = model["kept"].weight.data.view(torch.int32)
+    with pytest.raises(fastinit.ParameterError, match=r"kept\.weight: is kept.*torch.float32.*torch.int32"):
+        plan.run_(seed=4)
+    assert torch.equal(model["drawn"].weight, before)
 
 
 def test_a_tie_that_is_cut_is_refused() -> None:

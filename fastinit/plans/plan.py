@@ -90,6 +90,7 @@ class Plan:
         self._strict = strict
         self._guessed = guessed  # names of what no author's code tells, and what it is
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
+        self._kept = [row for row in self.rows if row.action == "keep"]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
         self._lock = threading.Lock()
         self._places: list[tuple[str, Place]] = []  # of what is written; made at the first run
@@ -122,10 +123,10 @@ class Plan:
 
         Raises:
             TypeError, ValueError: the seed or `progress` is not one, or `where` needs a seed.
-            ParameterError: a tensor has no memory (meta), or lost it; its shape, dtype or device is not as planned; the
-                model no longer has the parameter; a parametrisation cannot take the weight; or a mask has another
-                shape, dtype or device, or is for a weight that is parametrised or that the plan does not write. Nothing
-                is written then.
+            ParameterError: a tensor has no memory (meta), or lost it; its shape, dtype or device is not as planned (of
+                what is kept, the dtype); the model no longer has the parameter; a parametrisation cannot take the
+                weight; or a mask has another shape, dtype or device, or is for a weight that is parametrised or that
+                the plan does not write. Nothing is written then.
             RuntimeError: the CUDA kernel cannot be launched; or the plan of a distributed model has no seed, and a rank
                 of its meshes did not come (distributed/agreement.py); or the function of `progress` raised an
                 exception, which is the cause. The run has stopped there, with a part of the values written.
@@ -147,6 +148,8 @@ class Plan:
         """The tensors that the model has now, the program for them, and whether it was made just now."""
         for row in self._ties:
             row.place.check_tied(row.name)
+        for row in self._kept:
+            row.place.check_kept(row.name, row.dtype)
         if not self._places:
             self._places = [(row.name, row.place) for row in self._written]
         tensors = current_tensors(self._places)

@@ -89,6 +89,12 @@ class Place:
         if self.first is not None and self.tensor() is not self.first.tensor():
             raise ParameterError(name, "was tied to another parameter when planned, and is not now; make a new plan")
 
+    def check_kept(self, name: str, dtype: torch.dtype) -> None:
+        """Raise ParameterError unless what is kept still has the dtype that the plan tells."""
+        now = self.tensor().dtype
+        if now != dtype:
+            raise ParameterError(name, f"is kept, and was {dtype} when planned, but is {now} now; make a new plan")
+
 
 def current_tensors(named: Iterable[tuple[str, Place]]) -> list[torch.Tensor]:
     """What `current` gives for each place of a name. Every run of a plan asks for all of its tensors."""
