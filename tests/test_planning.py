@@ -321,6 +321,13 @@ def test_four_of_equal_layers_tell_what_all_tell(monkeypatch: pytest.MonkeyPatch
     assert of_whole >= 9 and (built == 4 if how in AGREEING else built >= of_whole)
 
 
+def test_nothing_is_run_for_a_model_that_is_planned_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PreTrainedModel(Config("nothing"))
+    rows = fastinit.plan(model, "kaiming_normal", seed=0).rows
+    monkeypatch.delattr(builders, "nothing_drawn")
+    assert fastinit.plan(model, "kaiming_normal", seed=0).rows == rows
+
+
 def test_exact_numbers_are_read_of_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         model = PreTrainedModel(Config("nothing"))

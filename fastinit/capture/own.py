@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import random
-import threading
-import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from fastinit.capture.answers import Author, ModuleTapes, author_of, interned
 from fastinit.capture.builders import builder_of, read_building
 from fastinit.capture.constructors import any_runs, told_of
+from fastinit.capture.guard import nothing_drawn
 from fastinit.capture.repeats import is_of_torch
 from fastinit.capture.resetting import cannot_run, modules_with_code, read_resetting, tells, tells_of_all
 from fastinit.capture.tapes import has_tapes, is_complete, tape_of, with_tapes
@@ -183,49 +178,25 @@ class Authors:
         return self._failures if self._exactly is None else {**self._failures, **self._exactly.raised()}
 
 
-_of_thread = threading.local()
-
-
-def check_not_read() -> None:
-    """Raise RuntimeError if the caller is a model's own code, which is being read on a copy."""
-    if getattr(_of_thread, "is_reading", False):
-        raise RuntimeError("it calls fastinit itself, which decides without it")
-
-
-@contextmanager
-def _nothing_drawn() -> Iterator[None]:
-    """Keep the states of the random number generators of Python and NumPy. torch's draws are recorded, not made."""
-    python, numpy = random.getstate(), np.random.get_state()
-    _of_thread.is_reading = True
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        _of_thread.is_reading = False
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
 def _read(modules: Sequence[NamedModule], failures: dict[int, str], *, exact: bool) -> dict[int, ModuleTapes]:
     """For each module whose parameters the model's code sets: their tapes. `modules` are all, the model first.
 
     What the code of a module raises is added to `failures`.
     """
     found: dict[int, ModuleTapes] = {}
-    with _nothing_drawn():
-        rebuilt: set[str] = set()
-        for each in modules:
-            if "" in rebuilt:
-                break
-            if any(each.name == name or each.name.startswith(f"{name}.") for name in rebuilt):
-                continue
-            builder = builder_of(each.module)
-            if builder is None:
-                continue
-            within = modules if each.module is modules[0].module else named_modules(each.module)
-            if read_building(within, builder, found, exact=exact):
-                rebuilt.add(each.name)
-        if "" not in rebuilt:
+    rebuilt: set[str] = set()
+    for each in modules:
+        if "" in rebuilt:
+            break
+        if any(each.name == name or each.name.startswith(f"{name}.") for name in rebuilt):
+            continue
+        builder = builder_of(each.module)
+        if builder is None:
+            continue
+        within = modules if each.module is modules[0].module else named_modules(each.module)
+        if read_building(within, builder, found, exact=exact):
+            rebuilt.add(each.name)
+    if "" not in rebuilt:
+        with nothing_drawn():
             read_resetting(modules, found, failures, exact=exact)
     return found
