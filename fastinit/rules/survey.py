@@ -13,7 +13,7 @@ from torch import nn
 from fastinit._torch import between_nodes, replicas_group
 from fastinit.capture.own import AS_MADE
 from fastinit.distributed import agreement
-from fastinit.distributed.held import global_shape
+from fastinit.distributed.held import global_shape, is_whole
 from fastinit.distributed.megatron import check_in_module
 from fastinit.distributed.shards import is_dtensor
 from fastinit.distributed.wrapped import packed
@@ -129,9 +129,8 @@ class Survey:
                     row = self._parameter_row(each, kind, alike, own_name, parameter)
                     self._first.setdefault(id(parameter), row)
                     rows.append(row)
-            for own_name, buffer in buffers.items() if buffers else ():
-                if buffer is not None:
-                    rows.append(self._buffer_row(each, kind, own_name, buffer))
+            if buffers:
+                rows += self._buffer_rows(each, kind)
         depths.check_prefixes()
         self._rename.check_used()
         self._maker.warn()
@@ -185,13 +184,23 @@ class Survey:
             self._known[key] = made
         return made.row
 
-    def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:
-        name = self._rename(of.names_of(own_name)[0])
-        if "parametrizations." in of.full_name:
-            reason = "buffer of a parametrisation"
-        else:
-            reason = "buffer: materialize_ restores it" if buffer.is_meta else "buffer: kept"
-        return _kept(name, "buffer", kind, buffer, reason, Place.of_tensor(buffer))
+    def _buffer_rows(self, of: NamedModule, kind: str) -> Iterator[Row]:
+        of_parametrisation = "parametrizations." in of.full_name
+        for own_name, buffer in of.module._buffers.items():
+            if buffer is None:
+                continue
+            if self._has_plain_names:
+                name = f"{of.full_name}.{own_name}" if of.full_name else own_name
+            else:
+                name = self._rename(of.names_of(own_name)[0])
+            if of_parametrisation:
+                reason = "buffer of a parametrisation"
+            else:
+                reason = "buffer: materialize_ restores it" if buffer.is_meta else "buffer: kept"
+            shape = buffer.shape if is_whole(buffer) else _shape_of_kept(buffer)
+            place = Place.of_tensor(buffer)
+            what = shape, buffer.dtype, buffer.device, reason, place, None, None, None, True, False, None
+            yield tuple.__new__(Row, (name, "buffer", kind, *what))  # by its own function, it takes twice the time
 
     def _position(
         self, name: str, canonical: str, full_name: str, own_name: str, module: nn.Module, parameter: torch.Tensor
@@ -328,15 +337,18 @@ def _is_guess(treatment: Treatment) -> bool:
 def _kept(
     name: str, action: Action, kind: str, tensor: torch.Tensor, reason: str, place: Place, *, covered: bool = True
 ) -> Row:
-    """The row of a parameter or buffer that is not written."""
-    shape = None if nn.parameter.is_lazy(tensor) else _shape_of_kept(tensor)
+    """The row of a parameter that is not written."""
+    shape = _shape_of_kept(tensor)
     frozen = action == "keep" and not tensor.requires_grad
     dtype, device = tensor.dtype, tensor.device
     return Row(name, action, kind, shape, dtype, device, reason, place, None, None, None, covered, frozen)
 
 
-def _shape_of_kept(tensor: torch.Tensor) -> torch.Size:
-    """The global shape; the local one where the tensor's kind of shards refuses it, which hinders nobody to keep it."""
+def _shape_of_kept(tensor: torch.Tensor) -> torch.Size | None:
+    """The global shape; the local one where the tensor's kind of shards refuses it, which hinders nobody to keep it;
+    None for a lazy tensor."""
+    if nn.parameter.is_lazy(tensor):
+        return None
     try:
         return global_shape(tensor)
     except ParameterError:
