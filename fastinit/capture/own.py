@@ -46,10 +46,8 @@ class Authors:
         self._read: dict[int, ModuleTapes] | None = None  # by the ids of modules
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
-        self._told: dict[int, Hashable] = {}  # by the ids of modules
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
-        self._unread: set[tuple[int, str]] = set()
-        self._constructed: dict[int, Hashable] | None = None  # by the ids of modules
+        self._unread: dict[int, set[str]] = {}
 
     def exactly(self) -> Authors:
         """The same, with every layer read."""
@@ -93,21 +91,13 @@ class Authors:
     def may_have_set(self, module: nn.Module, own_name: str) -> bool:
         """Whether a constructor may have set a parameter by a statement that was not understood."""
         self.constants_of(module)
-        return (id(module), own_name) in self._unread
+        return own_name in self._unread.get(id(module), ())
 
     def constructed(self, module: nn.Module) -> Hashable:
         """What constructors tell of a module, and may have set in it: equal where that is equal. (): nothing."""
-        if self._constructed is None:
-            self.constants_of(module)
-            assert self._constants is not None
-            unread: dict[int, list[str]] = {}
-            for key, own_name in sorted(self._unread):
-                unread.setdefault(key, []).append(own_name)
-            self._constructed = {
-                key: (tuple(self._constants.get(key, _NO_CONSTANTS).items()), tuple(unread.get(key, ())))
-                for key in {*self._constants, *unread}
-            }
-        return self._constructed.get(id(module), ())
+        constants = self.constants_of(module)
+        unread = self._unread.get(id(module))
+        return (tuple(constants.items()), frozenset(unread or ())) if constants or unread else ()
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""
@@ -118,13 +108,9 @@ class Authors:
 
     def told(self, module: nn.Module) -> Hashable:
         """What the code gives all parameters of `module`: equal where two modules are told the same."""
-        key = id(module)
-        if key in self._told:
-            return self._told[key]
         if not has_tapes(module):
             taped = self._taped(module)
-            self._told[key] = None if taped is None else taped.told()
-            return self._told[key]
+            return None if taped is None else taped.told()
         authors = ((own_name, self.of(module, own_name)) for own_name in module._parameters)
         return interned(tuple((own_name, each.kind, each.distribution) for own_name, each in authors))
 
