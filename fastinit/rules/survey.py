@@ -109,6 +109,7 @@ class Survey:
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
         self.guessed: dict[str, str] = {}  # names of what no author's code tells, and what it is
         self._known: dict[Any, KnownRow] = {}
+        self._of_any_shape: dict[Any, KnownRow] = {}
         self._ruled_treatments: dict[Any, Treatment] = {}
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
         self._first: dict[int, Row] = {}  # id of a parameter -> its first row
@@ -168,6 +169,9 @@ class Survey:
                 alike = self._roles.told_alike(alike, module)
             key = id(alike), position, own_name, parameter.shape
             known = self._known.get(key)
+            # Most norms of a model differ in width alone, and their author gives all of them ones or zeros.
+            if known is None and (other := self._of_any_shape.get(key[:3])) is not None and 0 not in key[3]:
+                known = self._known[key] = other.of_shape(key[3])
             if known is not None and parameter.dtype is known.dtype and parameter.device == known.device:
                 if position is not None:
                     self.matched.add(position)
@@ -182,6 +186,8 @@ class Survey:
         if key is not None and made.is_settled and alike is not None and alike.covers(own_name):
             made.guess = self.guessed.get(name)
             self._known[key] = made
+            if made.is_of_any_shape:
+                self._of_any_shape[key[:3]] = made
         return made.row
 
     def _buffer_rows(self, of: NamedModule, kind: str) -> Iterator[Row]:
