@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastinit.audit.signal import Comparison, trace_signal
-from fastinit.capture.own import check_not_read
+from fastinit.capture.guard import check_not_read
 from fastinit.capture.tapes import drop_tapes
 from fastinit.capture.twins import twin_tapes
 from fastinit.distributed import agreement

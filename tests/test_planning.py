@@ -19,6 +19,7 @@ import fastinit
 from fastinit.capture import builders, repeats, resetting
 from fastinit.capture.tapes import Taped
 from fastinit.rules.roles import Roles
+from fastinit.rules.rows import RowMaker
 
 
 class Scaled(nn.Module):
@@ -62,6 +63,19 @@ class Resets(nn.Module):
         nn.init.constant_(self.map.weight, self.value)
 
 
+class Norms(nn.Module):
+    """Normalisations of several widths, which all get the same of its code."""
+
+    def __init__(self, *widths: int, value: float = 0.5) -> None:
+        super().__init__()
+        self.value = value
+        self.norms = nn.ModuleList(map(nn.BatchNorm1d, widths))
+
+    def reset_parameters(self) -> None:
+        for norm in self.norms:
+            nn.init.constant_(as_any(norm).weight, self.value)
+
+
 def with_own(shape: tuple[int, ...]) -> nn.Module:
     """A layer of torch.nn with a parameter of which its class does not tell."""
     module = nn.Linear(8, 8)
@@ -101,6 +115,7 @@ ALIKE: dict[str, Callable[[], list[nn.Module]]] = {
     "siblings": lambda: [Bare(b=(8,), x_bias=(8,)), Bare(w=(8, 8), x_bias=(8,)), Bare(w=(2, 8, 8), x_bias=(2, 8))],
     "children": lambda: [Bare(x_bias=(8,)), Bare(nn.Linear(8, 8), x_bias=(8,)), Bare(nn.ReLU(), x_bias=(8,))],
     "stacks": lambda: [Bare(weight=(4, 8, 8)), nn.Conv1d(8, 4, 8), Bare(weight=(4, 8, 8))],
+    "widths": lambda: [Norms(8, 4, 0, 2), Norms(4, 8, value=0.25), Norms(3, 8).bfloat16(), frozen(Norms(5))],
     "reset code": lambda: [Resets(1.0), Resets(2.0), nn.Linear(8, 8), Resets(1.0)],
 }
 
@@ -319,6 +334,22 @@ def test_four_of_equal_layers_tell_what_all_tell(monkeypatch: pytest.MonkeyPatch
     others, of_whole = read(model, monkeypatch, whole=True)
     assert_equal_rows(rows, others)
     assert of_whole >= 9 and (built == 4 if how in AGREEING else built >= of_whole)
+
+
+def test_nothing_is_run_for_a_model_that_is_planned_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PreTrainedModel(Config("nothing"))
+    rows = fastinit.plan(model, "kaiming_normal", seed=0).rows
+    monkeypatch.delattr(builders, "nothing_drawn")
+    assert fastinit.plan(model, "kaiming_normal", seed=0).rows == rows
+
+
+def test_what_an_author_gives_is_resolved_once_for_all_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved: list[Any] = []
+    make = RowMaker.row
+    monkeypatch.setattr(RowMaker, "row", lambda *given: resolved.append(given) or make(*given))
+    made = fastinit.plan(Norms(8, 4, 2, 8), "kaiming_normal", seed=0)
+    assert len(resolved) == 2  # a weight and a bias
+    assert [row.shape for row in made.rows if row.action == "init"] == [(n,) for n in (8, 4, 2, 8) for _ in range(2)]
 
 
 def test_exact_numbers_are_read_of_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastinit.capture.answers import ModuleTapes, agree, parameters_of, tapes_of_module
 from fastinit.capture.contexts import recorded
+from fastinit.capture.guard import nothing_drawn
 from fastinit.capture.recorder import Recorder
 from fastinit.capture.repeats import built_without, pairs, repeats_of
-from fastinit.distributed.held import are_plain, global_shape
+from fastinit.distributed.held import global_shape
 from fastinit.run.names import NamedModule, named_modules
 
 
@@ -47,7 +48,7 @@ def builder_of(module: Any) -> Builder | None:
         configs = module.peft_config
         return Builder((*base.key, repr(configs)), partial(_peft_model, peft, base.build, configs))
     if "PreTrainedModel" in of and getattr(module, "config", None) is not None:
-        return Builder((own, repr(module.config.to_dict())), partial(own, copy.deepcopy(module.config)))
+        return Builder((own, repr(module.config.to_dict())), partial(_of_config, own, module.config))
     if {"ModelMixin", "ConfigMixin"} <= of:  # of diffusers
         return Builder((own, repr(module.config)), partial(own.from_config, dict(module.config)))
     architecture = module.__dict__.get("pretrained_cfg")
@@ -58,6 +59,12 @@ def builder_of(module: Any) -> Builder | None:
         name, classes = architecture["architecture"], getattr(module, "num_classes", None)
         return Builder((own, name, classes), partial(timm.create_model, name, num_classes=classes))
     return None
+
+
+def _of_config(kind: Any, config: Any) -> nn.Module:
+    """A model of transformers, whose constructor may change its config."""
+    built: nn.Module = kind(copy.deepcopy(config))
+    return built
 
 
 def _peft_model(peft: Any, base: Callable[[], nn.Module], configs: Any) -> nn.Module:
@@ -143,35 +150,38 @@ def read_building(
 
     `modules` are all of the model, itself first, with their names in it.
     """
-    reason = f"its class, built again from {type(modules[0].module).__name__}'s description"
-    key = (*builder.key, reason, torch.get_default_dtype())
-    twin = _twins.get(key)
-    if twin is None and not exact:
-        twin = _twins.get((*key, "abridged")) or _kept((*key, "abridged"), _abridged_twin(builder, reason, modules))
-    if twin is None:
-        twin = _kept(key, _twin(builder, reason))
+    twin = _twin_of(modules, builder, exact=exact)
     if twin is None:
         return False
     told: dict[int, ModuleTapes] = {}
-    every = (each for of in modules for each in of.module._parameters.values() if each is not None)
-    shape_of = _shape if are_plain(list(every)) else global_shape
     for each in modules:
-        if each.module._parameters and (own := parameters_of(each.module)):
-            other = twin.get(each.name)
-            if other is None or not _have_shapes(own, other.shapes, shape_of):
-                return False
-            told[id(each.module)] = other.taped
+        own = each.module._parameters
+        if not own:
+            continue
+        shapes = {own_name: global_shape(parameter) for own_name, parameter in own.items() if parameter is not None}
+        if not shapes:
+            continue
+        other = twin.get(each.name)
+        if other is None or shapes != other.shapes:
+            return False
+        told[id(each.module)] = other.taped
     if len(told) != len(twin):
         return False
     found.update(told)
     return True
 
 
-def _have_shapes(
-    parameters: dict[str, Tensor], shapes: dict[str, torch.Size], shape_of: Callable[[Tensor], torch.Size]
-) -> bool:
-    return parameters.keys() == shapes.keys() and all(shape_of(each) == shapes[key] for key, each in parameters.items())
-
-
-def _shape(tensor: Tensor) -> torch.Size:
-    return tensor.shape
+def _twin_of(modules: Sequence[NamedModule], builder: Builder, *, exact: bool) -> _Twin | None:
+    """The twin of a model; None if it cannot be built. Nothing is run for one that was kept."""
+    reason = f"its class, built again from {type(modules[0].module).__name__}'s description"
+    key = (*builder.key, reason, torch.get_default_dtype())
+    abridged_key = (*key, "abridged")
+    twin = _twins.get(key)
+    if twin is None and not exact:
+        twin = _twins.get(abridged_key)
+    if twin is None:
+        with nothing_drawn():
+            twin = None if exact else _kept(abridged_key, _abridged_twin(builder, reason, modules))
+            if twin is None:
+                twin = _kept(key, _twin(builder, reason))
+    return twin

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import random
-import threading
-import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from fastinit.capture.answers import Author, ModuleTapes, author_of, interned
 from fastinit.capture.builders import builder_of, read_building
 from fastinit.capture.constructors import any_runs, told_of
+from fastinit.capture.guard import nothing_drawn
 from fastinit.capture.repeats import is_of_torch
 from fastinit.capture.resetting import cannot_run, modules_with_code, read_resetting, tells, tells_of_all
 from fastinit.capture.tapes import has_tapes, is_complete, tape_of, with_tapes
@@ -51,10 +46,8 @@ class Authors:
         self._read: dict[int, ModuleTapes] | None = None  # by the ids of modules
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
-        self._told: dict[int, Hashable] = {}  # by the ids of modules
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
-        self._unread: set[tuple[int, str]] = set()
-        self._constructed: dict[int, Hashable] | None = None  # by the ids of modules
+        self._unread: dict[int, set[str]] = {}
 
     def exactly(self) -> Authors:
         """The same, with every layer read."""
@@ -98,21 +91,13 @@ class Authors:
     def may_have_set(self, module: nn.Module, own_name: str) -> bool:
         """Whether a constructor may have set a parameter by a statement that was not understood."""
         self.constants_of(module)
-        return (id(module), own_name) in self._unread
+        return own_name in self._unread.get(id(module), ())
 
     def constructed(self, module: nn.Module) -> Hashable:
         """What constructors tell of a module, and may have set in it: equal where that is equal. (): nothing."""
-        if self._constructed is None:
-            self.constants_of(module)
-            assert self._constants is not None
-            unread: dict[int, list[str]] = {}
-            for key, own_name in sorted(self._unread):
-                unread.setdefault(key, []).append(own_name)
-            self._constructed = {
-                key: (tuple(self._constants.get(key, _NO_CONSTANTS).items()), tuple(unread.get(key, ())))
-                for key in {*self._constants, *unread}
-            }
-        return self._constructed.get(id(module), ())
+        constants = self.constants_of(module)
+        unread = self._unread.get(id(module))
+        return (tuple(constants.items()), frozenset(unread or ())) if constants or unread else ()
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""
@@ -123,13 +108,9 @@ class Authors:
 
     def told(self, module: nn.Module) -> Hashable:
         """What the code gives all parameters of `module`: equal where two modules are told the same."""
-        key = id(module)
-        if key in self._told:
-            return self._told[key]
         if not has_tapes(module):
             taped = self._taped(module)
-            self._told[key] = None if taped is None else taped.told()
-            return self._told[key]
+            return None if taped is None else taped.told()
         authors = ((own_name, self.of(module, own_name)) for own_name in module._parameters)
         return interned(tuple((own_name, each.kind, each.distribution) for own_name, each in authors))
 
@@ -183,49 +164,25 @@ class Authors:
         return self._failures if self._exactly is None else {**self._failures, **self._exactly.raised()}
 
 
-_of_thread = threading.local()
-
-
-def check_not_read() -> None:
-    """Raise RuntimeError if the caller is a model's own code, which is being read on a copy."""
-    if getattr(_of_thread, "is_reading", False):
-        raise RuntimeError("it calls fastinit itself, which decides without it")
-
-
-@contextmanager
-def _nothing_drawn() -> Iterator[None]:
-    """Keep the states of the random number generators of Python and NumPy. torch's draws are recorded, not made."""
-    python, numpy = random.getstate(), np.random.get_state()
-    _of_thread.is_reading = True
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        _of_thread.is_reading = False
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
 def _read(modules: Sequence[NamedModule], failures: dict[int, str], *, exact: bool) -> dict[int, ModuleTapes]:
     """For each module whose parameters the model's code sets: their tapes. `modules` are all, the model first.
 
     What the code of a module raises is added to `failures`.
     """
     found: dict[int, ModuleTapes] = {}
-    with _nothing_drawn():
-        rebuilt: set[str] = set()
-        for each in modules:
-            if "" in rebuilt:
-                break
-            if any(each.name == name or each.name.startswith(f"{name}.") for name in rebuilt):
-                continue
-            builder = builder_of(each.module)
-            if builder is None:
-                continue
-            within = modules if each.module is modules[0].module else named_modules(each.module)
-            if read_building(within, builder, found, exact=exact):
-                rebuilt.add(each.name)
-        if "" not in rebuilt:
+    rebuilt: set[str] = set()
+    for each in modules:
+        if "" in rebuilt:
+            break
+        if any(each.name == name or each.name.startswith(f"{name}.") for name in rebuilt):
+            continue
+        builder = builder_of(each.module)
+        if builder is None:
+            continue
+        within = modules if each.module is modules[0].module else named_modules(each.module)
+        if read_building(within, builder, found, exact=exact):
+            rebuilt.add(each.name)
+    if "" not in rebuilt:
+        with nothing_drawn():
             read_resetting(modules, found, failures, exact=exact)
     return found

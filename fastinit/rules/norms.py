@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ def _switch(module: nn.Module) -> bool | None:
     return None
 
 
+@lru_cache(maxsize=4096)
 def _class_switches(module_type: type) -> bool:
     return any(hasattr(module_type, switch) for switch in _SWITCHES)
 

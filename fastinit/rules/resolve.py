@@ -111,10 +111,9 @@ class Resolver:
             assert isinstance(found, _Question)
             found = found.next.get(asked.key(found.what))
         resolution = _resolve(asked, treatment, dtype)
-        if not agrees:
-            resolution = resolution._replace(disagreement=_disagreement(asked, treatment, dtype, resolution))
-        if asked.path:
-            resolution = resolution._replace(asked=frozenset(what for what, _ in asked.path))
+        disagreement = None if agrees else _disagreement(asked, treatment, dtype, resolution)
+        if asked.path:  # as wherever there is a disagreement
+            resolution = Resolution(*resolution[:3], disagreement, frozenset([what for what, _ in asked.path]))
         self._remember(key, asked.path, resolution)
         self._alive += (treatment.scheme, rule, module)
         return resolution

@@ -271,7 +271,8 @@ class Roles:
     ) -> None:
         self._around = Surroundings(named_modules(model) if modules is None else modules, unwritten)
         self._alike: dict[tuple[Any, ...], Alike] = {}
-        self._alike_of: dict[int, Alike | None] = {}  # by the id of a module
+        self._alike_of: dict[int, Alike | None] = {}  # what `alike` has answered, by the id of a module
+        self._told_alike_of: dict[int, Alike] = {}  # and `told_alike`
         self._scheme = scheme
         self._is_own = isinstance(scheme, Own)
         self.authors = Authors(model, everything=self._is_own, exact=self._is_own, modules=self._around.named)
@@ -286,9 +287,8 @@ class Roles:
 
     def treatment(self, name: str, module: nn.Module, own_name: str, parameter: torch.Tensor) -> Treatment:
         """The treatment of a parameter that no rule matches."""
-        if id(module) not in self._alike_of:
-            self._alike_of[id(module)] = self.alike(name, module)
-        alike = self._alike_of[id(module)]
+        key = id(module)
+        alike = self._alike_of[key] if key in self._alike_of else self.alike(name, module)
         if alike is None or not parameter.requires_grad or "_is_hf_initialized" in parameter.__dict__:
             asked = Asked(self._around, name, module, own_name, parameter)
             return self._treatment(_first(asked, ROLES), module, own_name, parameter)
@@ -311,10 +311,13 @@ class Roles:
         """Those of the modules of which an author tells the same as of this one. It runs his code."""
         if alike.told is None:
             return alike
-        told = self.authors.told(module)
-        found = alike.told.get(told)
+        found = self._told_alike_of.get(id(module))
         if found is None:
-            found = alike.told[told] = Alike(True, alike.of_class, alike.roles, {})
+            told = self.authors.told(module)
+            found = alike.told.get(told)
+            if found is None:
+                found = alike.told[told] = Alike(True, alike.of_class, alike.roles, {})
+            self._told_alike_of[id(module)] = found
         return found
 
     def alike(self, name: str, module: nn.Module) -> Alike | None:
@@ -323,6 +326,7 @@ class Roles:
         `name` is that of the module, or of its parameter. Tests of the table that look beyond the module are those of
         adapters and of methods whose words are in names.
         """
+        self._alike_of[id(module)] = None
         if self._is_own or self._around.has_adapters or (self._around.has_words and has_word(name)):
             return None
         module_type: Any = type(module)  # mypy takes the types of modules for unhashable
@@ -339,6 +343,7 @@ class Roles:
         found = self._alike.get(key)
         if found is None:
             found = self._alike[key] = Alike(tells, of_class, {}, {}, {} if tells else None)
+        self._alike_of[id(module)] = found
         return found
 
     def _treatment(

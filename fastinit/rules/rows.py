@@ -68,7 +68,9 @@ class RowMaker:
                 self.disagreements.append(f"{name} {disagreement}")
         frozen = module is not None and not tensor.requires_grad
         what = shape, dtype, tensor.device, reason, place, scheme, fans, distribution, True, frozen, boxes
-        return KnownRow(Row(name, "init", kind, *what), is_settled, disagreement)
+        made = KnownRow(Row(name, "init", kind, *what), is_settled, disagreement)
+        made.is_of_any_shape = treatment.told and distribution is not None and distribution.same_everywhere
+        return made
 
     def again(self, known: KnownRow, name: str, place: Place) -> Row:
         """The row of another parameter, equal to that of a settled one."""
@@ -94,16 +96,18 @@ class KnownRow:
     """The row of a parameter, and of those that differ from it in nothing but name and place.
 
     is_settled: whether there are such parameters. disagreement: what a warning of two conventions for fans tells of it.
-    guess: what `Survey.guessed` says of them.
+    guess: what `Survey.guessed` says of them. is_of_any_shape: whether those of other shapes, if not empty, have the
+    same: their author's code gives it, and all elements get the same.
     """
 
-    __slots__ = ("_fields", "device", "disagreement", "dtype", "guess", "is_settled", "row")
+    __slots__ = ("_fields", "device", "disagreement", "dtype", "guess", "is_of_any_shape", "is_settled", "row")
 
     def __init__(self, row: Row, is_settled: bool, disagreement: str | None) -> None:
         self.row = row
         self.is_settled = is_settled
         self.disagreement = disagreement
         self.guess: str | None = None
+        self.is_of_any_shape = False
         self.dtype = row.dtype
         self.device = row.device
         self._fields: list[Any] = list(row)
@@ -114,6 +118,10 @@ class KnownRow:
         fields[0] = name
         fields[_PLACE] = place
         return tuple.__new__(Row, fields)
+
+    def of_shape(self, shape: torch.Size) -> KnownRow:
+        """The row of parameters of another shape, if it is of any."""
+        return KnownRow(self.row._replace(shape=shape), self.is_settled, self.disagreement)
 
 
 _TOLD = frozenset({"author"})

@@ -13,7 +13,7 @@ from torch import nn
 from fastinit._torch import between_nodes, replicas_group
 from fastinit.capture.own import AS_MADE
 from fastinit.distributed import agreement
-from fastinit.distributed.held import global_shape
+from fastinit.distributed.held import global_shape, is_whole
 from fastinit.distributed.megatron import check_in_module
 from fastinit.distributed.shards import is_dtensor
 from fastinit.distributed.wrapped import packed
@@ -109,6 +109,7 @@ class Survey:
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
         self.guessed: dict[str, str] = {}  # names of what no author's code tells, and what it is
         self._known: dict[Any, KnownRow] = {}
+        self._of_any_shape: dict[Any, KnownRow] = {}
         self._ruled_treatments: dict[Any, Treatment] = {}
         self._taken: dict[str, str] = {}  # canonical name -> name in the model
         self._first: dict[int, Row] = {}  # id of a parameter -> its first row
@@ -129,9 +130,8 @@ class Survey:
                     row = self._parameter_row(each, kind, alike, own_name, parameter)
                     self._first.setdefault(id(parameter), row)
                     rows.append(row)
-            for own_name, buffer in buffers.items() if buffers else ():
-                if buffer is not None:
-                    rows.append(self._buffer_row(each, kind, own_name, buffer))
+            if buffers:
+                rows += self._buffer_rows(each, kind)
         depths.check_prefixes()
         self._rename.check_used()
         self._maker.warn()
@@ -169,6 +169,9 @@ class Survey:
                 alike = self._roles.told_alike(alike, module)
             key = id(alike), position, own_name, parameter.shape
             known = self._known.get(key)
+            # Most norms of a model differ in width alone, and their author gives all of them ones or zeros.
+            if known is None and (other := self._of_any_shape.get(key[:3])) is not None and 0 not in key[3]:
+                known = self._known[key] = other.of_shape(key[3])
             if known is not None and parameter.dtype is known.dtype and parameter.device == known.device:
                 if position is not None:
                     self.matched.add(position)
@@ -183,15 +186,27 @@ class Survey:
         if key is not None and made.is_settled and alike is not None and alike.covers(own_name):
             made.guess = self.guessed.get(name)
             self._known[key] = made
+            if made.is_of_any_shape:
+                self._of_any_shape[key[:3]] = made
         return made.row
 
-    def _buffer_row(self, of: NamedModule, kind: str, own_name: str, buffer: torch.Tensor) -> Row:
-        name = self._rename(of.names_of(own_name)[0])
-        if "parametrizations." in of.full_name:
-            reason = "buffer of a parametrisation"
-        else:
-            reason = "buffer: materialize_ restores it" if buffer.is_meta else "buffer: kept"
-        return _kept(name, "buffer", kind, buffer, reason, Place.of_tensor(buffer))
+    def _buffer_rows(self, of: NamedModule, kind: str) -> Iterator[Row]:
+        of_parametrisation = "parametrizations." in of.full_name
+        for own_name, buffer in of.module._buffers.items():
+            if buffer is None:
+                continue
+            if self._has_plain_names:
+                name = f"{of.full_name}.{own_name}" if of.full_name else own_name
+            else:
+                name = self._rename(of.names_of(own_name)[0])
+            if of_parametrisation:
+                reason = "buffer of a parametrisation"
+            else:
+                reason = "buffer: materialize_ restores it" if buffer.is_meta else "buffer: kept"
+            shape = buffer.shape if is_whole(buffer) else _shape_of_kept(buffer)
+            place = Place.of_tensor(buffer)
+            what = shape, buffer.dtype, buffer.device, reason, place, None, None, None, True, False, None
+            yield tuple.__new__(Row, (name, "buffer", kind, *what))  # by its own function, it takes twice the time
 
     def _position(
         self, name: str, canonical: str, full_name: str, own_name: str, module: nn.Module, parameter: torch.Tensor
@@ -328,15 +343,18 @@ def _is_guess(treatment: Treatment) -> bool:
 def _kept(
     name: str, action: Action, kind: str, tensor: torch.Tensor, reason: str, place: Place, *, covered: bool = True
 ) -> Row:
-    """The row of a parameter or buffer that is not written."""
-    shape = None if nn.parameter.is_lazy(tensor) else _shape_of_kept(tensor)
+    """The row of a parameter that is not written."""
+    shape = _shape_of_kept(tensor)
     frozen = action == "keep" and not tensor.requires_grad
     dtype, device = tensor.dtype, tensor.device
     return Row(name, action, kind, shape, dtype, device, reason, place, None, None, None, covered, frozen)
 
 
-def _shape_of_kept(tensor: torch.Tensor) -> torch.Size:
-    """The global shape; the local one where the tensor's kind of shards refuses it, which hinders nobody to keep it."""
+def _shape_of_kept(tensor: torch.Tensor) -> torch.Size | None:
+    """The global shape; the local one where the tensor's kind of shards refuses it, which hinders nobody to keep it;
+    None for a lazy tensor."""
+    if nn.parameter.is_lazy(tensor):
+        return None
     try:
         return global_shape(tensor)
     except ParameterError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,14 +15,14 @@ from fastinit.capture.constructors.scripts import ANYTHING, NOTHING, Path, Run, 
 from fastinit.capture.constructors.text import constructors_of, is_unplaced
 
 
-def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], set[tuple[int, str]]]:
+def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], dict[int, set[str]]]:
     """What constructors tell: by the id of a module and the name of the parameter in it. And what they may have set by
-    statements that were not understood.
+    statements that were not understood: by the id of a module.
 
     `modules` are those of a model, each before those below it. The constructor of a module runs after theirs.
     """
     found: dict[tuple[int, str], Told | None] = {}
-    unread: set[tuple[int, str]] = set()
+    unread: defaultdict[int, set[str]] = defaultdict(set)
     silent = _silent(modules)
     for module in reversed(modules):
         if type(module) in silent:
@@ -30,17 +31,21 @@ def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], 
         if script is NOTHING:
             continue
         for path in script.swept:
-            gone = set(_reached(module, path))
-            if path in script.unread:
-                unread |= gone
-            for key in gone:
-                found.pop(key, None)
+            for key, names in _reached(module, path):
+                if path in script.unread:
+                    unread[key].update(names)
+                for name in names if found else ():
+                    found.pop((key, name), None)
         found.update(_told_by(module, script))
         if any(told is not None and is_unplaced(path) for path, told in script.told.items()):
-            unread.update(_reached(module, ()))  # somewhere
-    unread.update(key for key, told in found.items() if told is None)
-    told = {key: told for key, told in found.items() if told is not None}
-    return told, unread.difference(told)
+            for key, names in _reached(module, ()):  # somewhere
+                unread[key].update(names)
+    for (key, name), told in found.items():
+        if told is None:
+            unread[key].add(name)
+        else:
+            unread[key].discard(name)
+    return {key: told for key, told in found.items() if told is not None}, unread
 
 
 def runs_of(module: nn.Module) -> tuple[Run, ...]:
@@ -78,7 +83,7 @@ def set_after(module: nn.Module) -> dict[tuple[int, str], Told | None]:
 
 
 def _told_by(module: nn.Module, script: Script) -> dict[tuple[int, str], Told | None]:
-    found = {key: told for path, told in script.told.items() for key in _reached(module, path)}
+    found = {key: told for path, told in script.told.items() for key in _parameters_at(module, path)}
     if any(told is not None and told.made for told in found.values()) and "Norm" in type(module).__name__:
         # Every normalisation has such parameters. Those that are as always need no telling.
         usual = {(id(module), name): 0.0 if _SHIFT.search(name) else 1.0 for name in module._parameters}
@@ -89,17 +94,21 @@ def _told_by(module: nn.Module, script: Script) -> dict[tuple[int, str], Told | 
 _SHIFT = re.compile("bias|beta|shift|b_2|loc")
 
 
-def _reached(module: Any, path: Path) -> Iterable[tuple[int, str]]:
-    """The parameter at a path, or all of the module that is there; none if it leads elsewhere."""
+def _parameters_at(module: nn.Module, path: Path) -> list[tuple[int, str]]:
+    return [(key, name) for key, names in _reached(module, path) for name in names]
+
+
+def _reached(module: Any, path: Path) -> list[tuple[int, Collection[str]]]:
+    """The parameter at a path, or all of the module there, by the ids of modules; none if it leads elsewhere."""
     for step in path:
         if module._parameters.get(step) is not None:
-            return [(id(module), str(step))]
+            return [(id(module), (str(step),))]
         module = below(module, step)
         if module is None:
             return []
     found: dict[int, nn.Module] = {}
     _add(module, found)
-    return [(key, name) for key, each in found.items() for name in each._parameters]
+    return [(key, each._parameters) for key, each in found.items() if each._parameters]
 
 
 def _add(module: nn.Module, found: dict[int, nn.Module]) -> None:

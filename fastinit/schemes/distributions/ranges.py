@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -21,7 +22,7 @@ def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
         if dtype.is_floating_point and dtype.itemsize == 1 and not block.is_random():
             _check_narrow(block, dtype)
         if dtype.is_floating_point or dtype.is_complex:
-            largest = torch.finfo(dtype).max
+            largest, _, _ = _limits(dtype)
             if block.farthest() > largest:
                 raise ValueError(f"{block} lies outside {dtype} (largest {largest:g})")
         else:
@@ -29,6 +30,13 @@ def check_range(distribution: Distribution, dtype: torch.dtype) -> None:
             for value in block.bounds():
                 if not (math.isfinite(value) and value == int(value) and least <= value <= most):
                     raise ValueError(f"expected whole numbers from {least} to {most} for {dtype}, got {value!r}")
+
+
+@lru_cache(maxsize=64)
+def _limits(dtype: torch.dtype) -> tuple[float, float, float]:
+    """The largest number of a dtype, its eps, and its smallest positive number."""
+    limits = torch.finfo(dtype)
+    return limits.max, limits.eps, limits.smallest_normal * limits.eps
 
 
 def _check_narrow(block: Distribution, dtype: torch.dtype) -> None:
@@ -47,14 +55,13 @@ def range_warning(distribution: Distribution, dtype: torch.dtype) -> str | None:
     """
     if not (dtype.is_floating_point or dtype.is_complex):
         return None
-    limits = torch.finfo(dtype)
-    least = limits.smallest_normal * limits.eps
+    _, eps, least = _limits(dtype)
     for block in distribution.each_block():
         if not block.told_by_formula:
             continue
         if block.is_random():
             mean, std = block.mean(), block.std()
-            spacing = max(limits.eps * abs(mean), least)
+            spacing = max(eps * abs(mean), least)
             if 0.0 < std < spacing:
                 return (
                     f"{block} has a std of {std:.3g}, less than the spacing of {dtype} at its mean ({spacing:.3g}): "
