@@ -34,6 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if _native.module is None:
         # Installed without the extension, everything falls back, and says so at first use.
         config.addinivalue_line("filterwarnings", "ignore::fastinit.FallbackWarning")
+    if hasattr(config, "workerinput"):
+        # A worker of several has a core for itself. Two threads of torch would wait for the other worker's, which takes
+        # up to ten times as long. Tests of threads choose their number.
+        torch.set_num_threads(1)
 
 
 def without_address(value: object) -> str:

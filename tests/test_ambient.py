@@ -95,6 +95,7 @@ AMBIENT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "deterministic algorithms, which fill empty memory": deterministic,
     "denormals flushed": denormals_flushed,
     "one thread": lambda: setting(torch.get_num_threads, torch.set_num_threads, 1),
+    "three threads": lambda: setting(torch.get_num_threads, torch.set_num_threads, 3),
     "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
 }
 
