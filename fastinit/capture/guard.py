@@ -24,7 +24,7 @@ def check_not_read() -> None:
 def nothing_drawn() -> Iterator[None]:
     """Keep the states of the random number generators of Python and NumPy. torch's draws are recorded, not made.
 
-    That takes as long as to plan several parameters, so that it is for code that does run.
+    It takes as long as planning several parameters does: only code that is run is worth it.
     """
     python, numpy = random.getstate(), np.random.get_state()
     _of_thread.is_reading = True
