@@ -392,6 +392,26 @@ def test_distances_are_those_of_a_copy(backend: str) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, *FLOAT8_DTYPES], ids=str)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_distances_of_every_narrow_number(isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All finite patterns of 8 and 16 bits: they are widened before they are measured."""
+    monkeypatch.setenv("FASTINIT_FORCE_ISA", isa)
+    bits, integer = (8, torch.uint8) if dtype.itemsize == 1 else (16, torch.uint16)
+    every = torch.arange(2**bits, dtype=torch.int64).to(integer).view(dtype)
+    w = every[every.double().isfinite()]
+    v = w.clone()
+    plan_of(v).run_()
+    found = fastinit.distance(holder(w), plan_of(w))["w"]
+    wide, values = w.double(), v.double()
+    assert found.norm == pytest.approx(wide.norm().item(), rel=1e-12)
+    assert found.initial == pytest.approx(values.norm().item(), rel=1e-12)
+    assert found.moved == pytest.approx((wide - values).norm().item(), rel=1e-12)
+    assert found.cosine * found.norm == pytest.approx((wide.dot(values) / values.norm()).item(), rel=1e-9)
+    assert found.largest == (wide - values).abs().max().item()
+
+
+@needs_native
 def test_distances_are_the_same_for_all_threads_instruction_sets_and_layouts(
     monkeypatch: pytest.MonkeyPatch, restored_threads: None
 ) -> None:

@@ -15,9 +15,9 @@ FASTINIT_HD float widened(Float16 x) {
   // The exponent is rebiased from 15 to 127 by a product, which makes subnormals normal. Infinity and NaN have the
   // largest exponent in both.
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7FFF) << 13;
-  const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
-  const uint32_t bits = magnitude >= 0x0F800000 ? magnitude | 0x7F800000 : finite;
-  return bit_cast<float>(bits | static_cast<uint32_t>(x.bits & 0x8000) << 16);
+  const uint32_t rebiased = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
+  const uint32_t beyond = magnitude >= 0x0F800000 ? 0x7F800000 : 0;  // not one of two results: that is no vector loop
+  return bit_cast<float>(rebiased | beyond | static_cast<uint32_t>(x.bits & 0x8000) << 16);
 }
 FASTINIT_HD float widened_float8(uint32_t bits, const Float8Format& format) {
   const uint32_t sign = (bits & 0x80) << 24;

@@ -186,13 +186,15 @@ void compare_range(const Task& task, uint64_t seed, FillRange fill_range, int64_
   });
 }
 
-// Sums in double, element k of a chunk in lane k % kLanes. So they are the same for any instruction set.
-constexpr int kLanes = 4;
+// Sums in double, element k of a chunk in lane k % kLanes. So they are the same for any instruction set. In two
+// vectors, for a sum waits for the one before, and those of one vector leave most of a core's units idle.
+constexpr int kVectorLanes = 4;
+constexpr int kLanes = 2 * kVectorLanes;
 #if FASTINIT_COMBINE_FMA
 using Doubles = __m256d;
 #else
-typedef double Doubles __attribute__((vector_size(kLanes * sizeof(double))));
-typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
+typedef double Doubles __attribute__((vector_size(kVectorLanes * sizeof(double))));
+typedef float Floats __attribute__((vector_size(kVectorLanes * sizeof(float))));
 #endif
 
 FASTINIT_HD void load(const double* from, Doubles& to) { memcpy(&to, from, sizeof(to)); }
@@ -205,19 +207,12 @@ FASTINIT_HD void load(const float* from, Doubles& to) {
   to = __builtin_convertvector(floats, Doubles);
 #endif
 }
-template <class Element>
-FASTINIT_HD void load(const Element* from, Doubles& to) {
-  float floats[kLanes];
-  for (int k = 0; k < kLanes; ++k) floats[k] = widened(from[k]);
-  load(floats, to);
-}
-
 // Adds a * b to a sum. Products of floats are exact in double. So for them a fused operation, which rounds only the
 // sum, gives the same as two.
-template <class Element>
+template <class Value>
 FASTINIT_HD void add_product(const Doubles& a, const Doubles& b, Doubles& sum) {
 #if FASTINIT_COMBINE_FMA
-  if constexpr (sizeof(Element) < sizeof(double)) {
+  if constexpr (sizeof(Value) < sizeof(double)) {
     sum = _mm256_fmadd_pd(a, b, sum);
     return;
   }
@@ -225,15 +220,18 @@ FASTINIT_HD void add_product(const Doubles& a, const Doubles& b, Doubles& sum) {
   sum += a * b;
 }
 
-template <class Element>
-struct LaneSums {
+struct VectorSums {
   Doubles now{}, initial{}, product{}, moved{}, largest_square{};
 
-  FASTINIT_HD void add(const Doubles& w, const Doubles& value) {
+  template <class Value>
+  FASTINIT_HD void add(const Value* elements, const Value* values) {
+    Doubles w, value;
+    load(elements, w);
+    load(values, value);
     const Doubles change = w - value;
-    add_product<Element>(w, w, now);
-    add_product<Element>(value, value, initial);
-    add_product<Element>(w, value, product);
+    add_product<Value>(w, w, now);
+    add_product<Value>(value, value, initial);
+    add_product<Value>(w, value, product);
     const Doubles square = change * change;
     moved += square;
 #if FASTINIT_COMBINE_FMA
@@ -248,59 +246,80 @@ struct LaneSums {
     sums.initial += sum(initial);
     sums.product += sum(product);
     sums.moved += sum(moved);
-    for (int k = 0; k < kLanes; ++k) sums.largest = std::fmax(sums.largest, std::sqrt(largest_square[k]));
+    for (int k = 0; k < kVectorLanes; ++k) sums.largest = std::fmax(sums.largest, std::sqrt(largest_square[k]));
   }
 };
 
-void measure_range(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end, Distance& sums) {
-  with_types(task.dtype, [&](auto element, auto) __attribute__((always_inline)) {
+struct LaneSums {
+  VectorSums first, second;
+
+  // Adds as many pairs as fill all lanes, and returns their number. It asks for elements ahead, also those of the next
+  // piece: they come from memory while values are made.
+  template <class Value>
+  int64_t add(const Value* elements, const Value* values, int64_t count) {
+    constexpr int64_t kAhead = kPieceValues * 2 / 3;
+    LaneSums sums = *this;  // in registers
+    int64_t k = 0;
+    for (; k + kLanes <= count; k += kLanes) {
+      __builtin_prefetch(elements + k + kAhead);
+      sums.first.add(elements + k, values + k);
+      sums.second.add(elements + k + kVectorLanes, values + k + kVectorLanes);
+    }
+    *this = sums;
+    return k;
+  }
+};
+
+template <class Element, class Value>
+FASTINIT_HD void widen(const Element* elements, int64_t count, int64_t step, Value* to) {
+  if (step == 1) {
+    for (int64_t k = 0; k < count; ++k) to[k] = widened(elements[k]);
+  } else {
+    for (int64_t k = 0; k < count; ++k) to[k] = widened(elements[k * step]);
+  }
+}
+
+void measure_range(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end,
+                   Distance& distance) {
+  with_types(task.dtype, [&](auto element, auto value) __attribute__((always_inline)) {
     using Element = decltype(element);
-    LaneSums<Element> lanes;
-    // Pairs that fill no vector yet, or whose elements are apart.
-    Element held[kPieceValues], held_values[kPieceValues];
+    using Value = decltype(value);
+    LaneSums sums;
+    // Pairs that do not fill all lanes yet, whose elements are apart, or that are to be widened.
+    Value held[kPieceValues], held_values[kPieceValues];
     int64_t count_held = 0;
     const auto add_held = [&] {
-      int64_t k = 0;
-      for (; k + kLanes <= count_held; k += kLanes) {
-        Doubles w, value;
-        load(held + k, w);
-        load(held_values + k, value);
-        lanes.add(w, value);
-      }
-      memmove(static_cast<void*>(held), held + k, (count_held - k) * sizeof(Element));
-      memmove(static_cast<void*>(held_values), held_values + k, (count_held - k) * sizeof(Element));
-      count_held -= k;
+      const int64_t added = sums.add(held, held_values, count_held);
+      count_held -= added;
+      memmove(held, held + added, count_held * sizeof(Value));
+      memmove(held_values, held_values + added, count_held * sizeof(Value));
     };
     for_each_row<Element, Element>(task, seed, fill_range, task.dtype, begin, end,
                                    [&](const Element* values, int64_t count, const Element* elements, int64_t step)
                                        __attribute__((always_inline)) {
                                          int64_t k = 0;
-                                         if (step == 1 && count_held == 0) {
-                                           for (; k + kLanes <= count; k += kLanes) {
-                                             Doubles w, value;
-                                             load(elements + k, w);
-                                             load(values + k, value);
-                                             lanes.add(w, value);
-                                           }
+                                         if constexpr (sizeof(Element) == sizeof(Value)) {
+                                           if (step == 1 && count_held == 0) k = sums.add(elements, values, count);
                                          }
                                          while (k < count) {
                                            const int64_t room = kPieceValues - count_held;
                                            const int64_t taken = count - k < room ? count - k : room;
-                                           for (int64_t i = 0; i < taken; ++i)
-                                             held[count_held + i] = elements[(k + i) * step];
-                                           memcpy(static_cast<void*>(held_values + count_held), values + k,
-                                                  taken * sizeof(Element));
+                                           widen(elements + k * step, taken, step, held + count_held);
+                                           widen(values + k, taken, 1, held_values + count_held);
                                            count_held += taken;
                                            k += taken;
                                            add_held();
                                          }
                                        });
-    // Zeros fill the last vector: they add nothing.
-    memset(static_cast<void*>(held + count_held), 0, kLanes * sizeof(Element));
-    memset(static_cast<void*>(held_values + count_held), 0, kLanes * sizeof(Element));
-    count_held = count_held == 0 ? 0 : kLanes;
-    add_held();
-    lanes.add_to(sums);
+    // Zeros fill the last lanes: they add nothing.
+    if (count_held > 0) {
+      memset(held + count_held, 0, kLanes * sizeof(Value));
+      memset(held_values + count_held, 0, kLanes * sizeof(Value));
+      count_held = kLanes;
+      add_held();
+    }
+    sums.first.add_to(distance);
+    sums.second.add_to(distance);
   });
 }
 
