@@ -20,7 +20,7 @@ def weight() -> nn.Parameter:
     return nn.Parameter(torch.zeros(NUMEL))
 
 
-@pytest.mark.parametrize("contestant", ["torch", "fastinit", "mul_", "run_", "where", "verify", "distance"])
+@pytest.mark.parametrize("contestant", ["torch", "fastinit", "mul_", "run_", "progress", "where", "verify", "distance"])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @torch.no_grad()
 def test_regenerate(race: Callable[..., None], weight: nn.Parameter, distribution: str, contestant: str) -> None:
@@ -40,6 +40,7 @@ def test_regenerate(race: Callable[..., None], weight: nn.Parameter, distributio
         "fastinit": lambda: plan.blend_(1.0, SCALE, seed=1),
         "mul_": lambda: weight.mul_(1.0),
         "run_": plan.run_,
+        "progress": lambda: plan.run_(progress=lambda done, total: None),
         "where": lambda: plan.run_(where={"w": mask}),
         "verify": lambda: fastinit.verify(model, plan),
         "distance": lambda: fastinit.distance(model, plan),
