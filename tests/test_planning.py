@@ -18,8 +18,11 @@ from torch import nn
 import fastinit
 from fastinit.capture import builders, repeats, resetting
 from fastinit.capture.tapes import Taped
+from fastinit.rules import resolve
+from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Roles
 from fastinit.rules.rows import RowMaker
+from fastinit.schemes.base import as_scheme
 
 
 class Scaled(nn.Module):
@@ -33,6 +36,14 @@ class Scaled(nn.Module):
 
 class ScaledNorm(Scaled):
     """Its name tells that its weight is a scale."""
+
+
+class Experts(nn.Module):
+    """Its parameter has the shape of a convolution's, and is a stack of maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(6, 2, 3, 3))
 
 
 class LayerScale(nn.Module):
@@ -177,6 +188,40 @@ def test_every_parameter_is_named_in_warnings() -> None:
     model = nn.ModuleList(nn.ConvTranspose2d(16, 2, 3) for _ in range(3))
     with pytest.warns(fastinit.FanWarning, match=r"0\.weight.*1\.weight.*2\.weight"):
         fastinit.plan(model, "kaiming_normal")
+
+
+def test_plans_share_what_schemes_of_fans_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 6, 3, groups=6), nn.Linear(9, 7))
+    with pytest.warns(fastinit.FanWarning, match=r"1\.weight"):
+        rows = fastinit.plan(model, "xavier_normal", seed=0).rows
+    monkeypatch.delattr(type(as_scheme("xavier_normal")), "distribution")
+    with pytest.warns(fastinit.FanWarning, match=r"1\.weight"):
+        assert fastinit.plan(model, "xavier_normal", seed=0).rows == rows
+
+
+@pytest.mark.parametrize("fan", [None, "torch", "module", "jax", fastinit.Fans(3, 5), fastinit.FanAxes(0, 1)], ids=str)
+def test_what_plans_share_is_what_each_would_find(fan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was planned before: by other conventions, in other modules, and with zeros of another sign."""
+    tensors = [(nn.Conv2d(6, 6, 3, groups=3), "kaiming_normal"), (nn.ConvTranspose2d(6, 2, 3), "kaiming_normal")]
+    tensors += [(Experts(), "kaiming_normal"), (nn.LSTM(2, 6), "kaiming_normal")]
+    tensors += [(nn.Linear(2, 6, dtype=dtype), "kaiming_normal") for dtype in (torch.float32, torch.bfloat16)]
+    tensors += [(nn.Linear(2, 6), fastinit.Normal(mean, 0.0)) for mean in (0.0, -0.0)]
+
+    def planned() -> list[Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fastinit.FanWarning)
+            plans = [fastinit.plan(model, scheme, fan=fan, seed=0) for model, scheme in tensors]
+        return [(row.fans, repr(row.distribution)) for plan in plans for row in plan.rows]
+
+    together = planned()
+    monkeypatch.setattr(Resolver, "_lasting_key", lambda self, scheme: None)
+    assert planned() == together
+
+
+def test_what_plans_share_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "_MOST_LASTING", 3)
+    fastinit.plan(nn.Sequential(*[nn.Linear(2, n) for n in range(2, 12)]), "xavier_normal", seed=0)
+    assert len(resolve._LASTING) <= 3
 
 
 def test_lists_of_equal_tensors_of_several_kinds() -> None:

@@ -36,7 +36,7 @@ from fastinit.schemes.fans import (
     module_geometry,
     reads_as_torch,
 )
-from fastinit.schemes.named import Own
+from fastinit.schemes.named import Constant, Normal, Own, TruncNormal, Uniform, VarianceScaling
 
 
 class Disagreement(NamedTuple):
@@ -67,6 +67,8 @@ class Resolver:
     Two parameters are equal if the scheme sees no difference between them: scheme, rule, shape and dtype are the same,
     and so are the answers to all further questions of the scheme, in the order in which it asked.
 
+    Some schemes are known to ask for fans at most. What they give is remembered beyond one plan.
+
     `fan` None: nobody chose a convention. It is then torch's, and resolutions tell where the module's disagrees.
     """
 
@@ -76,6 +78,7 @@ class Resolver:
         self._authors = authors
         self._known: dict[Any, Resolution | _Question] = {}
         self._alive: list[object] = []  # objects whose ids are in keys; their ids must not be reused
+        self._lasting_keys: dict[int, Any] = {}  # id of a scheme -> what stands for it in _LASTING
 
     def __call__(
         self,
@@ -97,8 +100,11 @@ class Resolver:
         agrees = fan is not None or module is None or reads_as_torch(module, shape)
         module_type: Any = type(module)  # mypy takes the types of modules for unhashable
         may_be_stack = module is not None and len(shape) >= 3 and not is_never_stack(module_type)
-        key = (id(treatment.scheme), id(rule), shape, dtype, treatment.zero_row, agrees, may_be_stack)
-        found = self._known.get(key)
+        key: Any = (id(treatment.scheme), id(rule), shape, dtype, treatment.zero_row, agrees, may_be_stack)
+        known = self._known
+        if rule is None and (lasting := self._lasting_key(treatment.scheme)) is not None:
+            key, known = (lasting, *key[2:]), _LASTING
+        found = known.get(key)
         if type(found) is Resolution:
             return found
         authors = self._authors
@@ -114,17 +120,33 @@ class Resolver:
         disagreement = None if agrees else _disagreement(asked, treatment, dtype, resolution)
         if asked.path:  # as wherever there is a disagreement
             resolution = Resolution(*resolution[:3], disagreement, frozenset([what for what, _ in asked.path]))
-        self._remember(key, asked.path, resolution)
-        self._alive += (treatment.scheme, rule, module)
+        if known is _LASTING:
+            if len(known) >= _MOST_LASTING:
+                known.clear()
+        else:
+            self._alive += (treatment.scheme, rule, module)
+        _remember(known, key, asked.path, resolution)
         return resolution
 
-    def _remember(self, key: Any, path: Sequence[tuple[str, object]], resolution: Resolution) -> None:
-        known: dict[Any, Resolution | _Question] = self._known
-        for what, answer in path:
-            question = known.setdefault(key, _Question(what, {}))
-            assert isinstance(question, _Question) and question.what == what, "equal answers lead to equal questions"
-            known, key = question.next, answer
-        known[key] = resolution
+    def _lasting_key(self, scheme: object) -> Any:
+        key = self._lasting_keys.get(id(scheme), "")
+        if key == "":
+            key = None
+            if type(scheme) in _ASK_FOR_FANS_ONLY and (self._fan is None or isinstance(self._fan, str)):
+                key = repr(scheme), self._fan  # 0.0 and -0.0 are equal, and give other bits
+            self._lasting_keys[id(scheme)] = key
+            self._alive.append(scheme)
+        return key
+
+
+def _remember(
+    known: dict[Any, Resolution | _Question], key: Any, path: Sequence[tuple[str, object]], resolution: Resolution
+) -> None:
+    for what, answer in path:
+        question = known.setdefault(key, _Question(what, {}))
+        assert isinstance(question, _Question) and question.what == what, "equal answers lead to equal questions"
+        known, key = question.next, answer
+    known[key] = resolution
 
 
 class _Question(NamedTuple):
@@ -133,6 +155,10 @@ class _Question(NamedTuple):
     what: str
     next: dict[Any, Any]
 
+
+_ASK_FOR_FANS_ONLY = frozenset({VarianceScaling, Uniform, Normal, TruncNormal, Constant})
+_LASTING: dict[Any, Resolution | _Question] = {}
+_MOST_LASTING = 8192
 
 # Stands for a missing answer. The scheme got an error instead.
 _REFUSED = object()

@@ -31,8 +31,9 @@ def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], 
         if script is NOTHING:
             continue
         for path in script.swept:
-            for key, names in _reached(module, path):
-                if path in script.unread:
+            is_unread = path in script.unread
+            for key, names in _reached(module, path) if is_unread or found else ():
+                if is_unread:
                     unread[key].update(names)
                 for name in names if found else ():
                     found.pop((key, name), None)
