@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,10 @@ needs_native = pytest.mark.skipif(_native.module is None, reason=f"needs the nat
 needs_fma = pytest.mark.skipif(
     _native.module is None or not _native.module.orthogonal_cpu_fits(1, 1),
     reason="without fused multiply-add, small orthogonal matrices are made as large ones are",
+)
+
+needs_peaks = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="Linux alone tells how much memory was needed"
 )
 
 INSTRUCTION_SETS = _native.module.supported_isas() if _native.module else []

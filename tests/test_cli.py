@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import needs_native
+from conftest import needs_native, needs_peaks
+from peaks import PEAKS
 from torch import nn
 
 import fastinit
@@ -374,21 +375,20 @@ def test_a_reader_who_has_seen_enough_is_no_error() -> None:
 
 
 @needs_native
+@needs_peaks
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
-    assert resource
     code = (
-        "import resource, sys\n"
+        f"{PEAKS}"
         "from fastinit.cli.commands import main\n"
         "assert main(['init', sys.argv[1], '--dtype', 'bfloat16', '--out', sys.argv[2]]) == 0\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print(peak_memory())\n"
     )
 
     def most(model: str) -> float:
         command = [sys.executable, "-c", code, model, str(tmp_path / f"{model}.safetensors")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return int(done.stdout.split()[-1]) / 1024
+        return int(done.stdout.split()[-1]) / 2**20
 
     small, large = most("gpt2"), most("gpt2-medium")  # 250 and 710 MB
     assert large < small + 100.0

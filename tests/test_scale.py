@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import resource
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 import torch.distributed as dist
 import worlds
 from conftest import needs_native
+from peaks import memory, peak_memory
 from sharded import WORLD_OF_1024, llama_405b, llama_405b_on_rank
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -33,20 +32,6 @@ from fastinit.run.targets import Target, begin_of, indices_of, indices_of_tensor
 pytestmark = needs_native
 
 MIB = 2**20
-
-
-def memory() -> int:
-    """Bytes that this process has resident now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def peak_memory() -> int:
-    """Bytes that it has had resident at the most, which what was freed before counts among.
-
-    Not getrusage's: a process begins with that of the one that started it.
-    """
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status[status.index("VmHWM:") :].split()[1])
 
 
 # ---- memory ----

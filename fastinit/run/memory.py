@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -218,8 +218,8 @@ def constant_of(tensor: torch.Tensor) -> float | None:
     first = ctypes.string_at(begin, size)
     if not any(first) or first != ctypes.string_at(begin + local.nbytes - size, size):  # as nearly always
         return None
-    flat = local.flatten()
-    return float(flat[0]) if bool((flat == flat[0]).all()) else None
+    value = local.view(-1)[0]
+    return float(value) if all(bool((piece == value).all()) for piece in _pieces(local)) else None
 
 
 def was_set_to_zero(tensor: torch.Tensor, *, by_its_code: bool = False) -> bool:
@@ -232,7 +232,18 @@ def was_set_to_zero(tensor: torch.Tensor, *, by_its_code: bool = False) -> bool:
     local = local_tensor(tensor)
     if local.numel() == 0 or any(ctypes.string_at(local.data_ptr(), local.element_size())):
         return False
-    return not bool(local.detach().any())
+    return not any(bool(piece.any()) for piece in _pieces(local.detach()))
+
+
+def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A non-empty tensor piece by piece: asked for all elements at once, torch keeps a byte of each answer."""
+    if tensor.is_contiguous():
+        yield from torch.split(tensor.view(-1), _PIECE)
+    else:
+        yield from torch.split(tensor, max(1, _PIECE * len(tensor) // tensor.numel()))
+
+
+_PIECE = 2**18
 
 
 def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:
