@@ -38,16 +38,16 @@ class Limits(NamedTuple):
     special: tuple[str, ...]
 
 
-ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 _INTEGER_DIVISION = ("MUFU.RCP",)
 _DIVISION_AND_ROOT = ("MUFU.RCP", "MUFU.RSQ", "MUFU.RCP64H", "MUFU.RSQ64H")  # div.rn and sqrt.rn
 # Blocks of 128 threads: 4, 5 of 9.0, 3 before 8.0 and from 10.0 on, 2 from 12.0 on.
-_FIVE_EIGHTHS = dict(zip(ARCHITECTURES, (168, 128, 128, 128, 96, 168, 255), strict=True))
+_FIVE_EIGHTHS = dict(zip(ARCHITECTURES, (168, 128, 128, 96, 168, 255), strict=True))
 LIMITS = {
     "fill": Limits(
         {
             # Blocks of 128 threads: 7, 8 of 9.0, 6 before 8.0 and from 10.0 on, 4 from 12.0 on.
-            "fill_kernel": dict(zip(ARCHITECTURES, (80, 72, 72, 72, 64, 80, 128), strict=True)),
+            "fill_kernel": dict(zip(ARCHITECTURES, (80, 72, 72, 64, 80, 128), strict=True)),
         },
         _INTEGER_DIVISION,
     ),

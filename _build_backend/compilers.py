@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# One for each family of GPUs since Turing; what compiles for 8.0 also runs on 8.7, for 10.0 on 10.3.
-ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# Those of torch's own wheels. What is compiled for 8.0 also runs on 8.7, for 8.6 on 8.9, for 10.0 on 10.3.
+ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 
 # Whose PTX serves an architecture that has none of its own: it would be the same to the letter, for nothing in csrc/
 # tells these apart, and making it is half of the work.
-PTX_OF = {"8.6": "8.0", "8.9": "8.0"}
+PTX_OF = {"8.6": "8.0"}
 
 
 class BuildError(Exception):

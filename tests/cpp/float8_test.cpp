@@ -81,11 +81,11 @@ struct Format {
 template <Dtype kDtype>
 class Walk {
  public:
-  explicit Walk(const Format& format) : format_(format) {}
+  explicit Walk(const Format& format) : format_(format), tie_(format.tie(0)) {}
 
   void add(uint32_t magnitude) {
     const double x = from_bits(magnitude);
-    while (code_ < format_.beyond && (x > format_.tie(code_) || (x == format_.tie(code_) && code_ % 2 == 1))) ++code_;
+    while (code_ < format_.beyond && (x > tie_ || (x == tie_ && code_ % 2 == 1))) tie_ = format_.tie(++code_);
     for (uint32_t sign = 0; sign < 2; ++sign) {
       x_[count_] = from_bits(magnitude | sign << 31);
       wanted_[count_++] = static_cast<uint8_t>(code_ | (sign == 1 && !(format_.has_one_zero && code_ == 0) ? 0x80 : 0));
@@ -117,6 +117,7 @@ class Walk {
   }
 
   const Format format_;
+  double tie_;  // between code_ and the next
   int code_ = 0, count_ = 0;
   float x_[32] = {};
   uint8_t wanted_[32] = {};
