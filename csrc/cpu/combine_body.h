@@ -51,13 +51,15 @@ FASTINIT_HD void for_each_row(const Task& task, uint64_t seed, FillRange fill_ra
 }
 
 // The same for all elements: calls combine(values, count, elements, step) for elements that lie `step` elements apart.
-template <class Value, class Element, class Combine>
+template <class Value, class Combine>
 FASTINIT_HD void for_each_row(const Task& task, uint64_t seed, FillRange fill_range, Dtype dtype_of_values,
                               int64_t begin, int64_t end, const Combine& combine) {
+  char* const data = reinterpret_cast<char*>(task.data);
+  const int64_t bytes = element_bytes(task.dtype);
   for_each_row<Value>(
       task, seed, fill_range, dtype_of_values, begin, end, [](const Cursor&, int64_t) { return true; },
       [&](const Value* values, int64_t count, int64_t offset) __attribute__((always_inline)) {
-        combine(values, count, reinterpret_cast<Element*>(task.data) + offset, task.map.element_memory_step);
+        combine(values, count, data + offset * bytes, task.map.element_memory_step);
       });
 }
 
@@ -84,9 +86,28 @@ FASTINIT_HD void with_types(Dtype dtype, const Work& work) {
   }
 }
 
+// Calls work(an unsigned integer of as many bytes).
+template <class Work>
+FASTINIT_HD void with_bits(int64_t bytes, const Work& work) {
+  switch (bytes) {
+    case 1:
+      return work(uint8_t{});
+    case 2:
+      return work(uint16_t{});
+    case 4:
+      return work(uint32_t{});
+    default:
+      return work(uint64_t{});
+  }
+}
+
+// A row's elements, of any dtype, in one of the functions below: so the walk over rows is compiled once for all.
+template <class Value>
+using BlendRow = void (*)(const Value* values, int64_t count, Value keep, Value scale, void* elements, int64_t step);
+
 template <class Value, class Element>
-FASTINIT_HD void blend_row(const Value* __restrict__ values, int64_t count, Value keep, Value scale,
-                           Element* __restrict__ elements, int64_t step) {
+void blend_row(const Value* __restrict__ values, int64_t count, Value keep, Value scale, void* data, int64_t step) {
+  Element* __restrict__ const elements = static_cast<Element*>(data);
   const auto blend = [&](int64_t k, int64_t at) __attribute__((always_inline)) {
     round_to(blended(keep, widened(elements[at]), scale, values[k]), elements[at]);
   };
@@ -97,17 +118,21 @@ FASTINIT_HD void blend_row(const Value* __restrict__ values, int64_t count, Valu
   }
 }
 
+template <class Value>
+void blend_rows(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end, const Blend& blend,
+                BlendRow<Value> row) {
+  const auto keep = static_cast<Value>(blend.keep), scale = static_cast<Value>(blend.scale);
+  const Dtype sampled = sizeof(Value) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
+  for_each_row<Value>(task, seed, fill_range, sampled, begin, end,
+                      [&](const Value* values, int64_t count, char* elements, int64_t step)
+                          __attribute__((always_inline)) { row(values, count, keep, scale, elements, step); });
+}
+
 void blend_range(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end,
                  const Blend& blend) {
   with_types(task.dtype, [&](auto element, auto value) __attribute__((always_inline)) {
-    using Element = decltype(element);
     using Value = decltype(value);
-    const auto keep = static_cast<Value>(blend.keep), scale = static_cast<Value>(blend.scale);
-    const Dtype sampled = sizeof(Value) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
-    for_each_row<Value, Element>(
-        task, seed, fill_range, sampled, begin, end,
-        [&](const Value* values, int64_t count, Element* elements, int64_t step)
-            __attribute__((always_inline)) { blend_row(values, count, keep, scale, elements, step); });
+    blend_rows<Value>(task, seed, fill_range, begin, end, blend, blend_row<Value, decltype(element)>);
   });
 }
 
@@ -155,34 +180,26 @@ FASTINIT_HD void write_bits_where(const Task& task, const uint8_t* mask, uint64_
 
 void write_range_where(const Task& task, const uint8_t* mask, uint64_t seed, FillRange fill_range, int64_t begin,
                        int64_t end) {
-  switch (element_bytes(task.dtype)) {
-    case 1:
-      return write_bits_where<uint8_t>(task, mask, seed, fill_range, begin, end);
-    case 2:
-      return write_bits_where<uint16_t>(task, mask, seed, fill_range, begin, end);
-    case 4:
-      return write_bits_where<uint32_t>(task, mask, seed, fill_range, begin, end);
-    default:
-      return write_bits_where<uint64_t>(task, mask, seed, fill_range, begin, end);
-  }
+  with_bits(element_bytes(task.dtype), [&](auto bits) __attribute__((always_inline)) {
+    write_bits_where<decltype(bits)>(task, mask, seed, fill_range, begin, end);
+  });
 }
 
 // Whether any element has other bits than its value.
 void compare_range(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end, bool& differs) {
-  with_types(task.dtype, [&](auto element, auto) __attribute__((always_inline)) {
-    using Element = decltype(element);
-    for_each_row<Element, Element>(
-        task, seed, fill_range, task.dtype, begin, end,
-        [&](const Element* values, int64_t count, const Element* elements, int64_t step)
-            __attribute__((always_inline)) {
-              if (step == 1) {
-                differs = differs || memcmp(static_cast<const void*>(values), elements, count * sizeof(Element)) != 0;
-                return;
-              }
-              for (int64_t k = 0; k < count && !differs; ++k) {
-                differs = memcmp(static_cast<const void*>(values + k), elements + k * step, sizeof(Element)) != 0;
-              }
-            });
+  with_bits(element_bytes(task.dtype), [&](auto bits) __attribute__((always_inline)) {
+    using Bits = decltype(bits);
+    for_each_row<Bits>(task, seed, fill_range, task.dtype, begin, end,
+                       [&](const Bits* values, int64_t count, const char* elements, int64_t step)
+                           __attribute__((always_inline)) {
+                             if (step == 1) {
+                               differs = differs || memcmp(values, elements, count * sizeof(Bits)) != 0;
+                               return;
+                             }
+                             for (int64_t k = 0; k < count && !differs; ++k) {
+                               differs = memcmp(values + k, elements + k * step * sizeof(Bits), sizeof(Bits)) != 0;
+                             }
+                           });
   });
 }
 
@@ -270,8 +287,12 @@ struct LaneSums {
   }
 };
 
-template <class Element, class Value>
-FASTINIT_HD void widen(const Element* elements, int64_t count, int64_t step, Value* to) {
+template <class Value>
+using Widen = void (*)(const void* from, int64_t count, int64_t step, Value* to);
+
+template <class Value, class Element>
+void widen(const void* from, int64_t count, int64_t step, Value* to) {
+  const Element* const elements = static_cast<const Element*>(from);
   if (step == 1) {
     for (int64_t k = 0; k < count; ++k) to[k] = widened(elements[k]);
   } else {
@@ -279,47 +300,57 @@ FASTINIT_HD void widen(const Element* elements, int64_t count, int64_t step, Val
   }
 }
 
+// Elements are of type Value, or are Sampled, an unsigned integer of their size, and are widened to Value.
+template <class Sampled, class Value>
+void measure_rows(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end, Widen<Value> widen,
+                  Distance& distance) {
+  LaneSums sums;
+  // Pairs that do not fill all lanes yet, whose elements are apart, or that are to be widened.
+  Value held[kPieceValues], held_values[kPieceValues];
+  int64_t count_held = 0;
+  const auto add_held = [&] {
+    const int64_t added = sums.add(held, held_values, count_held);
+    count_held -= added;
+    memmove(held, held + added, count_held * sizeof(Value));
+    memmove(held_values, held_values + added, count_held * sizeof(Value));
+  };
+  for_each_row<Sampled>(task, seed, fill_range, task.dtype, begin, end,
+                        [&](const Sampled* values, int64_t count, const char* data, int64_t step)
+                            __attribute__((always_inline)) {
+                              const Sampled* const elements = reinterpret_cast<const Sampled*>(data);
+                              int64_t k = 0;
+                              if constexpr (std::is_same_v<Sampled, Value>) {
+                                if (step == 1 && count_held == 0) k = sums.add(elements, values, count);
+                              }
+                              while (k < count) {
+                                const int64_t room = kPieceValues - count_held;
+                                const int64_t taken = count - k < room ? count - k : room;
+                                widen(elements + k * step, taken, step, held + count_held);
+                                widen(values + k, taken, 1, held_values + count_held);
+                                count_held += taken;
+                                k += taken;
+                                add_held();
+                              }
+                            });
+  // Zeros fill the last lanes: they add nothing.
+  if (count_held > 0) {
+    memset(held + count_held, 0, kLanes * sizeof(Value));
+    memset(held_values + count_held, 0, kLanes * sizeof(Value));
+    count_held = kLanes;
+    add_held();
+  }
+  sums.first.add_to(distance);
+  sums.second.add_to(distance);
+}
+
 void measure_range(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end,
                    Distance& distance) {
   with_types(task.dtype, [&](auto element, auto value) __attribute__((always_inline)) {
     using Element = decltype(element);
     using Value = decltype(value);
-    LaneSums sums;
-    // Pairs that do not fill all lanes yet, whose elements are apart, or that are to be widened.
-    Value held[kPieceValues], held_values[kPieceValues];
-    int64_t count_held = 0;
-    const auto add_held = [&] {
-      const int64_t added = sums.add(held, held_values, count_held);
-      count_held -= added;
-      memmove(held, held + added, count_held * sizeof(Value));
-      memmove(held_values, held_values + added, count_held * sizeof(Value));
-    };
-    for_each_row<Element, Element>(task, seed, fill_range, task.dtype, begin, end,
-                                   [&](const Element* values, int64_t count, const Element* elements, int64_t step)
-                                       __attribute__((always_inline)) {
-                                         int64_t k = 0;
-                                         if constexpr (sizeof(Element) == sizeof(Value)) {
-                                           if (step == 1 && count_held == 0) k = sums.add(elements, values, count);
-                                         }
-                                         while (k < count) {
-                                           const int64_t room = kPieceValues - count_held;
-                                           const int64_t taken = count - k < room ? count - k : room;
-                                           widen(elements + k * step, taken, step, held + count_held);
-                                           widen(values + k, taken, 1, held_values + count_held);
-                                           count_held += taken;
-                                           k += taken;
-                                           add_held();
-                                         }
-                                       });
-    // Zeros fill the last lanes: they add nothing.
-    if (count_held > 0) {
-      memset(held + count_held, 0, kLanes * sizeof(Value));
-      memset(held_values + count_held, 0, kLanes * sizeof(Value));
-      count_held = kLanes;
-      add_held();
-    }
-    sums.first.add_to(distance);
-    sums.second.add_to(distance);
+    using Narrow = std::conditional_t<sizeof(Element) == 1, uint8_t, uint16_t>;
+    using Sampled = std::conditional_t<std::is_same_v<Element, Value>, Value, Narrow>;
+    measure_rows<Sampled, Value>(task, seed, fill_range, begin, end, widen<Value, Element>, distance);
   });
 }
 
