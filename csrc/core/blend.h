@@ -16,7 +16,8 @@ FASTINIT_HD float widened(Float16 x) {
   // largest exponent in both.
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7FFF) << 13;
   const uint32_t rebiased = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
-  const uint32_t beyond = magnitude >= 0x0F800000 ? 0x7F800000 : 0;  // not one of two results: that is no vector loop
+  // Bits to add, for a choice between two results does not become a vector loop.
+  const uint32_t beyond = magnitude >= 0x0F800000 ? 0x7F800000 : 0;
   return bit_cast<float>(rebiased | beyond | static_cast<uint32_t>(x.bits & 0x8000) << 16);
 }
 FASTINIT_HD float widened_float8(uint32_t bits, const Float8Format& format) {
