@@ -20,9 +20,12 @@ struct MatrixSteps {
   void (*sample)(const MatrixWork& work, int64_t unit, void* scratch);
   // Makes vector j and its tau of the entries: once for every column j.
   void (*make)(const MatrixWork& work, int64_t j);
-  // Writes the columns from `first` on, as many as belong together and are wanted. Scratch: scratch_entries().
-  void (*multiply)(const MatrixWork& work, int64_t first, void* scratch);
-  int columns_together_float, columns_together_double;
+  // Writes `together` columns from `first` on, as far as they are wanted. Scratch: scratch_entries().
+  void (*multiply)(const MatrixWork& work, int64_t first, int together, void* scratch);
+  // How many columns it can take together: as many as there are registers for sums, or fewer, which need less cache.
+  struct Together {
+    int most, fewer;
+  } floats, doubles;
 };
 
 extern const MatrixSteps kMatrixStepsPortable;
@@ -57,9 +60,12 @@ FASTINIT_HD bool samples_rows(const OrthogonalMatrix& tall) {
 FASTINIT_HD int64_t sample_units(const OrthogonalMatrix& tall) {
   return samples_rows(tall) ? row_blocks(tall) * (kLanes / kRowsTogether) : tall.columns;
 }
+// From one column in work to the next: a block more than it has, for a cache holds few lines that are whole pages
+// apart.
+FASTINIT_HD int64_t column_length(const OrthogonalMatrix& tall) { return (row_blocks(tall) + 1) * kLanes; }
 FASTINIT_HD int64_t scratch_entries(const OrthogonalMatrix& tall) {
   const int64_t of_rows = kRowsTogether * tall.columns;
-  const int64_t of_columns = kMostColumnsTogether * row_blocks(tall) * kLanes;
+  const int64_t of_columns = kMostColumnsTogether * column_length(tall);
   return of_rows > of_columns ? of_rows : of_columns;
 }
 

@@ -7,6 +7,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__unix__)
+#include <unistd.h>
+#endif
+
 #include "backends.h"
 #include "core/fp_environment.h"
 #include "core/prepare.h"
@@ -39,6 +43,24 @@ MatrixSteps steps_of(int choice) {
 }
 
 int64_t entry_bytes(const OrthogonalMatrix& matrix) { return matrix.dtype == Dtype::kFloat64 ? 8 : 4; }
+
+// The data of a core's first cache, of which 32 KiB are the least that any of these processors has.
+int64_t first_cache_bytes() {
+  constexpr long kLeast = 32 << 10;
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const long found = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+  return std::max(found, kLeast);
+#else
+  return kLeast;
+#endif
+}
+
+// Every reflector goes through all columns taken together, so they should stay in the first cache, beside two vectors.
+int columns_together(const MatrixSteps& steps, const OrthogonalMatrix& tall) {
+  const MatrixSteps::Together& together = tall.dtype == Dtype::kFloat64 ? steps.doubles : steps.floats;
+  const int64_t column_bytes = row_blocks(tall) * kLanes * entry_bytes(tall);
+  return (together.most + 2) * column_bytes <= first_cache_bytes() ? together.most : together.fewer;
+}
 
 double cost(const OrthogonalMatrix& tall) {
   return static_cast<double>(tall.rows) * static_cast<double>(tall.columns) * static_cast<double>(tall.columns);
@@ -120,14 +142,14 @@ template <class ShouldEnd>
 void write_matrix(const MatrixSteps& steps, const MatrixWork& work, void* scratch, Team& team,
                   const ShouldEnd& should_end) {
   const OrthogonalMatrix& tall = work.tall;
-  const int64_t together = tall.dtype == Dtype::kFloat64 ? steps.columns_together_double : steps.columns_together_float;
+  const int together = columns_together(steps, tall);
   const int64_t groups = (tall.end_column - tall.first_column + together - 1) / together;
   team.share(sample_units(tall), [&](int64_t unit) { steps.sample(work, unit, scratch); });
   team.share(tall.columns, [&](int64_t j) { steps.make(work, j); });
   // Groups are taken from the right, where they take longest.
   team.share(groups, [&](int64_t taken) {
     if (should_end()) return;
-    steps.multiply(work, tall.first_column + (groups - 1 - taken) * together, scratch);
+    steps.multiply(work, tall.first_column + (groups - 1 - taken) * together, together, scratch);
   });
 }
 

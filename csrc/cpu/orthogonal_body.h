@@ -143,20 +143,15 @@ FASTINIT_HD void store_columns(const OrthogonalMatrix& tall, const T* x, int64_t
   }
 }
 
-// How many columns are multiplied at a time: as many as there are registers for their sums.
-template <class Vector>
-constexpr int kColumnsTogether = Vector::kSums / (kLanes / Vector::kWidth);
-
-// Columns first ... first + kColumnsTogether - 1 of the result, as far as they are wanted. Column c is
-// H_1 ... H_c e_c: what H_j does to e_c, c < j, is nothing. The sum for H_{j-1} is taken while H_j is applied.
-template <class Vector, class T>
+// Columns first ... first + kColumns - 1 of the result, as far as they are wanted. Column c is H_1 ... H_c e_c: what
+// H_j does to e_c, c < j, is nothing. The sum for H_{j-1} is taken while H_j is applied.
+template <class Vector, int kColumns, class T>
 void multiply_columns(const MatrixWork& work, int64_t first, T* x) {
   constexpr int kParts = kLanes / Vector::kWidth;
-  constexpr int kColumns = kColumnsTogether<Vector>;
   const OrthogonalMatrix& tall = work.tall;
   const ReflectorView<T> reflectors(work);
   const int64_t blocks = reflectors.blocks();
-  const int64_t ld = blocks * kLanes;
+  const int64_t ld = column_length(tall);
   const int64_t end = first + kColumns < tall.end_column ? first + kColumns : tall.end_column;
   for (int64_t i = 0; i < kColumns * ld; ++i) x[i] = 0;
   for (int64_t c = 0; c < end - first; ++c) x[c * ld + first + c] = 1;
@@ -224,6 +219,23 @@ void multiply_columns(const MatrixWork& work, int64_t first, T* x) {
   }
 }
 
+// A choice of two has so many that halving is worth code of its own.
+template <class Vector>
+constexpr MatrixSteps::Together columns_together() {
+  constexpr int kMost = Vector::kSums / (kLanes / Vector::kWidth);
+  return {kMost, kMost > 2 ? kMost / 2 : kMost};
+}
+
+template <class Vector, class T>
+void multiply_together(const MatrixWork& work, int64_t first, int together, T* x) {
+  constexpr MatrixSteps::Together kTogether = columns_together<Vector>();
+  if (together == kTogether.most) {
+    multiply_columns<Vector, kTogether.most>(work, first, x);
+  } else {
+    multiply_columns<Vector, kTogether.fewer>(work, first, x);
+  }
+}
+
 // The three steps, for a choice of lanes and vectors.
 template <class L, template <class> class Vector>
 struct MatrixStepsOn {
@@ -234,15 +246,15 @@ struct MatrixStepsOn {
       make_reflector<Vector<float>, float>(work, j);
     }
   }
-  static void multiply(const MatrixWork& work, int64_t first, void* scratch) {
+  static void multiply(const MatrixWork& work, int64_t first, int together, void* scratch) {
     if (work.tall.dtype == Dtype::kFloat64) {
-      multiply_columns<Vector<double>>(work, first, static_cast<double*>(scratch));
+      multiply_together<Vector<double>>(work, first, together, static_cast<double*>(scratch));
     } else {
-      multiply_columns<Vector<float>>(work, first, static_cast<float*>(scratch));
+      multiply_together<Vector<float>>(work, first, together, static_cast<float*>(scratch));
     }
   }
-  static constexpr MatrixSteps kSteps = {sample_reflectors<L>, make, multiply, kColumnsTogether<Vector<float>>,
-                                         kColumnsTogether<Vector<double>>};
+  static constexpr MatrixSteps kSteps = {sample_reflectors<L>, make, multiply, columns_together<Vector<float>>(),
+                                         columns_together<Vector<double>>()};
 };
 
 }  // namespace FASTINIT_ISA

@@ -7,6 +7,7 @@
 
 #include "backends.h"
 #include "core/prepare.h"
+#include "cpu/matrix_steps.h"
 
 using namespace fastinit;
 
@@ -103,9 +104,10 @@ uint64_t filled(const Case& of, int dtype, const char* isa) {
   return digest.value();
 }
 
-uint64_t orthogonal(Dtype dtype, const char* isa) {
-  constexpr int64_t kRows = 150, kColumns = 67;
-  std::vector<unsigned char> memory(static_cast<size_t>(kRows * kColumns * element_bytes(dtype)));
+constexpr int64_t kRows = 150, kColumns = 67;
+
+OrthogonalMatrix matrix_in(std::vector<unsigned char>& memory, Dtype dtype) {
+  memory.assign(static_cast<size_t>(kRows * kColumns * element_bytes(dtype)), 0);
   OrthogonalMatrix matrix{};
   matrix.data = reinterpret_cast<uint64_t>(memory.data());
   matrix.rows = matrix.end_row = kRows;
@@ -114,11 +116,41 @@ uint64_t orthogonal(Dtype dtype, const char* isa) {
   matrix.column_memory_step = matrix.column_index_step = 1;
   matrix.gain = 1.5;
   matrix.dtype = dtype;
-  orthogonal_cpu(&matrix, 1, kSeed, 1, isa, never);
+  return matrix;
+}
+
+uint64_t digest_of(const std::vector<unsigned char>& memory) {
   Digest digest;
   digest.add(memory.data(), memory.size());
   return digest.value();
 }
+
+uint64_t orthogonal(Dtype dtype, const char* isa) {
+  std::vector<unsigned char> memory;
+  const OrthogonalMatrix matrix = matrix_in(memory, dtype);
+  orthogonal_cpu(&matrix, 1, kSeed, 1, isa, never);
+  return digest_of(memory);
+}
+
+#if defined(__x86_64__)
+// The same matrix, so many columns together, whatever cache this processor has.
+uint64_t orthogonal_together(const MatrixSteps& steps, int together) {
+  Task normal{};
+  normal.dtype = Dtype::kFloat32;
+  normal.distribution = Distribution::kNormal;
+  normal.parameter[1] = 1.0;
+  if (prepare(normal) != PrepareError::kNone) return 0;
+  std::vector<unsigned char> memory;
+  const OrthogonalMatrix matrix = matrix_in(memory, Dtype::kFloat32);
+  std::vector<float> vectors(static_cast<size_t>(vector_entries(matrix))), taus(kColumns);
+  std::vector<float> scratch(static_cast<size_t>(scratch_entries(matrix)));
+  const MatrixWork work{matrix, derive_stream(matrix.name_id, kSeed), normal.sampler, vectors.data(), taus.data()};
+  for (int64_t unit = 0; unit < sample_units(matrix); ++unit) steps.sample(work, unit, scratch.data());
+  for (int64_t j = 0; j < kColumns; ++j) steps.make(work, j);
+  for (int64_t first = 0; first < kColumns; first += together) steps.multiply(work, first, together, scratch.data());
+  return digest_of(memory);
+}
+#endif
 
 uint64_t fingerprint(const char* isa) {
   std::vector<uint32_t> read(10007);
@@ -148,6 +180,13 @@ int main() {
       check(isa, "orthogonal, float32", orthogonal(Dtype::kFloat32, isa), 0x9A4C5E4383D995C4);
       check(isa, "orthogonal, float64", orthogonal(Dtype::kFloat64, isa), 0x4A884BD0D2B49AEA);
     }
+#if defined(__x86_64__)
+    if (strcmp(isa, "avx512") == 0) {
+      const MatrixSteps::Together columns = kMatrixStepsAvx512.floats;
+      check(isa, "orthogonal, most columns", orthogonal_together(kMatrixStepsAvx512, columns.most), 0x9A4C5E4383D995C4);
+      check(isa, "orthogonal, fewer", orthogonal_together(kMatrixStepsAvx512, columns.fewer), 0x9A4C5E4383D995C4);
+    }
+#endif
     check(isa, "fingerprint", fingerprint(isa), 0x9D3B27BAE983BE47);
     std::printf("lanes_test: %s looked at\n", isa);
   }
