@@ -25,6 +25,12 @@ class Diagonal {
     return which < count_ ? begin + which * step_ : begin + period_;
   }
 
+  // From one of them to the next one, up to the last one of its period.
+  FASTINIT_HD int64_t step() const { return step_; }
+  FASTINIT_HD int64_t last_of_period(int64_t index) const {
+    return index - (index - first_) % period_ + (count_ - 1) * step_;
+  }
+
  private:
   int64_t first_, step_, count_, period_;
 };

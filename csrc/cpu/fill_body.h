@@ -199,8 +199,11 @@ void fill_constant(const Task& task, int64_t begin, int64_t end) {
     write_steps(out, piece, step, everywhere ? value : zero);
     if (!everywhere) {
       const int64_t index = cursor.global_index(task.map);
-      for (int64_t at = diagonal.next(index); at < index + piece; at = diagonal.next(at + 1)) {
-        out[(at - index) * step] = value;
+      const int64_t end_index = index + piece;
+      for (int64_t at = diagonal.next(index); at < end_index;) {
+        const int64_t last = diagonal.last_of_period(at);
+        for (; at <= last && at < end_index; at += diagonal.step()) out[(at - index) * step] = value;
+        at = diagonal.next(last + 1);
       }
     }
     cursor.advance(task.map, piece);
