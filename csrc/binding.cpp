@@ -544,6 +544,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("differs_cpu", &differs_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("distances_cpu", &distances_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("layout_of", &layout_of, py::arg("exchange_api"), py::arg("tensors"));
+  module.def("lie_as", &lie_as, py::arg("exchange_api"), py::arg("tensors"), py::arg("layout"));
   py::class_<Direct>(module, "Direct")
       .def(py::init<py::object, const py::dict&>(), py::arg("resolve"), py::arg("torch"))
       .def("fill", &fill_directly, py::arg("tensor"), py::arg("make"), py::arg("arguments"), py::arg("fan"),

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -76,28 +77,47 @@ void append_bytes(std::string& to, Number number) {
   to.append(bytes, sizeof(bytes));
 }
 
-// Where and how tensors lie, as bytes: address, device, dtype, shape and strides of each. None if torch does not tell,
-// as of tensors without memory.
+// Appends where and how a tensor lies: address, device, dtype, shape and strides. False if torch does not tell, as of
+// tensors without memory.
+inline bool append_layout(const dlpack::ExchangeApi& api, py::handle tensor, std::string& to) {
+  dlpack::Tensor seen;
+  if (api.tensor_from(tensor.ptr(), &seen) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  append_bytes(to, reinterpret_cast<uint64_t>(seen.data) + seen.byte_offset);
+  append_bytes(to, seen.device);
+  append_bytes(to, seen.dtype);
+  append_bytes(to, seen.ndim);
+  for (int32_t dim = 0; dim < seen.ndim; ++dim) {
+    append_bytes(to, seen.shape[dim]);
+    append_bytes(to, seen.strides[dim]);
+  }
+  return true;
+}
+
+// Where and how all tensors lie, as bytes, or None.
 inline py::object layout_of(const py::capsule& exchange_api, const py::list& tensors) {
-  const auto tensor_from = dlpack::exchange_api_of(exchange_api).tensor_from;
+  const dlpack::ExchangeApi& api = dlpack::exchange_api_of(exchange_api);
   std::string bytes;
   bytes.reserve(64 * tensors.size());
   for (const py::handle each : tensors) {
-    dlpack::Tensor seen;
-    if (tensor_from(each.ptr(), &seen) != 0) {
-      PyErr_Clear();
-      return py::none();
-    }
-    append_bytes(bytes, reinterpret_cast<uint64_t>(seen.data) + seen.byte_offset);
-    append_bytes(bytes, seen.device);
-    append_bytes(bytes, seen.dtype);
-    append_bytes(bytes, seen.ndim);
-    for (int32_t dim = 0; dim < seen.ndim; ++dim) {
-      append_bytes(bytes, seen.shape[dim]);
-      append_bytes(bytes, seen.strides[dim]);
-    }
+    if (!append_layout(api, each, bytes)) return py::none();
   }
   return py::bytes(bytes);
+}
+
+// Whether layout_of() would give these bytes, which are not made again.
+inline bool lie_as(const py::capsule& exchange_api, const py::list& tensors, const py::bytes& layout) {
+  const dlpack::ExchangeApi& api = dlpack::exchange_api_of(exchange_api);
+  std::string_view rest = layout;
+  std::string bytes;
+  for (const py::handle each : tensors) {
+    bytes.clear();
+    if (!append_layout(api, each, bytes) || rest.substr(0, bytes.size()) != bytes) return false;
+    rest.remove_prefix(bytes.size());
+  }
+  return rest.empty();
 }
 
 // What fills tensors of one shape and dtype. Addresses are set at every call.

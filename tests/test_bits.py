@@ -93,6 +93,24 @@ def test_bits_same_when_writes_go_past_the_caches(scheme: Scheme, dtype: torch.d
     assert_same_bits(sample(100_000, scheme, dtype), whole[:100_000])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8_DTYPES], ids=str)
+@pytest.mark.parametrize("scheme", [SCHEMES["uniform"], SCHEMES["normal"]], ids=["uniform", "normal"])
+def test_writes_past_the_caches_end_where_the_tensor_does(scheme: Scheme, dtype: torch.dtype, isa: str) -> None:
+    lengths = range(1, 700)
+    names = [f"w{length}" for length in lengths]
+
+    def filled(*more: torch.Tensor) -> torch.Tensor:
+        memory = torch.zeros(len(lengths), 1024, dtype=dtype)
+        tensors = [row[:length] for row, length in zip(memory, lengths, strict=True)]
+        fastinit.init_([*tensors, *more], scheme, names=[*names, *map(str, range(len(more)))], seed=11)
+        assert not any(bool(row[length:].float().any()) for row, length in zip(memory, lengths, strict=True))
+        return memory
+
+    enough = torch.empty(33 * 2**20 // dtype.itemsize, dtype=dtype)  # for all of them to be written past the caches
+    assert_same_bits(filled(enough), filled())
+
+
 def layouts(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Empty tensors of one shape that lie differently in memory."""
     empty = functools.partial(torch.empty, dtype=dtype)

@@ -14,6 +14,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fastinit
+from fastinit import _native
+from fastinit.run.memory import EXCHANGE_API
+from fastinit.run.places import CurrentTensors, place_of
 
 # New memory is full of zeros here, which a linear map seldom is.
 pytestmark = pytest.mark.filterwarnings("ignore::fastinit.ZerosWarning")
@@ -255,3 +258,62 @@ def test_tensors_that_share_an_element_are_refused(name: str, order: int) -> Non
 @pytest.mark.parametrize("name", APART)
 def test_views_without_a_common_element_are_taken(name: str) -> None:
     fastinit.init_(APART[name](torch.zeros(6, 6)), "normal", seed=0)
+
+
+def several() -> tuple[Any, CurrentTensors]:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, bias=False))
+    named = [(name, place_of(model[int(name[0])], name[2:], each)) for name, each in model.named_parameters()]
+    return model, CurrentTensors(named)
+
+
+def swapped(model: Any) -> None:
+    first = model[0]._parameters
+    first["weight"], first["bias"] = first["bias"], first["weight"]
+
+
+def reordered(model: Any) -> None:
+    model[0]._parameters["weight"] = model[0]._parameters.pop("weight")
+
+
+def exchanged(model: Any) -> None:
+    model[1].weight = nn.Parameter(torch.zeros(2, 2))
+
+
+def given_a_bias(model: Any) -> None:
+    model[1].bias = nn.Parameter(torch.zeros(2))
+
+
+@pytest.mark.parametrize("change", [swapped, reordered, exchanged, given_a_bias], ids=lambda change: change.__name__)
+def test_current_tensors_are_found_anew_after_any_change(change: Callable[[nn.Module], None]) -> None:
+    model, current = several()
+    before = current.find()
+    assert current.find() is before
+    change(model)
+    found = current.find()
+    names = [(model[0], "weight"), (model[0], "bias"), (model[1], "weight")]
+    assert all(each is owner._parameters[name] for each, (owner, name) in zip(found, names, strict=True))
+    assert found is not before
+    assert current.find() is found
+
+
+def test_a_parameter_that_has_another_name_now_is_not_written() -> None:
+    model, current = several()
+    current.find()
+    parameters = model[1]._parameters
+    parameters["renamed"] = parameters.pop("weight")  # in the same place of the same module
+    with pytest.raises(fastinit.ParameterError, match=r"1\.weight.*no parameter of this name"):
+        current.find()
+
+
+@needs_native
+def test_layouts_are_compared_as_they_are_made() -> None:
+    tensors = [torch.zeros(3, 4), torch.zeros(4, 3).t(), torch.zeros(2, dtype=torch.float64), torch.zeros(())]
+    layout = _native.module.layout_of(EXCHANGE_API, tensors)
+    assert _native.module.lie_as(EXCHANGE_API, tensors, layout)
+    others: list[list[torch.Tensor]] = [tensors[:-1], [*tensors, tensors[0]], tensors[::-1], []]
+    for number, tensor in enumerate(tensors):
+        for other in (tensor.clone(), tensor.view(-1) if number == 0 else tensor[None], tensor.to("meta")):
+            others.append([*tensors[:number], other, *tensors[number + 1 :]])
+    for other in others:
+        assert not _native.module.lie_as(EXCHANGE_API, other, layout)
+        assert _native.module.layout_of(EXCHANGE_API, other) != layout

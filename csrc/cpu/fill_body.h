@@ -18,6 +18,7 @@ struct SourceF32 {
   static constexpr int kBlockValues = 4;  // of one Philox block
   static constexpr int kDrawValues = Words::kWords;
   static constexpr bool kReadsElements = false;
+  using Lanes = L;
 
   const Words source;
   const DistributionF32 distribution;
@@ -91,6 +92,24 @@ struct SourceF64 {
   }
 };
 
+// Writes whole lines past the caches: memory that is written through them is read first, which takes as long as making
+// many values. Both are aligned to kStreamAlignment.
+template <class L>
+FASTINIT_HD void copy_streaming(const void* from, size_t bytes, void* out) {
+  constexpr size_t kLine = 64;
+  const char* line = static_cast<const char*>(from);
+  char* to = static_cast<char*>(out);
+  for (; bytes >= kLine; bytes -= kLine, line += kLine, to += kLine) {
+    FASTINIT_UNROLL
+    for (size_t at = 0; at < kLine; at += sizeof(typename L::U32)) {
+      typename L::U32 part;
+      memcpy(&part, line + at, sizeof(part));
+      L::template store<true>(part, to + at);
+    }
+  }
+  memcpy(to, line, bytes);
+}
+
 // Writes what a source makes of values [index, index + count) to consecutive memory; streaming begins with a block. A
 // function of its own: within its callers GCC spills registers to the stack, of which SSE2 has few (normals took a
 // fifth longer). A draw is made at one place in it, for it is most of the code that there is to compile.
@@ -103,7 +122,12 @@ __attribute__((noinline)) void fill_consecutive(const Source& source, uint64_t i
     for (; count >= kDrawValues; count -= kDrawValues, block += kDrawBlocks, out += kDrawValues) {
       source.template write_draw<true>(block, out);
     }
-    if (count > 0) fill_consecutive<false>(source, block * Source::kBlockValues, count, out);
+    static_assert(!Source::kReadsElements, "what is read comes through the caches");
+    if (count > 0) {
+      alignas(64) Element part_of_draw[kDrawValues];
+      fill_consecutive<false>(source, block * Source::kBlockValues, count, part_of_draw);
+      copy_streaming<typename Source::Lanes>(part_of_draw, static_cast<size_t>(count) * sizeof(Element), out);
+    }
     return;
   }
   int64_t skipped = static_cast<int64_t>(index % Source::kBlockValues);

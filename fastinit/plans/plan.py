@@ -25,7 +25,7 @@ from fastinit.plans.text import as_record, as_table
 from fastinit.run import engine, rewriting
 from fastinit.run.masks import Masks, Weight, check_mask, masks_of, masks_of_units
 from fastinit.run.memory import constant_of, was_set_to_zero
-from fastinit.run.places import Assignment, Place, current_tensors
+from fastinit.run.places import Assignment, CurrentTensors
 from fastinit.run.progress import Progress, check_progress
 from fastinit.run.streams import as_seed, as_seed_of_run
 from fastinit.run.targets import Target
@@ -93,7 +93,7 @@ class Plan:
         self._kept = [row for row in self.rows if row.action == "keep"]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
         self._lock = threading.Lock()
-        self._places: list[tuple[str, Place]] = []  # of what is written; made at the first run
+        self._current: CurrentTensors | None = None  # of what is written; made at the first run
         self._prepared: engine.Program | None = None
 
     def run_(
@@ -150,9 +150,9 @@ class Plan:
             row.place.check_tied(row.name)
         for row in self._kept:
             row.place.check_kept(row.name, row.dtype)
-        if not self._places:
-            self._places = [(row.name, row.place) for row in self._written]
-        tensors = current_tensors(self._places)
+        if self._current is None:
+            self._current = CurrentTensors((row.name, row.place) for row in self._written)
+        tensors = self._current.find()
         with self._lock:
             program = self._prepared
             is_new = program is None or not program.is_for(tensors)

@@ -217,10 +217,10 @@ class Program:
                 if way == "torch":
                     raise ParameterError(name, f"backend={backend!r} cannot fill it: {obstacle}")
         self._obstacles = tuple(obstacles) if backend == "auto" else ()
-        self._tensors = list(tensors)
+        self._tensors = tensors
         self._has_shards = bool(distributed)
         self._all_have_addresses = all(kind in NATIVE_DEVICES for kind in kinds.values())
-        self._layout = self._layout_of(self._tensors)
+        self._layout = _layout(self._locals_of(tensors))
         # Memory on these devices can be checked, whichever backend fills it.
         checked, on_cpu = targets if checks_memory else (), self._native
         if set(kinds.values()) != {"cpu"}:  # else there is nothing to sort out
@@ -246,18 +246,18 @@ class Program:
 
     def is_for(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether the program was made for these tensors, and they still lie as they did then."""
-        return (
-            len(tensors) == len(self._tensors)
-            and all(map(is_, tensors, self._tensors))
-            and self._layout_of(tensors) == self._layout
-        )
+        if tensors is not self._tensors and not (
+            len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
+        ):
+            return False
+        return _lie_as(self._locals_of(tensors), self._layout)
 
-    def _layout_of(self, tensors: Sequence[torch.Tensor]) -> object:
-        """How the local tensors lie that have an address; those of other devices are looked up by their identity."""
-        local = [each for tensor in tensors for each in local_tensors(tensor)] if self._has_shards else list(tensors)
+    def _locals_of(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The local tensors that have an address; those of other devices are looked up by their identity."""
+        local = [each for tensor in tensors for each in local_tensors(tensor)] if self._has_shards else tensors
         if not self._all_have_addresses:
             local = [tensor for tensor in local if tensor.device.type in (*NATIVE_DEVICES, "meta")]
-        return _layout(local)
+        return local if isinstance(local, list) else list(local)
 
     def _way(self, target: Target, obstacles: dict[tuple[str, Way], str]) -> Way:
         obstacle = None if self._backend == "torch" else _obstacle(target)
@@ -334,27 +334,27 @@ class Program:
 
     def _fill(self, seed: int | torch.Tensor | None, meter: Meter | None = None) -> None:
         """Write what the native code writes, with a seed that is a tensor on CUDA devices alone."""
-        try:
-            if self._native:
-                assert seed is not None
-                for table in self._cuda_tables:  # first, so that the devices work at the same time as the CPU
-                    table.fill(seed)
-                if self._cpu_table is not None:
-                    assert isinstance(seed, int)
-                    self._cpu_table.fill_cpu(seed, torch.get_num_threads(), meter)
-            if self._composed:
+        # An interrupted run has written something, too. And what of thousands of tensors has just been looked at is
+        # still in the caches.
+        if self._written:
+            increment_version(self._written)
+        if self._native:
+            assert seed is not None
+            for table in self._cuda_tables:  # first, so that the devices work at the same time as the CPU
+                table.fill(seed)
+            if self._cpu_table is not None:
                 assert isinstance(seed, int)
-                done = 0 if meter is None else meter.done + sum(map(_bytes_of, self._composed))
-                with exact_arithmetic(self._devices):
-                    composed.fill_all(self._composed, NativeSource(seed, meter))
-                if meter is not None:  # only orthogonal matrices have advanced it
-                    meter.reach(done)
-            if self._staged:
-                assert isinstance(seed, int)
-                _fill_staged(self._staged, seed, meter)
-        finally:  # an interrupted run has written something, too
-            if self._written:
-                increment_version(self._written)
+                self._cpu_table.fill_cpu(seed, torch.get_num_threads(), meter)
+        if self._composed:
+            assert isinstance(seed, int)
+            done = 0 if meter is None else meter.done + sum(map(_bytes_of, self._composed))
+            with exact_arithmetic(self._devices):
+                composed.fill_all(self._composed, NativeSource(seed, meter))
+            if meter is not None:  # only orthogonal matrices have advanced it
+                meter.reach(done)
+        if self._staged:
+            assert isinstance(seed, int)
+            _fill_staged(self._staged, seed, meter)
 
     @property
     def targets(self) -> list[Target]:
@@ -468,6 +468,15 @@ def _layout(tensors: list[torch.Tensor]) -> object:
         list(map(hash, map(torch.Tensor.stride, tensors))),
         list(map(attrgetter("dtype"), tensors)),
     )
+
+
+def _lie_as(tensors: list[torch.Tensor], layout: object) -> bool:
+    """Whether tensors have the `_layout` that is given."""
+    if isinstance(layout, bytes):
+        assert _native.module is not None
+        found: bool = _native.module.lie_as(EXCHANGE_API, tensors, layout)
+        return found
+    return _layout(tensors) == layout
 
 
 def check_modes() -> None:

@@ -6,6 +6,8 @@ A plan follows its model: it never writes to a tensor that the model does not ha
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
+from operator import is_
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -96,14 +98,54 @@ class Place:
             raise ParameterError(name, f"is kept, and was {dtype} when planned, but is {now} now; make a new plan")
 
 
-def current_tensors(named: Iterable[tuple[str, Place]]) -> list[torch.Tensor]:
-    """What `current` gives for each place of a name. Every run of a plan asks for all of its tensors."""
-    found = []
-    for name, place in named:
-        # The common case by itself, since a call costs more than all of it.
-        tensor = place.holder.get(place.own_name) if place.computed is None else None
-        found.append(place.current(name) if tensor is None else tensor)
-    return found
+class CurrentTensors:
+    """The tensors that the model has now, of the places of a plan's rows, to write to. Every run asks for all of them.
+
+    As long as no module has other parameters than when it was asked before, they are the same: all modules' parameters
+    are compared in a few passes in C, since to look each up by its name takes longer than to fill a small one.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, Place]]) -> None:
+        self._named = list(named)
+        # What all holders had, and the tensors found in it. Never changed, for several threads may run one plan.
+        self._seen: _Seen | None = None
+
+    def find(self) -> list[torch.Tensor]:
+        """The tensors, in a list that is the same object as long as they are the same; nobody may change it.
+
+        Raises:
+            ParameterError: see Place.current.
+        """
+        seen = self._seen
+        if seen is not None and seen.is_current():
+            return seen.found
+        found = []
+        for name, place in self._named:
+            # The common case by itself, since a call costs more than all of it.
+            tensor = place.holder.get(place.own_name) if place.computed is None else None
+            found.append(place.current(name) if tensor is None else tensor)
+        if not any(place.computed for _, place in self._named):  # those ask about more than their holder
+            holders = {id(place.holder): place.holder for _, place in self._named}
+            self._seen = _Seen(list(holders.values()), found)
+        return found
+
+
+class _Seen:
+    """What holders have at one time."""
+
+    def __init__(self, holders: list[dict[str, Any]], found: list[torch.Tensor]) -> None:
+        self._holders = holders
+        self._names = list(chain.from_iterable(holders))
+        self._values = list(chain.from_iterable(map(dict.values, holders)))
+        self.found = found
+
+    def is_current(self) -> bool:
+        """Whether they still have the same names and values, in the same order."""
+        return (
+            sum(map(len, self._holders)) == len(self._names)
+            and all(map(is_, chain.from_iterable(self._holders), self._names))
+            and all(map(is_, chain.from_iterable(map(dict.values, self._holders)), self._values))
+        )
 
 
 def place_of(module: nn.Module, own_name: str, tensor: torch.Tensor, first: Place | None = None) -> Place:
