@@ -39,7 +39,9 @@ def fresh() -> None:
 
 
 def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    made: Callable[..., Any] = torch.compile(function, fullgraph=True, backend=backend)
+    # Kernels of one value at a time, for which nothing is compiled to find out what this processor has.
+    options = {"cpp.vec_isa_ok": False} if backend == "inductor" else None
+    made: Callable[..., Any] = torch.compile(function, fullgraph=True, backend=backend, options=options)
     return made
 
 
