@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize
 import fastinit
 from fastinit import _native
 from fastinit.run.memory import EXCHANGE_API
-from fastinit.run.places import CurrentTensors, place_of
+from fastinit.run.places import CurrentTensors, Place, place_of
 
 # New memory is full of zeros here, which a linear map seldom is.
 pytestmark = pytest.mark.filterwarnings("ignore::fastinit.ZerosWarning")
@@ -303,6 +303,13 @@ def test_a_parameter_that_has_another_name_now_is_not_written() -> None:
     parameters["renamed"] = parameters.pop("weight")  # in the same place of the same module
     with pytest.raises(fastinit.ParameterError, match=r"1\.weight.*no parameter of this name"):
         current.find()
+
+
+def test_tensors_that_were_given_stay_the_same() -> None:
+    tensors = [torch.zeros(3), torch.zeros(2)]
+    current = CurrentTensors((str(number), Place.of_tensor(each)) for number, each in enumerate(tensors))
+    assert all(found is each for found, each in zip(current.find(), tensors, strict=True))
+    assert current.find() is current.find()
 
 
 @needs_native

@@ -61,6 +61,11 @@ class Place:
         return Place(computed.weight, {"": computed.weight}, "", computed)
 
     @property
+    def is_given(self) -> bool:
+        """Whether it is a tensor that was given by itself."""
+        return self.own_name == "" and self.computed is None
+
+    @property
     def assignment(self) -> Assignment | None:
         """How to set the weight, if it is a computed one."""
         return None if self.computed is None else self.computed.setter
@@ -125,7 +130,8 @@ class CurrentTensors:
             tensor = place.holder.get(place.own_name) if place.computed is None else None
             found.append(place.current(name) if tensor is None else tensor)
         if not any(place.computed for _, place in self._named):  # those ask about more than their holder
-            holders = {id(place.holder): place.holder for _, place in self._named}
+            changing = (place.holder for _, place in self._named if not place.is_given)
+            holders = {id(holder): holder for holder in changing}
             self._seen = _Seen(list(holders.values()), found)
         return found
 
