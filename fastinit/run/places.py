@@ -124,26 +124,30 @@ class CurrentTensors:
         seen = self._seen
         if seen is not None and seen.is_current():
             return seen.found
+        # First what the holders have, then the tensors: what another thread changes in between is noticed the next time.
+        seen = None
+        if all(place.computed is None for _, place in self._named):  # the others ask about more than their holder
+            changing = (place.holder for _, place in self._named if not place.is_given)
+            seen = _Seen(list({id(holder): holder for holder in changing}.values()))
         found = []
         for name, place in self._named:
             # The common case by itself, since a call costs more than all of it.
             tensor = place.holder.get(place.own_name) if place.computed is None else None
             found.append(place.current(name) if tensor is None else tensor)
-        if not any(place.computed for _, place in self._named):  # those ask about more than their holder
-            changing = (place.holder for _, place in self._named if not place.is_given)
-            holders = {id(holder): holder for holder in changing}
-            self._seen = _Seen(list(holders.values()), found)
+        if seen is not None:
+            seen.found = found
+            self._seen = seen
         return found
 
 
 class _Seen:
-    """What holders have at one time."""
+    """What holders have at one time, and the tensors that were found then."""
 
-    def __init__(self, holders: list[dict[str, Any]], found: list[torch.Tensor]) -> None:
+    def __init__(self, holders: list[dict[str, Any]]) -> None:
         self._holders = holders
         self._names = list(chain.from_iterable(holders))
         self._values = list(chain.from_iterable(map(dict.values, holders)))
-        self.found = found
+        self.found: list[torch.Tensor] = []
 
     def is_current(self) -> bool:
         """Whether they still have the same names and values, in the same order."""
