@@ -203,13 +203,15 @@ void compare_range(const Task& task, uint64_t seed, FillRange fill_range, int64_
   });
 }
 
-// Sums in double, element k of a chunk in lane k % kLanes. So they are the same for any instruction set. In two
-// vectors, for a sum waits for the one before, and those of one vector leave most of a core's units idle.
-constexpr int kVectorLanes = 4;
-constexpr int kLanes = 2 * kVectorLanes;
+// Sums in double, element k of a chunk in lane k % kLanes. So they are the same for any instruction set. In several
+// vectors, for a sum waits for the one before, and those of one vector leave most of a core's units idle. No vector is
+// wider than registers are: GCC would take it apart into single numbers to compare it.
+constexpr int kLanes = 8;
 #if FASTINIT_COMBINE_FMA
+constexpr int kVectorLanes = 4;
 using Doubles = __m256d;
 #else
+constexpr int kVectorLanes = 2;
 typedef double Doubles __attribute__((vector_size(kVectorLanes * sizeof(double))));
 typedef float Floats __attribute__((vector_size(kVectorLanes * sizeof(float))));
 #endif
@@ -257,18 +259,11 @@ struct VectorSums {
     largest_square = square > largest_square ? square : largest_square;
 #endif
   }
-  void add_to(Distance& sums) const {
-    const auto sum = [](const Doubles& lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); };
-    sums.now += sum(now);
-    sums.initial += sum(initial);
-    sums.product += sum(product);
-    sums.moved += sum(moved);
-    for (int k = 0; k < kVectorLanes; ++k) sums.largest = std::fmax(sums.largest, std::sqrt(largest_square[k]));
-  }
 };
 
 struct LaneSums {
-  VectorSums first, second;
+  static constexpr int kVectors = kLanes / kVectorLanes;
+  VectorSums vectors[kVectors];
 
   // Adds as many pairs as fill all lanes, and returns their number. It asks for elements ahead, also those of the next
   // piece: they come from memory while values are made.
@@ -279,11 +274,36 @@ struct LaneSums {
     int64_t k = 0;
     for (; k + kLanes <= count; k += kLanes) {
       __builtin_prefetch(elements + k + kAhead);
-      sums.first.add(elements + k, values + k);
-      sums.second.add(elements + k + kVectorLanes, values + k + kVectorLanes);
+      FASTINIT_UNROLL
+      for (int i = 0; i < kVectors; ++i) {
+        sums.vectors[i].add(elements + k + i * kVectorLanes, values + k + i * kVectorLanes);
+      }
     }
     *this = sums;
     return k;
+  }
+
+  void add_to(Distance& sums) const {
+    sums.now += sum_of(&VectorSums::now);
+    sums.initial += sum_of(&VectorSums::initial);
+    sums.product += sum_of(&VectorSums::product);
+    sums.moved += sum_of(&VectorSums::moved);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      sums.largest = std::fmax(sums.largest, std::sqrt(in_lane(&VectorSums::largest_square, lane)));
+    }
+  }
+
+ private:
+  double in_lane(Doubles VectorSums::* which, int lane) const {
+    return (vectors[lane / kVectorLanes].*which)[lane % kVectorLanes];
+  }
+  // By pairs, and four lanes after four.
+  double sum_of(Doubles VectorSums::* which) const {
+    double sum = 0.0;
+    for (int lane = 0; lane < kLanes; lane += 4) {
+      sum += (in_lane(which, lane) + in_lane(which, lane + 1)) + (in_lane(which, lane + 2) + in_lane(which, lane + 3));
+    }
+    return sum;
   }
 };
 
@@ -339,8 +359,7 @@ void measure_rows(const Task& task, uint64_t seed, FillRange fill_range, int64_t
     count_held = kLanes;
     add_held();
   }
-  sums.first.add_to(distance);
-  sums.second.add_to(distance);
+  sums.add_to(distance);
 }
 
 void measure_range(const Task& task, uint64_t seed, FillRange fill_range, int64_t begin, int64_t end,

@@ -124,7 +124,7 @@ class CurrentTensors:
         seen = self._seen
         if seen is not None and seen.is_current():
             return seen.found
-        # First what the holders have, then the tensors: what another thread changes in between is noticed the next time.
+        # First what the holders have, then the tensors: what another thread changes in between is noticed next time.
         seen = None
         if all(place.computed is None for _, place in self._named):  # the others ask about more than their holder
             changing = (place.holder for _, place in self._named if not place.is_given)
