@@ -73,6 +73,7 @@ def gpu_section(results: dict[str, Any]) -> str:
 _TITLES = {
     "-fresh-memory": "memory that was never touched before",
     "-orthogonal": "orthogonal matrices, fingerprints, planning",
+    "-all": "everything, one run",
 }
 
 
