@@ -102,6 +102,9 @@ const char* forced_isa() {
 // Calls that work without the interpreter's lock now, on any thread. Changed by threads that hold it.
 std::atomic<int> calls_without_lock{0};
 
+// Calls that use functions of torch, which let go of the lock and take it again. Changed by threads that hold it.
+std::atomic<int> calls_into_torch{0};
+
 // The thread on which the interpreter exits, once it does so; 0 before.
 std::atomic<unsigned long> exiting_thread{0};
 
@@ -119,11 +122,13 @@ bool is_finalizing() {
 }
 
 // Runs before the interpreter is finalised (atexit). A daemon thread may be in a call then. The calls are told to stop,
-// and waited for until their threads hold the lock again: later, to ask for it would end a thread within C++ code, and
-// the process with it. The calls of this thread, in other functions of atexit, still work.
+// and waited for until their threads hold the lock again: later, to ask for it would end a thread within C++ code, ours
+// or torch's, and the process with it. The calls of this thread, in other functions of atexit, still work.
 void stop_calls_for_exit() {
   exiting_thread = PyThread_get_thread_ident();
-  while (calls_without_lock > 0) {
+  // What runs in these may be the user's, who may wait for something for ever.
+  const auto latest = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+  while (calls_without_lock > 0 || (calls_into_torch > 0 && std::chrono::steady_clock::now() < latest)) {
     const py::gil_scoped_release release;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
@@ -168,6 +173,18 @@ class WithoutLock {
 
   bool finalizing_here_;  // by this very thread, which holds the lock all the time
   PyThreadState* state_;
+};
+
+// A call that uses functions of torch. None begins once the interpreter exits.
+class IntoTorch {
+ public:
+  IntoTorch() {
+    if (others_exit()) WithoutLock::throw_exit();
+    ++calls_into_torch;
+  }
+  ~IntoTorch() { --calls_into_torch; }
+  IntoTorch(const IntoTorch&) = delete;
+  IntoTorch& operator=(const IntoTorch&) = delete;
 };
 
 // Without the interpreter's lock. A signal stops the work, and so does the interpreter's exit.
@@ -319,11 +336,13 @@ void carry_out_directly(const Work& work, uint64_t seed, const Direct::Place& pl
 
 bool fill_directly(Direct& direct, py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan,
                    py::handle generator) {
+  const IntoTorch into_torch;
   return direct.fill(tensor, make, arguments, fan, generator, takes_directly, carry_out_directly);
 }
 
 bool fill_all_directly(Direct& direct, const py::tuple& tensors, py::handle resolve, const std::string& name_ids,
                        py::handle seed, py::handle generator) {
+  const IntoTorch into_torch;
   const auto carry_out = [](const std::vector<Task>& tasks, uint64_t drawn, int threads) {
     const auto num_rows = static_cast<int64_t>(tasks.size());
     check_prepared(tasks.data(), num_rows);
