@@ -602,6 +602,6 @@ PYBIND11_MODULE(_C, module) {
   py::module_::import("atexit").attr("register")(py::cpp_function(&stop_calls_for_exit));
 #if defined(__unix__) || defined(__APPLE__)
   // Of the threads in calls, a forked child has none.
-  pthread_atfork(nullptr, nullptr, [] { calls_without_lock = 0; });
+  pthread_atfork(nullptr, nullptr, [] { calls_without_lock = calls_into_torch = 0; });
 #endif
 }

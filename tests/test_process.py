@@ -182,6 +182,29 @@ print(done == pid and os.waitstatus_to_exitcode(status))
 
 
 @pytest.mark.slow
+def test_nor_for_one_that_is_in_a_scheme() -> None:
+    """Its parent does wait, but not for ever."""
+    code = """
+import os, threading, time
+import torch, fastinit
+entered = threading.Event()
+class Waiting(fastinit.Scheme):
+    def distribution(self, context):
+        entered.set()
+        time.sleep(1000)
+threading.Thread(target=lambda: fastinit.init_([torch.zeros(9)], Waiting()), daemon=True).start()
+entered.wait()
+pid = os.fork()
+if pid == 0:
+    raise SystemExit(0)
+started = time.monotonic()
+_, status = os.waitpid(pid, 0)
+print(os.waitstatus_to_exitcode(status), time.monotonic() - started < 4)  # the parent takes 5 s
+"""
+    assert run(code) == "0 True\n"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["orthogonal", "large orthogonal", "fingerprint"])
 def test_other_native_work_is_interrupted_within_a_second(work: str) -> None:
     code = f"""
