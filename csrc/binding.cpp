@@ -1,5 +1,6 @@
-// The only pybind11 file: has what comes from Python checked (checks.h), hands the table to a backend, turns failures
-// into exceptions. No torch header: a table is bytes, a tensor in it an address, so one binary serves every torch.
+// The module that Python imports: has what comes from there checked (checks.h), hands the table to a backend, turns
+// failures into exceptions. No torch header: a table is bytes, a tensor in it an address, so one binary serves every
+// torch. direct.h and layout.h look at tensors themselves.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -27,6 +28,7 @@
 #include "core/prepare.h"
 #include "core/stream.h"
 #include "direct.h"
+#include "layout.h"
 
 namespace py = pybind11;
 
@@ -562,8 +564,9 @@ PYBIND11_MODULE(_C, module) {
              py::arg("threads"));
   module.def("differs_cpu", &differs_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("distances_cpu", &distances_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
-  module.def("layout_of", &layout_of, py::arg("exchange_api"), py::arg("tensors"));
-  module.def("lie_as", &lie_as, py::arg("exchange_api"), py::arg("tensors"), py::arg("layout"));
+  py::class_<Layout>(module, "Layout").def("is_of", &Layout::is_of, py::arg("tensors"));
+  module.def("layout_of", &Layout::of, py::arg("exchange_api"), py::arg("tensors"), py::arg("untyped_storage"),
+             py::arg("storage_bytes"));
   py::class_<Direct>(module, "Direct")
       .def(py::init<py::object, const py::dict&>(), py::arg("resolve"), py::arg("torch"))
       .def("fill", &fill_directly, py::arg("tensor"), py::arg("make"), py::arg("arguments"), py::arg("fan"),

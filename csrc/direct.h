@@ -2,8 +2,7 @@
 // looks at the tensors and at their memory, finds what equal calls or tensors got, draws a seed, fills, and counts up
 // the tensors' versions.
 //
-// Torch's own functions do what only torch can; they are handed in as Python objects. Where a tensor lies is read
-// through DLPack's exchange table, which torch publishes for this purpose, so that no torch header is needed.
+// Torch's own functions do what only torch can; they are handed in as Python objects.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,112 +12,15 @@
 #include <cstring>
 #include <limits>
 #include <string>
-#include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "core/orthogonal.h"
 #include "core/task.h"
+#include "torch_tensors.h"
 
 namespace fastinit {
-namespace py = pybind11;
-
-// From dlpack.h, version 1: structs whose layout does not change within a major version.
-namespace dlpack {
-
-struct Tensor {
-  void* data;
-  struct {
-    int32_t type;
-    int32_t id;
-  } device;
-  int32_t ndim;
-  struct {
-    uint8_t code;
-    uint8_t bits;
-    uint16_t lanes;
-  } dtype;
-  const int64_t* shape;
-  const int64_t* strides;
-  uint64_t byte_offset;
-};
-
-struct ExchangeApi {
-  uint32_t major;
-  uint32_t minor;
-  ExchangeApi* previous;
-  void* others[3];
-  int (*tensor_from)(void* object, Tensor* out);  // null if the framework has none
-  int (*current_stream)(int32_t device_type, int32_t device_id, void** out);
-};
-
-// The table in a capsule. Its functions return 0, or raise a Python exception.
-inline const ExchangeApi& exchange_api_of(const py::capsule& exchange_api) {
-  const auto* api = static_cast<const ExchangeApi*>(exchange_api.get_pointer());
-  while (api != nullptr && api->major > 1) api = api->previous;
-  if (api == nullptr || api->major != 1 || api->tensor_from == nullptr) {
-    throw py::value_error("exchange_api: expected one of DLPack 1 that describes tensors");
-  }
-  return *api;
-}
-
-constexpr int32_t kCpu = 1;
-constexpr int32_t kCuda = 2;
-constexpr uint8_t kFloat = 2;
-constexpr uint8_t kBfloat = 4;
-
-}  // namespace dlpack
-
-template <class Number>
-void append_bytes(std::string& to, Number number) {
-  char bytes[sizeof(number)];
-  std::memcpy(bytes, &number, sizeof(number));
-  to.append(bytes, sizeof(bytes));
-}
-
-// Appends where and how a tensor lies: address, device, dtype, shape and strides. False if torch does not tell, as of
-// tensors without memory.
-inline bool append_layout(const dlpack::ExchangeApi& api, py::handle tensor, std::string& to) {
-  dlpack::Tensor seen;
-  if (api.tensor_from(tensor.ptr(), &seen) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  append_bytes(to, reinterpret_cast<uint64_t>(seen.data) + seen.byte_offset);
-  append_bytes(to, seen.device);
-  append_bytes(to, seen.dtype);
-  append_bytes(to, seen.ndim);
-  for (int32_t dim = 0; dim < seen.ndim; ++dim) {
-    append_bytes(to, seen.shape[dim]);
-    append_bytes(to, seen.strides[dim]);
-  }
-  return true;
-}
-
-// Where and how all tensors lie, as bytes, or None.
-inline py::object layout_of(const py::capsule& exchange_api, const py::list& tensors) {
-  const dlpack::ExchangeApi& api = dlpack::exchange_api_of(exchange_api);
-  std::string bytes;
-  bytes.reserve(64 * tensors.size());
-  for (const py::handle each : tensors) {
-    if (!append_layout(api, each, bytes)) return py::none();
-  }
-  return py::bytes(bytes);
-}
-
-// Whether layout_of() would give these bytes, which are not made again.
-inline bool lie_as(const py::capsule& exchange_api, const py::list& tensors, const py::bytes& layout) {
-  const dlpack::ExchangeApi& api = dlpack::exchange_api_of(exchange_api);
-  std::string_view rest = layout;
-  std::string bytes;
-  for (const py::handle each : tensors) {
-    bytes.clear();
-    if (!append_layout(api, each, bytes) || rest.substr(0, bytes.size()) != bytes) return false;
-    rest.remove_prefix(bytes.size());
-  }
-  return rest.empty();
-}
 
 // What fills tensors of one shape and dtype. Addresses are set at every call.
 struct Work {
@@ -153,7 +55,6 @@ class Direct {
         generator_type_(torch["generator_type"]),
         is_on_cpu_(torch["is_on_cpu"]),
         is_neg_(torch["is_neg"]),
-        is_inference_(torch["is_inference"]),
         untyped_storage_(torch["untyped_storage"]),
         storage_address_(torch["storage_address"]),
         storage_bytes_(torch["storage_bytes"]),
@@ -180,18 +81,15 @@ class Direct {
             const Takes& takes, const CarryOut& carry_out) {
     if (!has_known_type(tensor) || !is_usual_generator(generator) || is_any_mode_on()) return false;
     Lies lies;
-    std::string key;
-    if (!look(tensor, lies) || !append(key, lies, make, arguments, fan)) return false;
-    auto found = known_.find(key);
-    if (found == known_.end()) {
-      Known known = resolved(tensor, make, arguments, fan);  // runs Python, which may do anything to what is known
-      if (known_.size() >= kMostKnown) known_.clear();
-      found = known_.insert_or_assign(std::move(key), std::move(known)).first;
-      if (!look(tensor, lies)) return false;
+    if (!look(tensor, lies)) return false;
+    if (!latest_.is_for(lies, make, arguments, fan)) {
+      if (!find_as_latest(tensor, lies, make, arguments, fan)) return false;
+      // That runs Python, which may do anything to the tensor.
+      if (!look(tensor, lies) || !latest_.is_for(lies, make, arguments, fan)) return false;
     }
-    if (found->second.work.kind == Work::Kind::kNone) return false;
-    Work work = found->second.work;
-    if (lies.numel != work.numel() || lies.dtype != work.dtype() || !is_writable(tensor, lies)) return false;
+    Work work = latest_.work;
+    if (work.kind == Work::Kind::kNone || lies.numel != work.numel() || lies.dtype != work.dtype()) return false;
+    if (!is_writable(tensor, lies)) return false;
     if (!generator.is_none() && !is_true(is_on_cpu_, generator)) return false;
     work.values.data = work.matrix.data = lies.address;
     Place place{lies.device.type == dlpack::kCuda, lies.device.id, 0, 1};
@@ -204,14 +102,9 @@ class Direct {
       place.threads = py::cast<int>(call(get_num_threads_));
     }
     if (!takes(work, place)) return false;
-    const uint64_t seed = work.is_random ? drawn_seed(generator) : 0;
-    try {
-      carry_out(work, seed, place);
-    } catch (...) {  // an interrupted fill has written something, too
-      call(increment_version_, py::make_tuple(tensor));
-      throw;
-    }
+    // Before the values, of which an interrupted fill leaves some.
     call(increment_version_, py::make_tuple(tensor));
+    carry_out(work, work.is_random ? drawn_seed(generator) : 0, place);
     return true;
   }
 
@@ -291,32 +184,42 @@ class Direct {
     py::object make;  // its address is in the key
   };
 
+  // The work of the latest call. Most calls are like the one before, and to see that takes less than to make a key.
+  struct Latest {
+    py::object make, arguments, fan;
+    Dtype dtype{};
+    std::vector<int64_t> shape;
+    Work work;
+
+    bool is_for(const Lies& lies, py::handle other_make, py::handle other_arguments, py::handle other_fan) const {
+      return make.ptr() == other_make.ptr() && fan.ptr() == other_fan.ptr() && dtype == lies.dtype &&
+             std::equal(shape.begin(), shape.end(), lies.shape, lies.shape + lies.ndim) &&
+             has_arguments(other_arguments);
+    }
+
+   private:
+    // Arguments that append() took, so equal ones are the same objects, or floats of the same bits. The latter are
+    // made anew by many a caller.
+    bool has_arguments(py::handle others) const {
+      const Py_ssize_t size = PyTuple_GET_SIZE(others.ptr());
+      if (!arguments || PyTuple_GET_SIZE(arguments.ptr()) != size) return false;
+      for (Py_ssize_t i = 0; i < size; ++i) {
+        PyObject* const mine = PyTuple_GET_ITEM(arguments.ptr(), i);
+        PyObject* const other = PyTuple_GET_ITEM(others.ptr(), i);
+        if (mine == other) continue;
+        if (!PyFloat_CheckExact(mine) || !PyFloat_CheckExact(other)) return false;
+        const double a = PyFloat_AS_DOUBLE(mine), b = PyFloat_AS_DOUBLE(other);
+        if (std::memcmp(&a, &b, sizeof(a)) != 0) return false;
+      }
+      return true;
+    }
+  };
+
   // A tensor of one element, of 64 bits, for a seed.
   struct Word {
     py::object tensor;
     const uint64_t* bits;
   };
-
-  template <class... Arguments>
-  static py::object call(py::handle function, const Arguments&... arguments) {
-    PyObject* const given[] = {nullptr, arguments.ptr()...};
-    PyObject* const result = PyObject_Vectorcall(
-        function.ptr(), given + 1, sizeof...(arguments) | PY_VECTORCALL_ARGUMENTS_OFFSET, /*kwnames=*/nullptr);
-    if (result == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(result);
-  }
-
-  template <class... Arguments>
-  static bool is_true(py::handle function, const Arguments&... arguments) {
-    return call(function, arguments...).ptr() == Py_True;
-  }
-
-  template <class... Arguments>
-  static uint64_t number(py::handle function, const Arguments&... arguments) {
-    const uint64_t value = PyLong_AsUnsignedLongLong(call(function, arguments...).ptr());
-    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-    return value;
-  }
 
   bool has_known_type(py::handle tensor) const {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
@@ -341,7 +244,15 @@ class Direct {
 
   // Whether a tensor of the usual kind may be written to.
   bool is_writable(py::handle tensor, const Lies& lies) const {
-    return has_memory(tensor, lies) && !is_true(is_neg_, tensor) && !is_true(is_inference_, tensor);
+    return has_memory(tensor, lies) && !is_true(is_neg_, tensor) && has_version(tensor);
+  }
+
+  // Tensors of inference mode have none. To ask for it takes half as long as to ask is_inference().
+  bool has_version(py::handle tensor) const {
+    PyObject* const version = PyObject_GetAttr(tensor.ptr(), version_name_.ptr());
+    if (version == nullptr) PyErr_Clear();
+    Py_XDECREF(version);
+    return version != nullptr;
   }
 
   // Where a tensor lies. False if it is not a contiguous one of the CPU or of CUDA in a native dtype. Torch refuses to
@@ -424,11 +335,24 @@ class Direct {
     return true;
   }
 
-  Known resolved(py::handle tensor, py::handle make, const py::tuple& arguments, py::handle fan) const {
-    Known known;
-    known.make = py::reinterpret_borrow<py::object>(make);
-    known.work = work_of(call(resolve_, tensor, make, arguments, fan));
-    return known;
+  // Finds the work for a call, or resolves it, and makes it the latest. False if it is none for this class.
+  bool find_as_latest(py::handle tensor, const Lies& lies, py::handle make, const py::tuple& arguments,
+                      py::handle fan) {
+    std::string key;
+    if (!append(key, lies, make, arguments, fan)) return false;
+    Latest latest{py::reinterpret_borrow<py::object>(make), arguments,
+                  py::reinterpret_borrow<py::object>(fan),  lies.dtype,
+                  {lies.shape, lies.shape + lies.ndim},     {}};
+    const auto found = known_.find(key);
+    if (found != known_.end()) {
+      latest.work = found->second.work;
+    } else {
+      latest.work = work_of(call(resolve_, tensor, make, arguments, fan));
+      if (known_.size() >= kMostKnown) known_.clear();
+      known_.insert_or_assign(std::move(key), Known{latest.work, latest.make});
+    }
+    std::swap(latest_, latest);  // the one before is let go of at the end: that may run Python
+    return true;
   }
 
   // What a tuple of Python asks for. None: nothing that this class does.
@@ -499,13 +423,15 @@ class Direct {
 
   const py::object resolve_;
   const py::tuple tensor_types_, modes_;
-  const py::object generator_type_, is_on_cpu_, is_neg_, is_inference_, untyped_storage_, storage_address_,
-      storage_bytes_, storage_resizable_, new_word_, random_, get_num_threads_, increment_version_;
+  const py::object generator_type_, is_on_cpu_, is_neg_, untyped_storage_, storage_address_, storage_bytes_,
+      storage_resizable_, new_word_, random_, get_num_threads_, increment_version_;
   // random_ without ends draws 63 bits. From here on, without an end, it draws all 64.
   const py::int_ least_{std::numeric_limits<int64_t>::min()};
+  const py::str version_name_{"_version"};
   const py::tuple generator_keyword_ = py::make_tuple("generator");
   const dlpack::ExchangeApi& api_;
   std::unordered_map<std::string, Known> known_;
+  Latest latest_;
   std::vector<Word> words_;
 };
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fastinit
+from fastinit.run.exact import exact_arithmetic
 
 
 class StateSpace(nn.Module):
@@ -142,6 +143,94 @@ def test_settings_are_as_before() -> None:
         fastinit.init_model_(products(), "orthogonal", seed=0)
         assert torch.is_autocast_enabled("cpu")
     assert torch.is_grad_enabled()
+
+
+class Product(nn.Module):
+    """Its author computes a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(40, 50) @ torch.randn(50, 60))
+
+
+def fused() -> nn.Module:
+    with fastinit.fused(seed=2):
+        return Product()
+
+
+def materialized() -> nn.Module:
+    with fastinit.deferred():
+        model = Product()
+    return fastinit.materialize_(model, "own", device="cpu", seed=2)
+
+
+@needs_native
+@pytest.mark.parametrize("ambient", [each for each in AMBIENT if not each.startswith("default")])
+@pytest.mark.parametrize("make", [fused, materialized])
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_the_same_bits_where_the_author_computes(make: Callable[[], nn.Module], ambient: str) -> None:
+    wanted = state(make())
+    with AMBIENT[ambient]():
+        given = state(make())
+    assert torch.equal(given["weight"], wanted["weight"])
+
+
+class Precision:
+    """A setting of torch, as mkldnn.matmul is: without a value of its own it has that of all backends."""
+
+    def __init__(self, own: str, of_all: str = "none") -> None:
+        self.own, self.of_all = own, of_all
+
+    @property
+    def fp32_precision(self) -> str:
+        return self.of_all if self.own == "none" else self.own
+
+    @fp32_precision.setter
+    def fp32_precision(self, value: str) -> None:
+        self.own = value
+
+
+@pytest.fixture
+def precision(monkeypatch: pytest.MonkeyPatch) -> Precision:
+    found = Precision("none")
+    monkeypatch.setattr(torch.backends.mkldnn, "matmul", found)
+    return found
+
+
+def test_threads_share_the_precision_of_products(precision: Precision) -> None:
+    precision.own = "bf16"
+    inside, leave = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with exact_arithmetic(()):
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=compute)
+    with exact_arithmetic(()):
+        thread.start()
+        assert inside.wait(60)
+    assert precision.own == "ieee"
+    leave.set()
+    thread.join()
+    assert precision.own == "bf16"
+
+
+@pytest.mark.parametrize(("own", "of_all", "left"), [("none", "bf16", "none"), ("bf16", "tf32", "bf16"), ("none",) * 3])
+def test_a_precision_that_is_that_of_all_backends_stays_so(
+    own: str, of_all: str, left: str, precision: Precision
+) -> None:
+    precision.own, precision.of_all = own, of_all
+    with exact_arithmetic(()):
+        assert precision.fp32_precision in ("ieee", "none")
+    assert precision.own == left
+
+
+def test_a_precision_that_is_set_meanwhile_stays(precision: Precision) -> None:
+    precision.own = "bf16"
+    with exact_arithmetic(()):
+        precision.own = "tf32"
+    assert precision.own == "tf32"
 
 
 def test_fake_tensors_are_refused() -> None:

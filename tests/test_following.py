@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import fastinit
 from fastinit import _native
-from fastinit.run.memory import EXCHANGE_API
+from fastinit.run.layouts import layout_of
 from fastinit.run.places import CurrentTensors, Place, place_of
 
 # New memory is full of zeros here, which a linear map seldom is.
@@ -312,15 +312,37 @@ def test_tensors_that_were_given_stay_the_same() -> None:
     assert current.find() is current.find()
 
 
-@needs_native
-def test_layouts_are_compared_as_they_are_made() -> None:
+@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_native), False])
+def test_layouts_are_those_of_the_same_memory(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr(_native, "module", None)
     tensors = [torch.zeros(3, 4), torch.zeros(4, 3).t(), torch.zeros(2, dtype=torch.float64), torch.zeros(())]
-    layout = _native.module.layout_of(EXCHANGE_API, tensors)
-    assert _native.module.lie_as(EXCHANGE_API, tensors, layout)
+    layout = layout_of(tensors)
+    assert layout.is_of(tensors)
     others: list[list[torch.Tensor]] = [tensors[:-1], [*tensors, tensors[0]], tensors[::-1], []]
     for number, tensor in enumerate(tensors):
-        for other in (tensor.clone(), tensor.view(-1) if number == 0 else tensor[None], tensor.to("meta")):
+        for other in (tensor.clone(), tensor.view(-1) if number == 0 else tensor[None], tensor.to(torch.float16)):
             others.append([*tensors[:number], other, *tensors[number + 1 :]])
     for other in others:
-        assert not _native.module.lie_as(EXCHANGE_API, other, layout)
-        assert _native.module.layout_of(EXCHANGE_API, other) != layout
+        assert not layout.is_of(other)
+    # Allocators may give a storage that is resized the memory that it had.
+    sizes = {48: 48}
+    nbytes = torch.UntypedStorage.nbytes
+    monkeypatch.setattr(torch.UntypedStorage, "nbytes", lambda storage: sizes.get(nbytes(storage), nbytes(storage)))
+    layout = layout_of(tensors)
+    assert layout.is_of(tensors)
+    sizes[48] = 44
+    assert not layout.is_of(tensors)
+
+
+def test_a_storage_that_became_too_small_is_not_written_to() -> None:
+    model = made()
+    plan = fastinit.plan(model, "normal", seed=0)
+    storage = model.weight.untyped_storage()
+    for _ in range(50):
+        storage.resize_(256)
+        plan.run_()
+        for nbytes in (192, 128, 64):
+            storage.resize_(nbytes)
+            with pytest.raises(fastinit.ParameterError, match="weight"):
+                plan.run_()

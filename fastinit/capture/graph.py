@@ -6,7 +6,8 @@ module: a draw of random numbers gets its name from whoever owns the memory in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 
 from fastinit._torch import modes_off, new_storage, tree_leaves, tree_map
 from fastinit.run.engine import Program
+from fastinit.run.exact import exact_arithmetic
 from fastinit.run.streams import derive_stream
 from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Distribution
@@ -203,6 +205,7 @@ class Replay:
         self._model = model
         self._contents: dict[Node, torch.UntypedStorage] = {}
         self._results: dict[int, tuple[Call, list[Any]]] = {}
+        self._is_computing = False
 
     def stream(self, draw: Draw) -> tuple[int, str]:
         """(seed, name) of a draw."""
@@ -221,9 +224,22 @@ class Replay:
         """A storage with a content. It must not be written to."""
         found = self._contents.get(node)
         if found is None:
-            with torch.no_grad(), modes_off():  # nobody records or moves what is computed here
+            with self.computing():
                 found = self._contents[node] = self._computed(node)
         return found
+
+    @contextmanager
+    def computing(self, devices: Iterable[torch.device] = ()) -> Iterator[None]:
+        """Nobody records or moves what is computed inside, and no ambient mode changes it on the CPU and `devices`."""
+        if self._is_computing:
+            yield
+            return
+        self._is_computing = True
+        try:
+            with modes_off(), exact_arithmetic(devices):
+                yield
+        finally:
+            self._is_computing = False
 
     def _computed(self, node: Node) -> torch.UntypedStorage:
         if isinstance(node, Known):

@@ -183,7 +183,7 @@ class Records:
                     continue
             done.append(stored)
             later.append((storage, base, chain))
-        with torch.no_grad(), _torch.modes_off():
+        with replay.computing({storage.device for storage, _, _ in later}):
             replay.fill(fills)
             for storage, base, chain in later:
                 if not isinstance(base, (Fill, Memory)):
@@ -218,7 +218,7 @@ class Records:
         found: dict[int, Tensor] = {}
         copies: dict[int, Tensor] = {}  # for each content its bytes
         replay = self.replay(self.seed)
-        with torch.no_grad(), _torch.modes_off():
+        with replay.computing():
             for tensor in tensors:
                 view = self.view(tensor)
                 assert view is not None

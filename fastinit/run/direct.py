@@ -128,7 +128,6 @@ def _torch_functions(modes: tuple[Callable[[], Any], ...]) -> dict[str, Any]:
         "generator_type": torch.Generator,
         "is_on_cpu": _is_on_cpu,
         "is_neg": tensor.is_neg,
-        "is_inference": tensor.is_inference,
         "untyped_storage": tensor.untyped_storage,
         "storage_address": storage.data_ptr,
         "storage_bytes": storage.nbytes,

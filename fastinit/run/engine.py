@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import cache
-from operator import attrgetter, is_
+from operator import is_
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -22,7 +22,8 @@ from fastinit.errors import ParameterError, warn
 from fastinit.run import composed, cuda, matrix_table, orthogonal, staged, torch_source
 from fastinit.run.exact import exact_arithmetic, safe_threads
 from fastinit.run.index_maps import BoxIndices
-from fastinit.run.memory import EXCHANGE_API, check_overlaps, check_writable, memory_span
+from fastinit.run.layouts import layout_of
+from fastinit.run.memory import check_overlaps, check_writable, memory_span
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.places import Assignment
 from fastinit.run.progress import Meter, Progress, metered
@@ -220,7 +221,7 @@ class Program:
         self._tensors = tensors
         self._has_shards = bool(distributed)
         self._all_have_addresses = all(kind in NATIVE_DEVICES for kind in kinds.values())
-        self._layout = _layout(self._locals_of(tensors))
+        self._layout = layout_of(self._locals_of(tensors))
         # Memory on these devices can be checked, whichever backend fills it.
         checked, on_cpu = targets if checks_memory else (), self._native
         if set(kinds.values()) != {"cpu"}:  # else there is nothing to sort out
@@ -250,7 +251,7 @@ class Program:
             len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
         ):
             return False
-        return _lie_as(self._locals_of(tensors), self._layout)
+        return self._layout.is_of(self._locals_of(tensors))
 
     def _locals_of(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The local tensors that have an address; those of other devices are looked up by their identity."""
@@ -449,34 +450,6 @@ def _check_torch_writes(target: Target) -> None:
         torch_source.check_dtype(target.distribution, target.dtype, target.device)
     except TypeError as error:
         raise ParameterError(target.name, str(error)) from error
-
-
-def _layout(tensors: list[torch.Tensor]) -> object:
-    """Where and how tensors lie: address, shape, strides, dtype. A storage that is resized or freed moves.
-
-    Every run of a plan looks at all of its tensors, which may be ten thousand: in one native call, or, if some of them
-    are such as no native code can look at, in one pass in C for each property.
-    """
-    if _native.module is not None and EXCHANGE_API is not None:
-        layout: bytes | None = _native.module.layout_of(EXCHANGE_API, tensors)
-        if layout is not None:
-            return layout
-    # Shapes and strides are kept as hashes: so many tuples that stay would set the garbage collector off.
-    return (
-        list(map(torch.Tensor.data_ptr, tensors)),
-        list(map(hash, map(attrgetter("shape"), tensors))),
-        list(map(hash, map(torch.Tensor.stride, tensors))),
-        list(map(attrgetter("dtype"), tensors)),
-    )
-
-
-def _lie_as(tensors: list[torch.Tensor], layout: object) -> bool:
-    """Whether tensors have the `_layout` that is given."""
-    if isinstance(layout, bytes):
-        assert _native.module is not None
-        found: bool = _native.module.lie_as(EXCHANGE_API, tensors, layout)
-        return found
-    return _layout(tensors) == layout
 
 
 def check_modes() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,25 +38,60 @@ def _full_precision(kinds: set[str]) -> Iterator[None]:
     switches = [backends.mkldnn.matmul]
     if "cuda" in kinds:
         switches.append(backends.cuda.matmul)
-    changed: list[tuple[Any, str]] = []
-    try:
+    with ExitStack() as stack:
         for switch in switches:
-            before = switch.fp32_precision
-            if before not in ("none", "ieee"):
-                switch.fp32_precision = "ieee"
-                changed.append((switch, before))
+            stack.enter_context(_set_to_ieee(switch))
+        yield
+
+
+class _Changed(NamedTuple):
+    users: int
+    before: str
+
+
+_changed: dict[Any, _Changed] = {}
+# A handler of signals may initialise, too.
+_change = threading.RLock()
+
+
+@contextmanager
+def _set_to_ieee(switch: Any) -> Iterator[None]:
+    """The first thread that needs it changes a setting of the process, and the last one changes it back."""
+    with _change:
+        users, before = _changed.get(switch, (0, switch.fp32_precision))
+        if is_changed := before not in ("none", "ieee"):
+            _changed[switch] = _Changed(users + 1, before)
+            switch.fp32_precision = "ieee"
+    try:
         yield
     finally:
-        for switch, before in changed:
-            switch.fp32_precision = before
+        with _change:
+            if is_changed and switch in _changed:
+                users, before = _changed.pop(switch)
+                if users > 1:
+                    _changed[switch] = _Changed(users - 1, before)
+                elif switch.fp32_precision == "ieee":  # else somebody has set it meanwhile
+                    _restore(switch, before)
+
+
+def _restore(switch: Any, before: str) -> None:
+    """Without a value of its own, a setting has that of all backends, which may change."""
+    switch.fp32_precision = "none"
+    if switch.fp32_precision != before:
+        switch.fp32_precision = before
 
 
 _forked = False
 
 
 def _note_fork() -> None:
-    global _forked
+    """Threads of the parent, which a child has not, may have held the lock, or users of a setting."""
+    global _forked, _change
     _forked = True
+    _change = threading.RLock()
+    for switch, (_, before) in _changed.items():
+        _restore(switch, before)
+    _changed.clear()
 
 
 if hasattr(os, "register_at_fork"):
