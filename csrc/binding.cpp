@@ -180,13 +180,19 @@ class WithoutLock {
 // A call that uses functions of torch. None begins once the interpreter exits.
 class IntoTorch {
  public:
-  IntoTorch() {
-    if (others_exit()) WithoutLock::throw_exit();
-    ++calls_into_torch;
-  }
-  ~IntoTorch() { --calls_into_torch; }
+  IntoTorch() { begin(); }
+  ~IntoTorch() { end(); }
   IntoTorch(const IntoTorch&) = delete;
   IntoTorch& operator=(const IntoTorch&) = delete;
+
+  static void check_exit() {
+    if (others_exit()) WithoutLock::throw_exit();
+  }
+  static void begin() {
+    check_exit();
+    ++calls_into_torch;
+  }
+  static void end() { --calls_into_torch; }
 };
 
 // Without the interpreter's lock. A signal stops the work, and so does the interpreter's exit.
@@ -564,6 +570,9 @@ PYBIND11_MODULE(_C, module) {
              py::arg("threads"));
   module.def("differs_cpu", &differs_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("distances_cpu", &distances_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
+  module.def("check_exit", &IntoTorch::check_exit);
+  module.def("begin_into_torch", &IntoTorch::begin);
+  module.def("end_into_torch", &IntoTorch::end);
   py::class_<Layout>(module, "Layout").def("is_of", &Layout::is_of, py::arg("tensors"));
   module.def("layout_of", &Layout::of, py::arg("exchange_api"), py::arg("tensors"), py::arg("untyped_storage"),
              py::arg("storage_bytes"));

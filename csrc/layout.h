@@ -58,13 +58,15 @@ class Layout {
   Layout(const dlpack::ExchangeApi& api, py::object storage_bytes)
       : api_(api), storage_bytes_(std::move(storage_bytes)) {}
 
-  // False if torch does not tell, as of tensors without memory.
+  // False if torch does not tell, as of tensors without memory, or not all: a complex tensor may be a lazily conjugated
+  // or negated view.
   bool append(py::handle tensor, std::string& to) const {
     dlpack::Tensor seen;
     if (api_.tensor_from(tensor.ptr(), &seen) != 0) {
       PyErr_Clear();
       return false;
     }
+    if (seen.dtype.code == dlpack::kComplex) return false;
     append_bytes(to, reinterpret_cast<uint64_t>(seen.data) + seen.byte_offset);
     append_bytes(to, seen.device);
     append_bytes(to, seen.dtype);

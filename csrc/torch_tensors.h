@@ -54,6 +54,7 @@ constexpr int32_t kCpu = 1;
 constexpr int32_t kCuda = 2;
 constexpr uint8_t kFloat = 2;
 constexpr uint8_t kBfloat = 4;
+constexpr uint8_t kComplex = 5;
 
 }  // namespace dlpack
 

@@ -23,6 +23,7 @@ from fastinit.rules.lists import plan_tensors
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Treatment
 from fastinit.rules.select import as_fan
+from fastinit.run.at_exit import waited_for_at_exit
 from fastinit.run.direct import short_way
 from fastinit.run.streams import draw_seed
 from fastinit.schemes import named as schemes
@@ -64,6 +65,7 @@ def _is_divided(tensor: Any) -> bool:
 
 
 @uncompiled
+@waited_for_at_exit
 def _run_plan(
     tensor: TensorsT,
     make: Callable[..., Scheme],

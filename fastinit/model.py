@@ -31,8 +31,10 @@ from fastinit.rules.finder import RuleFinder
 from fastinit.rules.lists import fill_tensors, plan_tensors
 from fastinit.rules.select import Rule, Selector, as_rules
 from fastinit.rules.survey import Survey
+from fastinit.run.at_exit import waited_for_at_exit
 from fastinit.run.memory import FLOAT8_DTYPES, SAMPLED_DTYPES
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters, named_tensors
+from fastinit.run.places import PlannedModules
 from fastinit.run.progress import Progress, check_progress
 from fastinit.schemes.base import Context, Scheme, as_scheme, as_written, describe
 from fastinit.schemes.fans import FanConvention
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
+@waited_for_at_exit
 def init_model_(
     model: ModuleT,
     scheme: str | Scheme | Recipe,
@@ -116,6 +119,7 @@ def init_model_(
     return model
 
 
+@waited_for_at_exit
 def plan(
     model: nn.Module,
     scheme: str | Scheme | Recipe,
@@ -236,6 +240,7 @@ def _plan(
         seed_groups=groups,
         strict=strict,
         guessed=survey.guessed,
+        modules=PlannedModules(survey.modules),
     )
     _report_uncovered(made, strict, survey.failures())
     _report_kept(made, survey.kept)
@@ -360,6 +365,7 @@ def _agreed(planned: Callable[[], Plan], meshes: Sequence[DeviceMesh]) -> Plan:
     return made
 
 
+@waited_for_at_exit
 def materialize_(
     model: ModuleT,
     scheme: str | Scheme | Recipe,
@@ -487,6 +493,7 @@ def check_all_written(made: Plan) -> None:
         )
 
 
+@waited_for_at_exit
 def init_(
     tensors: Iterable[torch.Tensor],
     scheme: str | Scheme,

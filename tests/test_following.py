@@ -335,6 +335,114 @@ def test_layouts_are_those_of_the_same_memory(native: bool, monkeypatch: pytest.
     assert not layout.is_of(tensors)
 
 
+def replaced(model: nn.Sequential) -> None:
+    model[0] = nn.Linear(4, 4)
+
+
+def deleted(model: nn.Sequential) -> None:
+    del model[0]
+
+
+def swapped(model: nn.Sequential) -> None:
+    model[0], model[2] = model[2], model[0]
+
+
+def replaced_above(model: nn.Sequential) -> None:
+    model[1] = nn.Sequential(nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+@pytest.mark.parametrize("change", [replaced, deleted, swapped, replaced_above])
+def test_a_module_that_is_not_the_planned_one_is_not_written(
+    change: Callable[[nn.Sequential], None], has_run: bool
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))
+    weight = "1.0.weight" if change is replaced_above else "0.weight"
+    plan = fastinit.plan(model, "xavier_normal", seed=0)
+    if has_run:
+        plan.run_()
+    change(model)
+    before = {id(each): each.detach().clone() for row in plan.rows for each in (row.tensor,)}
+    writes: list[Callable[[], None]] = [
+        plan.run_,
+        lambda: plan.blend_(0.5, 0.5),
+        lambda: plan.run_(where={weight: torch.ones(4, 4, dtype=torch.bool)}),
+        lambda: plan.run_units_({weight.removesuffix(".weight"): [1]}, outgoing={weight.removesuffix(".weight"): ()}),
+    ]
+    for write in writes:
+        with pytest.raises(fastinit.ParameterError, match="module"):
+            write()
+    assert all(torch.equal(row.tensor, before[id(row.tensor)]) for row in plan.rows)
+
+
+def test_a_module_that_is_wrapped_or_joined_by_others_is_written() -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    plan = fastinit.plan(model, "xavier_normal", seed=0)
+    plan.run_()
+    model[1] = checkpoint_wrapper(model[1])
+    model.append(nn.Linear(4, 4))
+    with torch.no_grad():
+        model[0].weight.zero_()
+    plan.run_()
+    plan.run_()
+    assert fastinit.verify(model, plan) == ()
+
+
+def of_another(model: Any) -> None:
+    model.b.weight = nn.Parameter(model.a.weight.data, requires_grad=False)
+
+
+def of_a_part(model: Any) -> None:
+    model.b.weight = nn.Parameter(model.a.weight.data[3:], requires_grad=False)
+
+
+@pytest.mark.parametrize("share", [of_another, of_a_part])
+def test_what_is_kept_may_not_share_memory_with_what_is_written(share: Callable[[Any], None]) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(6, 6, bias=False), "b": nn.Linear(6, 6, bias=False)})
+    share(model)
+    before = model["b"].weight.clone()
+    plan = fastinit.plan(model, "xavier_normal", [("b.*", fastinit.KEEP)], seed=0)
+    with pytest.raises(fastinit.ParameterError, match=r"a\.weight: shares memory with b\.weight, which is kept"):
+        plan.run_()
+    assert torch.equal(before, model["b"].weight)
+
+
+def test_elements_without_a_mask_may_not_share_memory_with_those_that_are_written() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    plan = fastinit.plan(model, "xavier_normal", seed=0)
+    plan.run_()
+    model[1].weight.data = model[0].weight.data
+    before = model[1].weight.detach().clone()
+    everywhere = torch.ones(8, 8, dtype=torch.bool)
+    with pytest.raises(fastinit.ParameterError, match="shares memory"):
+        plan.run_(where={"0.weight": everywhere}, seed=3)
+    with pytest.raises(fastinit.ParameterError, match="shares memory"):
+        plan.run_units_({"0": [1]}, outgoing={"0": "1"})
+    assert torch.equal(before, model[1].weight)
+
+
+def test_a_parameter_that_became_a_lazy_view_is_not_written() -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(torch.zeros(3, 4, dtype=torch.complex64))})
+    plan = fastinit.plan(model, "normal", [("w", "normal")], seed=0)
+    plan.run_()
+    model["w"].data = model["w"].data.conj()
+    before = model["w"].detach().resolve_conj()
+    with pytest.raises(fastinit.ParameterError, match="w: is a lazily negated or conjugated view"):
+        plan.run_()
+    assert torch.equal(before, model["w"].detach().resolve_conj())
+
+
+def test_a_parameter_that_became_sparse_is_refused_by_name() -> None:
+    model = made()
+    plan = fastinit.plan(model, "normal", seed=0)
+    plan.run_()
+    model.weight = nn.Parameter(torch.ones(8, 8).to_sparse())
+    with pytest.raises(fastinit.ParameterError, match="weight: expected a dense"):
+        plan.run_()
+
+
 def test_a_storage_that_became_too_small_is_not_written_to() -> None:
     model = made()
     plan = fastinit.plan(model, "normal", seed=0)

@@ -45,7 +45,7 @@ assert os.waitstatus_to_exitcode(status) == 0
 
 @pytest.mark.slow
 def test_interrupt_is_honoured_within_a_second() -> None:
-    tensors = [torch.zeros(LARGE) for _ in range(2)] * 1
+    tensors = [torch.zeros(LARGE) for _ in range(2)]
     plan = fastinit.plan(torch.nn.ParameterList(tensors), "normal", rules=[("*", "normal")], seed=0)
     os.environ["FASTINIT_FORCE_ISA"] = "portable"  # slow enough to be interrupted
     sent = []
@@ -108,6 +108,38 @@ assert os.waitstatus_to_exitcode(status) == 0
     run(code, timeout=120.0)
 
 
+REWRITES = [
+    "plan.blend_(1.0, 1.0)",
+    "fastinit.verify(model, plan)",
+    "fastinit.distance(model, plan)",
+    'plan.run_(where={"weight": mask})',
+    'wide.run_units_({"": [1]}, outgoing={"": ()})',
+    'wide.run_(where={"weight": mask[0, :700].expand(3000, 700)})',
+]
+
+
+@pytest.mark.slow
+def test_a_forked_child_rewrites_and_reads_what_is_computed() -> None:
+    """Torch's threads of the parent are not in it."""
+    code = f"""
+import os, signal, torch, fastinit
+torch.rand(2000, 2000) @ torch.rand(2000, 2000)
+model = torch.nn.Linear(1100, 1100, bias=False)
+plan = fastinit.plan(model, "orthogonal", seed=0); plan.run_()
+wide = fastinit.plan(torch.nn.Linear(700, 3000), "xavier_normal", seed=0); wide.run_()
+mask = torch.ones(1100, 1100, dtype=torch.bool)
+for call in {REWRITES!r}:
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        eval(call)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, call
+"""
+    run(code, timeout=120.0)
+
+
 # Slow enough to be still at work when the interpreter exits.
 DAEMON = """
 import atexit, os, threading, time
@@ -158,6 +190,32 @@ def fill_at_exit():  # the thread that exits may still fill
     command = [sys.executable, "-W", "error", "-c", code]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, "1\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "call", ["fastinit.orthogonal_(large)", "plan.blend_(0.5, 0.5)", "fastinit.verify(model, plan)", "plan.run_()"]
+)
+def test_the_interpreter_exits_quietly_during_what_torch_computes(call: str) -> None:
+    code = f"""
+import threading, time, torch, fastinit
+torch.set_num_threads(2)
+large = torch.empty(1500, 1500)
+model = torch.nn.Linear(1500, 1500, bias=False)
+plan = fastinit.plan(model, "orthogonal", seed=0)
+plan.run_()
+begun = threading.Event()
+def forever():
+    while True:
+        begun.set()
+        {call}
+threading.Thread(target=forever, daemon=True).start()
+begun.wait()
+time.sleep(0.2)
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
 @pytest.mark.slow

@@ -301,9 +301,22 @@ def test_masks_of_units_take_no_more_than_the_scratch_memory(monkeypatch: pytest
         assert torch.equal(weight != 0, mask)
 
 
+def shrunk(mask: torch.Tensor, nbytes: int) -> torch.Tensor:
+    mask.untyped_storage().resize_(nbytes)
+    return mask
+
+
 @pytest.mark.parametrize(
     ("name", "mask", "problem"),
     [
+        ("large", shrunk(torch.ones(3, 40_001, dtype=torch.bool), 16), "its mask: its storage of 16 bytes is smaller"),
+        ("large", shrunk(torch.ones(3, 40_001, dtype=torch.bool), 0), "its mask: its storage of 0 bytes is smaller"),
+        ("large", torch.ones(3, 40_001, dtype=torch.bool, device="meta"), "its mask: is on the meta device"),
+        (
+            "large",
+            torch.ones(3, 40_001, dtype=torch.bool).to_sparse(),
+            r"its mask: expected a dense \(strided\) tensor",
+        ),
         ("large", torch.ones(40_001, 3, dtype=torch.bool), "expected a mask of shape"),
         ("large", torch.ones(3, 40_001), "expected a mask of torch.bool, got torch.float32"),
         ("large", [True], "expected a mask of torch.bool, got list"),
@@ -320,6 +333,13 @@ def test_masks_that_do_not_fit(name: str, mask: Any, problem: str) -> None:
     assert all(torch.equal(now, before[key]) for key, now in model.state_dict().items())
     with pytest.raises(ValueError, match="seed: expected an int"):
         fastinit.plan(model, "normal").run_(where={})
+
+
+@pytest.mark.parametrize("where", [[torch.ones(3, 4, dtype=torch.bool)], torch.ones(3, 4, dtype=torch.bool), "weight"])
+def test_masks_are_given_by_names(where: Any) -> None:
+    model = nn.Linear(4, 3)
+    with pytest.raises(TypeError, match="where: expected a mapping from names to masks"):
+        fastinit.plan(model, "normal", seed=0).run_(where=where)
 
 
 class Convolutions(nn.Module):
@@ -356,6 +376,12 @@ def test_units_are_reset_with_all_that_reads_them() -> None:
         ({"first": [6]}, {"first": "up"}, "first: expected units 0 to 5, got 6"),
         ({"first": [-1]}, {"first": "up"}, "first: expected units 0 to 5, got -1"),
         ({"first": [True]}, {"first": "up"}, "first: expected numbers of units"),
+        ({"first": 3}, {"first": "up"}, "first: expected numbers of units, got 3"),
+        ({"first": "12"}, {"first": "up"}, "first: expected numbers of units, got '12'"),
+        ({"first": torch.ones(6, dtype=torch.bool)}, {"first": "up"}, r"first: .* got a tensor of torch\.bool"),
+        ({"first": torch.ones(1)}, {"first": "up"}, r"first: .* got a tensor of torch\.float32"),
+        ({"first": torch.tensor(1)}, {"first": "up"}, r"first: .* and shape \(\)"),
+        ({"first": torch.ones(1, dtype=torch.int64, device="meta")}, {"first": "up"}, "first: .* on meta"),
         ({"first": [0]}, {}, "outgoing: expected the layers"),
         ({"first": [0]}, {"first": "head"}, r"head\.weight: has 20 inputs, not a multiple of the 6 units"),
         ({"last": [0]}, {"last": ()}, r"last\.weight: the plan has no such parameter"),
@@ -370,6 +396,41 @@ def test_units_that_are_not_there(units: Any, outgoing: Any, problem: str) -> No
     with pytest.raises(fastinit.ParameterError, match=r"first\.weight: its units cannot be reset"):
         plan.run_units_({"first": [0]}, outgoing={"first": ()})
     assert all(torch.equal(now, before[name]) for name, now in model.state_dict().items())
+
+
+@pytest.mark.parametrize("given", [torch.tensor([1, 4]), (np.int32(1), 4), {4, 1}, np.array([4, 1])])
+def test_units_may_be_any_integers(given: Any) -> None:
+    model, other = Convolutions(), Convolutions()
+    for each in (model, other):
+        fastinit.init_model_(each, "kaiming_normal", seed=0)
+    fastinit.plan(model, "kaiming_normal", seed=0).run_units_({"first": [1, 4]}, outgoing={"first": "up"}, seed=1)
+    with torch.device("meta"):
+        fastinit.plan(other, "kaiming_normal", seed=0).run_units_({"first": given}, outgoing={"first": "up"}, seed=1)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_units_of_layers_in_groups() -> None:
+    """A column of a transposed convolution's weight is that of one unit in every group. Rows are of one unit each."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2), nn.Conv2d(4, 4, 3, groups=2), nn.ConvTranspose2d(4, 8, 3, groups=2)
+    )
+    plan = fastinit.plan(model, "kaiming_normal", seed=0)
+    plan.run_()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(fastinit.ParameterError, match=r"2\.weight: its units cannot be reset"):
+        plan.run_units_({"2": [1]}, outgoing={"2": ()})
+    with pytest.raises(fastinit.ParameterError, match=r"1\.weight: reads its inputs in 2 groups"):
+        plan.run_units_({"0": [1]}, outgoing={"0": "1"})
+    assert all(torch.equal(now, before[name]) for name, now in model.state_dict().items())
+    plan.run_units_({"0": [1]}, outgoing={"0": ()}, seed=1)
+    changed = (model[0].weight != before["0.weight"]).flatten(1).any(1)
+    assert changed.tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("outgoing", [None, "up", {"first": 2}, {"first": [2]}, {"first": None}])
+def test_readers_are_given_by_names(outgoing: Any) -> None:
+    with pytest.raises(TypeError, match="outgoing: expected"):
+        fastinit.plan(Convolutions(), "normal", seed=0).run_units_({"first": [0]}, outgoing=outgoing)
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])

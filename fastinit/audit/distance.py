@@ -15,6 +15,8 @@ from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import held_of
 from fastinit.errors import ParameterError
 from fastinit.plans.plan import Plan
+from fastinit.run.at_exit import waited_for_at_exit
+from fastinit.run.exact import safe_threads
 from fastinit.run.names import Renamer, Renaming
 from fastinit.run.scratch import staged
 from fastinit.run.table import Table
@@ -37,7 +39,9 @@ class Distance(NamedTuple):
     largest: float
 
 
+@waited_for_at_exit
 @torch.no_grad()
+@safe_threads()
 def distance(
     model: nn.Module, plan: Plan, *, names: Renaming | None = None, group: dist.ProcessGroup | None = None
 ) -> dict[str, Distance]:

@@ -16,11 +16,13 @@ from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import held_of
 from fastinit.distributed.pieces import Held
 from fastinit.errors import ParameterError
+from fastinit.run.at_exit import waited_for_at_exit
 from fastinit.run.index_maps import BoxIndices, whole
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_parameters
 
 
+@waited_for_at_exit
 def fingerprint(
     model: nn.Module,
     *,

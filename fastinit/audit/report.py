@@ -18,11 +18,13 @@ from fastinit.distributed.shards import is_dtensor
 from fastinit.errors import ParameterError
 from fastinit.plans.plan import Plan
 from fastinit.plans.rows import Row
+from fastinit.run.at_exit import waited_for_at_exit
 from fastinit.run.names import Renamer, Renaming
 from fastinit.run.progress import Progress, check_progress, metered
 from fastinit.schemes.fans import Geometry
 
 
+@waited_for_at_exit
 def report(
     model: nn.Module,
     plan: Plan | None = None,

@@ -12,6 +12,8 @@ from fastinit.distributed.held import global_shape
 from fastinit.errors import ParameterError
 from fastinit.plans.plan import Plan
 from fastinit.plans.rows import Row, targets_of
+from fastinit.run.at_exit import waited_for_at_exit
+from fastinit.run.exact import safe_threads
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters
 from fastinit.run.parametrized import Computed, computed_weights
@@ -24,7 +26,9 @@ from fastinit.run.targets import Target
 _ROUNDING = 32.0
 
 
+@waited_for_at_exit
 @torch.no_grad()
+@safe_threads()
 def verify(
     model: nn.Module,
     plan: Plan,

@@ -23,9 +23,10 @@ from fastinit.plans.rows import Action, Row, targets_of
 from fastinit.plans.seeds import meshes_of_seed, other_groups_of_seed, takes_random_numbers
 from fastinit.plans.text import as_record, as_table
 from fastinit.run import engine, rewriting
+from fastinit.run.at_exit import waited_for_at_exit
 from fastinit.run.masks import Masks, Weight, check_mask, masks_of, masks_of_units
-from fastinit.run.memory import constant_of, was_set_to_zero
-from fastinit.run.places import Assignment, CurrentTensors
+from fastinit.run.memory import are_usual, check_tensor, constant_of, was_set_to_zero
+from fastinit.run.places import Assignment, CurrentTensors, PlannedModules
 from fastinit.run.progress import Progress, check_progress
 from fastinit.run.streams import as_seed, as_seed_of_run
 from fastinit.run.targets import Target
@@ -76,6 +77,7 @@ class Plan:
         seed_groups: Collection[Ranks] = (),
         strict: bool = False,
         guessed: Mapping[str, str] = MappingProxyType({}),
+        modules: PlannedModules | None = None,
     ) -> None:
         self.seed = as_seed(seed)
         if generator is not None and not isinstance(generator, torch.Generator):
@@ -92,10 +94,12 @@ class Plan:
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
         self._kept = [row for row in self.rows if row.action == "keep"]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
+        self._modules = PlannedModules() if modules is None else modules
         self._lock = threading.Lock()
         self._current: CurrentTensors | None = None  # of what is written; made at the first run
         self._prepared: engine.Program | None = None
 
+    @waited_for_at_exit
     def run_(
         self,
         seed: int | torch.Tensor | None = None,
@@ -146,6 +150,7 @@ class Plan:
 
     def _current_program(self) -> tuple[list[torch.Tensor], engine.Program, bool]:
         """The tensors that the model has now, the program for them, and whether it was made just now."""
+        self._modules.check((row.name, row.place) for row in self._written)
         for row in self._ties:
             row.place.check_tied(row.name)
         for row in self._kept:
@@ -160,6 +165,7 @@ class Plan:
                 program = self._prepared = self._made(tensors)
         return tensors, program, is_new
 
+    @waited_for_at_exit
     def blend_(self, keep: float, scale: float, seed: int | None = None) -> None:
         """Blend every parameter that the plan writes with its initial value, in one pass: keep * w + scale * value.
 
@@ -196,6 +202,7 @@ class Plan:
             rewriting.check_blends(target)
         rewriting.blend(program, keep, scale, seed)
 
+    @waited_for_at_exit
     def run_units_(
         self,
         units: Mapping[str, Sequence[int]],
@@ -233,7 +240,11 @@ class Plan:
         """
         seed = self._int_seed(seed)
         rows = {row.name: row for row in self.rows if row.action in ("init", "keep")}
-        weights = {name: Weight(row.shape, row.kind, row.action == "init") for name, row in rows.items()}
+        groups = self._modules.groups()
+        weights = {
+            name: Weight(row.shape, row.kind, row.action == "init", groups.get(id(row.place.holder), 1))
+            for name, row in rows.items()
+        }
         anew, zeroed = masks_of_units(weights, units, outgoing)
         zeros = {name: row._replace(action="init", distribution=Constant(0.0)) for name, row in rows.items()}
         self._write_masked([(rows, anew), (zeros, zeroed)], seed, on_any_device=True)
@@ -248,6 +259,8 @@ class Plan:
         return found
 
     def _run_where(self, where: Mapping[str, torch.Tensor], seed: int) -> None:
+        if not isinstance(where, Mapping):
+            raise TypeError(f"where: expected a mapping from names to masks, got {type(where).__name__}")
         rows = {row.name: row for row in self._written}
         for name in where:
             if name not in rows:
@@ -259,6 +272,7 @@ class Plan:
     ) -> None:
         """Write rows to tensors where masks are true, one step after the other. All is checked first."""
         engine.check_modes()
+        self._modules.check((name, rows[name].place) for rows, masks in steps for name, _ in masks)
         checked = []
         for rows, masks in steps:
             masked: list[tuple[Target, torch.Tensor]] = []
@@ -267,13 +281,20 @@ class Plan:
                 row = rows[name]
                 _check_no_assignment(row)
                 tensor = row.place.current(name)
+                check_tensor(tensor, name)
                 mask = mask.to(local_tensor(tensor).device) if on_any_device else mask
                 check_mask(name, tensor, mask)
                 targets = targets_of(row, tensor)
                 masked += zip(targets, masks_of(name, tensor, mask, targets), strict=True)
                 if is_dtensor(tensor):
                     distributed.append(tensor)
-            engine.Program([target for target, _ in masked], self.backend)  # which checks dtypes and memory
+            masks_of_names = {name for name, _ in masks}
+            others = (row for row in self.rows if row.action in ("init", "keep") and row.name not in masks_of_names)
+            engine.Program(  # which checks dtypes and memory
+                [target for target, _ in masked],
+                self.backend,
+                kept=((row.name, row.place.tensor()) for row in others),
+            )
             checked.append((masked, distributed))
         for masked, distributed in checked:
             try:
@@ -319,7 +340,10 @@ class Plan:
         plain: list[Target] = []
         assigned: list[tuple[Target, Assignment]] = []
         distributed: list[tuple[str, torch.Tensor]] = []
+        are_as_usual = are_usual(tensors)
         for row, tensor in zip(self._written, tensors, strict=True):
+            if not are_as_usual:  # since it was planned, it may have become a lazily negated view, say
+                check_tensor(tensor, row.name)
             targets = targets_of(row, tensor)
             assignment = row.place.assignment
             if assignment is None:
@@ -339,6 +363,7 @@ class Plan:
             assigned,
             distributed,
             tensors=tensors,
+            kept=((row.name, row.place.tensor()) for row in self._kept),
             seed_groups=groups if groups and any(map(takes_random_numbers, self._written)) else None,
             compared_meshes=meshes if self._strict else (),
         )
@@ -396,6 +421,7 @@ class Plan:
             seed_groups=self._seed_groups,
             strict=self._strict,
             guessed=self._guessed,
+            modules=self._modules,
         )
 
     def entries(self, mesh: DeviceMesh) -> list[tuple[str, str]]:

@@ -57,7 +57,7 @@ class Survey:
         modules: Sequence[NamedModule] | None = None,
     ) -> None:
         self.model = model
-        self._modules = named_modules(model) if modules is None else modules
+        self.modules = named_modules(model) if modules is None else modules
         self._rename = rename
         self._layers = layers
         self._unwritten = unwritten
@@ -71,7 +71,7 @@ class Survey:
     def meshes(self) -> list[DeviceMesh]:
         """The meshes of the model's DTensors, each once, in the order of the parameters."""
         found: dict[DeviceMesh, None] = {}
-        for _, _, module in self._modules:
+        for _, _, module in self.modules:
             for parameter in module._parameters.values():
                 if is_dtensor(parameter):
                     found.setdefault(parameter.device_mesh)
@@ -80,9 +80,9 @@ class Survey:
     def wrapper_groups(self) -> set[agreement.Ranks]:
         """The sets of ranks that hold replicas under a wrapper: DistributedDataParallel, FSDP1 or replicate."""
         groups: set[agreement.Ranks] = set()
-        kinds: set[Any] = {type(module) for _, _, module in self._modules}
+        kinds: set[Any] = {type(module) for _, _, module in self.modules}
         replicated = set(filter(_is_replicated, kinds))
-        for _, _, module in self._modules if replicated else ():
+        for _, _, module in self.modules if replicated else ():
             if type(module) in replicated:
                 wrapped: Any = module
                 groups.add(agreement.ranks_of(replicas_group(wrapped)))
@@ -94,17 +94,17 @@ class Survey:
         """The rows of all parameters and buffers. `fan` None: nobody chose a convention."""
         self._finder = finder
         depths = Depths(
-            _names_in_stacks(self._modules, self._rename), self._layers, of_part=not self._rename.changes_nothing
+            _names_in_stacks(self.modules, self._rename), self._layers, of_part=not self._rename.changes_nothing
         )
-        self._roles = Roles(self.model, scheme, modules=self._modules, unwritten=self._unwritten)
+        self._roles = Roles(self.model, scheme, modules=self.modules, unwritten=self._unwritten)
         self._is_own = isinstance(scheme, Own)
         fan = None if fan is None else as_fan(fan)
         self._maker = RowMaker(Resolver(fan, depths, self._roles.authors))
-        every = [each for of in self._modules for each in of.module._parameters.values() if each is not None]
+        every = [each for of in self.modules for each in of.module._parameters.values() if each is not None]
         self._all_usual = are_usual(every)
         # Such names are the canonical ones, and no two of them are equal.
         self._has_plain_names = self._rename.changes_nothing and not any(
-            each.name is not each.full_name or "parametrizations" in each.module._modules for each in self._modules
+            each.name is not each.full_name or "parametrizations" in each.module._modules for each in self.modules
         )
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
         self.guessed: dict[str, str] = {}  # names of what no author's code tells, and what it is
@@ -115,7 +115,7 @@ class Survey:
         self._first: dict[int, Row] = {}  # id of a parameter -> its first row
         self._computed: dict[int, str] = {}  # id of an original -> the weight computed from it
         rows: list[Row] = []
-        for each in self._modules:
+        for each in self.modules:
             # A model's own code sets the originals, not the weights that are computed from them.
             module = each.module
             if ("parametrizations" in module._modules or module._forward_pre_hooks) and not self._is_own:

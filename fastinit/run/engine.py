@@ -7,7 +7,7 @@ before everything was checked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from operator import is_
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +23,7 @@ from fastinit.run import composed, cuda, matrix_table, orthogonal, staged, torch
 from fastinit.run.exact import exact_arithmetic, safe_threads
 from fastinit.run.index_maps import BoxIndices
 from fastinit.run.layouts import layout_of
-from fastinit.run.memory import check_overlaps, check_writable, memory_span
+from fastinit.run.memory import check_overlaps, check_writable, memory_span, spans_of_kept
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.places import Assignment
 from fastinit.run.progress import Meter, Progress, metered
@@ -156,9 +156,9 @@ class Program:
 
     A program is never changed, so several threads may run the same one. Targets with an assignment have no memory of
     their own: it is made when the program runs. `distributed` are the tensors whose local memory is among the
-    targets, and the targets were made from `tensors`. Where no seed is given, this rank takes that of `seed_groups` and
-    compares it on `compared_meshes`. If `seed_groups` is None, it asks nobody. Memory that the caller has just made for
-    the targets needs no checks.
+    targets, and the targets were made from `tensors`. No target may share memory with a tensor that is `kept`. Where no
+    seed is given, this rank takes that of `seed_groups` and compares it on `compared_meshes`. If `seed_groups` is None,
+    it asks nobody. Memory that the caller has just made for the targets needs no checks.
 
     Raises:
         ParameterError: memory that cannot be written to, or a tensor that the wanted backend cannot fill.
@@ -172,6 +172,7 @@ class Program:
         distributed: Sequence[tuple[str, torch.Tensor]] = (),
         *,
         tensors: Sequence[torch.Tensor] = (),
+        kept: Iterable[tuple[str, torch.Tensor]] = (),
         seed_groups: Collection[agreement.Ranks] | None = None,
         compared_meshes: Collection[DeviceMesh] = (),
         checks_memory: bool = True,
@@ -228,7 +229,7 @@ class Program:
             checked = [target for target in checked if kinds[target.device] in NATIVE_DEVICES]
             on_cpu = [target for target in self._native if kinds[target.device] == "cpu"]
         spans = [(memory_span(target.tensor, target.name), target.name) for target in checked]
-        check_overlaps(spans)
+        check_overlaps(spans, spans_of_kept(kept))
         foreign = [(each, target) for each, target in zip(spans, checked, strict=True) if each[0].foreign]
         check_writable([each for each, target in foreign if kinds[target.device] == "cpu"])
         on_cuda: dict[torch.device, list[Target]] = {}

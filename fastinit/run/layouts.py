@@ -35,7 +35,10 @@ class _Properties:
         self._found = self._look(tensors)
 
     def is_of(self, tensors: list[torch.Tensor]) -> bool:
-        return self._look(tensors) == self._found
+        try:
+            return self._look(tensors) == self._found
+        except RuntimeError:  # one has no memory any more
+            return False
 
     @staticmethod
     def _look(tensors: list[torch.Tensor]) -> tuple[list[object], ...]:
@@ -45,5 +48,7 @@ class _Properties:
             list(map(hash, map(attrgetter("shape"), tensors))),
             list(map(hash, map(torch.Tensor.stride, tensors))),
             list(map(attrgetter("dtype"), tensors)),
+            list(map(torch.Tensor.is_conj, tensors)),
+            list(map(torch.Tensor.is_neg, tensors)),
             list(map(torch.UntypedStorage.nbytes, map(torch.Tensor.untyped_storage, tensors))),
         )

@@ -11,14 +11,19 @@ from fastinit.distributed.held import is_sharded, local_tensor
 from fastinit.distributed.shards import is_dtensor, local_boxes
 from fastinit.errors import ParameterError
 from fastinit.run.index_maps import box_of
+from fastinit.run.memory import check_readable
 from fastinit.run.targets import Target, begin_of
 
 
 def check_mask(name: str, tensor: torch.Tensor, mask: object) -> None:
-    """Raise ParameterError unless `mask` is a mask for all elements of a parameter."""
+    """Raise ParameterError unless `mask` is a mask for all elements of a parameter, with memory."""
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
         given = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise ParameterError(name, f"expected a mask of torch.bool, got {given}")
+    try:
+        check_readable(mask, name)
+    except ParameterError as error:
+        raise ParameterError(name, f"its mask: {error.problem}") from None
     if mask.shape != tensor.shape:
         raise ParameterError(name, f"expected a mask of shape {tuple(tensor.shape)}, got {tuple(mask.shape)}")
     if is_sharded(tensor) and not is_dtensor(tensor):
@@ -41,11 +46,13 @@ def masks_of(name: str, tensor: torch.Tensor, mask: torch.Tensor, targets: Seque
 
 
 class Weight(NamedTuple):
-    """What is known of a parameter: its shape, the class of its module, and whether the plan writes it."""
+    """What is known of a parameter: its shape, the class of its module, whether the plan writes it, and in how many
+    groups its module computes."""
 
     shape: torch.Size | None
     kind: str
     written: bool
+    groups: int = 1
 
     def axes(self) -> tuple[int, int]:
         """The dimensions of outputs and of inputs."""
@@ -64,6 +71,9 @@ def masks_of_units(
         ValueError: `outgoing` does not name the layers of `units`.
         ParameterError: a layer or a unit that is not there, or a weight that does not fit.
     """
+    for what, given in (("units", units), ("outgoing", outgoing)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{what}: expected a mapping from names of layers, got {type(given).__name__}")
     if set(outgoing) != set(units):
         raise ValueError(
             f"outgoing: expected the layers that read the output of each of {sorted(units)} (or () for none), got them "
@@ -76,15 +86,25 @@ def masks_of_units(
         if not weight.written:
             raise ParameterError(name, "its units cannot be reset, for the plan does not write it")
         of_outputs = weight.axes()[0]
+        if weight.groups > 1 and of_outputs == 1:
+            raise ParameterError(name, f"its units cannot be reset: each column is that of {weight.groups} units")
         chosen = _chosen(layer, numbers, _sizes(name, weight)[of_outputs])
         anew.append((name, _along(chosen, of_outputs, weight)))
         bias = weights.get(_own(layer, "bias"))
-        if bias is not None and bias.written and bias.shape == chosen.shape:
+        if bias is not None and bias.written:
+            if bias.shape != chosen.shape:
+                got = tuple(bias.shape or ())
+                raise ParameterError(_own(layer, "bias"), f"expected shape ({len(chosen)},), one a unit, got {got}")
             anew.append((_own(layer, "bias"), chosen))
         readers = outgoing[layer]
-        for reader in [readers] if isinstance(readers, str) else readers:
+        readers = [readers] if isinstance(readers, str) else readers
+        if not isinstance(readers, Sequence) or not all(isinstance(each, str) for each in readers):
+            raise TypeError(f"outgoing: expected names of layers for {layer!r}, got {readers!r}")
+        for reader in readers:
             name, weight = _weight_of(reader, weights)
             of_inputs = weight.axes()[1]
+            if weight.groups > 1:
+                raise ParameterError(name, f"reads its inputs in {weight.groups} groups; expected a layer without")
             inputs = _sizes(name, weight)[of_inputs]
             if inputs % len(chosen) != 0:
                 raise ParameterError(
@@ -113,7 +133,15 @@ def _sizes(name: str, weight: Weight) -> torch.Size:
 
 
 def _chosen(layer: str, numbers: Iterable[int], width: int) -> torch.Tensor:
-    chosen = torch.zeros(width, dtype=torch.bool)
+    chosen = torch.zeros(width, dtype=torch.bool, device="cpu")
+    if isinstance(numbers, torch.Tensor):
+        is_of_integers = not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
+        if numbers.dim() != 1 or not is_of_integers or numbers.is_meta:
+            what = f"a tensor of {numbers.dtype} and shape {tuple(numbers.shape)} on {numbers.device}"
+            raise ParameterError(layer, f"expected numbers of units, in one dimension, got {what}")
+        numbers = numbers.tolist()
+    if isinstance(numbers, (str, bytes)) or not isinstance(numbers, Iterable):
+        raise ParameterError(layer, f"expected numbers of units, got {numbers!r}")
     for number in numbers:
         if isinstance(number, bool) or not hasattr(number, "__index__"):
             raise ParameterError(layer, f"expected numbers of units, got {number!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -246,25 +246,43 @@ def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 _PIECE = 2**18
 
 
-def check_overlaps(spans: Sequence[tuple[Span, str]]) -> None:
-    """Raise ParameterError if two tensors share elements, since the order of writing would then decide their values.
+def spans_of_kept(named: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[Span, str]]:
+    """The memory of tensors that are not written, as far as they have any that can be told."""
+    found = []
+    for name, tensor in named:
+        for local in local_tensors(tensor):
+            if local.device.type in ("cpu", "cuda") and local.layout is torch.strided and _is_plain(type(local)):
+                try:
+                    found.append((memory_span(local, name), name))
+                except (ParameterError, RuntimeError):  # freed, say, or expanded
+                    continue
+    return found
+
+
+def check_overlaps(spans: Sequence[tuple[Span, str]], kept: Sequence[tuple[Span, str]] = ()) -> None:
+    """Raise ParameterError if two tensors share elements, since the order of writing would then decide their values; or
+    if a tensor shares some with one that is to be kept.
 
     Views of one tensor that have no element in common pass: columns of a matrix, say.
     """
-    crossing: list[tuple[Span, str]] = []  # spans that reach beyond the begin of the present one
+    written = [(span, name, True) for span, name in spans]
+    crossing: list[tuple[Span, str, bool]] = []  # spans that reach beyond the begin of the present one
     reached = 0
-    for span, name in sorted(spans):
+    for span, name, is_written in sorted([*written, *((span, name, False) for span, name in kept)]):
         if span.begin < reached:
             crossing = [other for other in crossing if other[0].end > span.begin]
-            for other, owner in crossing:
-                if _share_elements(span, other):
+            for other, owner, other_is_written in crossing:
+                if (is_written or other_is_written) and _share_elements(span, other):
+                    first, second = (owner, name) if is_written else (name, owner)
+                    kept_one = "" if is_written and other_is_written else ", which is kept"
                     raise ParameterError(
-                        name, f"shares memory with {owner}; make them one Parameter (tie them), or clone() one"
+                        second,
+                        f"shares memory with {first}{kept_one}; make them one Parameter (tie them), or clone() one",
                     )
         else:
             crossing = []
         if span.end > span.begin:
-            crossing.append((span, name))
+            crossing.append((span, name, is_written))
             reached = max(reached, span.end)
 
 

@@ -5,7 +5,7 @@ A plan follows its model: it never writes to a tensor that the model does not ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import is_
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ from torch import nn
 
 from fastinit.distributed.flat import is_flat
 from fastinit.errors import ParameterError
+from fastinit.run.names import NamedModule, named_modules
 
 if TYPE_CHECKING:
     from fastinit.run.parametrized import Computed
@@ -156,6 +157,46 @@ class _Seen:
             and all(map(is_, chain.from_iterable(self._holders), self._names))
             and all(map(is_, chain.from_iterable(map(dict.values, self._holders)), self._values))
         )
+
+
+class PlannedModules:
+    """The modules of a model when it was planned. A run sees by them whether one was replaced, removed or renamed."""
+
+    def __init__(self, modules: Sequence[NamedModule] = ()) -> None:
+        self._planned = modules
+        self._seen: _Seen | None = None
+
+    def groups(self) -> dict[int, int]:
+        """In how many groups modules compute, if in several, by the ids of what holds their parameters."""
+        found = ((id(each.module._parameters), each.module.__dict__.get("groups")) for each in self._planned)
+        return {holder: groups for holder, groups in found if isinstance(groups, int) and groups > 1}
+
+    def check(self, named: Iterable[tuple[str, Place]]) -> None:
+        """Raise ParameterError if a row's module is not in the model any more, or another one has its name now.
+
+        Wrappers may have come since, or gone: they are no part of canonical names.
+        """
+        if not self._planned or (self._seen is not None and self._seen.is_current()):
+            return
+        now = named_modules(self._planned[0].module)
+        seen = _Seen([each.module._modules for each in now if isinstance(each.module._modules, dict)])
+        if len(now) != len(self._planned) or not all(map(_is_same, now, self._planned)):
+            planned = {id(each.module._parameters): each.name for each in self._planned}
+            is_there = {id(each.module._parameters) for each in now}
+            holders = {each.name: id(each.module._parameters) for each in now}
+            for name, place in named:
+                holder = id(place.holder)
+                if holder not in planned:  # of a weight that is computed, or of a part of a flat parameter
+                    continue
+                if holder not in is_there:
+                    raise ParameterError(name, "its module is not in the model any more; make a new plan")
+                if holders.get(planned[holder], holder) != holder:
+                    raise ParameterError(name, "another module has the name of its module now; make a new plan")
+        self._seen = seen
+
+
+def _is_same(one: NamedModule, other: NamedModule) -> bool:
+    return one.module is other.module and one.name == other.name
 
 
 def place_of(module: nn.Module, own_name: str, tensor: torch.Tensor, first: Place | None = None) -> Place:

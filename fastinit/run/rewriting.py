@@ -10,6 +10,7 @@ from fastinit._torch import increment_version
 from fastinit.errors import ParameterError
 from fastinit.run import engine
 from fastinit.run.cuda import CudaTable
+from fastinit.run.exact import safe_threads
 from fastinit.run.index_maps import box_of, boxes
 from fastinit.run.orthogonal import compute_dtype
 from fastinit.run.scratch import SCRATCH_BYTES, pieces, staged
@@ -26,6 +27,7 @@ def check_blends(target: Target) -> None:
 
 
 @torch.no_grad()
+@safe_threads()
 def blend(program: engine.Program, keep: float, scale: float, seed: int) -> None:
     """keep * element + scale * value for all targets of a program, rounded once (docs/STREAM.md, section 8).
 
@@ -44,6 +46,7 @@ def blend(program: engine.Program, keep: float, scale: float, seed: int) -> None
 
 
 @torch.no_grad()
+@safe_threads()
 def write_where(masked: Sequence[Masked], backend: str, seed: int) -> None:
     """Write the values of targets where masks of their tensors' shapes are true. Their memory has been checked.
 

@@ -9,6 +9,7 @@ import torch
 
 from fastinit import _torch
 from fastinit.run import composed
+from fastinit.run.at_exit import check_exit
 from fastinit.run.index_maps import box_of
 from fastinit.run.orthogonal import Matrix
 from fastinit.run.streams import derive_stream, draw_seed
@@ -22,6 +23,7 @@ def fill(target: Target, seed: int | None, generator: torch.Generator | None) ->
     Without a seed, the numbers come from `generator` or from torch's default generator of the device, just as a loop of
     torch.nn.init calls would draw them. With a seed, every name has a generator of its own, seeded by its stream.
     """
+    check_exit()
     if seed is not None and target.distribution.is_random():
         generator = torch.Generator(target.device)
         generator.manual_seed(derive_stream(seed, target.name).key)
