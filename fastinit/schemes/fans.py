@@ -139,8 +139,8 @@ def torch_geometry(module: nn.Module | None, shape: Sequence[int]) -> Geometry:
 
     Three dimensions and more are a stack in a module that is neither one of torch.nn's nor a convolution. A class is
     taken for a convolution by its name or a base's ("Conv" in it), by an attribute `kernel_size` or `groups`, or by
-    what its `forward` calls (`F.conv2d`). An axis of length 1 after the first is none of a map's: depthwise kernels
-    (channels, 1, k, k) and stacks of vectors (n, 1, d) keep torch's reading. So do tensors without a module.
+    what its `forward` calls (`F.conv2d`). An axis of length 1 after the first does not belong to a map: depthwise
+    kernels (channels, 1, k, k) and stacks of vectors (n, 1, d) keep torch's reading. So do tensors without a module.
 
     Raises:
         ValueError: fewer than two dimensions.
