@@ -35,7 +35,7 @@ class MuPRow(NamedTuple):
 
     width_in, width_out: its numbers of inputs and outputs, as multiples of those in the base model.
     std_factor: multiplies the std of the base model's parameter.
-    output_factor: what the model must multiply the layer's input by. The output without the bias is multiplied alike.
+    output_factor: what the model must multiply the layer's input by, or its output before the bias is added.
     adam, sgd: multiply the learning rate.
     """
 

@@ -442,6 +442,12 @@ def lora_rules(a: str | Scheme = LORA_A) -> list[Rule]:
 
     The default is PEFT's kaiming_uniform. Every plan applies that one without any rule. PEFT's "gaussian" is
     Normal(std=1 / rank).
+
+    Raises:
+        TypeError, ValueError: `a` is no scheme, or an unknown name.
+
+    >>> [str(rule.scheme) for rule in lora_rules("zeros")]
+    ['Constant(value=0.0)', 'Constant(value=0.0)', 'Normal(mean=0.0, std=1.0)']
     """
     return [
         Rule(LORA_ZERO, "zeros"),

@@ -21,6 +21,18 @@ from fastinit.distributed.held import global_shape
 
 
 class Fans(NamedTuple):
+    """The fans of one map, as numbers of values. A rule or a plan takes `Fans(in, out)` as its `fan`.
+
+    fan_in: how many inputs meet in one output: the size of the input axis, times the receptive field.
+    fan_out: how many outputs one input reaches: the size of the output axis, times the receptive field.
+
+    The receptive field is the product of the kernel's axes; a linear map has none, and its field is 1. The convention
+    says which axes are which: torch's shapes are (out, in, kernel ...), JAX's and Keras' are (kernel ..., in, out).
+
+    >>> torch_fans((64, 3, 7, 7))
+    Fans(fan_in=147, fan_out=3136)
+    """
+
     fan_in: int
     fan_out: int
 

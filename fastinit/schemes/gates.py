@@ -107,6 +107,9 @@ class LogOfUniform:
 
     Raises:
         ValueError: unless 0 < low <= high, both finite.
+
+    >>> print(LogOfUniform().distribution(Context((4,))))
+    log U[1, 16]
     """
 
     low: float = 1.0
