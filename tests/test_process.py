@@ -45,7 +45,7 @@ assert os.waitstatus_to_exitcode(status) == 0
 
 @pytest.mark.slow
 def test_interrupt_is_honoured_within_a_second() -> None:
-    tensors = [torch.zeros(LARGE) for _ in range(2)] * 1
+    tensors = [torch.zeros(LARGE) for _ in range(2)]
     plan = fastinit.plan(torch.nn.ParameterList(tensors), "normal", rules=[("*", "normal")], seed=0)
     os.environ["FASTINIT_FORCE_ISA"] = "portable"  # slow enough to be interrupted
     sent = []
