@@ -1,6 +1,6 @@
 """Builds the compiled module fastinit._C; everything else about the package stands in pyproject.toml.
 
-FASTINIT_BUILD chooses what is compiled; README.md explains its values. What came of it lies beside the package's
+FASTINIT_BUILD chooses what is compiled; docs/INSTALL.md explains its values. What came of it lies beside the package's
 modules in _build_info.json, so that the package can say it at run time.
 
 The extension includes no torch header and links no libtorch: torch's BuildExtension only drives the compilers, and

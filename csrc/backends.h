@@ -34,9 +34,9 @@ bool orthogonal_cpu_fits(int64_t rows, int64_t columns, const char* isa);
 bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint64_t seed, int threads, const char* isa,
                     const std::function<bool()>& should_stop);
 
-// A contiguous matrix of `rows` rows: `values`, and then zero in the `zeros` rows of every column with the smallest
-// keys, of equal keys the lower row. `keys` has the matrix's elements in float64, column after column, wherever its
-// address is. The rest as fill_cpu.
+// Fills a contiguous matrix of `rows` rows with `values`. Then every column gets zeros in the `zeros` rows with the
+// smallest keys; of equal keys, the lower row counts as the smaller. `keys` has the matrix's elements in float64,
+// column after column, wherever its address is. The rest as fill_cpu.
 bool sparse_cpu(const Task& values, const Task& keys, int64_t rows, int64_t zeros, uint64_t seed, int threads,
                 const char* isa, const std::function<bool()>& should_stop);
 
@@ -82,8 +82,8 @@ struct Distance {
 bool distances_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa,
                    Distance* distances, const std::function<bool()>& should_stop);
 
-// Moments and extremes of values. Those of the finite values alone, but for the counts. `squares` is the sum of squared
-// differences from the mean.
+// Moments and extremes of the finite values, and counts over all values. `squares` is the sum of squared differences
+// from the mean.
 struct Moments {
   int64_t count = 0, non_finite = 0, zeros = 0;
   double mean = 0.0, squares = 0.0;
@@ -116,8 +116,8 @@ void fill_cuda(const CudaTable& table, uint64_t seed, uint64_t seed_address, int
 // Like fill_cuda, but keep * element + scale * value (core/blend.h), read and written by the same kernel.
 void blend_cuda(const CudaTable& table, double keep, double scale, uint64_t seed, int device, uint64_t stream);
 
-// Like fill_cuda, but only where a mask is true. masks: the address of an array in the device's memory, which is that
-// of fill_where_cpu with masks that are there, too.
+// Like fill_cuda, but only where a mask is true. masks: the address of an array like that of fill_where_cpu. The array
+// and the masks are in the device's memory.
 void fill_where_cuda(const CudaTable& table, uint64_t masks, uint64_t seed, int device, uint64_t stream);
 
 // Like fill_cuda for one task, which travels with the launch: nothing is uploaded.

@@ -1,4 +1,4 @@
-// The module that Python imports: has what comes from there checked (checks.h), hands the table to a backend, turns
+// The module that Python imports. It has every table from Python checked (checks.h), hands it to a backend, and turns
 // failures into exceptions. No torch header: a table is bytes, a tensor in it an address, so one binary serves every
 // torch. direct.h and layout.h look at tensors themselves.
 #include <pybind11/numpy.h>
@@ -76,7 +76,7 @@ std::optional<std::pair<int64_t, int32_t>> prepare_table(const py::buffer& buffe
   return std::nullopt;
 }
 
-// Checks a table of orthogonal matrices for orthogonal_cuda. Returns what it needs of shared memory; 0 if all are
+// Checks a table of orthogonal matrices for orthogonal_cuda. Returns the shared memory that it needs; 0 if all are
 // empty.
 int64_t check_orthogonal(const py::buffer& buffer) {
   const TableOf<OrthogonalMatrix> table(buffer);
@@ -124,11 +124,11 @@ bool is_finalizing() {
 }
 
 // Runs before the interpreter is finalised (atexit). A daemon thread may be in a call then. The calls are told to stop,
-// and waited for until their threads hold the lock again: later, to ask for it would end a thread within C++ code, ours
-// or torch's, and the process with it. The calls of this thread, in other functions of atexit, still work.
+// and we wait until their threads hold the lock again. A thread that asks for it later would be ended inside C++ code,
+// ours or torch's, and that ends the process. The calls of this thread, in other functions of atexit, still work.
 void stop_calls_for_exit() {
   exiting_thread = PyThread_get_thread_ident();
-  // What runs in these may be the user's, who may wait for something for ever.
+  // Calls into torch may run the user's code, which may wait for something forever.
   const auto latest = std::chrono::steady_clock::now() + std::chrono::seconds(5);
   while (calls_without_lock > 0 || (calls_into_torch > 0 && std::chrono::steady_clock::now() < latest)) {
     const py::gil_scoped_release release;
@@ -291,7 +291,7 @@ py::array_t<double> distances_table(const py::buffer& buffer, uint64_t seed, int
   return distances;
 }
 
-// To let go of the interpreter's lock takes longer than to fill so few elements.
+// Letting go of the interpreter's lock takes longer than filling so few elements.
 constexpr int64_t kFilledUnderLock = 4096;
 
 bool fits_orthogonal_cpu(int64_t rows, int64_t columns) { return orthogonal_cpu_fits(rows, columns, forced_isa()); }
@@ -613,7 +613,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("philox4x32", &philox_block, py::arg("counter"), py::arg("key"));
   py::module_::import("atexit").attr("register")(py::cpp_function(&stop_calls_for_exit));
 #if defined(__unix__) || defined(__APPLE__)
-  // Of the threads in calls, a forked child has none.
+  // A forked child has none of the threads that are in calls.
   pthread_atfork(nullptr, nullptr, [] { calls_without_lock = calls_into_torch = 0; });
 #endif
 }

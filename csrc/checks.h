@@ -1,6 +1,6 @@
-// What a table must be before a backend touches it. Every number of every row is looked at, so that a table that is
-// accepted makes no backend compute a number that overflows, read beyond its own tables, or write anywhere but to the
-// elements of which the table speaks. Whether that memory is there, and the caller's, nobody can tell from here.
+// What a table must be before a backend touches it. Every number of every row is looked at. With an accepted table, no
+// backend overflows, reads beyond its own tables or writes outside the elements. This file cannot check that the memory
+// exists and belongs to the caller.
 //
 // A table that is refused is a std::invalid_argument, which names the row. Knows nothing of Python.
 #pragma once
@@ -94,7 +94,7 @@ inline void check_dtype(Dtype dtype, int64_t row) {
   if (number < 0 || number >= kDtypes) refuse_row(row, "unknown dtype " + std::to_string(number));
 }
 
-// Checks the parameters of a distribution, as prepare() takes them to be. A constant may be any number, NaN included.
+// Checks that the parameters of a distribution are what prepare() expects. A constant may be any number, NaN included.
 inline void check_distribution(const Task& task, int64_t row) {
   const double (&parameter)[kParameters] = task.parameter;
   switch (task.distribution) {
@@ -233,7 +233,7 @@ inline void check_matrix(const OrthogonalMatrix& matrix, int64_t row) {
   if (std::max(matrix.rows, matrix.columns) > kMostTallRows) {
     refuse_row(row, std::to_string(matrix.rows) + " x " + std::to_string(matrix.columns) + " is too large");
   }
-  // The reflectors need the random numbers of the whole matrix, and memory only that of the range.
+  // The reflectors need the random numbers of the whole matrix, but only the range has memory.
   const Axis whole[] = {{matrix.rows, matrix.columns, matrix.row_index_step},
                         {matrix.columns, 1, matrix.column_index_step}};
   check_places<Access::kRead>(whole, 1, 1, matrix.global_offset, row);
@@ -247,7 +247,7 @@ inline void check_matrices(const OrthogonalMatrix* matrices, int64_t num_matrice
   for (int64_t row = 0; row < num_matrices; ++row) check_matrix(matrices[row], row);
 }
 
-// What orthogonal_cuda needs of shared memory for matrices that were checked; 0 if all are empty.
+// The shared memory that orthogonal_cuda needs for matrices that were checked; 0 if all are empty.
 inline int64_t check_shared_bytes(const OrthogonalMatrix* matrices, int64_t num_matrices) {
   int64_t most = 0;
   for (int64_t row = 0; row < num_matrices; ++row) {

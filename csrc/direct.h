@@ -102,7 +102,7 @@ class Direct {
       place.threads = py::cast<int>(call(get_num_threads_));
     }
     if (!takes(work, place)) return false;
-    // Before the values, of which an interrupted fill leaves some.
+    // This comes before the values: an interrupted fill leaves some of them.
     call(increment_version_, py::make_tuple(tensor));
     carry_out(work, work.is_random ? drawn_seed(generator) : 0, place);
     return true;
@@ -184,7 +184,7 @@ class Direct {
     py::object make;  // its address is in the key
   };
 
-  // The work of the latest call. Most calls are like the one before, and to see that takes less than to make a key.
+  // The work of the latest call. Most calls are like the one before, and seeing that takes less time than making a key.
   struct Latest {
     py::object make, arguments, fan;
     Dtype dtype{};
@@ -247,7 +247,7 @@ class Direct {
     return has_memory(tensor, lies) && !is_true(is_neg_, tensor) && has_version(tensor);
   }
 
-  // Tensors of inference mode have none. To ask for it takes half as long as to ask is_inference().
+  // Tensors of inference mode have no version. Asking for it takes half as long as asking is_inference().
   bool has_version(py::handle tensor) const {
     PyObject* const version = PyObject_GetAttr(tensor.ptr(), version_name_.ptr());
     if (version == nullptr) PyErr_Clear();
@@ -355,7 +355,7 @@ class Direct {
     return true;
   }
 
-  // What a tuple of Python asks for. None: nothing that this class does.
+  // The work that a Python tuple describes. None means that this class cannot do it.
   static Work work_of(const py::object& asked) {
     Work work;
     if (asked.is_none()) return work;

@@ -187,7 +187,7 @@ def wraps_others(tensor: torch.Tensor) -> bool:
 
 
 def wrapped_tensors(wrapper: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors that a wrapper is around, or the one that a function transform hands out in another form."""
+    """The tensors inside a wrapper; for a tensor that a function transform handed out, the one tensor behind it."""
     if in_transform(wrapper):
         unwrap = getattr(getattr(torch._C, "_functorch", None), "get_unwrapped", None)
         return [] if unwrap is None else [unwrap(wrapper)]
@@ -241,8 +241,8 @@ def gradient_hooks(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def set_gradient_hooks(tensor: torch.Tensor, hooks: dict[str, Any]) -> None:
-    """Hang on `tensor` what `gradient_hooks` found. The dictionaries stay the same, so that the handles that were given
-    out can still remove their hooks."""
+    """Give `tensor` the hooks that `gradient_hooks` found. The dictionaries stay the same objects, so that handles
+    given out earlier can still remove their hooks."""
     for name, each in hooks.items():
         setattr(tensor, name, each)
 
@@ -329,9 +329,9 @@ def between_nodes(wrapper: Any) -> Any:
 
 
 def replicas_group(module: Any) -> Any:
-    """The process group over which a wrapper replicates. For a module under the composable `replicate`: of its
-    DistributedDataParallel, which its first forward call makes, and before that of what `replicate` was given. Without
-    the attributes: None, which stands for all ranks."""
+    """The process group over which a wrapper replicates. A module under the composable `replicate` has that of its
+    DistributedDataParallel, which the first forward call makes; before that call, the one that `replicate` was given.
+    Without the attributes: None, which stands for all ranks."""
     if (group := getattr(module, "process_group", None)) is not None:
         return group
     replicate = getattr(sys.modules.get(type(module).__bases__[0].__module__), "replicate", None)

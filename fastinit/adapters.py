@@ -26,6 +26,8 @@ from fastinit.run.names import named_modules
 from fastinit.run.streams import draw_seed
 from fastinit.schemes.base import Scheme, as_scheme
 
+__all__ = ["init_method", "init_weights", "param_init_fn"]
+
 
 def init_weights(
     scheme: str | Scheme | Recipe, rules: Sequence[Rule | tuple[Selector, Any]] | None = None, **options: Any

@@ -33,6 +33,40 @@ from fastinit.schemes.distributions import Distribution
 from fastinit.schemes.fans import FanAxes, FanConvention
 from fastinit.schemes.gains import calculate_gain as calculate_gain
 
+__all__ = [
+    "calculate_gain",
+    "constant",
+    "constant_",
+    "delta_orthogonal_",
+    "dirac",
+    "dirac_",
+    "eye",
+    "eye_",
+    "kaiming_normal",
+    "kaiming_normal_",
+    "kaiming_uniform",
+    "kaiming_uniform_",
+    "lecun_normal_",
+    "lecun_uniform_",
+    "normal",
+    "normal_",
+    "ones_",
+    "orthogonal",
+    "orthogonal_",
+    "sparse",
+    "sparse_",
+    "spectral_",
+    "trunc_normal_",
+    "uniform",
+    "uniform_",
+    "variance_scaling_",
+    "xavier_normal",
+    "xavier_normal_",
+    "xavier_uniform",
+    "xavier_uniform_",
+    "zeros_",
+]
+
 Fan = Literal["fan_in", "fan_out"]
 # What is given is what is returned.
 TensorsT = TypeVar("TensorsT", bound=torch.Tensor | Sequence[torch.Tensor])

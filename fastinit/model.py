@@ -178,6 +178,12 @@ def plan(
             parameter and what is wrong with it.
         TypeError, ValueError: an argument is wrong by itself. Under `strict`, an error on one rank of a mesh is raised
             on all its ranks.
+
+    >>> print(plan(torch.nn.Linear(3, 3), "xavier_uniform"))
+    name    kind    shape  dtype    device  scheme          fan in/out  distribution  std     why
+    weight  Linear  3x3    float32  cpu     xavier_uniform  3/3         U[-1, 1]      0.5774  linear map of Linear
+    bias    Linear  3      float32  cpu     zeros                       0             0       bias
+    2 tensors, 12 elements, 0.0 MiB to write
     """
     return _planned(model, scheme, rules, fan, seed, generator, backend, strict, names, layers)
 

@@ -569,7 +569,7 @@ def test_activations_and_outputs_change_alike_at_every_width() -> None:
     assert all(each > 4.0 for each in standard)
 
 
-def test_time_grows_with_the_number_of_parameters_alone() -> None:
+def test_many_equal_layers_share_one_rule() -> None:
     def layers(count: int, width: int) -> nn.Module:
         return nn.ModuleList(nn.Linear(width, width, device="meta") for _ in range(count))
 

@@ -23,8 +23,6 @@ SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "_torc
 NAMED_TUPLE = {"_replace", "_asdict", "_fields"}
 MODULE = {"_parameters", "_buffers", "_modules", "_forward_pre_hooks", "_non_persistent_buffers_set"}
 ALLOWED = NAMED_TUPLE | MODULE | {"_version", "_init_weights", "_is_hf_initialized"}
-# The store of the default process group.
-ALLOWED_IN: dict[str, set[str]] = {}
 
 
 def is_private(name: str) -> bool:
@@ -67,9 +65,8 @@ def test_private_names_are_found(source: str) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_other_file_uses_torchs_private_names(path: Path) -> None:
-    allowed = ALLOWED | ALLOWED_IN.get(path.relative_to(PACKAGE).as_posix(), set())
     found = private_names(ast.parse(path.read_text(encoding="utf-8")))
-    assert [(line, name) for line, name in found if name not in allowed] == []
+    assert [(line, name) for line, name in found if name not in ALLOWED] == []
 
 
 def test_the_file_of_private_names_imports_nothing_of_the_package() -> None:

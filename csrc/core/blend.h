@@ -16,7 +16,7 @@ FASTINIT_HD float widened(Float16 x) {
   // largest exponent in both.
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7FFF) << 13;
   const uint32_t rebiased = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
-  // Bits to add, for a choice between two results does not become a vector loop.
+  // We OR in bits instead of choosing between two results: compilers do not vectorise that choice.
   const uint32_t beyond = magnitude >= 0x0F800000 ? 0x7F800000 : 0;
   return bit_cast<float>(rebiased | beyond | static_cast<uint32_t>(x.bits & 0x8000) << 16);
 }

@@ -1,4 +1,4 @@
-// Where the elements of a structured tensor (identity, Dirac) that are not zero lie, by their global index.
+// The places of the non-zero elements of a structured tensor (identity, Dirac), by global index.
 #pragma once
 
 #include "task.h"

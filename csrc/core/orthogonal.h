@@ -39,8 +39,9 @@ constexpr int64_t kMostSharedBytes = 99 << 10;
 // by products of whole matrices.
 constexpr int64_t kMostTallRows = 1024;
 
-// Sums over the rows of a column are sums over those of one remainder modulo kLanes, row after row, and then of these
-// by pairs 16, 8, 4, 2 and 1 apart: on every device, so that it rounds alike.
+// A sum over the rows of a column is taken in one order on every device, so that it rounds alike. First the rows of
+// each remainder modulo kLanes are added up, row after row. Then these kLanes sums are added by pairs 16, 8, 4, 2 and 1
+// apart.
 constexpr int kLanes = 32;
 
 // Takes the place of a first entry that is zero. If that were the only entry, its reflector would have no direction.
@@ -48,8 +49,8 @@ constexpr float kInsteadOfZero = 0x1p-40f;
 
 inline namespace FASTINIT_ISA {
 
-// a * b + c in double, rounded once. The samplers do without it, since some processors would have to emulate it. Those
-// do not multiply reflectors (orthogonal_cpu_fits).
+// a * b + c in double, rounded once. The samplers do without it, since some processors would have to emulate it. x86-64
+// processors without fma take no matrix here (orthogonal_cpu_fits).
 FASTINIT_HD double exact_fma(double a, double b, double c) {
 #if defined(__CUDA_ARCH__)
   return __fma_rn(a, b, c);
@@ -58,7 +59,7 @@ FASTINIT_HD double exact_fma(double a, double b, double c) {
 #endif
 }
 
-// The same matrix, if need be seen transposed, with no fewer rows than columns.
+// The same matrix with no fewer rows than columns: seen transposed, if it is wide.
 FASTINIT_HD OrthogonalMatrix tall(const OrthogonalMatrix& matrix) {
   if (matrix.rows >= matrix.columns) return matrix;
   OrthogonalMatrix turned = matrix;
@@ -75,7 +76,8 @@ FASTINIT_HD OrthogonalMatrix tall(const OrthogonalMatrix& matrix) {
   return turned;
 }
 
-// Reflector j of a tall matrix has the entries j ... rows - 1: of so many columns, a trapezoid.
+// The number of entries of all reflectors of a tall matrix. Reflector j has the entries j ... rows - 1, so they form a
+// trapezoid.
 FASTINIT_HD int64_t reflector_entries(int64_t rows, int64_t columns) {
   return columns * rows - columns * (columns - 1) / 2;
 }

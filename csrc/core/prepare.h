@@ -1,4 +1,4 @@
-// Makes the Sampler, which every value needs, of a Task's distribution as its caller wrote it. This is host code, in
+// Makes a Task's Sampler, which every value needs, from the distribution that the caller wrote. This is host code, in
 // double, by exactly rounded operations: the constants are part of the stream's definition, so libm must not decide
 // them.
 #pragma once
@@ -102,7 +102,7 @@ inline Bfloat16 step_up(Bfloat16 x) { return {step_up(x.bits)}; }
 template <Dtype kDtype>
 Float8<kDtype> step_up(Float8<kDtype> x) {
   if (!Float8Format(kDtype).has_one_zero) return {step_up(x.bits)};
-  // Without a negative zero, its bits are what lies beyond the greatest number on either side.
+  // The format has no negative zero. The bits of -0 stand for what lies beyond the greatest number, on either side.
   return {static_cast<uint8_t>(x.bits == 0x80 ? 0xFF : x.bits == 0x81 ? 0 : x.bits & 0x80 ? x.bits - 1 : x.bits + 1)};
 }
 
@@ -140,7 +140,7 @@ inline double round_toward(Dtype dtype, double x, Toward toward) {
   return x;
 }
 
-// The bits of a value as an element. The host makes them, for devices have NaNs of their own.
+// The bits of a value as an element. The host makes them, since devices have NaNs of their own.
 template <class Element>
 uint64_t element_bits(double value) {
   Element element;
@@ -247,8 +247,8 @@ inline PrepareError prepare_sampler(Sampler& sampler, const Task& task) {
   return PrepareError::kNone;
 }
 
-// What prepare() leaves in task.mark. Each word is multiplied by an odd number of its own, so that the mark is another
-// one if any single word changes, and all but never the same if several do.
+// What prepare() leaves in task.mark. Each word is multiplied by an odd number of its own. A change of one word always
+// changes the mark; a change of several almost always does.
 inline uint64_t mark_of(const Task& task) {
   constexpr size_t kBegin = offsetof(Task, parameter);
   constexpr size_t kWords = (offsetof(Task, mark) - kBegin) / sizeof(uint64_t);

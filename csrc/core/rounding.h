@@ -63,8 +63,8 @@ FASTINIT_HD typename L::U32 bfloat16_in_upper_half(typename L::F32 x) {
 
 // The lowest byte of each lane holds the rounded bits, the others zeros. Samples are never NaN.
 //
-// To the magnitude is added the power of two at whose exponent a float's mantissa ends where that of the rounded number
-// does. So the addition rounds. What the sum has beyond that power counts the numbers from the least one of the
+// A power of two is added to the magnitude: at its exponent, a float's mantissa ends where the mantissa of the rounded
+// number ends. So the addition rounds. What the sum has beyond that power counts the numbers from the least one of the
 // exponent on, or from zero on below the least normal one.
 template <class L>
 FASTINIT_HD typename L::U32 float8_in_lowest_byte(typename L::F32 x, const Float8Format& format) {

@@ -107,8 +107,8 @@ struct ScalarLanes {
     low = static_cast<uint32_t>(block);
     high = static_cast<uint32_t>(block >> 32);
   }
-  // Whether the lanes have a last round of Philox of their own, which leaves words where little work orders them; 8-bit
-  // floats need not even that (see Avx2Lanes).
+  // Whether the lanes have a last round of Philox of their own. It leaves the words where little work orders them;
+  // 8-bit floats need not even that work (see Avx2Lanes).
   static constexpr bool kLastRoundInPlace = false;
   // Words of blocks, brought into stream order.
   static FASTINIT_HD void interleave(const Word (&word)[4], U32* in_order) {
@@ -127,7 +127,7 @@ struct ScalarLanes {
   template <uint32_t kMask, uint32_t kBits>
   static FASTINIT_HD U32 and_or(U32 a) {
 #if defined(__CUDA_ARCH__)
-    // One instruction; of two constants in plain C++, nvcc makes two.
+    // This is one instruction. From two constants in plain C++, nvcc makes two instructions.
     uint32_t result;
     asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "n"(kMask), "r"(kBits));
     return result;

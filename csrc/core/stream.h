@@ -111,7 +111,7 @@ class WordSource {
   struct Words {
     typename L::U32 registers[kRegisters];
   };
-  // The last block that is drawn with none of a number beyond 32 bits: until there, counters differ in word 0 alone.
+  // The last block at which a draw stays within block numbers of 32 bits. Up to there, counters differ in word 0 alone.
   static constexpr uint64_t kLastNear = (uint64_t{1} << 32) - kCounters * L::kBlocksPerWord;
 
   // Blocks of any number, by all rounds.

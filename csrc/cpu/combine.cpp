@@ -1,7 +1,7 @@
 // blend_cpu, fill_where_cpu, differs_cpu and distances_cpu: values of a table, and what its tensors hold, combined a
 // few KiB at a time. The values are made by the fill of the instruction set (fill_body.h) into a buffer in the first
-// cache. The loops that combine (combine_body.h) are compiled for every instruction set. The blend that there is most
-// of needs no buffer: blend_body.h.
+// cache. The loops that combine (combine_body.h) are compiled for every instruction set. The most common blend, of
+// float32 in consecutive rows, needs no buffer (blend_body.h).
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif

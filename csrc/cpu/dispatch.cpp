@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kStreamingBytes = int64_t{32} << 20;
 
 #if defined(__x86_64__)
-// __builtin_cpu_supports does not know it in Clang 14. That the system keeps the registers, avx2 implies.
+// Clang 14's __builtin_cpu_supports does not know F16C. Support of AVX2 implies that the system keeps the registers.
 bool supports_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;

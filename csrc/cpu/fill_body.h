@@ -92,8 +92,8 @@ struct SourceF64 {
   }
 };
 
-// Writes whole lines past the caches: memory that is written through them is read first, which takes as long as making
-// many values. Both are aligned to kStreamAlignment.
+// Writes whole lines past the caches. Memory that is written through the caches is read first, which takes as long as
+// making many values. Both addresses are aligned to kStreamAlignment.
 template <class L>
 FASTINIT_HD void copy_streaming(const void* from, size_t bytes, void* out) {
   constexpr size_t kLine = 64;
@@ -112,7 +112,7 @@ FASTINIT_HD void copy_streaming(const void* from, size_t bytes, void* out) {
 
 // Writes what a source makes of values [index, index + count) to consecutive memory; streaming begins with a block. A
 // function of its own: within its callers GCC spills registers to the stack, of which SSE2 has few (normals took a
-// fifth longer). A draw is made at one place in it, for it is most of the code that there is to compile.
+// fifth longer). It draws at one place only, since a draw is most of the code that there is to compile.
 template <bool kStreaming, class Source, class Element>
 __attribute__((noinline)) void fill_consecutive(const Source& source, uint64_t index, int64_t count, Element* out) {
   constexpr int64_t kDrawValues = Source::kDrawValues;
@@ -163,7 +163,7 @@ FASTINIT_HD void scatter(const Element* values, int64_t count, const IndexMap& m
 // Fills local elements [begin, end) of a task.
 template <class L, class Source, class Element>
 void fill_elements(const Task& task, const Source& source, int64_t begin, int64_t end, bool streaming) {
-  // Compiled for those who do: doubles never stream.
+  // Doubles never stream, so no streaming code is compiled for them.
   constexpr bool kStreams = L::kStreamAlignment > 1 && sizeof(Element) < sizeof(double);
   const IndexMap& map = task.map;
   Element* const data = reinterpret_cast<Element*>(task.data);

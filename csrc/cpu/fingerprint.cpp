@@ -12,7 +12,7 @@
 namespace fastinit {
 namespace {
 
-// Elements of a row whose first one has the hash's state `state`.
+// Adds up the hashes of a row's elements. `state` is the hash's state for the first one.
 template <class Bits>
 FASTINIT_HD uint64_t hash_row(const unsigned char* data, int64_t count, int64_t memory_step, uint64_t state,
                               uint64_t state_step) {
@@ -30,8 +30,8 @@ FASTINIT_HD uint64_t hash_row(const unsigned char* data, int64_t count, int64_t 
   return sum;
 }
 
-// Elements [begin, end), counted with the last dimension running fastest. Numbers that wrap are meant to: a step beyond
-// the end of a dimension is taken before it is taken back.
+// Elements [begin, end), counted with the last dimension running fastest. Numbers may wrap, and come back: a step
+// beyond the end of a dimension is taken before it is taken back.
 template <class Bits>
 FASTINIT_HD uint64_t hash_elements(const FingerprintTask& task, int64_t begin, int64_t end) {
   constexpr int kLast = kFingerprintDimensions - 1;

@@ -7,7 +7,7 @@
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
-// The same coefficients twice, for each kind of lane reads them in its own way: a power's 32 rows, which may fit two
+// The same coefficients twice, since each kind of lane reads them in its own way: a power's 32 rows, which may fit two
 // registers, and a row's powers, which lie in one cache line and are found by one index.
 struct QuantileHotRows {
   float power[kQuantilePowersF32][kQuantileHotRows];
@@ -41,7 +41,7 @@ class HotQuantile {
   }
 
  private:
-  // Power by power through all of them, for each step of one polynomial waits for the step before.
+  // Power by power through all of them, since each step of one polynomial waits for the step before.
   template <int kTogether>
   FASTINIT_HD void evaluate(const typename L::F32* p, typename L::F32* x) const {
     typename L::HotRows::Row row[kTogether];

@@ -221,7 +221,7 @@ struct Avx2Lanes {
   static FASTINIT_HD void store_unordered(const F32 (&values)[4], Float8<kDtype>* out) {
     constexpr Float8Format kFormat(kDtype);
     constexpr int kCountedBits = 7 - kFormat.mantissa_bits;
-    // Packs work within 128 bits, whose bytes the last shuffle orders.
+    // Packs work within 128 bits. The last shuffle orders the bytes of each half.
     const __m256i half0 = _mm256_packus_epi32(float8_times(values[0], kFormat), float8_times(values[1], kFormat));
     const __m256i half1 = _mm256_packus_epi32(float8_times(values[2], kFormat), float8_times(values[3], kFormat));
     const __m256i counted =
@@ -231,7 +231,7 @@ struct Avx2Lanes {
     const __m256i signs = _mm256_packs_epi16(_mm256_packs_epi32(bits(values[0]), bits(values[1])),
                                              _mm256_packs_epi32(bits(values[2]), bits(values[3])));
     const __m256i bit = _mm256_set1_epi8(static_cast<char>(0x80));
-    // vpsignb leaves of the bit what it is, but nothing where the magnitude is zero.
+    // vpsignb keeps the sign bit, except where the magnitude is zero: there it gives zero.
     const __m256i sign = _mm256_and_si256(signs, kFormat.has_one_zero ? _mm256_sign_epi8(bit, magnitude) : bit);
     const __m128i places = _mm_setr_epi8(1, 0, 5, 4, 3, 2, 7, 6, 9, 8, 13, 12, 11, 10, 15, 14);
     store<kStreaming>(_mm256_shuffle_epi8(_mm256_or_si256(magnitude, sign), _mm256_broadcastsi128_si256(places)), out);
@@ -240,10 +240,10 @@ struct Avx2Lanes {
  private:
   // In each lane the magnitude of an 8-bit float times 2^(7 - mantissa bits), beyond the greatest one as well.
   //
-  // To |x| is added the power of two at whose exponent a float's mantissa ends where that of the rounded number does
-  // (see float8_in_lowest_byte). The sum's upper half is then its exponent, times 2^7, and its lower half counts the
-  // numbers from the least one of x's exponent on. What the exponent of the least normal number would give is taken off
-  // the count beforehand: it is in the lowest bits of the factor that makes the power.
+  // A power of two is added to |x|: at its exponent, a float's mantissa ends where the mantissa of the rounded number
+  // ends (see float8_in_lowest_byte). The sum's upper half is then its exponent, times 2^7, and its lower half counts
+  // the numbers from the least one of x's exponent on. What the exponent of the least normal number would give is taken
+  // off the count beforehand: it is in the lowest bits of the factor that makes the power.
   static FASTINIT_HD U32 float8_times(F32 x, const Float8Format& format) {
     const int shift = 23 - format.mantissa_bits;
     const uint32_t taken_off = ((format.least_normal >> 23) + static_cast<uint32_t>(shift)) << format.mantissa_bits;

@@ -2,8 +2,8 @@
 // sse2.cpp only.
 //
 // There is no fma. The product of two floats is exact in double, so their sum with a third is rounded there, and then
-// to float: twice where it should be once. Where that could differ, it is done again with care (fma_with_care); where
-// it was tested for every argument that it cannot, nothing is looked at (HotQuantile).
+// to float: twice where it should be once. Where that could differ, it is done again with care (fma_with_care). Where a
+// test of every argument shows that it cannot differ, nothing is looked at (HotQuantile).
 #pragma once
 
 #include "core/distributions.h"
@@ -102,7 +102,7 @@ struct Sse2Lanes {
     const DoubleSum high = sum_in_double(upper(a), upper(b), upper(c));
     const F32 rounded = rounded_to_float(low.sum, high.sum);
     // A second rounding differs from a single one only where the sum is halfway between two floats. Below the least
-    // normal float, halfway is elsewhere: there any sum may be.
+    // normal float, halfway lies elsewhere, and any sum may be there.
     const __m128i last = bits(_mm_shuffle_ps(_mm_castpd_ps(low.sum), _mm_castpd_ps(high.sum), 0x88));
     const F32 halfway = from_bits(_mm_cmpeq_epi32(bit_and(last, splat(uint32_t{0x1FFFFFFF})), splat(kHalfUlp)));
     const F32 size = from_bits(bit_and(bits(rounded), splat(uint32_t{0x7FFFFFFF})));
@@ -153,7 +153,7 @@ struct Sse2Lanes {
     store<kStreaming>(bits(first), out);
     store<kStreaming>(bits(second), out + kWidth);
   }
-  // The packs take signed numbers: of 16 bits with a sign, none is too large.
+  // The packs take signed numbers, and clamp those beyond 16 bits. Sign-extended from 16 bits, none is too large.
   template <bool kStreaming>
   static FASTINIT_HD void store_pair(F32 first, F32 second, Bfloat16* out) {
     const __m128i low = _mm_srai_epi32(bfloat16_in_upper_half<Sse2Lanes>(first), 16);
@@ -189,7 +189,7 @@ struct Sse2Lanes {
     const __m128d addend = _mm_cvtps_pd(c);
     return {product, addend, _mm_add_pd(product, addend)};
   }
-  // Which sums are no doubles, by Knuth's two-sum.
+  // Marks the sums that are not exact in double, by Knuth's two-sum.
   static FASTINIT_HD __m128d is_inexact(const DoubleSum& of) {
     const __m128d virtual_addend = _mm_sub_pd(of.sum, of.product);
     const __m128d error =

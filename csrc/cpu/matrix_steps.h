@@ -60,8 +60,8 @@ FASTINIT_HD bool samples_rows(const OrthogonalMatrix& tall) {
 FASTINIT_HD int64_t sample_units(const OrthogonalMatrix& tall) {
   return samples_rows(tall) ? row_blocks(tall) * (kLanes / kRowsTogether) : tall.columns;
 }
-// From one column in work to the next: a block more than it has, for a cache holds few lines that are whole pages
-// apart.
+// The distance from one column in work to the next. It is a block more than a column has, since a cache holds few lines
+// that are whole pages apart.
 FASTINIT_HD int64_t column_length(const OrthogonalMatrix& tall) { return (row_blocks(tall) + 1) * kLanes; }
 FASTINIT_HD int64_t scratch_entries(const OrthogonalMatrix& tall) {
   const int64_t of_rows = kRowsTogether * tall.columns;

@@ -21,7 +21,7 @@
 namespace fastinit {
 namespace {
 
-// Operations, of rows * columns^2 a matrix, below which a thread costs more to start than it saves.
+// With fewer operations than this, a thread costs more to start than it saves. A matrix has rows * columns^2.
 constexpr double kLeastOperationsPerThread = 4e6;
 
 // All threads together work on a matrix whose vectors take more bytes than this. A core's cache holds no more, and so
@@ -44,7 +44,7 @@ MatrixSteps steps_of(int choice) {
 
 int64_t entry_bytes(const OrthogonalMatrix& matrix) { return matrix.dtype == Dtype::kFloat64 ? 8 : 4; }
 
-// The data of a core's first cache, of which 32 KiB are the least that any of these processors has.
+// The bytes of a core's first cache for data. Each of these processors has 32 KiB or more.
 int64_t first_cache_bytes() {
   constexpr long kLeast = 32 << 10;
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
@@ -249,7 +249,7 @@ bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint
       write(own[static_cast<size_t>(thread)], i, alone);
     }
   };
-  // No thread begins before it is known how many there are: one that the system did not give must not be waited for.
+  // No thread begins before the number of threads is known: nobody may wait for one that the system did not give.
   Workers workers(threads - 1, [&](int thread) {
     while (!begun.load(std::memory_order_acquire)) std::this_thread::yield();
     work(thread);

@@ -143,8 +143,8 @@ FASTINIT_HD void store_columns(const OrthogonalMatrix& tall, const T* x, int64_t
   }
 }
 
-// Columns first ... first + kColumns - 1 of the result, as far as they are wanted. Column c is H_1 ... H_c e_c: what
-// H_j does to e_c, c < j, is nothing. The sum for H_{j-1} is taken while H_j is applied.
+// Columns first ... first + kColumns - 1 of the result, as far as they are wanted. Column c is H_1 ... H_c e_c, since
+// H_j does nothing to e_c for j > c. The sum for H_{j-1} is taken while H_j is applied.
 template <class Vector, int kColumns, class T>
 void multiply_columns(const MatrixWork& work, int64_t first, T* x) {
   constexpr int kParts = kLanes / Vector::kWidth;
@@ -219,7 +219,7 @@ void multiply_columns(const MatrixWork& work, int64_t first, T* x) {
   }
 }
 
-// A choice of two has so many that halving is worth code of its own.
+// How many columns are taken together: the most, or half of them, which is worth code of its own if the most are many.
 template <class Vector>
 constexpr MatrixSteps::Together columns_together() {
   constexpr int kMost = Vector::kSums / (kLanes / Vector::kWidth);

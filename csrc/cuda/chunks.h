@@ -8,9 +8,9 @@
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
-// Neither is negative. Most are small, where one division of 32 bits does. Others are divided bit by bit: for a 64-bit
-// division the compiler calls a function, and around calls it cannot keep round keys in the registers that a warp
-// shares.
+// Neither number is negative. Most are small, and one division of 32 bits does. Others are divided bit by bit: for a
+// 64-bit division the compiler calls a function, and around calls it cannot keep round keys in the registers that a
+// warp shares.
 FASTINIT_HD int64_t divide(int64_t a, int64_t b) {
   uint64_t rest = static_cast<uint64_t>(a);
   const uint64_t divisor = static_cast<uint64_t>(b);
@@ -33,7 +33,7 @@ FASTINIT_HD int64_t divide(int64_t a, int64_t b) {
 // (four a multiprocessor, hundreds of chunks each on large models), large enough that finding the task costs nothing.
 constexpr int kChunkUnits = 2048;
 
-// Of the number of values of a Philox block, the binary logarithm.
+// The binary logarithm of the number of values in a Philox block.
 FASTINIT_HD int block_bits(Dtype dtype) { return dtype == Dtype::kFloat64 ? 1 : 2; }
 
 // A task whose elements follow each other in the global index has one run of Philox blocks; any other has a run a row.
@@ -47,10 +47,11 @@ FASTINIT_HD int64_t first_block(const Task& task) {
   return task.map.global_offset >> block_bits(task.dtype) & -int64_t{kChunkUnits};
 }
 
-// Of a task with more than one.
+// The number of rows of a task that has more than one.
 FASTINIT_HD int64_t num_rows(const Task& task) { return divide(task.numel - 1, task.map.row_length) + 1; }
 
-// Values before the first of a row since a multiple of 2^bits values: the most, or those of all rows.
+// How many values lie between the last multiple of 2^bits and the start of a row. If rows differ, the largest possible
+// number.
 FASTINIT_HD int64_t row_skips(const Task& task, int bits) {
   const int64_t below = (int64_t{1} << bits) - 1;
   const bool alike = ((task.map.row_index_step | task.map.slab_index_step) & below) == 0;
@@ -90,13 +91,13 @@ FASTINIT_HD bool has_neighbouring_rows(const Task& task) {
   return has_pieces(task) && task.map.element_memory_step != 1 && task.map.row_memory_step == 1;
 }
 
-// Such a piece is a part of a row within so many Philox blocks from a multiple of that number on: so the upper half of
-// the counter never changes within.
+// Such a piece is the part of a row within this many Philox blocks, which begin at a multiple of this number. So the
+// upper half of the counter never changes within a piece.
 constexpr int kPieceBits = 9;
 constexpr int kPieceUnits = 1 << kPieceBits;
 FASTINIT_HD int64_t pieces_along(const Task& task) { return row_parts(task, kPieceBits + block_bits(task.dtype)); }
 
-// Pieces of a row across: equal ones, for a block may have the last ones of all rows.
+// How a row is cut across: into pieces of equal size, since one block may get the last pieces of all rows.
 struct ColumnPieces {
   int64_t number;
   int columns;  // of each but the last; a multiple of a Philox block

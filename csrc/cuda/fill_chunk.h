@@ -203,7 +203,7 @@ FASTINIT_DEVICE Packed pack_block(const uint64_t (&bits)[4], Dtype dtype) {
 }
 FASTINIT_DEVICE Packed pack_block(const uint64_t (&bits)[2], Dtype dtype) { return pack<double, 2>(bits, dtype); }
 
-// A lane's next values: of those of two Philox blocks, from value `skipped` on.
+// A lane's next values: those of two Philox blocks, from value `skipped` on.
 template <class Value>
 FASTINIT_DEVICE void skip(const Value (&block)[4], const Value (&next)[4], int skipped, Value (&values)[4]) {
   Value both[7] = {block[0], block[1], block[2], block[3], next[0], next[1], next[2]};
@@ -344,7 +344,7 @@ FASTINIT_DEVICE void fill_mapped(const Task& task, const MakeSource& make_source
   }
 }
 
-// Of a task, the chunks first, first + step, ... below count.
+// The chunks first, first + step, ... of a task, as far as they are below count.
 struct ChunkRange {
   int first, count, step;
 
@@ -355,12 +355,12 @@ struct ChunkRange {
   }
 };
 
-// Of every chunk one piece, which is this warp's.
+// Fills this warp's piece of every chunk.
 template <class Fill>
 FASTINIT_DEVICE void for_each_piece(const ChunkRange& chunks, const Fill& fill) {
   const int warp = static_cast<int>(threadIdx.x) / kLanes;
   chunks.for_each([&](int64_t chunk) {
-    // Not the same one in every chunk: else one warp might have all the short pieces.
+    // The place changes from chunk to chunk: else one warp might have all the short pieces.
     const int turn = static_cast<int>(static_cast<uint32_t>(chunk) * 0x9E3779B9u >> 16);
     fill(chunk * kChunkPieces + (warp + turn) % kChunkPieces);
   });

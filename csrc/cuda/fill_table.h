@@ -27,9 +27,9 @@ constexpr int kResidentThreads = 896;
 constexpr int kResidentThreads = 1024;
 #endif
 
-// So many times the resident blocks are launched, where there are chunks for all. Blocks of a multiprocessor that have
-// the same work end at different times; whoever is early takes the next. On an H200 this makes normals 3 % and
-// truncated normals 7 % faster. From 16 on, what a block does first costs as much as that gains.
+// This many times as many blocks are launched as can be resident, where there are chunks for all. Blocks of a
+// multiprocessor that have the same work end at different times; whoever is early takes the next. On an H200 this makes
+// normals 3 % and truncated normals 7 % faster. From 16 on, what a block does first costs as much as that gains.
 constexpr int64_t kBlocksPerPlace = 8;
 
 // Chunk numbers are ints, and a block's next one may lie a whole grid beyond the last chunk.

@@ -55,7 +55,7 @@ int blocks_per_multiprocessor(void (*kernel)(Parameters...), int threads) {
 // How many kernels this process has launched.
 inline std::atomic<int64_t> launches{0};
 
-// What a block may have of dynamic shared memory without asking for it.
+// The dynamic shared memory that a block may have without asking for it.
 constexpr size_t kSharedBytesForAll = 48 << 10;
 
 template <class... Parameters, class... Arguments>

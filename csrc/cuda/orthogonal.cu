@@ -10,7 +10,7 @@
 
 namespace fastinit {
 
-// The shared memory of a block, as many bytes as the launch says. It is declared outside of the kernel, for tests,
+// The shared memory of a block, as many bytes as the launch says. It is declared outside of the kernel, since tests,
 // which include this file, define it.
 extern __shared__ double matrix_memory[];
 

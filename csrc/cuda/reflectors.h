@@ -67,7 +67,7 @@ class SampledUnits {
                    (by_columns_ ? static_cast<uint64_t>(tall.column_index_step) : 0)),
         step_(static_cast<uint64_t>(by_columns_ ? tall.row_index_step : tall.column_index_step)) {
     lines_ = by_columns_ ? columns_ : rows_;
-    // The most entries of a pair. As many units as units() can give for the two lines of it.
+    // The most entries of a pair of lines, and as many units as units() can give for both lines together.
     const int entries = by_columns_ ? 2 * rows_ - columns_ + 1 : smaller(rows_ + 1, 2 * columns_);
     pair_units_ = step_ == 1 ? (entries + 4 * kBlockValues - 4) / kBlockValues : entries;
   }
@@ -102,7 +102,7 @@ class SampledUnits {
  private:
   static FASTINIT_HD int smaller(int a, int b) { return a < b ? a : b; }
   FASTINIT_HD int length(int line) const { return by_columns_ ? rows_ - line : smaller(line + 1, columns_); }
-  // The most blocks that a line can touch, wherever in a block it begins; or its entries.
+  // Units of a line: the most blocks that it can touch, wherever in a block it begins; or its entries.
   FASTINIT_HD int units(int line) const {
     return step_ == 1 ? (length(line) + 2 * kBlockValues - 2) / kBlockValues : length(line);
   }
@@ -160,7 +160,7 @@ FASTINIT_HD uint64_t element_of(double value, Dtype) { return bit_cast<uint64_t>
 // Columns first ... first + kColumns - 1 of the result, by one warp. A lane holds the rows lane, lane + 32, ...: up to
 // kRegisters of each column. Columns beyond the last are computed and not stored.
 //
-// Column c is H_1 ... H_c e_c: what H_j does to e_c, c < j, is nothing.
+// Column c is H_1 ... H_c e_c, since H_j does nothing to e_c for j > c.
 template <int kRegisters, int kColumns, class T>
 FASTINIT_DEVICE void multiply(const OrthogonalMatrix& tall, const Reflectors<T>& reflectors, int first, int lane) {
   // Entries of a vector are kept from the one use to the other where there are registers for them.

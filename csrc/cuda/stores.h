@@ -58,7 +58,7 @@ struct AnyFloat8 {
   uint8_t bits;
 };
 
-// `kCount` values of a source as elements, of which AnyFloat8 has several dtypes.
+// `kCount` values of a source as elements. `dtype` says which, since AnyFloat8 stands for several.
 template <class Element, int kCount>
 FASTINIT_HD Packed pack(const float* values, Dtype dtype) {
   Packed packed{};

@@ -32,8 +32,8 @@ _TOLERANCE = 0.05
 _ERRORS = 6.0
 # Values of this size come from no initialisation and no training that works.
 _GARBAGE = 1e15
-# The factors on the std of a signal of independent inputs beyond which a map alone spoils it. In a hundred layers
-# factors of 0.9 and 1.1 do so, too: trace_signal measures that.
+# A map alone spoils a signal of independent inputs if it multiplies the std by a factor outside of these. In a hundred
+# layers factors of 0.9 and 1.1 do so, too: trace_signal measures that.
 _LEAST_GAIN, _MOST_GAIN = 0.01, 10.0
 
 
@@ -97,7 +97,7 @@ def moments_of(distribution: Distribution, is_complex: bool) -> tuple[float, flo
 
 
 def _off_plan(held: Statistics, distribution: Distribution, dtype: torch.dtype) -> str | None:
-    """In what the values differ from those that the plan writes; None if in nothing."""
+    """How the values differ from those that the plan writes; None if they do not."""
     moments = moments_of(distribution, dtype.is_complex)
     if moments is None:
         return None

@@ -20,9 +20,9 @@ from fastinit.run.names import named_modules, named_parameters
 
 Verdict = Literal["vanishing", "exploding", "level", "not finite", "no signal"]
 
-# A signal has vanished or exploded if its std is the first factor from where it began. It is on its way if it is the
-# second one from there, at a pace that gets to the first within a hundred layers. A ReLU and the map before it differ
-# by less than that, and so do networks that walk at random.
+# A signal has vanished or exploded if its std has changed by the first factor. It is on its way there if the std has
+# changed by the second factor, at a pace that reaches the first within a hundred layers. A ReLU and the map before it
+# differ by less than that, and so do networks that walk at random.
 _FACTOR, _ON_ITS_WAY = 1e3, 10.0
 
 
@@ -251,8 +251,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Give back buffers, gradients and the states of random generators as they were.
 
-    Buffers are exchanged for copies, so that a pass that fails has changed nothing either. Modules that keep a state in
-    attributes of their own get it back as far as these hold other objects; what such objects hold is not looked at.
+    Buffers are exchanged for copies, so that a pass that fails has changed nothing either. An attribute that the pass
+    has set to another object gets its old object back. A change inside of an object stays.
     """
     devices = [
         each.index for each in {p.device for p in (*model.parameters(), *model.buffers())} if each.type == "cuda"

@@ -20,7 +20,7 @@ from fastinit.run.table import DTYPES
 _AT_ONCE_ON_CPU = 2**18
 _AT_ONCE = 2**22
 _NATIVE_DTYPES = {dtype: DTYPES[dtype] for dtype in (torch.float32, torch.float64, torch.bfloat16)}
-# Elements of a row by which it is told from others, before whole rows are compared.
+# How many elements of each row are compared first. Rows that agree in them are compared as a whole.
 _SAMPLED = 8
 # The integers of a number of bytes.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -126,7 +126,8 @@ def _of_piece(piece: torch.Tensor) -> torch.Tensor:
     # Apple's devices have no float64.
     values = piece.reshape(-1).to(torch.float32 if piece.device.type == "mps" else torch.float64)
     finite = values.isfinite()
-    # Without the rest, where there is any: to look costs a device's queue more than the work does.
+    # The values that are not finite count as 0. On a device nobody looks whether there are any: the look would cost its
+    # queue more than the work does.
     of_finite = values if values.device.type == "cpu" and bool(finite.all()) else values.where(finite, 0.0)
     held = finite.sum().to(values.dtype)
     mean = of_finite.sum() / held

@@ -51,7 +51,7 @@ _FEW = 2**16  # elements that are soon computed; code that sets elements one by 
 def _looked_at(distribution: Taped, reason: str) -> Author:
     """The answer for the steps that make a small tensor: its values tell what the steps alone do not.
 
-    What random steps have drawn may be overwritten element by element, so that the seed changes nothing.
+    Steps may overwrite all that random steps have drawn, element by element. The seed then changes nothing.
     """
     values = distribution.tape.replay(0)
     if distribution.is_random() and not torch.equal(values, distribution.tape.replay(1)):
@@ -117,7 +117,7 @@ def agree(repeats: Repeats, twins: Mapping[int, nn.Module], taped: Mapping[int, 
 
     twins: by the ids of the model's modules. taped: by the ids of twins.
     """
-    # Only a whole twin makes all calls, which some numbers follow from.
+    # Some numbers follow from the calls before them, and only a whole twin makes all calls.
     if any(each.counts_calls() for each in taped.values()):
         return False
     for group in repeats.groups:

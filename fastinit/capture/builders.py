@@ -1,4 +1,4 @@
-"""Models of other libraries, built again on meta from what says how: a config, or an architecture's name."""
+"""Models of other libraries, built again on meta from a config or from an architecture's name."""
 
 from __future__ import annotations
 

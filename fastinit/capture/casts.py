@@ -28,7 +28,7 @@ def device_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tens
 
 
 def leaves_its_device(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call that makes a view on one device makes a copy, since its result is on another."""
+    """Whether a call makes a copy where it would make a view on one device, because its result is on another device."""
     return function in calls.CASTS and (
         device_of(function, args, kwargs, args[0]) != args[0].device
         or any(each.device != args[0].device for each in tensors_in(args[1:], kwargs))

@@ -162,6 +162,16 @@ class deferred(_Recording):
 
     Args:
         seed: of numbers that are read inside the context; others get the seed of `materialize_`.
+
+    Raises:
+        TypeError, ValueError: the seed is not an int in [0, 2**64).
+        RuntimeError: as in `fused`.
+
+    >>> import fastinit
+    >>> with deferred():
+    ...     model = torch.nn.Linear(3, 2)
+    >>> fastinit.materialize_(model, "own", device="cpu", seed=0).weight.shape
+    torch.Size([2, 3])
     """
 
     name = "deferred"

@@ -36,10 +36,10 @@ class Copied(NamedTuple):
 
 
 class Names:
-    """Notes that somebody asks a module for the names below it, which have every module once.
+    """Notes that somebody asks a module for the names below it, where every module counts once.
 
-    Where one layer stands for others, their names are missing. Who asks for modules and parameters without names finds
-    what each of them would be given.
+    Where one layer stands for others, their names are missing. Code that asks for modules and parameters without names
+    needs no note: what it gives one layer counts for all that the layer stands for.
     """
 
     def __init__(self) -> None:
@@ -82,8 +82,8 @@ _NAMED = {
 def copied_on_meta(every: Sequence[nn.Module], groups: Sequence[Group] = ()) -> Copied | None:
     """A deep copy of a model whose tensors are on meta. Nothing of the model is shared. `every`: its modules.
 
-    Of each group, the third layer stands for the others that are left out. None: one of these differs from it in
-    something that its code can see, numbers that count the layers apart, or has parts that are others', too.
+    In each group, the third layer stands for the others that are left out. None: one of the others differs from it in
+    something that code can see (except numbers that count the layers), or shares a part with something else.
     """
     model = every[0]
     left_out = {id(layer): group.left_out()[0] for group in groups for layer in group.left_out()[1:]}
@@ -150,7 +150,7 @@ _FEW = 64
 
 
 def _is_number(tensor: Tensor) -> bool:
-    """Whether an attribute is a few numbers, and nothing that is trained, such as strides, of which biases follow."""
+    """Whether an attribute is a few numbers that are not trained, such as the strides that some biases follow from."""
     is_plain = type(tensor) is Tensor and tensor.is_cpu and tensor.layout is torch.strided
     return is_plain and not tensor.requires_grad and tensor.numel() <= _FEW
 
@@ -205,7 +205,7 @@ def _give_state(module: Any, twin: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def _stands_for(standing: Sequence[nn.Module], layer: nn.Module, memo: dict[int, Any]) -> bool:
-    """Let the twin of a layer stand for another one, if that is alike. Of the first, all modules are given."""
+    """Let the twin of one layer stand for another layer, if both are alike. `standing`: all modules of the first."""
     own: dict[int, Any] = {}
     for mine, its in zip(inner(layer), standing, strict=True):
         if not _are_alike(mine, its):
@@ -223,7 +223,7 @@ def _stands_for(standing: Sequence[nn.Module], layer: nn.Module, memo: dict[int,
 
 
 def _are_alike(one: Any, other: Any) -> bool:
-    """Whether nobody can tell two modules apart, but by what is in their children, and by numbers that count layers."""
+    """Whether two modules are alike in everything but their children and numbers that count layers."""
     mine, its = one.__dict__, other.__dict__
     if type(one) is not type(other) or mine.keys() != its.keys():
         return False

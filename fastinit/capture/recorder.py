@@ -1,8 +1,8 @@
 """The recorder: a mode under which torch's functions are noted down instead of run.
 
-On the meta device every call is recorded. On memory only that is which writes random numbers, and whatever follows from
-them; all else runs as usual. What is recorded lies in records.py. Names, modules and seeds are the business of those
-who use the recorder.
+On the meta device every call is recorded. On tensors with memory, only random writes and what depends on them are
+recorded. Everything else runs as usual. What is recorded lies in records.py. Names, modules and seeds are the business
+of those who use the recorder.
 """
 
 from __future__ import annotations
@@ -451,8 +451,8 @@ class Recorder(Records, TorchFunctionMode):
             if not any(fresh) and not casts.leaves_its_device(function, args, kwargs):
                 return function(*args, **kwargs)  # views
             return self._read(function, args, kwargs, concerned or [])
-        # What was there before is still in its memory, but may not be for long. On meta it is not, and the names of the
-        # draws are to be the same.
+        # Earlier values are in memory now and may soon be overwritten, so they are written and the call is run again.
+        # Meta has no memory; draws are named here all the same, so that both ways name them alike.
         before = [each for each in leaves if each is not target and self._rests_on_memory(each)]
         if before and not self.on_meta:
             self.settle(before)

@@ -6,11 +6,10 @@ one, so that the model has all of its layers when code walks over them, under th
 to see that the four agree.
 
 So code is seen that treats layers by their number or depth: the first and the last show what grows, the first two what
-changes from layer to layer, and the third whatever is done to any layer between them once the layers are built. Only
-this is not seen: a constructor that gives layers in the middle alone something else, by an argument that leaves no
-trace in the attributes, shapes and classes of the layer; and code of the constructor that knows layers in the middle
-alone by the names that `named_modules` gives, which has every module once. Reading every layer is for exact numbers
-(`Authors.exactly`).
+changes from layer to layer, and the third whatever is done to any layer between them once the layers are built. Two
+things go unnoticed. A constructor may treat the middle layers differently through an argument that leaves no trace in
+their attributes, shapes and classes. Or it may pick middle layers by the names from `named_modules`, which has every
+module once. Exact numbers come from reading every layer (`Authors.exactly`).
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class Group(NamedTuple):
         return [*self.layers[:3], self.layers[-1]]
 
     def left_out(self) -> list[nn.Module]:
-        """Those that another one stands for, and that one."""
+        """The layer that stands for others, and then those others."""
         return self.layers[2:-1]
 
 
@@ -102,8 +101,8 @@ class Repeats(NamedTuple):
 def repeats_of(modules: Sequence[nn.Module]) -> Repeats | None:
     """The layers that a model has many of; None if there are none. `modules` are all of the model, in their order.
 
-    Layers are modules of one class of somebody else than torch, in lists of torch.nn; of layers in layers, the outer
-    ones.
+    Layers are modules of one class that is not torch's, in lists of torch.nn. Of layers within layers, the outer ones
+    count.
     """
     of_class: dict[type, list[nn.Module]] = {}
     for module in modules:

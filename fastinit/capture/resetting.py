@@ -121,7 +121,7 @@ def _read(
             code[1]()
         except Exception as error:
             failures[id(of)] = cannot_run(f"{type(of).__name__}.{code[0]}", error)
-            for tensor in (*other.parameters(), *other.buffers()):  # how far it came is nobody's business
+            for tensor in (*other.parameters(), *other.buffers()):  # what it wrote before it failed does not count
                 recorder.forget_tensor(tensor)
 
     recorded(reset, recorder)

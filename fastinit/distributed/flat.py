@@ -1,7 +1,7 @@
 """Shards of FullyShardedDataParallel (FSDP1): parameters of a unit become one flat parameter; a rank has a range of it.
 
 The modules then have no parameters any more (or, under use_orig_params, the ranges in the shard). So whoever looks at a
-model does so inside `unflattened`, where modules have a parameter for each of their own, which stands for it.
+model does so inside `unflattened`: there, modules have a stand-in for each of their parameters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def is_flattened(module: object) -> bool:
 
 @contextmanager
 def unflattened(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
-    """Let modules have a parameter for each that FSDP1 has made part of a flat one. It is empty, and of kind `is_flat`.
+    """Give modules an empty stand-in for each parameter that FSDP1 has made part of a flat one (see `is_flat`).
 
     Nothing is gathered. Afterwards the modules are as before. `modules`: all of the model's, if they are known.
 

@@ -133,7 +133,8 @@ def held_of(tensor: torch.Tensor, name: str) -> Held | None:
     """What this rank holds of a tensor; None: it is a plain one, and all of it is here.
 
     Raises:
-        ParameterError: what this rank holds is not known, is no values, or cannot be: its kind says why.
+        ParameterError: it is unknown what this rank holds, it holds something other than values, or the tensor's
+            attributes contradict each other. The message says which.
     """
     kind = _kind_of(tensor)
     if kind is None:

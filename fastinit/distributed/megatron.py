@@ -26,7 +26,7 @@ from fastinit.errors import ParameterError
 
 
 class _Ranks(NamedTuple):
-    """This rank's place among those that hold a tensor's parts. `ranks` are these; empty: nobody knows."""
+    """This rank's place among those that hold a tensor's parts. `ranks` lists all of them; empty: nobody knows them."""
 
     rank: int
     size: int
@@ -90,7 +90,7 @@ def tensor_parallel(
         if len(members) != size:
             raise ValueError(f"group: expected one of {size} ranks, got {len(members)}")
         place = torch.distributed.get_rank(group)
-        if place not in (rank, -1):  # two ranks would write the same part, and another one nobody
+        if place not in (rank, -1):  # two ranks would write the same part, and nobody another part
             raise ValueError(f"rank: expected {place}, the place of this process in its group, got {rank}")
     dense = _Ranks(rank, size, members, frozenset({frozenset(members)}) if members else frozenset())
     token = _given.set(_Given(dense, expert, (expert_parallel_rank, expert_parallel_size)))

@@ -1,7 +1,8 @@
 """Wrapper subclasses: tensors without memory of their own, around others (`__tensor_flatten__`), as quantisation has.
 
-One around a single floating-point tensor of its own shape and dtype is filled through that one. What others hold is
-packed or quantised, and only their own library can write it. DTensors are no such wrappers, and may be around some.
+A wrapper around a single floating-point tensor of the same shape and dtype is filled through that tensor. Other
+wrappers hold packed or quantised values, which only their own library can write. DTensors do not count as such
+wrappers, but may be around some.
 """
 
 from __future__ import annotations

@@ -214,9 +214,10 @@ class Plan:
 
         Unit k of a layer is output feature or channel k: row k of its `weight` (column k of a transposed convolution's
         or of a Conv1D's) and element k of its `bias`, if the plan writes that. In a layer that reads them, the weights
-        for input k become zero. If that layer has f times as many inputs (features of flattened channels), those for
-        inputs k f to k f + f - 1 do. So the units start anew, and what the model computes is what it computed without
-        them (ReDo, Sokar et al.: "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", ICML 2023).
+        for input k become zero. If that layer has f times as many inputs (features of flattened channels), the weights
+        for inputs k f to k f + f - 1 become zero. So the units start anew, and what the model computes is what it
+        computed without them (ReDo, Sokar et al.: "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", ICML
+        2023).
 
         Args:
             units: for names of layers, the numbers of units.
@@ -304,9 +305,7 @@ class Plan:
                     increment_version(distributed)
 
     def _warn_of_zeros(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Warn of linear maps that somebody set to zero, and of biases that were set to a constant, if no code that was
-        read tells that they should be so.
-        """
+        """Warn of zero maps and constant biases that no code explains: somebody may have set them on purpose."""
         zeros: list[str] = []
         constants: list[tuple[str, float]] = []
         for row, tensor in zip(self._written, tensors, strict=True):

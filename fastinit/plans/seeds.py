@@ -36,7 +36,7 @@ def meshes_of_seed(rows: Sequence[Row]) -> list[DeviceMesh]:
 
 
 def other_groups_of_seed(rows: Sequence[Row]) -> set[Ranks]:
-    """The ranks that hold random tensors together which are shards of other kinds than DTensors.
+    """The sets of ranks that together hold a random tensor, for shards of other kinds than DTensors.
 
     Raises:
         ParameterError: nobody knows these ranks.

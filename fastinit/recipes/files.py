@@ -156,7 +156,7 @@ def _line(encoded: bytes, at: int) -> int:
 
 
 def recipe_from_data(data: Any) -> Recipe:
-    """The recipe that `Recipe.to_data` made the data of.
+    """The recipe that `Recipe.to_data` turned into this data.
 
     Raises:
         ValueError: naming the key, what was expected there and what came.

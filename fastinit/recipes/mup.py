@@ -33,9 +33,9 @@ Optimizer = Literal["adam", "sgd"]
 class MuPRow(NamedTuple):
     """A parameter under muP.
 
-    width_in, width_out: by what its numbers of inputs and outputs are larger than in the base model.
+    width_in, width_out: its numbers of inputs and outputs, as multiples of those in the base model.
     std_factor: multiplies the std of the base model's parameter.
-    output_factor: what the model must multiply the layer's input by, which is its output without the bias.
+    output_factor: what the model must multiply the layer's input by, or its output before the bias is added.
     adam, sgd: multiply the learning rate.
     """
 
@@ -119,8 +119,8 @@ def mup(
     root (definition 4.1).
 
     Inputs and outputs are what the module computes with the parameter. The rows of an embedding are looked up, so that
-    their number is no width; tables that are added (`pos_embed`, `cls_token`) are vectors. Orthogonal matrices and
-    identities shrink by themselves as they grow, and are scaled by what that leaves.
+    their number is no width; tables that are added (`pos_embed`, `cls_token`) are vectors. The values of orthogonal
+    matrices and identities become smaller by themselves in larger matrices; a factor makes up the difference.
 
     Args:
         model: the wide model. base: the same model at the width that its hyperparameters were tuned at, on any device
@@ -321,8 +321,8 @@ def _fans_of_block(geometry: Geometry, shape: Sequence[int], split: int | tuple[
 class _Compared(NamedTuple):
     """A scheme in the base and in the wide model.
 
-    `shrinks`: by how much its values become smaller by themselves where fans and depth stay what they are, as those of
-    orthogonal matrices and identities do. `asks_fans`: whether it looks at fans.
+    `shrinks`: the factor by which its values become smaller with the shape alone, while fans and depth stay the same.
+    Orthogonal matrices and identities shrink so. `asks_fans`: whether it looks at fans.
     """
 
     shrinks: float

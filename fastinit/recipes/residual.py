@@ -126,6 +126,13 @@ def deepnorm(
     Raises:
         TypeError: no model, or no globs.
         ValueError: no stack of layers, or no parameters of the names.
+
+    >>> from fastinit import plan
+    >>> layer = torch.nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16)
+    >>> model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    >>> made = plan(model, deepnorm(model))
+    >>> [f"{row.distribution.std():.4f}" for row in made.filter("layers.0.linear1.weight").rows]  # 2^-1 / sqrt(12)
+    ['0.1443']
     """
     check_model(model)
     _check_globs(value=value, fused=fused, out=out, mlp=mlp)
@@ -194,6 +201,14 @@ def fixup(model: nn.Module) -> Recipe:
     Raises:
         TypeError: no model.
         ValueError: no such branch.
+
+    >>> from fastinit import plan
+    >>> block = torch.nn.Module()
+    >>> block.conv1, block.conv2 = (torch.nn.Conv2d(8, 8, 3, bias=False) for _ in range(2))
+    >>> for row in plan(block, fixup(block)).rows:
+    ...     print(row.name, row.distribution)
+    conv1.weight N(0, 0.166667^2)
+    conv2.weight 0
     """
     check_model(model)
     branches: dict[str, int] = {}  # what stands before its parameters' names -> convolutions in it
@@ -236,6 +251,11 @@ def zer_o(model: nn.Module, *, embedding: str | Scheme = Normal(std=0.02)) -> Re
 
     Raises:
         TypeError, ValueError: no model, or no scheme; naming the argument.
+
+    >>> from fastinit import plan
+    >>> model = torch.nn.Linear(2, 4, bias=False)
+    >>> print(plan(model, zer_o(model)).rows[0].distribution)
+    0.5 x Hadamard
     """
     check_model(model)
     if isinstance(embedding, str):

@@ -26,7 +26,7 @@ class Surroundings:
 
     @cached_property
     def modules(self) -> Mapping[str, nn.Module]:
-        """The modules by their canonical names. Of a wrapper and the module in it, which have one name: the latter."""
+        """The modules by their canonical names. A wrapper and the module in it share a name: that is the module's."""
         return {each.name: each.module for each in self.named}
 
     @cached_property
@@ -40,7 +40,7 @@ class Surroundings:
         return has_word("\n".join([each.name for each in self.named]))
 
 
-# Where torch.nn's classes hold what belongs to a method, one of these is in the name.
+# Classes of torch.nn may hold parameters of a published method. One of these words is then in the name.
 PUBLISHED_WORDS = ("lora_", "ia3_l", "dt_proj")
 
 
@@ -79,8 +79,8 @@ class Asked:
 class Found(NamedTuple):
     """What a test of the table found.
 
-    scheme: the one that the role has, if it has one of its own. zero_row: the row that becomes zero. follows: whether
-    the values follow from those of other parameters, so that nothing else can tell them.
+    scheme: the role's own scheme, if it has one. zero_row: the row that becomes zero. follows: whether the
+    values follow from those of other parameters, so that nothing else can tell them.
     """
 
     reason: str

@@ -10,7 +10,8 @@ from torch import nn
 # Names of torch (bias, bias_ih_l0, in_proj_bias, bias_k), of transformers (gate_up_proj_bias) and of others (b_q).
 _BIAS = re.compile(r"(^|_)bias$|^bias_|^b_[qkvo]$")
 # Names for the summand and for the factor of a normalisation in torch, transformers, TensorFlow's ports, the Annotated
-# Transformer and Glow. The summand's are its own only beside a factor: a `beta` alone is the slope of Swish.
+# Transformer and Glow. A name of the summand counts only beside one of the factor: a `beta` alone is the slope of
+# Swish.
 SHIFTS = frozenset({"beta", "shift", "b_2", "loc"})
 SCALES = frozenset({"weight", "gamma", "scale", "g", "a_2"})
 

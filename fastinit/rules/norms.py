@@ -88,7 +88,7 @@ def _adds_one(module: nn.Module, own_name: str, size: int) -> bool:
                 other = _result(module, twin, arguments)
                 if other is not None and not torch.equal(other, result):
                     return True
-                # Else input of this shape passes the parameter by, and another one is tried.
+                # Otherwise an input of this shape does not meet the parameter, and another shape is tried.
     return False
 
 

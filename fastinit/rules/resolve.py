@@ -186,7 +186,8 @@ class _Asked:
         self.module = module
         self.shape = shape
         self.may_be_stack = may_be_stack and fan in ("torch", "module", "weight")
-        # All other conventions look at the shape alone, which every key contains, and at whether it is a stack's.
+        # All other conventions look only at the shape, which every key contains, and at whether the parameter is a
+        # stack.
         self.looks_at_module = module is not None and (fan == "module" or fan == "weight")
         self.wanted_fans = False
         self.path: list[tuple[str, object]] = []  # each question once
@@ -341,7 +342,7 @@ _AGREES_WITHIN = 1.5
 def _disagreement(asked: _Asked, treatment: Treatment, dtype: torch.dtype, by_torch: Resolution) -> Disagreement | None:
     """How far the values by fan="module" are from those by torch's fans; None if not far, or if no fans matter.
 
-    Rows of embeddings are looked up and never summed, so that no fan is theirs, and both conventions are as good.
+    Rows of embeddings are looked up and never summed. So they have no fan, and both conventions are equally good.
     """
     given = treatment.scheme
     is_own = any(isinstance(each, Own) for each in (given if isinstance(given, tuple) else (given,)))

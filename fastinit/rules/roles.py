@@ -191,8 +191,8 @@ def _is_beside_map(asked: Asked) -> bool:
     return any(isinstance(child, tuple(kinds)) for child in asked.module._modules.values() for kinds, _, _ in _MAPS)
 
 
-# The first test that finds something decides. What none finds is its author's: vectors and scalars, tables of
-# positions, tokens.
+# The first test that finds something decides. A parameter that no test finds is its author's: vectors and scalars,
+# tables of positions, tokens.
 ROLES: tuple[tuple[RoleName, Test], ...] = (
     ("integer", _integer),
     ("frozen", _frozen),
@@ -217,10 +217,11 @@ def _first(asked: Asked, table: Sequence[tuple[RoleName, Test]]) -> tuple[RoleNa
 
 class Alike(NamedTuple):
     """Modules that the table cannot tell apart: what it found for each name of a parameter that is trained, and the
-    treatment. An author may tell of each module something else, so that treatments are common to those that he tells
-    the same of: `told` has them by what he tells.
+    treatment. Authors' code may differ from module to module. `told` groups the modules by what it says; each group
+    shares its treatments.
 
-    of_class: the class of torch.nn that they are of, if no more is known of them; it tells of its own parameters alone.
+    of_class: the class of torch.nn that they are of, if nothing else is known of them. It answers for its own
+    parameters only.
     """
 
     author_tells: bool
@@ -243,7 +244,7 @@ def _is_of_torch(module_type: type) -> bool:
 
 
 def _looks_of(module: nn.Module) -> tuple[Any, ...] | None:
-    """All that the table, and torch's fans, see of a module but its name. Modules with equal looks are treated alike.
+    """All that the table and torch's fans see of a module, except its name. Modules with equal looks are treated alike.
 
     None: a parameter is a shard, or has no shape yet.
     """
@@ -302,13 +303,13 @@ class Roles:
             if alike.covers(own_name):
                 alike.roles[own_name] = role_and_found
         treatment = self._treatment(role_and_found, module, own_name, parameter)
-        # Of what is its author's, even torch's own classes are asked.
+        # For what is its author's, code is asked even of torch's own classes, so that the treatment is not shared.
         if (alike.author_tells or role_and_found[0] != "author") and alike.covers(own_name):
             alike.treatments[own_name] = treatment
         return treatment
 
     def told_alike(self, alike: Alike, module: nn.Module) -> Alike:
-        """Those of the modules of which an author tells the same as of this one. It runs his code."""
+        """Those of the modules of which authors' code says the same as of this one. The code is run for that."""
         if alike.told is None:
             return alike
         found = self._told_alike_of.get(id(module))
@@ -323,8 +324,8 @@ class Roles:
     def alike(self, name: str, module: nn.Module) -> Alike | None:
         """What is known of modules that the table cannot tell from this one; None: it must be asked by itself.
 
-        `name` is that of the module, or of its parameter. Tests of the table that look beyond the module are those of
-        adapters and of methods whose words are in names.
+        `name` is that of the module, or of its parameter. Only the tests for adapters, and for methods whose words are
+        in names, look beyond the module.
         """
         self._alike_of[id(module)] = None
         if self._is_own or self._around.has_adapters or (self._around.has_words and has_word(name)):
@@ -399,7 +400,7 @@ _OWN = Own()
 
 
 def _stays(role: RoleName, kind: str, given: distributions.Distribution, parameter: torch.Tensor) -> bool:
-    """Whether what an author's code gives stays under any scheme: all that is no draw, and draws with a meaning."""
+    """Whether what an author's code gives stays under any scheme. It stays unless it is a draw without a meaning."""
     if kind != "draw" or role in ("published", "author"):
         return True
     if role == "bias":
@@ -408,14 +409,14 @@ def _stays(role: RoleName, kind: str, given: distributions.Distribution, paramet
 
 
 def _lies_about_zero(drawn: distributions.Distribution) -> bool:
-    """Whether a bias is drawn as torch.nn draws biases, for which zeros are another way to begin. A draw with a meaning
-    is computed, as the steps of a state space, or lies elsewhere, as the biases of forget gates."""
+    """Whether a bias is drawn about zero, as torch.nn draws biases. Zeros may take the place of such a draw. A draw
+    with a meaning is computed (the steps of a state space), or lies elsewhere (the biases of forget gates)."""
     return drawn.told_by_formula and abs(drawn.mean()) <= drawn.std()
 
 
 def _is_next_to_nothing(drawn: distributions.Distribution, shape: Sequence[int]) -> bool:
-    """Whether a map is drawn so small that its output begins at zero, as if it were zeros: with less than a hundredth
-    of the std 1 / sqrt(inputs) that keeps a signal's size. Heads of BEiT and EVA begin so."""
+    """Whether a map is drawn so small that its output begins near zero, as if the map were zeros: with less than a
+    hundredth of the std 1 / sqrt(inputs) that keeps a signal's size. Heads of BEiT and EVA begin so."""
     inputs = math.prod(shape[1:])
     return drawn.told_by_formula and 0.0 < drawn.std() * math.sqrt(inputs) < 0.01
 
@@ -441,6 +442,12 @@ def lora_rules(a: str | Scheme = LORA_A) -> list[Rule]:
 
     The default is PEFT's kaiming_uniform. Every plan applies that one without any rule. PEFT's "gaussian" is
     Normal(std=1 / rank).
+
+    Raises:
+        TypeError, ValueError: `a` is no scheme, or an unknown name.
+
+    >>> [str(rule.scheme) for rule in lora_rules("zeros")]
+    ['Constant(value=0.0)', 'Constant(value=0.0)', 'Normal(mean=0.0, std=1.0)']
     """
     return [
         Rule(LORA_ZERO, "zeros"),

@@ -34,8 +34,8 @@ class RowMaker:
         place: Place,
         kind: str = "",
     ) -> KnownRow:
-        """The row. It is settled if equal parameters have the same, but for name and place, in modules with equal looks
-        of which their author's code tells the same.
+        """The row. It is settled if equal parameters get an equal one, except for name and place, in all modules with
+        equal looks of which authors' code says the same.
         """
         scheme = treatment.scheme
         assert scheme is not None
@@ -96,8 +96,8 @@ class KnownRow:
     """The row of a parameter, and of those that differ from it in nothing but name and place.
 
     is_settled: whether there are such parameters. disagreement: what a warning of two conventions for fans tells of it.
-    guess: what `Survey.guessed` says of them. is_of_any_shape: whether those of other shapes, if not empty, have the
-    same: their author's code gives it, and all elements get the same.
+    guess: what `Survey.guessed` says of them. is_of_any_shape: whether the row also fits non-empty parameters of other
+    shapes, because their author's code gives every element the same distribution.
     """
 
     __slots__ = ("_fields", "device", "disagreement", "dtype", "guess", "is_of_any_shape", "is_settled", "row")
@@ -120,7 +120,7 @@ class KnownRow:
         return tuple.__new__(Row, fields)
 
     def of_shape(self, shape: torch.Size) -> KnownRow:
-        """The row of parameters of another shape, if it is of any."""
+        """The row for another shape, made from a row that fits any shape."""
         return KnownRow(self.row._replace(shape=shape), self.is_settled, self.disagreement)
 
 

@@ -107,7 +107,7 @@ class Survey:
             each.name is not each.full_name or "parametrizations" in each.module._modules for each in self.modules
         )
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
-        self.guessed: dict[str, str] = {}  # names of what no author's code tells, and what it is
+        self.guessed: dict[str, str] = {}  # parameters of which no author's code tells, and their roles
         self._known: dict[Any, KnownRow] = {}
         self._of_any_shape: dict[Any, KnownRow] = {}
         self._ruled_treatments: dict[Any, Treatment] = {}
@@ -256,7 +256,7 @@ class Survey:
         return treatment
 
     def _guess(self, name: str, role: RoleName, module: nn.Module, own_name: str) -> None:
-        """Note what gets what its role gets, so that its values are looked at before it is written."""
+        """Note a parameter that gets what its role gets: its values are looked at before it is written."""
         authors = self._roles.authors
         if role != "bias" or authors.may_have_set(module, own_name):
             told = authors.constants_of(module).get(own_name)
@@ -296,9 +296,10 @@ class Survey:
         return rows
 
     def _keeps_a_part(self, module: nn.Module, computed: Computed) -> bool:
-        """Whether its author sets or freezes an original of a weight: norms of one, beside directions that are trained.
+        """Whether the author sets or freezes one of a weight's originals, such as norms of one beside trained
+        directions.
 
-        The originals are then parameters like others, since to set the weight would set them all.
+        The originals are then parameters like others, since setting the weight would set all of them.
         """
         if len({original.requires_grad for original in computed.originals}) > 1:
             return True
@@ -351,8 +352,8 @@ def _kept(
 
 
 def _shape_of_kept(tensor: torch.Tensor) -> torch.Size | None:
-    """The global shape; the local one where the tensor's kind of shards refuses it, which hinders nobody to keep it;
-    None for a lazy tensor."""
+    """The global shape; None for a lazy tensor. Where the tensor's kind of shards gives no global shape, the local one
+    serves: the tensor is only kept."""
     if nn.parameter.is_lazy(tensor):
         return None
     try:

@@ -75,7 +75,7 @@ def fill_all(targets: Sequence[Target], source: Source) -> None:
 
 
 def is_one_kernel(target: Target) -> bool:
-    """Whether kernels of CUDA alone write a target there: sampled values, and small enough orthogonal matrices."""
+    """Whether CUDA kernels alone can write a target: sampled values and small enough orthogonal matrices."""
     distribution = target.distribution
     if isinstance(distribution, (Blocks, Stack)):
         return all(map(is_one_kernel, blocks_of(target)))
@@ -88,8 +88,8 @@ def is_one_kernel(target: Target) -> bool:
 
 
 class Later(NamedTuple):
-    """Work that is done together for all targets: orthogonal matrices, copies from them, products of them, the rows of
-    zeros, and last what reads other parameters."""
+    """Work put off until all targets were seen. In order: orthogonal matrices, copies of them, spectral products, zero
+    rows, and then whatever reads other parameters."""
 
     matrices: list[Matrix]
     copies: list[tuple[torch.Tensor, torch.Tensor]]

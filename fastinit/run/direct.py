@@ -24,12 +24,12 @@ from fastinit.run.table import Table
 from fastinit.run.targets import Target
 from fastinit.schemes.distributions import Distribution, Normal, Orthogonal, Sparse
 
-# Of a tensor, what makes its values and arguments by which it is made; the distribution, or None for the long way.
+# From a tensor, a function that makes a scheme, its arguments and the fans to the distribution; None: the long way.
 Resolve = Callable[[torch.Tensor, Callable[..., Any], tuple[Any, ...], Any], Distribution | None]
 
 
-# Write to a tensor as the scheme make(*arguments) says, under the empty name, with a seed of a generator or None; or do
-# nothing: False.
+# Writes to a tensor as the scheme make(*arguments) says, under the empty name, with a seed drawn from a generator
+# (None: torch's default one), and returns True; or does nothing, and returns False.
 Fill = Callable[[object, Callable[..., Any], tuple[Any, ...], object, torch.Generator | None], bool]
 
 
@@ -97,7 +97,7 @@ def _work(distribution: Distribution | None, tensor: torch.Tensor) -> tuple[Any,
         return None
     if distribution is None or distribution.blocks() is not None:
         return None
-    # Another tensor, since the address of this one may be of no use.
+    # Another tensor stands in, since the address of this one may be of no use.
     like = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
     target = Target("", like, like.shape, like.dtype, like.device, distribution)
     if distribution.needs == "element":

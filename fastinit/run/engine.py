@@ -186,7 +186,7 @@ class Program:
         self._compared_meshes = compared_meshes
         self._backend = backend
         every = [*targets, *(target for target, _ in assigned)]
-        # Of each device: to ask a device for its type takes as long as most checks of a tensor.
+        # Each device is asked once for its type: the question takes as long as most checks of a tensor.
         kinds = {device: device.type for device in {target.device for target in every}}
         if "meta" in kinds.values():
             unallocated = next(target.name for target in every if kinds[target.device] == "meta")
@@ -195,7 +195,7 @@ class Program:
                 "is on the meta device and has no memory; use fastinit.materialize_, or allocate the model first "
                 "(model.to_empty(device=...)) and plan again",
             )
-        obstacles: dict[tuple[str, Way], str] = {}  # what to tell of -> first name
+        obstacles: dict[tuple[str, Way], str] = {}  # obstacle and way around it -> name of the first tensor
         has_native = backend != "torch" and _native.module is not None
         for target in targets:
             if has_native and target.device == _CPU and target.dtype in DTYPES:  # first, since nearly all are
@@ -335,9 +335,10 @@ class Program:
                 )
 
     def _fill(self, seed: int | torch.Tensor | None, meter: Meter | None = None) -> None:
-        """Write what the native code writes, with a seed that is a tensor on CUDA devices alone."""
-        # An interrupted run has written something, too. And what of thousands of tensors has just been looked at is
-        # still in the caches.
+        """Write what the native code writes. The seed may be a tensor if all targets are filled by kernels of its CUDA
+        device."""
+        # An interrupted run has written something, too, so the versions come first. Also, what has just been read of
+        # thousands of tensors is still in the caches now.
         if self._written:
             increment_version(self._written)
         if self._native:
@@ -382,7 +383,7 @@ class Program:
         return [*self._composed, *self._staged, *self._fallback]
 
     def _reads_on_device(self, seed: torch.Tensor) -> bool:
-        """Whether all values are made by kernels of the device on which a seed is."""
+        """Whether all values are made by kernels of the device that holds the seed."""
         others = self._composed or self._staged or self._fallback or self._assigned
         return bool(self._native) and not others and self._devices == {seed.device} and seed.device.type == "cuda"
 

@@ -8,7 +8,8 @@ and T^-1 has v_j.v_j / 2 on its diagonal and V^T V above it (compact WY: Schreib
 1992).
 
 The vectors come from a source of random values: on the CPU panel by panel, so that only the result is ever whole in
-memory. On a GPU those of many panels come at once, and so does all that panels have no need of each other for.
+memory. On a GPU, the vectors of many panels are drawn at once. Every step that one panel can take without the others is
+done at once, too.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def fill(matrices: Sequence[Matrix], source: Source, meter: Meter | None = None)
     `makes_groups`, the workspace has room for the panels, unless one panel is larger. A matrix in float16 or bfloat16,
     or with strides that no matrix has, is computed in a copy.
 
-    A box needs all reflectors. Otherwise it costs its share of the whole matrix. Rows of a tall matrix (columns of a
-    wide one) cost up to three halves of their share, and memory for rows that are as long as the matrix is tall.
+    A box needs all reflectors. Apart from them it costs its share of the whole matrix. Rows of a tall matrix (columns
+    of a wide one) cost up to three halves of their share, and memory for rows that are as long as the matrix is tall.
 
     Raises:
         ValueError: a box that does not lie within its matrix.
@@ -142,7 +143,8 @@ def _check_interval(what: str, given: Interval | None, size: int) -> None:
 
 
 class _Common:
-    """Shape, box, dtype and device, which matrices of a batch have in common. Rows and columns are the tall one's."""
+    """What the matrices of a batch have in common: shape, box, dtype, device. Rows and columns are those of the tall
+    form."""
 
     def __init__(self, matrix: Matrix) -> None:
         self.dtype, self.device = compute_dtype(matrix.tensor.dtype), matrix.tensor.device
@@ -209,7 +211,8 @@ class _Panel(NamedTuple):
 
 
 def _in_rows(of: Sequence[_Tall]) -> bool:
-    """Random values are made along rows of consecutive indices: whether these are the rows of the matrices."""
+    """Whether random values are made along the matrices' rows. They are made along whichever lines have the closest
+    indices."""
     return of[0].column_step <= of[0].row_step
 
 
@@ -342,10 +345,10 @@ def _group(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """V and V T of `count` panels, (batch, count, rows - begin, width), and signs, (batch, count * width).
 
-    All panels have the rows of the first one: where theirs begin further down, zeros are above.
+    All panels have the rows of the first one. A panel that begins further down has zeros above.
     """
     batch, rows, columns = len(of), of[0].rows - begin, count * width
-    # bmm asks that the panels of all matrices, batch * count, lie at one distance from each other.
+    # bmm requires that the panels of all matrices, batch * count, lie at equal distances.
     if _in_rows(of):
         z = like.new_empty(rows, batch, columns).transpose(0, 1)
         _fill_values(of, begin, z, source)

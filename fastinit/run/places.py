@@ -105,15 +105,16 @@ class Place:
 
 
 class CurrentTensors:
-    """The tensors that the model has now, of the places of a plan's rows, to write to. Every run asks for all of them.
+    """The tensors that the model has now at the places of a plan's rows, to write to. Every run asks for all of them.
 
-    As long as no module has other parameters than when it was asked before, they are the same: all modules' parameters
-    are compared in a few passes in C, since to look each up by its name takes longer than to fill a small one.
+    They stay the same as long as every module has the parameters that it had at the last look. A few passes in C
+    compare the parameters of all modules: looking each up by its name takes longer than filling a small one.
     """
 
     def __init__(self, named: Iterable[tuple[str, Place]]) -> None:
         self._named = list(named)
-        # What all holders had, and the tensors found in it. Never changed, for several threads may run one plan.
+        # The holders' contents at the last look, and the tensors found. The object is replaced, never changed, since
+        # several threads may run one plan.
         self._seen: _Seen | None = None
 
     def find(self) -> list[torch.Tensor]:
@@ -201,6 +202,6 @@ def _is_same(one: NamedModule, other: NamedModule) -> bool:
 
 def place_of(module: nn.Module, own_name: str, tensor: torch.Tensor, first: Place | None = None) -> Place:
     """The place of a parameter of a module."""
-    # What stands for a part of a flat parameter is in its module only while somebody looks (distributed/flat.py).
+    # A stand-in for a part of a flat parameter is in its module only inside `unflattened` (distributed/flat.py).
     holder = {own_name: tensor} if tensor.__dict__ and is_flat(tensor) else module._parameters
     return Place(tensor, holder, own_name, None, first)

@@ -33,7 +33,7 @@ class _Shows(Protocol):
 
 
 class Meter:
-    """How many bytes of how many are done. `piece_bytes` are what should be done before the next `advance`."""
+    """Counts the bytes that are done, out of a total. `piece_bytes`: how many to do before the next `advance`."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ def metered(progress: Progress, what: str, total: int | Callable[[], int]) -> It
 
 
 def check_progress(progress: object) -> None:
-    """Raise TypeError for what is no `Progress`."""
+    """Raise TypeError unless the argument is a `Progress`."""
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"progress: expected True, False, None or a function, got {progress!r}")
 

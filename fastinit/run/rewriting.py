@@ -80,8 +80,8 @@ def _write_in_place(batch: Sequence[Masked], device: torch.device, seed: int) ->
 
 
 def _batches(masked: Sequence[Masked]) -> Iterator[list[Masked]]:
-    """Targets with masks that lie as their tensors do: those that were given, all at once, or copies, of boxes of the
-    tensors, as many as fit into the scratch memory.
+    """Targets with masks that lie as their tensors do. Masks that were given so are used as they are. Other masks are
+    copied for boxes of the tensors, as many at a time as fit into the scratch memory.
     """
     batch: list[Masked] = []
     nbytes = 0

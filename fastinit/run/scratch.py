@@ -1,6 +1,6 @@
 """Initial values made once more, a few MiB at a time, beside the tensors that they are for.
 
-What reads or rewrites tensors that hold something already uses it wherever the native code does not do it in one pass.
+It serves whatever reads or rewrites filled tensors, where the native code has no single pass for the job.
 """
 
 from __future__ import annotations

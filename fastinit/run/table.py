@@ -130,8 +130,8 @@ class Table:
         return sizes
 
     def _pieces(self, meter: Meter | None) -> Iterator[tuple[NDArray[np.void], slice]]:
-        """The rows, and which they are: without a meter all of them, else a few at a time that have the bytes that it
-        asks for. It is advanced after each piece. A larger row of consecutive elements is cut."""
+        """The rows and their positions. Without a meter: all at once. With one: a few at a time, with as many bytes as
+        the meter asks for; it is advanced after each piece. A larger row of consecutive elements is cut."""
         if meter is None:
             yield self.rows, slice(None)
             return
@@ -191,7 +191,7 @@ def _task_dtype() -> np.dtype[np.void]:
 def mask_like(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """A mask whose bytes lie as the elements of a tensor do, or as their real and imaginary parts.
 
-    It is the one that was given if that lies so.
+    A mask that lies so already is returned itself.
     """
     if tensor.dtype in PARTS:
         tensor = torch.view_as_real(tensor)

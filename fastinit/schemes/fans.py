@@ -21,6 +21,18 @@ from fastinit.distributed.held import global_shape
 
 
 class Fans(NamedTuple):
+    """The fans of one map, as numbers of values. A rule or a plan takes `Fans(in, out)` as its `fan`.
+
+    fan_in: how many inputs meet in one output: the size of the input axis, times the receptive field.
+    fan_out: how many outputs one input reaches: the size of the output axis, times the receptive field.
+
+    The receptive field is the product of the kernel's axes; a linear map has none, and its field is 1. The convention
+    says which axes are which: torch's shapes are (out, in, kernel ...), JAX's and Keras' are (kernel ..., in, out).
+
+    >>> torch_fans((64, 3, 7, 7))
+    Fans(fan_in=147, fan_out=3136)
+    """
+
     fan_in: int
     fan_out: int
 
@@ -139,8 +151,8 @@ def torch_geometry(module: nn.Module | None, shape: Sequence[int]) -> Geometry:
 
     Three dimensions and more are a stack in a module that is neither one of torch.nn's nor a convolution. A class is
     taken for a convolution by its name or a base's ("Conv" in it), by an attribute `kernel_size` or `groups`, or by
-    what its `forward` calls (`F.conv2d`). An axis of length 1 after the first is none of a map's: depthwise kernels
-    (channels, 1, k, k) and stacks of vectors (n, 1, d) keep torch's reading. So do tensors without a module.
+    what its `forward` calls (`F.conv2d`). An axis of length 1 after the first does not belong to a map: depthwise
+    kernels (channels, 1, k, k) and stacks of vectors (n, 1, d) keep torch's reading. So do tensors without a module.
 
     Raises:
         ValueError: fewer than two dimensions.

@@ -20,7 +20,7 @@ _ZERO = distributions.Constant(0.0)
 
 
 def _of_cells(context: Context, cells: tuple[type[nn.Module], ...], wanted: str) -> bool:
-    """Whether a bias of recurrent cells is the one that is added to the input's; its twin `bias_hh` adds up with it.
+    """Whether a bias of recurrent cells is `bias_ih`, for the input. torch adds its twin, `bias_hh`, to it.
 
     Raises:
         ValueError: the parameter is no such bias.
@@ -107,6 +107,9 @@ class LogOfUniform:
 
     Raises:
         ValueError: unless 0 < low <= high, both finite.
+
+    >>> print(LogOfUniform().distribution(Context((4,))))
+    log U[1, 16]
     """
 
     low: float = 1.0

@@ -27,6 +27,9 @@ class Ramp:
 
     Raises:
         ValueError: a number is not finite; in use, the parameter is a scalar.
+
+    >>> print(Ramp(1.0, 0.0).distribution(Context((3,))))
+    1 ... 0, 3 values
     """
 
     first: float
@@ -50,6 +53,9 @@ class RWKV7Mix:
 
     Raises:
         ValueError: a number is negative or not finite; in use, the parameter is a scalar or lies in no stack of layers.
+
+    >>> print(RWKV7Mix().distribution(Context((4,), layer=0, layers=2)))
+    1 ... 0.25, 4 values
     """
 
     power: float = 1.0
@@ -76,6 +82,9 @@ class RWKV7Ramp:
     Raises:
         ValueError: a number is not finite, or head_size < 2; in use, the parameter is a scalar, or lies in no stack of
             layers though decay is not 0.
+
+    >>> print(RWKV7Ramp(linear=1.0).distribution(Context((3,))))
+    -0.5 ... 0.5, 3 values
     """
 
     base: float = 0.0
@@ -110,6 +119,9 @@ class RWKV7Scale:
 
     Raises:
         ValueError: exponent is not finite; in use, the parameter lies in no stack of layers.
+
+    >>> print(RWKV7Scale().distribution(Context((3,), layer=0, layers=2)))
+    0.615572
     """
 
     exponent: float = 0.7

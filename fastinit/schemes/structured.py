@@ -39,6 +39,9 @@ class Eye:
     """The identity: ones on the main diagonal of a matrix, square or not, zeros elsewhere (torch.nn.init.eye_).
 
     Le, Jaitly, Hinton 2015 use it for recurrent networks of ReLUs. Raises ValueError unless there are two dimensions.
+
+    >>> print(Eye().distribution(Context((2, 3))))
+    1 on a diagonal
     """
 
     def distribution(self, context: Context) -> Distribution:
@@ -53,6 +56,9 @@ class Dirac:
 
     With `groups`, every group of dim 0 has such ones (torch.nn.init.dirac_). The shape is (out, in / groups,
     kernel ...). Raises ValueError unless there are three to five dimensions and groups divides dim 0.
+
+    >>> print(Dirac().distribution(Context((4, 4, 3))))
+    1 on a diagonal
     """
 
     groups: int = 1
@@ -82,6 +88,9 @@ class Orthogonal:
     The rows of the matrix are dim 0, its columns all others. With `column_axis`, that axis is the columns and all
     others are the rows: -1 gives the matrices of JAX and Keras. Saxe, McClelland, Ganguli 2014; Mezzadri 2007 for the
     Haar distribution. Raises ValueError if there are fewer than two dimensions, or no such axis.
+
+    >>> print(Orthogonal().distribution(Context((3, 5))))
+    orthogonal, 3 of length 5
     """
 
     gain: float = 1.0
@@ -121,6 +130,9 @@ class Spectral:
       1 / max(rows, columns) (Marchenko, Pastur 1967).
 
     Raises ValueError for values that are negative, not finite, or not r in number, and for fewer than two dimensions.
+
+    >>> print(Spectral("linear").distribution(Context((4, 6))))
+    singular values 0.25 to 1
     """
 
     values: str | tuple[float, ...] | Callable[[int], Sequence[float]] = "flat"
@@ -192,6 +204,9 @@ class IdentityPlusOrthogonal:
 
     With identity = 1 and a small gain, a hidden state stays nearly as it is, and every unit has a part in every other.
     Le, Jaitly, Hinton 2015 use the identity alone. Raises ValueError unless the matrix is square.
+
+    >>> print(IdentityPlusOrthogonal().distribution(Context((4, 4))))
+    1 x identity + 0.1 x orthogonal
     """
 
     identity: float = 1.0
@@ -214,6 +229,9 @@ class DeltaOrthogonal:
     The shape is (out, in, kernel ...) of 3 to 5 dimensions with out >= in. The middle is (k - 1) // 2, as in JAX. Xiao,
     Bahri, Sohl-Dickstein, Schoenholz, Pennington, ICML 2018, section 3 (algorithm 1). Raises ValueError for other
     shapes.
+
+    >>> print(DeltaOrthogonal().distribution(Context((4, 2, 3))))
+    1 x orthogonal 4 x 2 at the middle of 3
     """
 
     gain: float = 1.0
@@ -234,6 +252,9 @@ class Sparse:
     """N(0, std^2), with ceil(sparsity * rows) randomly chosen zeros in every column (torch.nn.init.sparse_).
 
     Martens 2010. Raises ValueError unless 0 <= sparsity <= 1 and there are two dimensions.
+
+    >>> print(Sparse(0.5).distribution(Context((4, 3))))
+    N(0, 0.01^2), 2 of 4 zero in a column
     """
 
     sparsity: float
@@ -259,6 +280,9 @@ class ZerO:
     2^(-m/2) H, where H is Sylvester's Hadamard matrix of order 2^m, m = ceil(log2 out). The columns are orthonormal
     before the cut. A convolution has the matrix at the middle of its kernels. `transposed`: the shape is
     (in, out, ...). Raises ValueError for fewer than two or more than five dimensions.
+
+    >>> print(ZerO().distribution(Context((4, 2))))
+    0.5 x Hadamard
     """
 
     transposed: bool = False
@@ -275,7 +299,14 @@ class ZerO:
 
 @dataclass(frozen=True)
 class LogRange:
-    """log 1, log 2, ..., log n along the last dimension: Mamba's A_log (S4D-Real in Gu, Dao 2023, section 3.6)."""
+    """log 1, log 2, ..., log n along the last dimension: Mamba's A_log (S4D-Real in Gu, Dao 2023, section 3.6).
+
+    Raises:
+        ValueError: in use, the parameter is a scalar.
+
+    >>> print(LogRange().distribution(Context((2, 4))))
+    log(1 ... 4)
+    """
 
     def distribution(self, context: Context) -> Distribution:
         shape = context.shape
@@ -289,6 +320,9 @@ class TimeStep:
     """The bias that gives Mamba its time steps: softplus^-1(max(floor, exp U[log low, log high])).
 
     Gu, Dao 2023, section 3.6. Raises ValueError unless 0 < low <= high and floor > 0.
+
+    >>> print(TimeStep().distribution(Context((4,))))
+    softplus^-1 of log-uniform [0.001, 0.1]
     """
 
     low: float = 1e-3

@@ -5,7 +5,8 @@ be read: `nn.init.constant_(self.head.bias, -4.6)`, `self.lstm.bias_hh_l0.data[4
 understood, or makes unknown what it may have set; nothing but arithmetic is executed.
 
 How a parameter is made is read, too: `nn.Parameter(0.1 * torch.ones(size))` is constant, and `nn.Parameter(points)`
-holds what somebody gave. Of a map, `torch.zeros` may be a placeholder, as `torch.empty` and draws always are.
+holds what somebody gave. `torch.empty` and random draws are placeholders. For the weight of a map, `torch.zeros` may be
+one, too.
 
 Code that a constructor calls without arguments of its own, such as `self.init_biases()`, `head.bias_init()` and
 `self.apply(self._init_weights)`, can be run again: it is told to whoever reads reset code (capture/resetting.py).

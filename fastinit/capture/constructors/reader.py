@@ -105,7 +105,7 @@ class Reader:
         return Numbers(self, self._constructors[at])
 
     def _either(self, at: int, statement: ast.If) -> None:
-        """Read both ways, of which one was gone. What both tell alike is told."""
+        """Read both branches, since nobody knows which one ran. What both say alike counts."""
         before, names, contents = dict(self._told), dict(self._names), dict(self._contents)
         runs, before_runs = list(self._runs), dict(self._before)
         self._read(at, statement.body)
@@ -158,7 +158,7 @@ class Reader:
             self._rebind(target)
 
     def _rebind(self, node: ast.AST) -> None:
-        """Names and attributes that are given in a way that is not followed."""
+        """Forget the names and attributes that a statement sets in a way that the reader does not follow."""
         for each in ast.walk(node):
             if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):
                 self._names.pop(each.id, None)
@@ -434,7 +434,7 @@ class Reader:
         return is_none_at(self._module, path)
 
     def note_object(self) -> None:
-        """An object of which no more than its type is compared is calculated with."""
+        """Note that arithmetic uses an object of which only the type is compared."""
         self.is_decided = False
 
     def _ask(self, question: Question) -> None:

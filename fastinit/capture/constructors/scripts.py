@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Told(NamedTuple):
-    """The constant that a constructor sets a parameter to; None: it is computed from what is gone, or a pattern.
+    """The constant that a constructor sets a parameter to. None: the value is a pattern, or follows from what is gone.
 
     made: whether the parameter was made so, and nothing has set it since.
     """
@@ -25,8 +25,8 @@ Path: TypeAlias = tuple[str | int, ...]
 class Run(NamedTuple):
     """Code that a constructor calls, and that can be run again.
 
-    path: to the module whose method it is, or that a function is for. each: whether it is applied to every module there
-    is. code: a function, or the name of a method: of the module at the path, or of the constructor's if `each`.
+    path: leads to the module on which the code is called. each: whether the code runs on that module and on all below
+    it. code: a function, or the name of a method: of the module at the path, or of the constructor's if `each`.
     """
 
     path: Path
@@ -61,8 +61,8 @@ class Script(NamedTuple):
 
     swept: paths of modules below which they may have set anything, before they set what `told` has.
     told: None: set by a statement that was not understood.
-    runs: what they call, before they set what `told` has. before: what they set before they call that. unread: those of
-    `swept` that are not swept by runs alone.
+    The constructors set `before`, then call `runs`, then set `told`. unread: those of `swept` that are not swept by
+    runs alone.
     """
 
     swept: tuple[Path, ...]

@@ -141,7 +141,8 @@ def is_unplaced(path: Path) -> bool:
     return bool(path) and str(path[0]).startswith("=")
 
 
-# What writes to tensors, or is there for nothing else. `init_process_group` and `wandb.init` are not.
+# Names of functions that write to tensors, or that exist only to set values. `init_process_group` and `wandb.init` do
+# not match.
 _WRITES = re.compile(r"[^_]_$|^apply$|^reset_parameters$|(init|reset|zero)\w*(weight|bias|param)")
 
 
@@ -162,7 +163,7 @@ def function_sets(function: FunctionType) -> bool | None:
 
 
 def is_for_values(function: FunctionType) -> bool:
-    """Whether a function writes to tensors, as its text tells: what else it may do is not worth running it again."""
+    """Whether a function writes to tensors, as its text tells. Only such a function is worth running again."""
     nodes = (node for statement in _body(function) or () for node in ast.walk(statement))
     return any(sets_values(node) and (_WRITES.search(called(node)) or not called(node)) for node in nodes)
 

@@ -77,7 +77,7 @@ def set_before(module: nn.Module) -> dict[tuple[int, str], Told | None]:
 
 
 def set_after(module: nn.Module) -> dict[tuple[int, str], Told | None]:
-    """The parameters that they set last."""
+    """The parameters that the constructors of one module set last, after any such code."""
     script = _script_of(module)
     later = {path: told for path, told in script.told.items() if told is None or not told.made}
     return _told_by(module, script._replace(told=later))
@@ -86,7 +86,7 @@ def set_after(module: nn.Module) -> dict[tuple[int, str], Told | None]:
 def _told_by(module: nn.Module, script: Script) -> dict[tuple[int, str], Told | None]:
     found = {key: told for path, told in script.told.items() for key in _parameters_at(module, path)}
     if any(told is not None and told.made for told in found.values()) and "Norm" in type(module).__name__:
-        # Every normalisation has such parameters. Those that are as always need no telling.
+        # Every normalisation makes its parameters as ones and zeros. Those with the usual value are left out.
         usual = {(id(module), name): 0.0 if _SHIFT.search(name) else 1.0 for name in module._parameters}
         return {key: told for key, told in found.items() if key not in usual or told != (usual[key], True)}
     return found

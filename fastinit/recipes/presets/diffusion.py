@@ -27,6 +27,9 @@ def unet(model: nn.Module | None = None) -> Recipe:
     Dhariwal, Nichol 2021 (openai/guided-diffusion, unet.py: zero_module); Rombach et al. 2022
     (CompVis/latent-diffusion, ldm/modules/diffusionmodules/openaimodel.py and ldm/modules/attention.py). By the names
     of these and of diffusers, whose own code sets nothing to zero.
+
+    Raises:
+        TypeError: the model is no module.
     """
     check_given(model)
     last = (
@@ -49,6 +52,9 @@ def controlnet(model: nn.Module | None = None) -> Recipe:
     input_hint_block); diffusers 0.42, models/controlnets (controlnet_*, controlnet_cond_embedding.conv_out). The
     weights that ControlNet shares with the locked model are copied from it after that; `names=` of `init_model_` may
     leave them out.
+
+    Raises:
+        TypeError: the model is no module.
     """
     check_given(model)
     hint = r"(^|\.)input_hint_block\.14\.|(^|\.)controlnet_cond_embedding\.conv_out\."
@@ -68,6 +74,9 @@ def dit(model: nn.Module | None = None) -> Recipe:
 
     Peebles, Xie 2023, section 3.2; facebookresearch/DiT, models.py: DiT.initialize_weights. By its names and those of
     diffusers, whose own code leaves all as torch has it.
+
+    Raises:
+        TypeError: the model is no module.
     """
     check_given(model)
     zero = (

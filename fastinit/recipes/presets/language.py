@@ -19,6 +19,9 @@ def gpt2(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
     """N(0, 0.02^2), and 0.02 / sqrt(2 L) for the projections that end a residual branch, L being the number of layers.
 
     Radford et al. 2019, section 2.3; transformers 5.23, models/gpt2/modeling_gpt2.py (Conv1D), and nanoGPT's names.
+
+    Raises:
+        TypeError, ValueError: the model is no module, or std is no finite number >= 0.
     """
     check_given(model)
     normal = normal_of(model, std)
@@ -34,6 +37,9 @@ def nanogpt(model: nn.Module | None = None, *, std: float | None = None) -> Reci
     """As `gpt2`: N(0, 0.02^2), and 0.02 / sqrt(2 L) for the projections that end a residual branch.
 
     karpathy/nanoGPT, model.py: GPT.__init__ and _init_weights.
+
+    Raises:
+        TypeError, ValueError: the model is no module, or std is no finite number >= 0.
     """
     return replace(gpt2(model, std=std), name="nanogpt", source="karpathy/nanoGPT, model.py: GPT._init_weights")
 
@@ -44,6 +50,9 @@ def modded_nanogpt(model: nn.Module | None = None) -> Recipe:
 
     KellerJordan/modded-nanogpt, train_gpt.py of January 2025: CastedLinear, CausalSelfAttention (qkv_w, a stack of
     three maps; lambdas 0.5, 0.5), Block (lambdas 1, 0), GPT (skip_weights 1).
+
+    Raises:
+        TypeError: the model is no module.
     """
     check_given(model)
     half = VarianceScaling(0.25, "fan_in", "uniform")
@@ -65,6 +74,9 @@ def nanochat(model: nn.Module | None = None) -> Recipe:
 
     karpathy/nanochat, nanochat/gpt.py: GPT.init_weights. The width of value embeddings is that of all heads; it is
     n_embd unless several queries share a key.
+
+    Raises:
+        TypeError: the model is no module.
     """
     check_given(model)
     by_inputs = VarianceScaling(1.0, "fan_in", "uniform")
@@ -85,7 +97,11 @@ def nanochat(model: nn.Module | None = None) -> Recipe:
 
 
 def llama(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
-    """N(0, 0.02^2) for every matrix (transformers 5.23, models/llama; the papers do not say)."""
+    """N(0, 0.02^2) for every matrix (transformers 5.23, models/llama; the papers do not say).
+
+    Raises:
+        TypeError, ValueError: the model is no module, or std is no finite number >= 0.
+    """
     check_given(model)
     normal = normal_of(model, std)
     return Recipe(normal, name="llama", source="transformers, modeling_utils.py: PreTrainedModel._init_weights")
@@ -124,7 +140,11 @@ _ROUTER_OR_EXPERTS = re.compile(r"\.(gate|router)\.weight$|\.experts\.\w+$")
 
 def mixtral(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
     """N(0, 0.02^2) for every matrix, routers and experts included (transformers 5.24, models/mixtral; Jiang et al. 2024
-    do not say)."""
+    do not say).
+
+    Raises:
+        TypeError, ValueError: the model is no module, or std is no finite number >= 0.
+    """
     check_given(model)
     normal = normal_of(model, std)
     return Recipe(normal, [(_ROUTER_OR_EXPERTS, normal)], name="mixtral", source="transformers, modeling_mixtral.py")
@@ -132,7 +152,11 @@ def mixtral(model: nn.Module | None = None, *, std: float | None = None) -> Reci
 
 def qwen_moe(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
     """N(0, 0.02^2) for every matrix, routers, experts and the gate of the shared expert included; the padding row zero
-    (transformers 5.24, models/qwen2_moe and qwen3_moe; the reports do not say)."""
+    (transformers 5.24, models/qwen2_moe and qwen3_moe; the reports do not say).
+
+    Raises:
+        TypeError, ValueError: the model is no module, or std is no finite number >= 0.
+    """
     check_given(model)
     normal = normal_of(model, std)
     rules = [(_ROUTER_OR_EXPERTS, normal), (re.compile(r"\.shared_expert_gate\.weight$"), normal)]
@@ -144,6 +168,9 @@ def deepseek_v3(model: nn.Module | None = None, *, std: float | None = None) -> 
 
     DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", section 4.2. With a model of transformers the std is its config's
     initializer_range, 0.02 there by default (5.24, models/deepseek_v3/modeling_deepseek_v3.py).
+
+    Raises:
+        TypeError, ValueError: the model is no module, or std is no finite number >= 0.
     """
     check_given(model)
     normal = normal_of(model, std, default=0.006)
@@ -159,6 +186,9 @@ def bert(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
     """N(0, 0.02^2) for every matrix, the padding row zero (transformers 5.23, models/bert).
 
     Devlin et al. 2019's own code truncates at two sigma, transformers does not.
+
+    Raises:
+        TypeError, ValueError: the model is no module, or std is no finite number >= 0.
     """
     check_given(model)
     normal = normal_of(model, std)

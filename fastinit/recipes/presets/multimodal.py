@@ -81,6 +81,9 @@ def siglip(model: nn.Module | None = None, *, logit_scale: float = math.log(10.0
     Zhai et al. 2023, section 3.2; transformers 5.24, models/siglip and siglip2, by whose names it goes. Two things are
     otherwise there: temperature and bias are zero, as for a checkpoint that is loaded next, and its lecun_normal_ does
     not truncate, so that its std is 1.137 times the formula's.
+
+    Raises:
+        TypeError: the model is no module, or logit_scale or logit_bias is no number.
     """
     check_given(model)
     by_inputs = VarianceScaling(1.0, "fan_in", "normal")
@@ -104,6 +107,9 @@ def whisper(model: nn.Module | None = None, *, std: float | None = None) -> Reci
 
     transformers 5.24, models/whisper/modeling_whisper.py, whose config's init_std is used. Radford et al. 2022 do not
     say.
+
+    Raises:
+        TypeError, ValueError: the model is no module, or std is no finite number >= 0.
     """
     check_given(model)
     normal = normal_of(model, std, "init_std")

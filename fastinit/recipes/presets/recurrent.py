@@ -23,6 +23,9 @@ def mamba(model: nn.Module | None = None, *, std: float | None = None) -> Recipe
 
     Gu, Dao 2023, section 3.6; transformers 5.23, models/mamba/modeling_mamba.py, whose config's fields are used:
     time_step_*, rescale_prenorm_residual (out_proj / sqrt(L)), initializer_range.
+
+    Raises:
+        TypeError, ValueError: the model is no module, or std is no finite number >= 0.
     """
     check_given(model)
     normal = normal_of(model, std, default=0.1)

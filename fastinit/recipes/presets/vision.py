@@ -45,6 +45,10 @@ def vit(model: nn.Module | None = None, *, mode: ViTMode = "") -> Recipe:
     -log(classes). "moco" (Chen, Xie, He 2021): xavier_uniform with q, k and v each by itself. Class and register
     tokens N(0, 1e-6^2), position embeddings and distillation tokens N(0, 0.02^2). timm 1.0.31,
     models/vision_transformer.py: init_weights_vit_*. timm truncates at +-2, a hundred sigma, which changes nothing.
+
+    Raises:
+        TypeError: the model is no module.
+        ValueError: the mode is unknown.
     """
     check_given(model)
     check_choice("mode", mode, ("", "jax", "jax_nlhb", "moco"))
@@ -81,6 +85,9 @@ def deit(model: nn.Module | None = None) -> Recipe:
     N(0, 0.02^2), and all tokens and position embeddings zero.
 
     Touvron et al. 2021; timm 1.0.31, models/deit.py; transformers 5.24, models/deit/modeling_deit.py.
+
+    Raises:
+        TypeError: the model is no module.
     """
     tokens = r"(^|\.)embeddings\.(cls_token|distillation_token|position_embeddings)$"
     like = vit(model)
@@ -101,6 +108,9 @@ def dinov2(model: nn.Module | None = None, *, layer_scale: float | None = None) 
     next; register tokens zero; class token and patch embedding N(0, 0.02^2).
 
     Oquab et al. 2023; Darcet et al. 2023.
+
+    Raises:
+        TypeError: the model is no module, or layer_scale is no number.
     """
     like = vit(model)
     factor = Constant(layer_scale if layer_scale is not None else 1e-5)
@@ -127,6 +137,9 @@ def convnext(model: nn.Module | None = None, *, std: float | None = None, layer_
     Liu et al. 2022 (facebookresearch/ConvNeXt, models/convnext.py), Woo et al. 2023, section 3; timm 1.0.31,
     models/convnext.py; transformers 5.24, models/convnext and convnextv2, whose config's layer_scale_init_value is
     used. The authors and timm truncate at +-2, a hundred sigma, which changes nothing.
+
+    Raises:
+        TypeError, ValueError: the model is no module, std is no finite number >= 0, or layer_scale is no number.
     """
     check_given(model)
     normal = normal_of(model, std)
@@ -152,6 +165,9 @@ def swin(model: nn.Module | None = None, *, std: float | None = None) -> Recipe:
     embedding N(0, 0.02^2), tables of positions zero. Truncations at +-2, a hundred sigma, change nothing.
 
     Liu et al. 2021; Liu et al. 2022, "Swin Transformer V2", section 3.
+
+    Raises:
+        TypeError, ValueError: the model is no module, or std is no finite number >= 0.
     """
     check_given(model)
     normal = normal_of(model, std)
@@ -217,7 +233,11 @@ LAST_NORMS = (
 
 def dcgan(model: nn.Module | None = None) -> Recipe:
     """Weights N(0, 0.02^2), those of batch normalisation N(1, 0.02^2) (Radford, Metz, Chintala 2016, section 4;
-    pytorch/examples)."""
+    pytorch/examples).
+
+    Raises:
+        TypeError: the model is no module.
+    """
     check_given(model)
     return Recipe(
         Normal(std=0.02),

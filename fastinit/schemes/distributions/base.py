@@ -64,7 +64,7 @@ class Distribution(ABC):
 
         Value i has its real part from element 2 i, and its imaginary part from element 2 i + 1, of a real tensor.
         Positions in these distributions count the elements of that one. It is one object twice where both parts are
-        distributed alike (two constants of which one is -0 are equal, and are not alike).
+        distributed alike (the constants 0 and -0 are equal, and are not alike).
         """
         return None
 
