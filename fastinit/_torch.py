@@ -112,6 +112,19 @@ _pop_mode: Any = getattr(torch._C, "_pop_torch_function_stack", None)
 _push_mode: Any = getattr(torch._C, "_push_on_torch_function_stack", None)
 
 
+def has_function_modes() -> bool:
+    """Whether any TorchFunctionMode is on. Without the means to know: yes."""
+    return _stack_size is None or bool(_stack_size())
+
+
+def is_on_meta(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is on the meta device, whatever a TorchFunctionMode answers: `deferred()` says no."""
+    if not has_function_modes():
+        return tensor.is_meta
+    with modes_off():
+        return tensor.is_meta
+
+
 def outside_of(mode: type[Any], function: Callable[[Any], _R]) -> _R | None:
     """Run a function of the innermost TorchFunctionMode, without the mode, if it is of this type; else give None.
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 
 from fastinit._torch import in_fake_mode, is_compiling, is_fake, keep_order, traced_constant, uncompiled
+from fastinit.capture import later
 from fastinit.distributed.held import is_whole, local_tensor, registered
 from fastinit.distributed.megatron import is_megatron
 from fastinit.rules.depths import Depths
@@ -120,7 +121,7 @@ def _run_plan(
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=5)
     if any(local_tensor(each).is_meta for each in real.values()):
         plan = plan.filter(lambda row: not local_tensor(row.tensor).is_meta)
-    plan.run_()
+    later.run_(plan)
     return tensor
 
 

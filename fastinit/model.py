@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastinit.audit.signal import Comparison, trace_signal
+from fastinit.capture import later
 from fastinit.capture.guard import check_not_read
 from fastinit.capture.tapes import drop_tapes
 from fastinit.capture.twins import twin_tapes
@@ -104,7 +105,7 @@ def init_model_(
     [0.0, 0.0]
     """
     _check_given(model, scheme, lambda made: f"fastinit.init_model_(model, {made})")
-    plan(
+    made = plan(
         model,
         scheme,
         rules,
@@ -115,7 +116,8 @@ def init_model_(
         strict=strict,
         names=names,
         layers=layers,
-    ).run_(progress=progress)
+    )
+    later.run_(made, progress=progress)
     return model
 
 
@@ -525,7 +527,7 @@ def init_(
         tensors, scheme, names=names, fan=fan, seed=seed, generator=generator
     ):
         return
-    plan_tensors(tensors, scheme, names=names, fan=fan, seed=seed, generator=generator, backend=backend).run_()
+    later.run_(plan_tensors(tensors, scheme, names=names, fan=fan, seed=seed, generator=generator, backend=backend))
 
 
 def dummy_(model: ModuleT, low: float = -1e-3, high: float = 1e-3, seed: int = 0) -> ModuleT:

@@ -297,3 +297,44 @@ def test_random_steps_follow_the_seed_through_torch_too() -> None:
     one, other = made(None)[0], made(None)[0]
     torch.manual_seed(0)
     assert torch.equal(made(None)[0], one) and not torch.equal(one, other)
+
+
+class InitialisedByUs(nn.Module):
+    """Its constructor calls this package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        fastinit.orthogonal_(self.first.weight)
+        fastinit.init_model_(self.second, "xavier_normal", seed=3)
+        fastinit.init_([self.third.weight, self.third.bias], "ones")
+
+
+def test_calls_of_ours_are_recorded() -> None:
+    with fastinit.deferred():
+        model = InitialisedByUs()
+    assert all(each.is_meta for each in model.parameters())
+    fastinit.materialize_(model, "own", device="cpu", seed=0)
+    torch.testing.assert_close(model.first.weight @ model.first.weight.t(), torch.eye(8))
+    usual = InitialisedByUs()
+    for one, other in ((model.second, usual.second), (model.third, usual.third)):
+        assert torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
+
+
+def test_what_has_no_memory_yet_is_neither_written_nor_read() -> None:
+    plan = fastinit.plan(nn.Linear(4, 4), "ones", seed=0)
+    with fastinit.deferred():
+        model = nn.Linear(4, 4)
+        for call in (
+            lambda: fastinit.plan(model, "ones", seed=0).run_(),
+            lambda: fastinit.plan(model, "ones", seed=0).blend_(0.5, 0.5),
+            lambda: fastinit.verify(model, plan),
+            lambda: fastinit.distance(model, plan),
+            lambda: fastinit.fingerprint(model),
+            lambda: fastinit.report(model),
+            lambda: fastinit.init_([model.weight], "xavier_normal", generator=torch.Generator()),
+        ):
+            with pytest.raises(fastinit.ParameterError):
+                call()
+    fastinit.materialize_(model, "own", device="cpu", seed=0)
+    assert float(model.weight.std()) > 0

@@ -33,6 +33,12 @@ def _start_thread(thread: threading.Thread) -> None:
 _patches.add(threading.Thread, "start", _start_thread)
 
 
+def deferring() -> list[Recorder]:
+    """The recorders of the `deferred()` contexts around the caller, the innermost first."""
+    active = reversed(getattr(_of_thread, "active", ()))
+    return [each.recorder for each in active if each.recorder is not None and each.recorder.on_meta]
+
+
 class _Recording:
     """What the contexts have in common. Each object can be entered once."""
 

@@ -143,7 +143,7 @@ class Recorder(Records, TorchFunctionMode):
             return False
         if not tensor.is_meta and not distribution.is_random() and (self.stored(tensor) is None or is_whole(tensor)):
             return False  # written as usual: nothing is saved by waiting
-        self._put(tensor, distribution)
+        self.put(tensor, distribution)
         return True
 
     def _can_wait(self, tensor: Tensor) -> bool:
@@ -151,9 +151,12 @@ class Recorder(Records, TorchFunctionMode):
         is_ours = is_plain(tensor) and (self.on_meta or not tensor.is_meta)
         return is_ours and not (tensor.requires_grad and torch.is_grad_enabled())
 
-    def _put(self, tensor: Tensor, distribution: Distribution) -> None:
+    def put(self, tensor: Tensor, distribution: Distribution, stream: tuple[int, str] | None = None) -> None:
+        """Record that all of a tensor is written with a distribution, with the numbers of a stream (seed, name)."""
         at = Geometry.of(tensor)
         draw = self._draw() if distribution.is_random() else Draw(-1)
+        if stream is not None:
+            draw.seed, draw.name = stream
         nbytes = tensor.untyped_storage().nbytes()
         is_contiguous = tensor.is_contiguous()
         if (is_contiguous and tensor.nbytes == nbytes) or (distribution.same_everywhere and is_whole(tensor)):
@@ -197,7 +200,7 @@ class Recorder(Records, TorchFunctionMode):
                 self._store(made, self._memory_of(made))
                 return made
             if made.dtype in calls.SAMPLED_DTYPES:
-                self._put(made.detach(), drawn or constant)  # type: ignore[arg-type]
+                self.put(made.detach(), drawn or constant)  # type: ignore[arg-type]
                 return made
         return self._recorded(function, args, kwargs)
 
@@ -210,7 +213,7 @@ class Recorder(Records, TorchFunctionMode):
             if made.is_meta or made.numel() == 0:
                 return made
             if made.dtype in calls.SAMPLED_DTYPES and made.layout is torch.strided and not wraps(made):
-                self._put(made.detach(), distribution)
+                self.put(made.detach(), distribution)
                 return made
         return self._drawing(function, args, kwargs)
 

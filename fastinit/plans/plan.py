@@ -380,6 +380,11 @@ class Plan:
         return tuple(row.name for row in self.rows if not row.covered)
 
     @property
+    def has_generator(self) -> bool:
+        """Whether a generator gives the seed of every run."""
+        return self._generator is not None
+
+    @property
     def numel(self) -> int:
         """The number of elements that the plan writes on this rank."""
         return sum(row.held for row in self._written)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from fastinit import _native
-from fastinit._torch import in_fake_mode, increment_version
+from fastinit._torch import has_function_modes, in_fake_mode, increment_version, is_on_meta
 from fastinit.distributed import agreement
 from fastinit.distributed.held import local_tensors
 from fastinit.errors import ParameterError, warn
@@ -195,6 +195,9 @@ class Program:
                 "is on the meta device and has no memory; use fastinit.materialize_, or allocate the model first "
                 "(model.to_empty(device=...)) and plan again",
             )
+        for target in every if has_function_modes() else ():
+            if is_on_meta(target.tensor):
+                raise ParameterError(target.name, "has no memory inside of deferred(); materialize_ the model after it")
         obstacles: dict[tuple[str, Way], str] = {}  # obstacle and way around it -> name of the first tensor
         has_native = backend != "torch" and _native.module is not None
         for target in targets:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastinit._torch import in_transform, version_of
+from fastinit._torch import in_transform, is_on_meta, version_of
 from fastinit.distributed.held import are_plain, is_sharded, local_tensor, local_tensors
 from fastinit.distributed.wrapped import packed
 from fastinit.errors import ParameterError
@@ -134,7 +134,7 @@ def check_readable(tensor: torch.Tensor, name: str) -> None:
     """
     check_dense(tensor, name)
     for local in local_tensors(tensor):
-        if local.is_meta:
+        if is_on_meta(local):
             raise ParameterError(name, "is on the meta device and has no values; materialise the model first")
         if local.numel() > 0 and local.device.type in ("cpu", "cuda"):
             check_allocated(local, name)
