@@ -405,10 +405,31 @@ def in_fake_mode() -> bool:
     return mode is not None and key is not None and mode(key) is not None
 
 
+# Whether torch.jit.trace is at work.
+is_jit_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", lambda: False)
+
+
+def is_traced() -> bool:
+    """Whether calls of torch's operators are being put into a graph by make_fx or torch.export."""
+    return has_dispatch_modes() and _proxy_mode() is not None
+
+
+def has_dispatch_modes() -> bool:
+    """Whether any TorchDispatchMode is on. Without the means to know: yes."""
+    size: Any = getattr(torch._C, "_len_torch_dispatch_stack", None)
+    return size is None or bool(size())
+
+
+def _proxy_mode() -> Any:
+    """The mode of make_fx or torch.export around the caller. Without the means to know: none."""
+    get = getattr(importlib.import_module("torch.fx.experimental.proxy_tensor"), "get_proxy_mode", None)
+    return None if get is None else get()
+
+
 # Each gives something true if somebody else gets to see or change calls of torch: TorchFunctionModes, dispatch modes,
 # torch.func's transforms. None: there are no means to know.
 MODES: tuple[Callable[[], Any], ...] | None = (
-    (_stack_size, torch._C._len_torch_dispatch_stack, torch._C._functorch.maybe_current_level)
+    (_stack_size, torch._C._len_torch_dispatch_stack, torch._C._functorch.maybe_current_level, is_jit_tracing)
     if _stack_size is not None
     and hasattr(torch._C, "_len_torch_dispatch_stack")
     and hasattr(getattr(torch._C, "_functorch", None), "maybe_current_level")

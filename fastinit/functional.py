@@ -15,7 +15,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 
-from fastinit._torch import in_fake_mode, is_compiling, is_fake, keep_order, traced_constant, uncompiled
+from fastinit._torch import in_fake_mode, is_compiling, is_fake, is_traced, keep_order, traced_constant, uncompiled
 from fastinit.capture import later
 from fastinit.distributed.held import is_whole, local_tensor, registered
 from fastinit.distributed.megatron import is_megatron
@@ -91,6 +91,8 @@ def _run(
         tensor, make, arguments, fan, generator
     ):
         return tensor
+    if is_traced() and generator is None and isinstance(fan, str) and not _is_divided(tensor):
+        return _run_traced(tensor, make, arguments, fan)
     return _run_plan(tensor, make, arguments, generator, fan, warn_of_empty)
 
 

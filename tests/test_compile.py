@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import needs_native
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from fastinit import functional
+from fastinit import functional, init_
 
 pytestmark = [
     needs_native,
@@ -105,3 +106,52 @@ def test_what_is_wrong_is_told_when_the_graph_runs() -> None:
     with pytest.raises(ValueError, match="dimensions"):
         compiled(functional.xavier_normal_, "eager")(torch.empty(4))
     assert torch.is_grad_enabled()
+
+
+class Filling(nn.Module):
+    """Its forward pass fills new memory."""
+
+    def __init__(self, call: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        filled = torch.empty_like(x)
+        self.call(filled)
+        return x + filled
+
+
+TRACES: dict[str, Callable[[nn.Module, torch.Tensor], Callable[..., Any]]] = {
+    "export": lambda model, x: torch.export.export(model, (x,)).module(),
+    "export, strict": lambda model, x: torch.export.export(model, (x,), strict=True).module(),
+    "make_fx": lambda model, x: make_fx(model)(x),
+    "make_fx, fake": lambda model, x: make_fx(model, tracing_mode="fake")(x),
+    "make_fx, symbolic": lambda model, x: make_fx(model, tracing_mode="symbolic")(x),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
+@pytest.mark.parametrize("name", ["normal_", "orthogonal_", "ones_"])
+def test_other_traces_hold_the_call(name: str, trace: Callable[..., Callable[..., Any]]) -> None:
+    model = Filling(CALLS[name])
+    graph = trace(model, torch.zeros(20, 12))
+    x = torch.rand(20, 12)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        wanted = model(x)
+        torch.manual_seed(seed)
+        assert torch.equal(graph(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("trace", "call"),
+    [
+        (lambda model, x: make_fx(model)(x), lambda x: init_([x], "zeros")),
+        (torch.jit.trace, lambda x: init_([x], "zeros")),
+        (torch.jit.trace, CALLS["normal_"]),
+    ],
+)
+def test_traces_that_cannot_hold_a_call_are_refused(trace: Callable[..., Any], call: Callable[..., Any]) -> None:
+    with pytest.raises(RuntimeError, match="a graph is being traced"):
+        trace(Filling(call), torch.zeros(20, 12))

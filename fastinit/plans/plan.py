@@ -143,6 +143,7 @@ class Plan:
         seed = self.seed if seed is None else as_seed_of_run(seed)
         if self._written:
             engine.check_modes()
+            engine.check_not_traced()
         tensors, program, is_new = self._current_program()
         if is_new and self._guessed:
             self._warn_of_zeros(tensors)
@@ -195,6 +196,7 @@ class Plan:
         seed = self._int_seed(seed)
         if self._written:
             engine.check_modes()
+            engine.check_not_traced()
         for row in self._written:
             _check_no_assignment(row)
         _, program, _ = self._current_program()
@@ -273,6 +275,7 @@ class Plan:
     ) -> None:
         """Write rows to tensors where masks are true, one step after the other. All is checked first."""
         engine.check_modes()
+        engine.check_not_traced()
         self._modules.check((name, rows[name].place) for rows, masks in steps for name, _ in masks)
         checked = []
         for rows, masks in steps:

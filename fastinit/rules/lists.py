@@ -16,6 +16,7 @@ from fastinit.rules.roles import Treatment
 from fastinit.rules.rows import KnownRow, RowMaker
 from fastinit.rules.select import as_fan
 from fastinit.run.direct import fill_all
+from fastinit.run.engine import check_not_traced
 from fastinit.run.memory import are_usual
 from fastinit.run.names import canonical_name
 from fastinit.run.places import Place
@@ -35,6 +36,7 @@ def plan_tensors(
     backend: str = "auto",
 ) -> Plan:
     """A plan that gives every tensor of a list the same scheme. The default `names` are positions: "0", "1", ..."""
+    check_not_traced()
     scheme = as_scheme(scheme, lambda made: f"fastinit.init_(tensors, {made})")
     if isinstance(tensors, torch.Tensor):
         raise TypeError(

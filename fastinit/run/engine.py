@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from fastinit import _native
-from fastinit._torch import has_function_modes, in_fake_mode, increment_version, is_on_meta
+from fastinit._torch import has_function_modes, in_fake_mode, increment_version, is_jit_tracing, is_on_meta, is_traced
 from fastinit.distributed import agreement
 from fastinit.distributed.held import local_tensors
 from fastinit.errors import ParameterError, warn
@@ -461,3 +461,12 @@ def check_modes() -> None:
     """Refuse FakeTensorMode: new tensors have no memory in it, and the run mixes these with real memory."""
     if in_fake_mode():
         raise RuntimeError("FakeTensorMode is on, in which new tensors have no memory; initialise outside of it")
+
+
+def check_not_traced() -> None:
+    """Refuse to write while somebody traces a graph: what native code writes is no part of one."""
+    if is_jit_tracing() or is_traced():
+        raise RuntimeError(
+            "a graph is being traced, of which these values would be no part; initialise outside of it, or use "
+            "fastinit.functional, which make_fx and torch.export (not torch.jit.trace) put into their graphs"
+        )
