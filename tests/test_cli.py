@@ -347,6 +347,9 @@ def test_report_counts_what_is_not_finite(tmp_path: Path, capsys: pytest.Capture
     rows = {row["name"]: row for row in json.loads(text)}
     assert code == 0 and rows["x"]["mean"] == 1.0 and rows["x"]["std"] == pytest.approx(1.5**0.5)
     assert (rows["x"]["zeros"], rows["x"]["least"], rows["x"]["largest"], rows["n"]["mean"]) == (2, 0.0, 3.0, 1.0)
+    torch_files.save_file({"x": torch.complex(torch.ones(4), torch.tensor([5.0, 5.0, 0.0, 0.0]))}, path)
+    (row,) = json.loads(run(capsys, "report", path, "--json")[1])
+    assert (row["mean"], row["least"], row["largest"], row["zeros"]) == (1.75, 0.0, 5.0, 2)
     torch_files.save_file({"x": torch.tensor([1.0, float("nan"), float("inf")])}, path)
     code, text, _ = run(capsys, "report", path)
     assert code == 1 and text.rstrip().endswith(" 2")

@@ -166,15 +166,16 @@ def _place(held: Held | None, name: str, ranks: _Ranks, replicated: bool) -> tup
                 name, "is a shard, and which ranks hold the others is not known here (fastinit.tensor_parallel(group=))"
             )
         if not set(ranks.members).issuperset(holders):
-            raise ValueError(f"{name}: is distributed over ranks {holders}, not all of which are in the group")
+            raise ParameterError(name, f"is distributed over ranks {holders}, not all of which are in the group")
         counted, copies = held.is_first, held.copies
         if replicated:
             # If only some of the ranks hold it together, the others have copies among themselves.
             mine = ranks.members[ranks.rank] in holders
             if ranks.size % len(holders) != 0 or not mine:
-                raise ValueError(
-                    f"{name}: is distributed over {len(holders)} of the {ranks.size} ranks of the group, and the "
-                    "others cannot all have copies; if they have parameters of their own, give replicated=False"
+                raise ParameterError(
+                    name,
+                    f"is distributed over {len(holders)} of the {ranks.size} ranks of the group, and the "
+                    "others cannot all have copies; if they have parameters of their own, give replicated=False",
                 )
             counted, copies = counted and ranks.members[0] in holders, copies * (ranks.size // len(holders))
         return counted, copies, holders[0]

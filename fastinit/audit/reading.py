@@ -117,7 +117,7 @@ def over_ranks(asked: Sequence[Asked], own: list[Measured]) -> list[Measured]:
         for dimension in range(mesh.ndim):
             group = mesh.get_group(dimension)
             if dist.get_backend(group) == "fake":
-                raise ValueError(f"{asked[positions[0]].name}: its mesh has the backend 'fake', which joins nothing")
+                raise ParameterError(asked[positions[0]].name, "its mesh has the backend 'fake', which joins nothing")
             gathered: list[Any] = [None] * dist.get_world_size(group)
             dist.all_gather_object(gathered, parts, group=group)
             parts = [part for of_rank in gathered for part in of_rank]

@@ -27,6 +27,10 @@ def _getters(*names: str) -> set[Any]:
     return {getattr(Tensor, name).__get__ for name in names if hasattr(getattr(Tensor, name, None), "__get__")}
 
 
+def _setters(*names: str) -> set[Any]:
+    return {getattr(Tensor, name).__set__ for name in names if hasattr(getattr(Tensor, name, None), "__set__")}
+
+
 def _methods(*names: str) -> set[Any]:
     """The methods of Tensor, and the functions of torch, of these names."""
     found = {getattr(owner, name) for owner in (Tensor, torch) for name in names if hasattr(owner, name)}
@@ -43,7 +47,7 @@ PLAIN: frozenset[Any] = frozenset(
         "_post_accumulate_grad_hooks", "_version", "output_nr", "name", "_base", "retains_grad", "volatile", "_cdata",
         "_grad_fn", "_grad", "_has_symbolic_sizes_strides",
     )
-    | {getattr(Tensor, name).__set__ for name in ("requires_grad", "grad", "data", "_backward_hooks")}
+    | _setters("requires_grad", "grad", "data", "_backward_hooks")
     | _methods(
         "dim", "size", "stride", "numel", "nelement", "storage_offset", "element_size", "is_contiguous", "ndimension",
         "is_floating_point", "is_complex", "is_signed", "get_device", "register_hook", "requires_grad_", "retain_grad",

@@ -15,6 +15,7 @@ import torch
 
 from fastinit import _torch
 from fastinit.distributed.pieces import Box, Held, Piece
+from fastinit.errors import ParameterError
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -129,12 +130,13 @@ def splits_of(tensor: DTensor, name: str) -> list[MeshSplit]:
         if placement.is_replicate() or (placement.is_partial() and sizes[position] == 1):
             continue
         if placement.is_partial():
-            raise ValueError(
-                f"{name}: its placement {placement!r} on mesh dimension {position} holds terms of a sum, not values; "
-                "redistribute it to Replicate or Shard first"
+            raise ParameterError(
+                name,
+                f"its placement {placement!r} on mesh dimension {position} holds terms of a sum, not values; "
+                "redistribute it to Replicate or Shard first",
             )
         if kind not in ("Shard", "_StridedShard"):
-            raise ValueError(f"{name}: expected placements Shard and Replicate, got {placement!r}")
+            raise ParameterError(name, f"expected placements Shard and Replicate, got {placement!r}")
         shard: Any = placement
         stride = int(shard.split_factor) if kind == "_StridedShard" else 1
         splits.append(MeshSplit(shard.dim % max(tensor.dim(), 1), sizes[position], coordinate[position], stride))
@@ -151,7 +153,7 @@ def local_boxes(tensor: DTensor, name: str) -> list[Box]:
     """The boxes of a DTensor that lie in this rank's local tensor; none on a rank outside of its mesh.
 
     Raises:
-        ValueError: a Partial placement, or a local tensor whose shape is not what the placements say.
+        ParameterError: a Partial placement, or a local tensor whose shape is not what the placements say.
     """
     if tensor.device_mesh.get_coordinate() is None:
         return []
@@ -163,9 +165,10 @@ def local_boxes(tensor: DTensor, name: str) -> list[Box]:
     local = _torch.local_part(tensor)
     # An empty local tensor may have lost its other dimensions.
     if tuple(local.shape) != expected and (math.prod(expected) > 0 or local.numel() > 0):
-        raise ValueError(
-            f"{name}: expected a local tensor of shape {expected} for {tuple(tensor.shape)} as {tensor.placements} on "
-            f"a mesh of {tuple(tensor.device_mesh.shape)}, got {tuple(local.shape)}"
+        raise ParameterError(
+            name,
+            f"expected a local tensor of shape {expected} for {tuple(tensor.shape)} as {tensor.placements} on "
+            f"a mesh of {tuple(tensor.device_mesh.shape)}, got {tuple(local.shape)}",
         )
     return boxes_held(tensor.shape, splits) if math.prod(expected) > 0 else []
 

@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fastinit import _torch
 from fastinit._torch import BATCH_NORMS, fsdp_parameters, wraps_others
-from fastinit.errors import warn
+from fastinit.errors import ParameterError, warn
 from fastinit.run.index_maps import extent, overlaps_itself
 from fastinit.run.memory import Span, check_overlaps, span_from
 from fastinit.run.names import NamedModule, named_modules
@@ -100,13 +100,14 @@ def _check(every: Iterable[_Found], parameters: Iterable[_Found]) -> None:
             continue
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
             kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else f"layout {tensor.layout}"
-            raise TypeError(f"{name}: expected a dense (strided) tensor, got {kind}")
+            raise ParameterError(name, f"expected a dense (strided) tensor, got {kind}")
         if wraps_others(tensor) or tensor.numel() == 0:
             continue
         if overlaps_itself(tensor):
-            raise ValueError(
-                f"{name}: several elements share memory (shape {tuple(tensor.shape)}, strides {tensor.stride()}), "
-                "as after expand(); clone() it"
+            raise ParameterError(
+                name,
+                f"several elements share memory (shape {tuple(tensor.shape)}, strides {tensor.stride()}), as after "
+                "expand(); clone() it",
             )
         begin = int(tensor.storage_offset()) * tensor.element_size()
         span = span_from(begin, extent(tensor), tensor)

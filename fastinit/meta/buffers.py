@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from fastinit._torch import SPECTRAL_NORMS, wraps_others
 from fastinit.capture.tapes import tape_of
-from fastinit.errors import warn
+from fastinit.errors import ParameterError, warn
 from fastinit.meta.buffer_search import Search
 from fastinit.meta.lost import RECORDED, Lost, lost_in
 from fastinit.meta.restoration import Restoration
@@ -133,4 +133,4 @@ def _check_whole(names: dict[nn.Module, str]) -> None:
             if isinstance(hook, SpectralNorm) and getattr(module, hook.name + "_u").is_meta:
                 weights.append(module._parameters[hook.name + "_orig"])
         if any(wraps_others(weight) for weight in weights):
-            raise ValueError(f"{name}: spectral_norm needs the whole weight, got a sharded one; materialise it before")
+            raise ParameterError(name, "spectral_norm needs the whole weight, got a sharded one; materialise it before")

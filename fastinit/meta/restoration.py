@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fastinit._torch import ORTHOGONALS, SPECTRAL_NORMS
+from fastinit.errors import ParameterError
 from fastinit.meta.lost import RECORDED, Lost
 from fastinit.run.parametrized import POWER_ITERATIONS, SpectralNorm
 
@@ -42,7 +43,7 @@ class Restoration:
             buffers = [place.holder()[place.own_name] for place in each.places if place.is_buffer]
             target = buffers[0] if buffers else None
             if target is not None and target.is_meta:
-                raise ValueError(f"{each.name}: is on the meta device still; allocate the model first")
+                raise ParameterError(each.name, "is on the meta device still; allocate the model first")
             if target is None and each.value is not None:
                 target = each.value.to(device, each.tensor.dtype)
             elif target is not None and each.value is not None:

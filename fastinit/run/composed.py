@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fastinit.distributed.shards import Interval
+from fastinit.errors import ParameterError
 from fastinit.run.index_maps import BoxIndices
 from fastinit.run.matrix_table import is_small
 from fastinit.run.orthogonal import Matrix, compute_dtype, workspace_bytes
@@ -126,7 +127,9 @@ def _fill(target: Target, source: Source, later: Later) -> None:
     elif distribution.needs == "element":
         source.fill_all([target])
     else:
-        raise TypeError(f"{target.name}: nothing writes {type(distribution).__name__} (fastinit.run.composed.writes)")
+        raise ParameterError(
+            target.name, f"nothing writes {type(distribution).__name__} (fastinit.run.composed.writes)"
+        )
 
 
 @writes(Blocks)
