@@ -191,7 +191,15 @@ def test_to_keep_nothing_is_to_rewind() -> None:
     assert fastinit.verify(model, plan) == ()
 
 
-@pytest.mark.parametrize("given", [math.nan, math.inf, 1e39, True, "1"])
+@pytest.mark.parametrize("given", [np.float32(0.5), torch.tensor(0.5), np.array(0.5)])
+def test_factors_may_be_any_numbers(given: Any) -> None:
+    model, other = net(), net()
+    planned(model).blend_(given, given)
+    planned(other).blend_(0.5, 0.5)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("given", [math.nan, math.inf, 1e39, True, "1", torch.ones(1), torch.ones((), device="meta")])
 def test_factors_that_are_no_finite_numbers(given: Any) -> None:
     model = net()
     before = copy.deepcopy(model.state_dict())
@@ -333,6 +341,17 @@ def test_masks_that_do_not_fit(name: str, mask: Any, problem: str) -> None:
     assert all(torch.equal(now, before[key]) for key, now in model.state_dict().items())
     with pytest.raises(ValueError, match="seed: expected an int"):
         fastinit.plan(model, "normal").run_(where={})
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_masks_of_no_elements_fit_parameters_of_none() -> None:
+    model = nn.Sequential(nn.Linear(0, 4, bias=False), nn.Linear(4, 2))
+    plan = fastinit.plan(model, "xavier_normal", seed=0)
+    masks = {"0.weight": torch.ones(4, 0, dtype=torch.bool), "1.weight": torch.ones(2, 4, dtype=torch.bool)}
+    plan.run_(where=masks)
+    assert fastinit.verify(model, plan.filter("*.weight")) == ()
+    with pytest.raises(fastinit.ParameterError, match=r"0\.weight: expected a mask of shape \(4, 0\)"):
+        plan.run_(where={**masks, "0.weight": torch.ones(4, 1, dtype=torch.bool)})
 
 
 @pytest.mark.parametrize("where", [[torch.ones(3, 4, dtype=torch.bool)], torch.ones(3, 4, dtype=torch.bool), "weight"])

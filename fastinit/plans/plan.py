@@ -32,6 +32,7 @@ from fastinit.run.streams import as_seed, as_seed_of_run
 from fastinit.run.targets import Target
 from fastinit.schemes.base import check_choice
 from fastinit.schemes.distributions import Constant
+from fastinit.schemes.numbers import as_number
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -45,11 +46,10 @@ def _check_no_assignment(row: Row) -> None:
 
 
 def _finite(name: str, given: object) -> float:
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {type(given).__name__}")
-    if not abs(given) <= torch.finfo(torch.float32).max:
-        raise ValueError(f"{name}: expected a finite number of float32, got {given}")
-    return float(given)
+    number = as_number(name, given)
+    if not abs(number) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{name}: expected a finite number of float32, got {number}")
+    return float(number)
 
 
 @runtime_checkable
@@ -264,7 +264,7 @@ class Plan:
     def _run_where(self, where: Mapping[str, torch.Tensor], seed: int) -> None:
         if not isinstance(where, Mapping):
             raise TypeError(f"where: expected a mapping from names to masks, got {type(where).__name__}")
-        rows = {row.name: row for row in self._written}
+        rows = {row.name: row for row in self.rows if row.action == "init"}
         for name in where:
             if name not in rows:
                 raise ParameterError(name, "`where` has a mask for it, but the plan writes no parameter of this name")

@@ -20,6 +20,8 @@ def as_number(name: str, given: Any) -> int | float:
     if type(given) is float:  # as most are
         return given
     value = given
+    if isinstance(given, torch.Tensor) and given.is_meta:
+        raise TypeError(f"{name}: expected a number, got a tensor without memory")
     if isinstance(given, (np.generic, np.ndarray, torch.Tensor)) and given.ndim == 0:
         value = given.item()
     if isinstance(value, np.longdouble):  # wider than float64; its `item` returns a longdouble again
