@@ -19,6 +19,7 @@ from fastinit._torch import in_fake_mode, is_compiling, is_fake, is_traced, keep
 from fastinit.capture import later
 from fastinit.distributed.held import is_whole, local_tensor, registered
 from fastinit.distributed.megatron import is_megatron
+from fastinit.errors import warn
 from fastinit.rules.depths import Depths
 from fastinit.rules.lists import plan_tensors
 from fastinit.rules.resolve import Resolver
@@ -120,7 +121,7 @@ def _run_plan(
         raise ValueError("tensor: has memory, but is given inside FakeTensorMode; initialise it outside")
     plan = plan_tensors(real.values(), scheme, names=list(real), fan=fan, generator=generator)
     if warn_of_empty and any(each.numel() == 0 for each in named.values()):
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=5)
+        warn("Initializing zero-element tensors is a no-op")
     if any(local_tensor(each).is_meta for each in real.values()):
         plan = plan.filter(lambda row: not local_tensor(row.tensor).is_meta)
     later.run_(plan)
