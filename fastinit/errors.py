@@ -39,7 +39,8 @@ class ZerosWarning(UserWarning):
 
 
 class ConstantWarning(UserWarning):
-    """Some biases held one value, and are zero now. Values cannot tell whether their author meant it."""
+    """Some biases and scales held one value, and hold another now; or maps held one value or a pattern, and are drawn
+    now. Values cannot tell whether their author meant it."""
 
 
 class FanWarning(UserWarning):

@@ -315,3 +315,68 @@ def test_a_clamp_that_cuts_is_no_truncated_normal(least: float) -> None:
     with fastinit.deferred():
         model = Model()
     assert not isinstance(fastinit.plan(model, "own").rows[0].distribution, TruncNormal)
+
+
+class Passing(nn.Module):
+    """Its constructor calls its reset code with arguments."""
+
+    def __init__(self, zero: bool = True, std: float = 3.0, deep: bool = False) -> None:
+        super().__init__()
+        self.std = std
+        self.token, self.map, self.norm = nn.Parameter(torch.zeros(4)), nn.Linear(4, 4), nn.LayerNorm(4)
+        self.pass_on(zero, deep)
+
+    def pass_on(self, zero: bool, deep: bool) -> None: ...
+
+    def init_weights(self, zero: bool = True, std: float = 1.0) -> None:
+        nn.init.normal_(self.token, std=std)
+        nn.init.constant_(self.norm.weight, 0.0 if zero else 1.0)
+
+
+class Gone(Passing):
+    def __init__(self, zero: bool = True) -> None:
+        super().__init__(zero)
+        self.init_weights(zero)
+
+
+class Kept(Passing):
+    def __init__(self, zero: bool = True, std: float = 3.0) -> None:
+        super().__init__(zero, std)
+        self.init_weights(False, std=self.std)
+
+
+class Each(Passing):
+    """Its method has one argument, and takes no modules."""
+
+    def __init__(self, value: float = 2.0) -> None:
+        super().__init__()
+        self._init_weights(value)
+
+    def _init_weights(self, value: float) -> None:
+        nn.init.constant_(self.norm.weight, value)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_reset_code_is_not_run_without_its_arguments(zero: bool) -> None:
+    model = Gone(zero)
+    token, scale = model.token.detach().clone(), model.norm.weight.detach().clone()
+    with pytest.warns(fastinit.UncoveredWarning, match=r"token \(Gone\.init_weights is not run: .* that are gone\)"):
+        plan = fastinit.plan(model, "own", seed=0)
+    assert plan.uncovered == ("token",)
+    with pytest.warns(fastinit.UncoveredWarning, match="no rule covers token"):
+        plan = fastinit.plan(model, "xavier_uniform", seed=0)
+    if zero:
+        with pytest.warns(fastinit.ConstantWarning, match=r"norm\.weight \(0, now 1\)"):
+            plan.run_()
+    else:
+        plan.run_()
+        assert torch.equal(model.norm.weight, scale)
+    assert torch.equal(model.token, token)
+
+
+def test_reset_code_is_run_with_the_arguments_that_its_constructor_passed() -> None:
+    found = {row.name: row.reason for row in fastinit.plan(Kept(), "xavier_uniform", seed=0).rows}
+    assert found["token"] == "author: N(0, 3^2)" and found["norm.weight"] == "author: ones"
+    with pytest.warns(fastinit.UncoveredWarning, match="token"):
+        found = {row.name: row.reason for row in fastinit.plan(Each(), "xavier_uniform", seed=0).rows}
+    assert found["norm.weight"] == "author: ones"

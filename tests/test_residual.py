@@ -141,7 +141,8 @@ def test_deepnorm_leaves_no_bias_scaled() -> None:
     model, _ = family("fairseq", 2)
     for bias in (each for name, each in model.named_parameters() if name.endswith("bias")):
         nn.init.constant_(bias, 7.0)
-    fastinit.init_model_(model, fastinit.deepnorm(model), seed=0)
+    with pytest.warns(fastinit.ConstantWarning, match=r"are zero now: .*head\.proj\.bias \(7\)"):
+        fastinit.init_model_(model, fastinit.deepnorm(model), seed=0)
     assert all((each == 0.0).all() for name, each in model.named_parameters() if name.endswith("bias"))
 
 

@@ -13,7 +13,7 @@ from conftest import DTYPES
 from torch import nn
 
 import fastinit
-from fastinit.schemes import distributions
+from fastinit.schemes import base, distributions
 from fastinit.schemes.base import describe
 from fastinit.schemes.fans import torch_fans
 from fastinit.schemes.named import STD_WITHIN_TWO_SIGMA
@@ -188,3 +188,43 @@ def test_std_after_truncation_that_no_normal_has_is_refused() -> None:
         fastinit.TruncNormal(0.0, 1.2, (-2.0, 2.0), std_is="after")
     with pytest.raises(ValueError, match="bounds: expected a range"):
         fastinit.TruncNormal(0.0, 1.0, (1.0, 1.0), unit="sigma", std_is="after")
+
+
+def _broken() -> Any:
+    return 1 / 0
+
+
+def _refusing() -> Any:
+    raise ValueError("not today")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (_broken, ValueError, "^scheme 'mine': ZeroDivisionError: division by zero"),
+        (_refusing, ValueError, "^scheme 'mine': not today"),
+        (lambda given: given, ValueError, "^scheme 'mine': .* missing 1 required positional argument: 'given'"),
+        (lambda: None, TypeError, "^scheme 'mine': expected a scheme from what it was registered with, got None"),
+        (lambda: 3, TypeError, "^scheme 'mine': expected a scheme .*, got 3"),
+        (lambda: fastinit.Normal, TypeError, "^scheme 'mine': expected a scheme .*, got the class Normal"),
+    ],
+)
+def test_a_registered_scheme_that_fails_is_named(
+    make: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_MAKERS", dict(base._MAKERS))
+    fastinit.register_scheme("mine", make)
+    for use in (
+        lambda: fastinit.init_model_(nn.Linear(2, 2), "mine"),
+        lambda: fastinit.init_([torch.empty(2, 2)], "mine"),
+        lambda: fastinit.scheme("mine"),
+    ):
+        with pytest.raises(error, match=message):
+            use()
+
+
+@pytest.mark.parametrize("make", [3, None, fastinit.Normal(std=0.02)])
+def test_what_makes_no_schemes_is_not_registered(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"^make: expected a function or a class that makes the scheme 'zz', got "):
+        fastinit.register_scheme("zz", make)
+    assert "zz" not in fastinit.scheme_names()

@@ -47,7 +47,6 @@ class Authors:
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
-        self._unread: dict[int, set[str]] = {}
 
     def exactly(self) -> Authors:
         """The same, with every layer read."""
@@ -81,23 +80,16 @@ class Authors:
         """The parameters of a module of which constructors say, in so many words, that they are constant."""
         if self._constants is None:
             self._constants = {}
-            constants, self._unread = told_of(self._modules)
+            constants, _ = told_of(self._modules)
             for (key, name), told in constants.items():
                 distribution = None if told.value is None else Constant(told.value)
                 answer = Author("constant", distribution, AS_MADE if told.made else "as its constructor is written")
                 self._constants.setdefault(key, {})[name] = answer
         return self._constants.get(id(module), _NO_CONSTANTS)
 
-    def may_have_set(self, module: nn.Module, own_name: str) -> bool:
-        """Whether a constructor may have set a parameter by a statement that was not understood."""
-        self.constants_of(module)
-        return own_name in self._unread.get(id(module), ())
-
     def constructed(self, module: nn.Module) -> Hashable:
-        """What constructors tell of a module, and may have set in it: equal where that is equal. (): nothing."""
-        constants = self.constants_of(module)
-        unread = self._unread.get(id(module))
-        return (tuple(constants.items()), frozenset(unread or ())) if constants or unread else ()
+        """What constructors tell of a module: equal where that is equal. (): nothing."""
+        return tuple(self.constants_of(module).items())
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""

@@ -16,6 +16,7 @@ from fastinit.capture.builders import libraries
 from fastinit.capture.constructors import Told, runs_of, set_after, set_before
 from fastinit.capture.contexts import recorded
 from fastinit.capture.copies import copied_on_meta
+from fastinit.capture.passed import as_called, is_for_each
 from fastinit.capture.recorder import Recorder
 from fastinit.capture.repeats import Repeats, repeats_of
 from fastinit.run.names import NamedModule
@@ -65,9 +66,12 @@ def read_resetting(
     Unless this is to be exact, a copy with a few of many equal layers is tried first.
     """
     repeats = None if exact else repeats_of([each.module for each in modules])
-    read = None if repeats is None else _read(modules, repeats, {})
+    of_few: dict[int, str] = {}
+    read = None if repeats is None else _read(modules, repeats, of_few)
     if read is None:
         read = _read(modules, None, failures)
+    else:
+        failures.update(of_few)
     assert read is not None
     for key, taped in read.items():
         if (before := found.get(key)) is not None:
@@ -85,6 +89,7 @@ def _read(
     if copied is None:
         return None
     model = modules[0].module
+    not_run: dict[int, str] = {}
     recorder = Recorder(0, on_meta=True)
     for tensor in copied.tensors:
         recorder.watch(tensor)
@@ -114,13 +119,17 @@ def _read(
         for (key, own_name), told in told_of.items():
             _set(recorder, copied.twins[key]._parameters[own_name], told)
 
-    def attempt(of: nn.Module, other: nn.Module, code: tuple[str, Callable[[], Any]] | None) -> None:
+    def attempt(of: nn.Module, other: nn.Module, code: _Code | None) -> None:
         if code is None:
             return
+        name, run = code
+        if run is None:
+            not_run[id(of)] = f"{type(of).__name__}.{name} is not run: its constructor passes arguments that are gone"
+            return
         try:
-            code[1]()
+            run()
         except Exception as error:
-            failures[id(of)] = cannot_run(f"{type(of).__name__}.{code[0]}", error)
+            failures[id(of)] = cannot_run(f"{type(of).__name__}.{name}", error)
             for tensor in (*other.parameters(), *other.buffers()):  # what it wrote before it failed does not count
                 recorder.forget_tensor(tensor)
 
@@ -134,6 +143,7 @@ def _read(
             taped[id(twin)] = tapes_of_module(recorder, twin, "its reset code", partial(_canonical, own))
     if repeats is not None and not agree(repeats, copied.twins, taped):
         return None
+    failures.update(not_run)
     return {id(own.module): taped[id(copied.twins[id(own.module)])] for own in modules}
 
 
@@ -155,7 +165,11 @@ _OF_MODULE = ("reset_parameters", "_reset_parameters")
 _OF_MODEL = ("initialize_weights", "init_weights", "init_states", "initialize_parameters")
 
 
-def _reset_code(module: nn.Module) -> tuple[str, Callable[[], Any]] | None:
+# The name of code, and how to run it; None: with arguments that are gone.
+_Code = tuple[str, Callable[[], Any] | None]
+
+
+def _reset_code(module: nn.Module) -> _Code | None:
     """A module's reset code, and its name: the method of the most derived class that has one."""
     of_lora: Any = getattr(module, "reset_lora_parameters", None)
     found = _first(module, _OF_MODULE)
@@ -171,19 +185,23 @@ def _reset_lora(module: Any) -> None:
         module.reset_lora_parameters(adapter, True)
 
 
-def _reset_code_of_model(model: nn.Module) -> tuple[str, Callable[[], Any]] | None:
+def _reset_code_of_model(model: nn.Module) -> _Code | None:
     """The code that a model has for all of its modules, and its name."""
     each = getattr(model, "_init_weights", None)
     if callable(each) and _takes(each, 1) and not any(hasattr(model, name) for name in _OF_MODEL[:1]):
-        return "_init_weights", partial(model.apply, each)
+        if is_for_each(model, "_init_weights"):
+            return "_init_weights", partial(model.apply, each)
+        return "_init_weights", as_called(model, "_init_weights", each)
     return _first(model, _OF_MODEL)
 
 
-def _first(module: nn.Module, names: Sequence[str]) -> tuple[str, Callable[[], Any]] | None:
+def _first(module: nn.Module, names: Sequence[str]) -> _Code | None:
     for name in names:
         method = getattr(module, name, None)
-        if callable(method) and _takes(method, 0):
-            return name, method
+        if callable(method):
+            run = as_called(module, name, method)
+            if run is None or run is not method or _takes(method, 0):
+                return name, run
     return None
 
 

@@ -17,15 +17,16 @@ from fastinit._torch import increment_version
 from fastinit.distributed.agreement import Ranks, ranks_of_meshes
 from fastinit.distributed.held import are_plain, is_sharded, local_tensor
 from fastinit.distributed.shards import is_dtensor
-from fastinit.errors import ConstantWarning, ParameterError, ZerosWarning, warn
+from fastinit.errors import ParameterError
 from fastinit.plans.folding import folded
+from fastinit.plans.overwritten import warn_of_overwritten
 from fastinit.plans.rows import Action, Row, targets_of
 from fastinit.plans.seeds import meshes_of_seed, other_groups_of_seed, takes_random_numbers
 from fastinit.plans.text import as_record, as_table
 from fastinit.run import engine, rewriting
 from fastinit.run.at_exit import waited_for_at_exit
 from fastinit.run.masks import Masks, Weight, check_mask, masks_of, masks_of_units
-from fastinit.run.memory import are_usual, check_tensor, constant_of, was_set_to_zero
+from fastinit.run.memory import are_usual, check_tensor
 from fastinit.run.places import Assignment, CurrentTensors, PlannedModules
 from fastinit.run.progress import Progress, check_progress
 from fastinit.run.streams import as_seed, as_seed_of_run
@@ -90,7 +91,7 @@ class Plan:
         self._generator = generator
         self._seed_groups = frozenset(seed_groups)
         self._strict = strict
-        self._guessed = guessed  # names of what no author's code tells, and what it is
+        self._guessed = guessed  # names of what is looked at before a run, and what it is
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
         self._kept = [row for row in self.rows if row.action == "keep"]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]
@@ -146,7 +147,8 @@ class Plan:
             engine.check_not_traced()
         tensors, program, is_new = self._current_program()
         if is_new and self._guessed:
-            self._warn_of_zeros(tensors)
+            warn_of_overwritten(self._written, tensors, self._guessed)
+            self._guessed = {}  # later runs find what this one writes
         program.run_(seed, generator, progress)
 
     def _current_program(self) -> tuple[list[torch.Tensor], engine.Program, bool]:
@@ -307,37 +309,6 @@ class Plan:
                 if distributed:
                     increment_version(distributed)
 
-    def _warn_of_zeros(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Warn of zero maps and constant biases that no code explains: somebody may have set them on purpose."""
-        zeros: list[str] = []
-        constants: list[tuple[str, float]] = []
-        for row, tensor in zip(self._written, tensors, strict=True):
-            guess = self._guessed.get(row.name)
-            if guess is None:
-                continue
-            if guess != "bias":
-                if was_set_to_zero(tensor, by_its_code=guess == "made as zeros"):
-                    zeros.append(row.name)
-            elif (value := constant_of(tensor)) is not None:
-                constants.append((row.name, value))
-        if zeros:
-            warn(
-                f"these linear maps were all zero, and are drawn now: {_listed(zeros)}; if their author meant zeros, "
-                'give them a rule with "zeros", or KEEP',
-                ZerosWarning,
-            )
-        if constants:
-            # Where maps hold the value too, somebody has filled the memory.
-            filled = {constant_of(tensor) for tensor in tensors if tensor.dim() > 1}
-            constants = [(name, value) for name, value in constants if value not in filled]
-        if constants:
-            shown = _listed([f"{name} ({value:.6g})" for name, value in constants])
-            warn(
-                f"these biases held one value, and are zero now: {shown}; if their author meant it, "
-                "give them a rule with Constant, or KEEP",
-                ConstantWarning,
-            )
-
     def _made(self, tensors: Sequence[torch.Tensor]) -> engine.Program:
         plain: list[Target] = []
         assigned: list[tuple[Target, Assignment]] = []
@@ -485,10 +456,6 @@ class Plan:
 
 
 _SHOWN = 6
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _selection(where: str | Selects | Callable[[Row], bool] | None) -> Callable[[Row], bool]:

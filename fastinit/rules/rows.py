@@ -121,7 +121,9 @@ class KnownRow:
 
     def of_shape(self, shape: torch.Size) -> KnownRow:
         """The row for another shape, made from a row that fits any shape."""
-        return KnownRow(self.row._replace(shape=shape), self.is_settled, self.disagreement)
+        known = KnownRow(self.row._replace(shape=shape), self.is_settled, self.disagreement)
+        known.guess = self.guess
+        return known
 
 
 _TOLD = frozenset({"author"})

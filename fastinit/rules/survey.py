@@ -107,7 +107,7 @@ class Survey:
             each.name is not each.full_name or "parametrizations" in each.module._modules for each in self.modules
         )
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
-        self.guessed: dict[str, str] = {}  # parameters of which no author's code tells, and their roles
+        self.guessed: dict[str, str] = {}  # names of what is looked at before it is written, and what it is
         self._known: dict[Any, KnownRow] = {}
         self._of_any_shape: dict[Any, KnownRow] = {}
         self._ruled_treatments: dict[Any, Treatment] = {}
@@ -175,7 +175,7 @@ class Survey:
             if known is not None and parameter.dtype is known.dtype and parameter.device == known.device:
                 if position is not None:
                     self.matched.add(position)
-                elif known.guess is not None:
+                elif known.guess is not None and full_name not in self._unwritten:
                     self.guessed[name] = known.guess
                 return known.at(name, place) if known.disagreement is None else self._maker.again(known, name, place)
         treatment = self._treatment(position, name, canonical, own_name, module, parameter)
@@ -251,15 +251,16 @@ class Survey:
         treatment = self._roles.treatment(canonical, module, own_name, parameter)
         if treatment.role in ("frozen", "loaded"):
             self.kept.setdefault(treatment.role, []).append(name)
-        elif treatment.role is not None and _is_guess(treatment):
-            self._guess(name, treatment.role, module, own_name)
+        elif treatment.role is not None and not (self._is_own or canonical in self._unwritten):
+            self._guess(name, treatment.role, treatment.scheme, module, own_name)
         return treatment
 
-    def _guess(self, name: str, role: RoleName, module: nn.Module, own_name: str) -> None:
-        """Note a parameter that gets what its role gets: its values are looked at before it is written."""
-        authors = self._roles.authors
-        if role != "bias" or authors.may_have_set(module, own_name):
-            told = authors.constants_of(module).get(own_name)
+    def _guess(self, name: str, role: RoleName, scheme: object, module: nn.Module, own_name: str) -> None:
+        """Note what is written by no rule, so that its values are looked at before it is."""
+        if isinstance(scheme, Own):  # what was read of its author's code may be less than what it did
+            self.guessed[name] = "author"
+        elif scheme is not None and role in ("map", "table", "scale", "bias"):
+            told = self._roles.authors.constants_of(module).get(own_name)
             self.guessed[name] = "made as zeros" if told is not None and told.reason == AS_MADE else role
 
     def _ruled(self, position: int, module: nn.Module) -> Treatment:
@@ -333,12 +334,6 @@ class Survey:
             if strict:
                 raise ValueError(f"strict: {message}")
             warn(message)
-
-
-def _is_guess(treatment: Treatment) -> bool:
-    """Whether a parameter gets what its role gets, and not what its author's code tells."""
-    told = isinstance(treatment.scheme, Own) or treatment.scheme is None
-    return not told and treatment.role in ("map", "table", "bias")
 
 
 def _kept(

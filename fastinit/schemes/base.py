@@ -136,20 +136,26 @@ def register_scheme(name: str, make: Callable[..., Scheme]) -> None:
     If `make` is a frozen dataclass, its schemes can be written to recipe files.
 
     Raises:
-        TypeError: the name is not a string.
+        TypeError: the name is not a string, or `make` cannot be called.
         ValueError: the name is taken.
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {name!r}")
+    if not callable(make):
+        raise TypeError(f"make: expected a function or a class that makes the scheme {name!r}, got {make!r}")
     if name in _MAKERS:
         raise ValueError(f"scheme {name!r} is registered already")
     _MAKERS[name] = make
     # "xavier_uniform" says more than VarianceScaling(...) does. Only the package's own names are recorded, since every
     # reader of a recipe has them.
-    if not isinstance(make, type) and getattr(make, "__module__", "").startswith("fastinit."):
+    if not isinstance(make, type) and _is_own(make):
         made = _make_default(make)
         if made is not None:
             _NAMES.setdefault(made, name)
+
+
+def _is_own(make: object) -> bool:
+    return str(getattr(make, "__module__", "")).startswith("fastinit.")
 
 
 def _make_default(make: Callable[..., Scheme]) -> Scheme | None:
@@ -170,16 +176,29 @@ def scheme(name: str, **arguments: Any) -> Scheme:
     """The registered scheme `name`, made with these arguments.
 
     Raises:
-        ValueError: the name is unknown (the message has the nearest one), or the arguments do not fit the scheme.
+        ValueError: the name is unknown (the message has the nearest one), the arguments do not fit the scheme, or what
+            makes it fails.
+        TypeError: what makes it gives no scheme.
 
     >>> scheme("kaiming_normal", mode="fan_out", nonlinearity="relu")
     VarianceScaling(scale=2.0000000000000004, mode='fan_out', shape='normal')
     """
     check_choice("scheme", name, scheme_names())
+    make = _MAKERS[name]
     try:
-        return _MAKERS[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"scheme {name!r}: {error}") from error
+        made = make(**arguments)
+    except Exception as error:  # a user's function may raise anything
+        if isinstance(error, ValueError) and _is_own(make):  # which says what was wrong with an argument
+            raise
+        told = str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"scheme {name!r}: {told}") from error
+    _check_made(name, made)
+    return made
+
+
+def _check_made(name: str, made: object) -> None:
+    if isinstance(made, type) or not isinstance(made, Scheme):
+        raise TypeError(f"scheme {name!r}: expected a scheme from what it was registered with, got {_in_words(made)}")
 
 
 def as_scheme(given: str | Scheme, line: Callable[[str], str] = str) -> Scheme:
@@ -362,7 +381,9 @@ def from_data(data: Any, key: str) -> Scheme:
     for argument, value in arguments.items():
         arguments[argument] = _from_plain(value, f"{key}.{argument}")
     try:
-        return _MAKERS[name](**arguments)
+        made = _MAKERS[name](**arguments)
+        _check_made(name, made)
+        return made
     except (ValueError, TypeError, ArithmeticError) as error:
         named = re.match(r"(\w+)(\[\d+\])?[:,] ", str(error))  # "std: expected ...", "low, high: expected ..."
         separator = "." if named is not None and named[1] in arguments else ": "
