@@ -30,6 +30,7 @@ from fastinit.recipes.presets import as_recipe, preset_names
 from fastinit.rules.depths import check_layers
 from fastinit.rules.finder import RuleFinder
 from fastinit.rules.lists import fill_tensors, plan_tensors
+from fastinit.rules.scripted import seen_through
 from fastinit.rules.select import Rule, Selector, as_rules
 from fastinit.rules.survey import Survey
 from fastinit.run.at_exit import waited_for_at_exit
@@ -209,6 +210,8 @@ def _planned(
     check_flag("strict", strict)
     check_layers(layers)
     modules = named_modules(model)
+    if (plain := seen_through(model, [each.module for each in modules])) is not model:
+        model, modules = plain, named_modules(plain)
     with unflattened(model, [each.module for each in modules]):
         survey = Survey(model, Renamer(names), layers, unwritten, modules=modules)
         made = partial(_plan, survey, scheme, rules, fan, seed, generator, backend, strict, names is not None)

@@ -555,3 +555,17 @@ def trained(*shape: int) -> torch.Tensor:
 def test_what_stands_beside_activations_is_no_map(name: str) -> None:
     assert role_of(holding(**{name: torch.zeros(3, 4, 6)}), name) == "author"
     assert role_of(holding(**{f"{name}_map": torch.zeros(3, 4, 6)}), f"{name}_map") == "map"
+
+
+@pytest.mark.parametrize(("scale", "shift", "is_bias"), [((), (), False), ((4,), (3,), False), ((4,), (4,), True)])
+def test_a_shift_is_as_long_as_the_scale_beside_it(
+    scale: tuple[int, ...], shift: tuple[int, ...], is_bias: bool
+) -> None:
+    class Neuron(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma, self.beta = nn.Parameter(torch.rand(scale)), nn.Parameter(torch.rand(shift))
+
+    with pytest.warns(fastinit.UncoveredWarning, match="gamma"):
+        rows = fastinit.plan(Neuron(), SCHEME, seed=0).rows
+    assert (rows[1].reason == "bias") == is_bias and (rows[1].action == "init") == is_bias

@@ -251,3 +251,39 @@ def test_a_class_of_ones_own_may_end_like_its_base() -> None:
         pass
 
     assert fastinit.plan(LinearFSDPLinear(2, 2), "normal").rows[0].kind == "LinearFSDPLinear"
+
+
+class Scriptable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(4, 8, 3, groups=2), nn.LayerNorm(8)
+        self.table, self.lstm = nn.Embedding(5, 8, padding_idx=0), nn.LSTM(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.lstm(self.conv(x).transpose(1, 2) + self.table.weight.sum())[0].repeat(1, 1, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("scheme", ["kaiming_normal", "own"])
+def test_a_scripted_model_is_what_it_was_made_from(scheme: str, whole: bool) -> None:
+    plain = nn.Sequential(Scriptable(), nn.Linear(8, 3))
+    scripted = torch.jit.script(plain) if whole else nn.Sequential(torch.jit.script(plain[0]), nn.Linear(8, 3))
+    of_plain = fastinit.plan(plain, scheme, seed=0, fan="module")
+    of_scripted = fastinit.plan(scripted, scheme, seed=0, fan="module")
+    assert [row[:3] + row[6:7] + row[8:] for row in of_plain.rows] == [
+        row[:3] + row[6:7] + row[8:] for row in of_scripted.rows
+    ]
+    of_plain.run_(), of_scripted.run_()
+    for one, other in zip(plain.parameters(), scripted.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert fastinit.verify(scripted, of_scripted) == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_traced_model_is_refused() -> None:
+    traced = torch.jit.trace(nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU()), torch.randn(2, 4, 9))
+    before = [each.detach().clone() for each in traced.parameters()]
+    with pytest.raises(TypeError, match=r"^model: expected modules .*, got a Conv1d of torch\.jit\.trace"):
+        fastinit.init_model_(traced, "kaiming_normal", seed=0)
+    assert all(map(torch.equal, before, traced.parameters()))
