@@ -537,7 +537,7 @@ def test_a_shift_in_a_buffer_is_no_one_plus() -> None:
     class Norm(nn.Module):
         def __init__(self, size: int = 6) -> None:
             super().__init__()
-            self.gamma = nn.Parameter(trained(size))
+            self.gamma = nn.Parameter(torch.rand(size))
             self.register_buffer("beta", torch.zeros(size))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -756,7 +756,7 @@ def test_a_norm_is_asked_without_being_touched() -> None:
     class CountingNorm(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.gamma = nn.Parameter(trained(6))
+            self.gamma = nn.Parameter(torch.rand(6))
             self.register_buffer("seen", torch.zeros(6))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -776,8 +776,8 @@ def test_a_norm_that_is_added_to_its_input_begins_as_the_identity() -> None:
     class ResponseNorm(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight = nn.Parameter(trained(1, 1, 1, 6))
-            self.bias = nn.Parameter(trained(1, 1, 1, 6))
+            self.weight = nn.Parameter(torch.rand(1, 1, 1, 6))
+            self.bias = nn.Parameter(torch.rand(1, 1, 1, 6))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             response = x.norm(dim=(1, 2), keepdim=True)

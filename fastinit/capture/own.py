@@ -83,7 +83,8 @@ class Authors:
             constants, _ = told_of(self._modules)
             for (key, name), told in constants.items():
                 distribution = None if told.value is None else Constant(told.value)
-                answer = Author("constant", distribution, AS_MADE if told.made else "as its constructor is written")
+                reason = AS_MADE if told.made else "as its constructor is written"
+                answer = Author("unknown" if distribution is None else "constant", distribution, reason)
                 self._constants.setdefault(key, {})[name] = answer
         return self._constants.get(id(module), _NO_CONSTANTS)
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from fastinit.capture.constructors.scripts import Path, Told
+from fastinit.capture.constructors.scripts import UNKNOWN, Path, Told
 from fastinit.capture.constructors.text import PLAIN, Constructor, argument, called, named
 
 OPERATORS: dict[type[ast.operator], Any] = {
@@ -57,6 +57,8 @@ class Numbers:
             return Told(0.0)
         if name == "ones_" and not is_method:
             return Told(1.0)
+        if name in ("eye_", "dirac_") and not is_method:
+            return UNKNOWN
         if name == ("fill_" if is_method else "constant_"):
             given = argument(call, 0, "value") if is_method else argument(call, 1, "val")
             value = None if given is None else self.value(given)

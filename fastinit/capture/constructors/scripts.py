@@ -11,11 +11,17 @@ from torch import nn
 class Told(NamedTuple):
     """The constant that a constructor sets a parameter to. None: the value is a pattern, or follows from what is gone.
 
-    made: whether the parameter was made so, and nothing has set it since.
+    made: whether the parameter was made so, and nothing has set it since. ran: whether code that can be run again came
+    later: if it set the parameter, its tape tells, and `value` is None.
     """
 
     value: float | None
     made: bool = False
+    ran: bool = False
+
+    def run_over(self) -> Told:
+        """What is known after code ran that can be run again."""
+        return self._replace(value=None, ran=True)
 
 
 # From a module to a parameter: names of attributes, and indices of containers.
@@ -56,24 +62,61 @@ class Run(NamedTuple):
             of.apply(self.code) if self.each else self.code(of)
 
 
+UNKNOWN = Told(None)
+ToldOf: TypeAlias = dict[Path, Told | None]  # None: set to random numbers, or only perhaps
+
+
+def joined(path: Path, one: ToldOf, other: ToldOf, drawn: set[Path]) -> Told | None:
+    """What is known of a parameter if one of two ways was gone. `drawn`: those that are made without values."""
+    ways = [told[path] for told in (one, other) if path in told]
+    known = [told for told in ways if told is not None]
+    if len(known) == 2:
+        return known[0] if known[0] == known[1] else UNKNOWN
+    # What is made in one way alone, and is there, was made in that way.
+    return known[0] if len(ways) == 1 and known and known[0].made and path not in drawn else None
+
+
+class Sweep(NamedTuple):
+    """What a statement that is not followed may set.
+
+    path: that of a parameter, or of a module: then all below it, too. name, kinds: only parameters of this name, only
+    in modules of these classes. told: what it sets them to; None: it draws, as far as its text tells.
+    """
+
+    path: Path
+    name: str | None = None
+    kinds: tuple[type, ...] | None = None
+    told: Told | None = UNKNOWN
+
+    def is_for(self, module: nn.Module | None, name: str | int) -> bool:
+        """Whether it may set a parameter of this name in a module below; None: in one that is not known."""
+        if self.name is not None and self.name != name:
+            return False
+        return self.kinds is None or module is None or isinstance(module, self.kinds)
+
+    def leaves(self, told: Told | None) -> Told | None:
+        """What is known of a parameter that it may have set, and of which `told` was known."""
+        if told is None or self.told is None:
+            return None
+        return told if told.value is not None and told.value == self.told.value else UNKNOWN
+
+
 class Script(NamedTuple):
     """What the constructors of a class do.
 
-    swept: paths of modules below which they may have set anything, before they set what `told` has.
-    told: None: set by a statement that was not understood.
-    The constructors set `before`, then call `runs`, then set `told`. unread: those of `swept` that are not swept by
-    runs alone.
+    told: what they set last; None: to random numbers, or only perhaps.
+    sweeps: what they may have set, before they set what `told` has.
+    The constructors set `before`, then call `runs`, then set `told`.
     """
 
-    swept: tuple[Path, ...]
     told: dict[Path, Told | None]
+    sweeps: tuple[Sweep, ...] = ()
     runs: tuple[Run, ...] = ()
     before: dict[Path, Told | None] = {}  # noqa: RUF012 (nobody changes it)
-    unread: tuple[Path, ...] = ()
 
 
-NOTHING = Script((), {})
-ANYTHING = Script(((),), {}, unread=((),))
+NOTHING = Script({})
+ANYTHING = Script({}, (Sweep(()),))
 
 
 def below(module: Any, step: str | int) -> nn.Module | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import textwrap
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from types import FunctionType
@@ -17,12 +17,15 @@ PLAIN = (bool, int, float, str)  # types of values that are looked at
 
 
 class Constructor(NamedTuple):
-    """A constructor's statements, the names around it, and which of its arguments are kept, as which attributes."""
+    """A constructor's statements, the names around it, and which of its arguments are kept, as which attributes. Or
+    those of code that it calls. leaves: whether it may return before its end.
+    """
 
     body: list[ast.stmt]
     names: dict[str, Any]
     kept: dict[str, str]
     arguments: tuple[str, ...]
+    leaves: bool
 
 
 @lru_cache(maxsize=4096)
@@ -32,33 +35,51 @@ def constructors_of(kind: type) -> tuple[Constructor, ...] | None:
     found = []
     for each in kind.__mro__:
         own = each.__dict__.get("__init__")
-        if own is None or each.__module__.split(".")[0] in ("torch", "builtins"):
+        # Of a protocol, typing gives a constructor to a class of somebody else.
+        if own is None or any(_is_silent(str(getattr(of, "__module__", ""))) for of in (each, own)):
             continue
-        read = _read(own)
+        read = code_of(inspect.unwrap(own), True)
         if read is None:
             return None
         found.append(read)
-    nodes = (node for each in found for statement in each.body for node in ast.walk(statement))
-    sets = any(called(node) == "Parameter" or sets_values(node) for node in nodes)
-    return tuple(found) if sets else ()
+    return tuple(found) if any(_tells(kind, read, []) for read in found) else ()
 
 
-def _read(function: Any) -> Constructor | None:
-    function = inspect.unwrap(function)
-    if not isinstance(function, FunctionType):
+def _is_silent(module: str) -> bool:
+    """Whether constructors of a module of Python set no parameter that others have to be told of."""
+    root = module.split(".")[0]
+    return root == "torch" or root in sys.stdlib_module_names
+
+
+def _tells(kind: type, code: Constructor, above: list[Constructor]) -> bool:
+    """Whether a method may make or set parameters, itself or by other methods that it calls."""
+    nodes = [node for statement in code.body for node in ast.walk(statement)]
+    if any(called(node) == "Parameter" or sets_values(node) for node in nodes):
+        return True
+    if len(above) == DEEP or code in above:
+        return False
+    calls = [node.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    of_self = [each.func for each in calls if isinstance(each.func, ast.Attribute)]
+    names = {each.attr for each in of_self if path_of(each.value, SELF) == () and each.attr not in SETS_NO_VALUES}
+    methods = (method_of(kind, name) for name in names)
+    read = (code_of(method, True) for method in methods if method is not None)
+    return any(each is not None and _tells(kind, each, [*above, code]) for each in read)
+
+
+DEEP = 4  # methods that call one another are followed as far as this
+
+
+@lru_cache(maxsize=4096)
+def code_of(function: Any, is_method: bool) -> Constructor | None:
+    """The code of a function or method; None if it has no text."""
+    definition = _definition(function)
+    if definition is None:
         return None
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    definition = tree.body[0] if tree.body else None
-    if not isinstance(definition, ast.FunctionDef) or any(map(_returns, definition.body)):
-        return None  # what follows a return is perhaps not done
     given = definition.args
     arguments = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-    if not arguments or "self" in arguments[1:]:
+    if is_method and (not arguments or "self" in arguments[1:]):
         return None
-    for node in ast.walk(definition):
+    for node in ast.walk(definition) if is_method else ():
         if isinstance(node, ast.Name) and node.id == arguments[0]:
             node.id = "self"  # whatever its author calls it
     kept = {
@@ -68,19 +89,36 @@ def _read(function: Any) -> Constructor | None:
         for target in statement.targets
         if isinstance(target, ast.Attribute) and path_of(target.value, SELF) == () and statement.value.id in arguments
     }
-    return Constructor(definition.body, function.__globals__, kept, tuple(arguments[1:]))
+    names = tuple(arguments[1:] if is_method else arguments)
+    leaves = any(map(returns, definition.body))
+    return Constructor(definition.body, function.__globals__, kept, names, leaves)
 
 
-def _returns(statement: ast.AST) -> bool:
+def _definition(function: Any) -> ast.FunctionDef | None:
+    if not isinstance(function, FunctionType):
+        return None
+    try:
+        text = inspect.getsource(function)
+        # Of a method, lines of a string may be indented less than its first one.
+        tree = ast.parse(f"if True:\n{text}" if text[:1].isspace() else text)
+    except (OSError, TypeError, SyntaxError):
+        return None
+    found = tree.body[0] if tree.body else None
+    found = found.body[0] if isinstance(found, ast.If) else found
+    return found if isinstance(found, ast.FunctionDef) else None
+
+
+@lru_cache(maxsize=2**16)
+def returns(statement: ast.AST) -> bool:
     """Whether a statement may leave the function that it is in. A function within is another one."""
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
         return False
-    return isinstance(statement, ast.Return) or any(map(_returns, ast.iter_child_nodes(statement)))
+    return isinstance(statement, ast.Return) or any(map(returns, ast.iter_child_nodes(statement)))
 
 
 # Functions and methods whose names say that they set values: init.zeros_, fill_, reset_parameters, zero_module.
 _SETS = re.compile(r"[^_]_$|(^|_)(init|reset|zero)(_|$|ial)|^apply$")
-_SETS_NO_VALUES = {"requires_grad_", "post_init", "zero_grad"}
+SETS_NO_VALUES = {"requires_grad_", "post_init", "zero_grad"}
 
 
 def called(node: ast.AST) -> str:
@@ -96,7 +134,7 @@ def sets_values(node: ast.AST) -> bool:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         return any(is_of_elements(each) or getattr(each, "attr", "") == "data" for each in targets)
     name = called(node)
-    return _SETS.search(name) is not None and name not in _SETS_NO_VALUES
+    return _SETS.search(name) is not None and name not in SETS_NO_VALUES
 
 
 def is_of_elements(node: ast.expr) -> bool:
@@ -146,31 +184,26 @@ def is_unplaced(path: Path) -> bool:
 _WRITES = re.compile(r"[^_]_$|^apply$|^reset_parameters$|(init|reset|zero)\w*(weight|bias|param)")
 
 
-@lru_cache(maxsize=4096)
-def _body(function: FunctionType) -> tuple[ast.stmt, ...] | None:
-    """The statements of a function; None if it has no text."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    return tuple(getattr(tree.body[0], "body", ()))
-
-
-def function_sets(function: FunctionType) -> bool | None:
-    """Whether a function may set values, as far as its text tells; None if it has none."""
-    body = _body(function)
-    return None if body is None else any(map(may_set, body))
-
-
 def is_for_values(function: FunctionType) -> bool:
     """Whether a function writes to tensors, as its text tells. Only such a function is worth running again."""
-    nodes = (node for statement in _body(function) or () for node in ast.walk(statement))
+    code = code_of(function, False)
+    nodes = (node for statement in (code.body if code else ()) for node in ast.walk(statement))
     return any(sets_values(node) and (_WRITES.search(called(node)) or not called(node)) for node in nodes)
 
 
 def of_others(code: Any) -> FunctionType | None:
     """A function or method that others than torch wrote."""
     return code if isinstance(code, FunctionType) and not code.__module__.startswith(("torch.", "fastinit.")) else None
+
+
+def method_of(kind: Any, name: str) -> FunctionType | None:
+    """A method of a class that others than torch wrote; None if it is no such thing."""
+    return of_others(attribute_of(kind, name))
+
+
+def attribute_of(kind: Any, name: str) -> Any:
+    """What a class holds under a name: of a property, the property."""
+    return next((each.__dict__[name] for each in kind.__mro__ if name in each.__dict__), None)
 
 
 def takes(function: FunctionType, count: int) -> bool:
@@ -181,9 +214,31 @@ def takes(function: FunctionType, count: int) -> bool:
     return True
 
 
+_DRAWS = re.compile(
+    "rand|normal|uniform|xavier|kaiming|orthogonal|glorot|lecun|bernoulli|exponential_|cauchy|multinomial|poisson|"
+    "(^|_)r?sample(_|$)|choice"
+)
+EMPTY = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
+
+
+@lru_cache(maxsize=2**16)
 def draws(node: ast.AST) -> bool:
     """Whether a call may give random numbers, as far as names tell."""
-    return any(re.search("rand|normal|uniform|xavier|kaiming", called(each)) for each in ast.walk(node))
+    return any(_DRAWS.search(called(each)) or getattr(each, "attr", "") == "random" for each in ast.walk(node))
+
+
+def makes(function: FunctionType) -> bool:
+    """Whether a function makes parameters, or sets those of modules that it makes, as far as its text tells."""
+    code = code_of(function, False)
+    nodes = (node for statement in (code.body if code else ()) for node in ast.walk(statement))
+    return any(called(node) == "Parameter" or sets_values(node) for node in nodes)
+
+
+def function_draws(function: FunctionType) -> bool:
+    """Whether a function may give random numbers, or memory for them, as far as its text tells."""
+    code = code_of(function, False)
+    nodes = [node for statement in (code.body if code else ()) for node in ast.walk(statement)]
+    return any(_DRAWS.search(called(node)) or called(node) in EMPTY for node in nodes)
 
 
 def named(names: Mapping[str, Any], node: ast.expr) -> Any:

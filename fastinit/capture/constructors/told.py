@@ -30,17 +30,21 @@ def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], 
         script = _script_of(module)
         if script is NOTHING:
             continue
-        for path in script.swept:
-            is_unread = path in script.unread
-            for key, names in _reached(module, path) if is_unread or found else ():
-                if is_unread:
-                    unread[key].update(names)
-                for name in names if found else ():
-                    found.pop((key, name), None)
+        for sweep in script.sweeps:
+            for of, names in _reached(module, sweep.path):
+                reached = [name for name in names if sweep.is_for(of, name)]
+                unread[id(of)].update(reached)
+                for place in ((id(of), name) for name in reached):
+                    if place in found:
+                        found[place] = sweep.leaves(found[place])
+        for run in script.runs if found else ():
+            for place in _parameters_at(module, run.path):
+                if (told := found.get(place)) is not None:
+                    found[place] = told.run_over()
         found.update(_told_by(module, script))
         if any(told is not None and is_unplaced(path) for path, told in script.told.items()):
-            for key, names in _reached(module, ()):  # somewhere
-                unread[key].update(names)
+            for of, names in _reached(module, ()):  # somewhere
+                unread[id(of)].update(names)
     for (key, name), told in found.items():
         if told is None:
             unread[key].add(name)
@@ -72,14 +76,14 @@ def set_before(module: nn.Module) -> dict[tuple[int, str], Told | None]:
     By the id of a module and the name in it.
     """
     script = _script_of(module)
-    made = {path: told for path, told in script.told.items() if told is not None and told.made}
+    made = {path: told for path, told in script.told.items() if told is not None and told.made and not told.ran}
     return _told_by(module, script._replace(told={**script.before, **made}))
 
 
 def set_after(module: nn.Module) -> dict[tuple[int, str], Told | None]:
     """The parameters that the constructors of one module set last, after any such code."""
     script = _script_of(module)
-    later = {path: told for path, told in script.told.items() if told is None or not told.made}
+    later = {path: told for path, told in script.told.items() if told is None or not (told.made or told.ran)}
     return _told_by(module, script._replace(told=later))
 
 
@@ -88,7 +92,7 @@ def _told_by(module: nn.Module, script: Script) -> dict[tuple[int, str], Told | 
     if any(told is not None and told.made for told in found.values()) and "Norm" in type(module).__name__:
         # Every normalisation makes its parameters as ones and zeros. Those with the usual value are left out.
         usual = {(id(module), name): 0.0 if _SHIFT.search(name) else 1.0 for name in module._parameters}
-        return {key: told for key, told in found.items() if key not in usual or told != (usual[key], True)}
+        return {key: told for key, told in found.items() if key not in usual or told != Told(usual[key], made=True)}
     return found
 
 
@@ -96,20 +100,20 @@ _SHIFT = re.compile("bias|beta|shift|b_2|loc")
 
 
 def _parameters_at(module: nn.Module, path: Path) -> list[tuple[int, str]]:
-    return [(key, name) for key, names in _reached(module, path) for name in names]
+    return [(id(of), name) for of, names in _reached(module, path) for name in names]
 
 
-def _reached(module: Any, path: Path) -> list[tuple[int, Collection[str]]]:
-    """The parameter at a path, or all of the module there, by the ids of modules; none if it leads elsewhere."""
+def _reached(module: Any, path: Path) -> list[tuple[nn.Module, Collection[str]]]:
+    """The parameter at a path, or all of the module there, by modules; none if it leads elsewhere."""
     for step in path:
-        if module._parameters.get(step) is not None:
-            return [(id(module), (str(step),))]
+        if module._parameters.get(str(step)) is not None:
+            return [(module, (str(step),))]
         module = below(module, step)
         if module is None:
             return []
     found: dict[int, nn.Module] = {}
     _add(module, found)
-    return [(key, each._parameters) for key, each in found.items() if each._parameters]
+    return [(each, each._parameters) for each in found.values() if each._parameters]
 
 
 def _add(module: nn.Module, found: dict[int, nn.Module]) -> None:
