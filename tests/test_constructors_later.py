@@ -314,3 +314,32 @@ def test_methods_that_make_parameters_and_modules_are_read() -> None:
     rows = {row.name: row.reason for row in fastinit.plan(Making(), SCHEME, seed=0).rows}
     assert rows["built"] == "author: -2" and rows["given"] == "author: 0.5" and rows["layer.1.weight"] == "author: 0.2"
     assert rows["listed.0"] == rows["listed.1"] == "author: ones"
+
+
+def test_tensors_that_a_function_fills_hold_what_it_gives() -> None:
+    class Filling(nn.Module):
+        def __init__(self, size: int = 4, offset: bool = False) -> None:
+            super().__init__()
+            self.offset = offset
+            weight, bias = torch.zeros(size, size), torch.zeros(size)
+            self.fill_(weight, bias)
+            self.weight = nn.Parameter(weight)
+            other = torch.zeros(size, size)
+            other = spread_(other)
+            self.other = nn.Parameter(other)
+            lower, _ = torch.linalg.qr(torch.randn(size, size))
+            self.lower = nn.Parameter(lower)
+            self.gain = nn.Parameter(torch.zeros(size))
+            nn.init.constant_(self.gain, 1.0 - float(offset))
+
+        def fill_(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+            weight.uniform_(-1.0, 1.0)
+            bias.uniform_(-1.0, 1.0)
+
+    rows = {row.name: row.reason for row in fastinit.plan(Filling(), SCHEME, seed=0).rows}
+    assert rows.pop("gain") == "author: ones"
+    assert set(rows.values()) == {"linear map of Filling"}
+
+
+def spread_(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.uniform_(-0.5, 0.5)

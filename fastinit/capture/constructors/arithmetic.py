@@ -122,7 +122,7 @@ class Numbers:
             return getattr(self.value(node.value), node.attr)
         if isinstance(node, ast.Call) and not node.keywords:
             given = [self.value(each) for each in node.args]
-            if all(type(each) in (int, float) for each in given):
+            if all(type(each) in (bool, int, float) for each in given):
                 if isinstance(node.func, ast.Attribute) and _is_mathematics(node.func.value):
                     return getattr(math, node.func.attr)(*given)
                 if isinstance(node.func, ast.Name) and node.func.id in ("float", "int", "min", "max", "abs"):

@@ -51,7 +51,8 @@ def content_of(node: ast.expr, seen: Seen) -> Content:
         test = seen.numbers().truth(node.test)
         if test is not None:
             return content_of(node.body if test else node.orelse, seen)
-        return _together([content_of(node.body, seen), content_of(node.orelse, seen)])
+        ways = [each for each in (node.body, node.orelse) if getattr(each, "value", each) is not None]
+        return _together([content_of(each, seen) for each in ways])  # of one that is None, nothing is made
     if isinstance(node, ast.Subscript):
         return content_of(node.value, seen)
     return _of_call(node, seen) if isinstance(node, ast.Call) else _of_parts(node, seen)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from types import FunctionType
 from typing import NamedTuple
 
 from torch import nn
 
 from fastinit.capture.constructors.contents import Content, mixed
-from fastinit.capture.constructors.scripts import Path, Sweep, Told, ToldOf, joined
-from fastinit.capture.constructors.text import SELF, begins, called, is_unplaced
+from fastinit.capture.constructors.scripts import UNKNOWN, Path, Sweep, Told, ToldOf, joined
+from fastinit.capture.constructors.text import SELF, begins, called, draws, function_draws, is_unplaced
 
 
 class _Copies(NamedTuple):
@@ -37,6 +38,9 @@ class Facts:
         raise NotImplementedError
 
     def at(self, path: Path) -> nn.Module | None:
+        raise NotImplementedError
+
+    def function(self, call: ast.Call) -> FunctionType | None:
         raise NotImplementedError
 
     def _copies(self) -> _Copies:
@@ -103,3 +107,31 @@ class Facts:
             if given is not None and is_unplaced(given) and len(given) == 1:
                 self._place(given, (*path, position))
             self._place_parts(part, (*path, position))
+
+    def _fill(self, target: ast.expr | None, node: ast.AST) -> None:
+        """A part of a tensor under a local name is written to."""
+        while isinstance(target, (ast.Subscript, ast.Attribute)):
+            target = target.value
+        if isinstance(target, ast.Name) and self.path(target) is None:
+            is_drawn = self._draws(node) or self.contents.get(target.id) == "drawn"
+            self.contents[target.id] = "drawn" if is_drawn else UNKNOWN
+
+    def _draws(self, node: ast.AST) -> bool:
+        """Whether an expression may give random numbers, or a function that it calls."""
+        functions = (self.function(each) for each in ast.walk(node) if isinstance(each, ast.Call))
+        return draws(node) or any(function_draws(each) for each in functions if each is not None)
+
+    def _is_all_of(self, node: ast.expr) -> bool:
+        """Whether it is `bias.data[:]`."""
+        if not isinstance(node, ast.Subscript) or self.path(node.value) is None:
+            return False
+        at = node.slice
+        if isinstance(at, ast.Constant):
+            return at.value is Ellipsis
+        return isinstance(at, ast.Slice) and at.lower is at.upper is at.step is None
+
+    def _whole(self, node: ast.expr) -> ast.expr:
+        """What a slice is taken of."""
+        while isinstance(node, ast.Subscript) and self.path(node) is None:
+            node = node.value
+        return node

@@ -86,11 +86,14 @@ class Reader(Facts):
 
     def _enter(
         self, code: Constructor, names: dict[str, Path], loose: dict[str, Path], contents: dict[str, Content]
-    ) -> None:
+    ) -> dict[str, Content]:
+        """Read code with these names. What its tensors hold then."""
         outer = self._code, self._names, self._loose, self.contents, self._functions
         self._code, self._names, self._loose, self.contents, self._functions = code, names, loose, contents, {}
         self._read(code.body)
+        then = self.contents
         self._code, self._names, self._loose, self.contents, self._functions = outer
+        return then
 
     def _read(self, body: Sequence[ast.stmt]) -> None:
         """Read statements, up to one that leaves their function."""
@@ -227,6 +230,10 @@ class Reader(Facts):
                     self._names[target.id] = given
                 if content is not None:
                     self.contents[target.id] = content
+            elif isinstance(target, ast.Tuple):
+                content = content_of(value, self)
+                names = (each.id for each in target.elts if isinstance(each, ast.Name))
+                self.contents |= dict.fromkeys(names, UNKNOWN if isinstance(content, Told) else content)
 
     def _given(self, node: ast.expr) -> Path | None:
         """The path of what an expression gives. A new module gets one."""
@@ -337,14 +344,9 @@ class Reader(Facts):
                 is_method = isinstance(each.func, ast.Attribute) and self.object(each.func) is None
                 target = each.func.value if is_method else argument(each, 0, "tensor")  # type: ignore[attr-defined]
             self._fill(target, each)
-
-    def _fill(self, target: ast.expr | None, node: ast.AST) -> None:
-        """A part of a tensor under a local name is written to."""
-        while isinstance(target, (ast.Subscript, ast.Attribute)):
-            target = target.value
-        if isinstance(target, ast.Name) and self.path(target) is None:
-            is_drawn = draws(node) or self.contents.get(target.id) == "drawn"
-            self.contents[target.id] = "drawn" if is_drawn else UNKNOWN
+            if isinstance(each, ast.Call) and not called(each).endswith("_") and sets_values(each):
+                for given in each.args:
+                    self._fill(given, each)
 
     def _assignment(self, statement: ast.stmt) -> None:
         """A statement that may set values, and is no call: an assignment, or anything else."""
@@ -360,11 +362,13 @@ class Reader(Facts):
             target = statement.target
         elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
             target = statement.targets[0]
-        if isinstance(statement, ast.Assign) and isinstance(target, ast.Name) and self._below(statement.value) is None:
-            self._rebind(target)
-            new = self._names[target.id] = self._new_path()  # zero_module(nn.Linear(3, 3))
-            self._told[new] = None if draws(statement) else UNKNOWN
-            return
+        if isinstance(statement, ast.Assign) and isinstance(target, ast.Name):
+            below = self._below(statement.value)
+            if below is None or self.at(below) is None:  # zero_module(nn.Linear(3, 3)), of no part of the module
+                self._rebind(target)
+                new = self._names[target.id] = below if below and is_unplaced(below) else self._new_path()
+                self._told[new] = None if self._draws(statement) else UNKNOWN
+                return
         path = self.path(self._whole(target)) if target is not None and not isinstance(target, ast.Name) else None
         if path and target is not None:
             given: Any = statement
@@ -374,7 +378,7 @@ class Reader(Facts):
             elif isinstance(statement, ast.AugAssign) and not draws(statement):
                 self._swept([Sweep(path)])  # a draw that is halved is one
             else:
-                self._set(path, None if draws(statement) else UNKNOWN)
+                self._set(path, None if self._draws(statement) else UNKNOWN)
         else:
             self._sweep(statement)
             self._rebind(statement)
@@ -385,21 +389,6 @@ class Reader(Facts):
             node = node.func.value
         found = self.object(node.func) if isinstance(node, ast.Call) else None
         return str(getattr(found, "__module__", "")).startswith("torch") and not self._is_new_module(node)
-
-    def _is_all_of(self, node: ast.expr) -> bool:
-        """Whether it is `bias.data[:]`."""
-        if not isinstance(node, ast.Subscript) or self.path(node.value) is None:
-            return False
-        at = node.slice
-        if isinstance(at, ast.Constant):
-            return at.value is Ellipsis
-        return isinstance(at, ast.Slice) and at.lower is at.upper is at.step is None
-
-    def _whole(self, node: ast.expr) -> ast.expr:
-        """What a slice is taken of."""
-        while isinstance(node, ast.Subscript) and self.path(node) is None:
-            node = node.value
-        return node
 
     def _call(self, call: ast.Call) -> None:
         """A statement that calls what sets values."""
@@ -461,7 +450,10 @@ class Reader(Facts):
             names["self"] = of
         outer, self._into = self._into, into
         self._within.append(function)
-        self._enter(code, names, loose, {**dict.fromkeys(code.arguments, UNKNOWN), **contents})
+        then = self._enter(code, names, loose, {**dict.fromkeys(code.arguments, UNKNOWN), **contents})
+        for name, each in given.items():  # tensors that it was given
+            if isinstance(each, ast.Name) and each.id in self.contents and name in then:
+                self.contents[each.id] = then[name]
         self._within.pop()
         self._into = outer
         return True
