@@ -12,6 +12,7 @@ from fastinit.distributed.held import global_shape
 from fastinit.errors import ParameterError
 from fastinit.plans.plan import Plan
 from fastinit.plans.rows import Row, targets_of
+from fastinit.run.engine import check_modes
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters
 from fastinit.run.parametrized import Computed, computed_weights
@@ -68,6 +69,7 @@ def verify(
     >>> verify(model, plan(model, "xavier_uniform", seed=1))
     ('weight',)
     """
+    check_modes()
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(plan, Plan):
