@@ -34,6 +34,7 @@ from fastinit.rules.scripted import seen_through
 from fastinit.rules.select import Rule, Selector, as_rules
 from fastinit.rules.survey import Survey
 from fastinit.run.at_exit import waited_for_at_exit
+from fastinit.run.engine import check_modes
 from fastinit.run.memory import FLOAT8_DTYPES, SAMPLED_DTYPES
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters, named_tensors
 from fastinit.run.places import PlannedModules
@@ -231,6 +232,8 @@ def _plan(
 ) -> Plan:
     recipe = as_recipe(given, survey.model)
     scheme = as_scheme(recipe.scheme)
+    if isinstance(scheme, Own):  # code that is read on a copy would write nothing, and the plan nothing either
+        check_modes()
     own_rules = as_rules(rules)
     # Whoever published a recipe chose its fans. With a scheme alone, nobody did.
     if fan is None and (isinstance(given, Recipe) or (isinstance(given, str) and given in preset_names())):
@@ -427,7 +430,10 @@ def materialize_(
     """
     _check_given(model, scheme, lambda made: f"fastinit.materialize_(model, {made}, device={str(device)!r})")
     check_not_read()
+    check_modes()
     check_progress(progress)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
     device = torch.device(device)
     if device.type == "meta":
         raise ValueError("device: expected one with memory, got meta")

@@ -407,3 +407,35 @@ def test_native_tables_are_checked() -> None:
         table[field] = value
         with pytest.raises(ValueError, match=message):
             native.prepare(table)
+
+
+def test_fake_tensors_are_refused_by_whatever_looks_at_values() -> None:
+    fake_tensor = pytest.importorskip("torch._subclasses.fake_tensor")
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    plan = fastinit.plan(model, "xavier_uniform", seed=0)
+    with torch.device("meta"):
+        on_meta = nn.Linear(3, 3)
+    calls: list[Any] = [
+        lambda: fastinit.init_model_(model, "own", seed=0),
+        lambda: fastinit.init_model_(model, "xavier_uniform", seed=0),
+        lambda: fastinit.verify(model, plan),
+        lambda: fastinit.distance(model, plan),
+        lambda: fastinit.fingerprint(model),
+        lambda: fastinit.report(model),
+        lambda: fastinit.materialize_(on_meta, "xavier_uniform", device="cpu", seed=0),
+    ]
+    with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+        for call in calls:
+            with pytest.raises(RuntimeError, match=r"^FakeTensorMode is on"):
+                call()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, "float16", 3])
+def test_a_model_is_materialised_in_a_floating_point_dtype(dtype: Any) -> None:
+    with torch.device("meta"):
+        model = nn.Linear(3, 3)
+    with pytest.raises(
+        TypeError, match=rf"^dtype: expected a floating-point torch\.dtype, got {re.escape(repr(dtype))}$"
+    ):
+        fastinit.materialize_(model, "xavier_uniform", device="cpu", dtype=dtype, seed=0)
+    assert model.weight.is_meta

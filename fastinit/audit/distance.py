@@ -16,6 +16,7 @@ from fastinit.distributed.held import held_of
 from fastinit.errors import ParameterError
 from fastinit.plans.plan import Plan
 from fastinit.run.at_exit import waited_for_at_exit
+from fastinit.run.engine import check_modes
 from fastinit.run.exact import safe_threads
 from fastinit.run.names import Renamer, Renaming
 from fastinit.run.scratch import staged
@@ -74,6 +75,7 @@ def distance(
     How far layers move tells lazy from feature learning (Chizat, Oyallon, Bach: "On Lazy Training in Differentiable
     Programming", NeurIPS 2019).
     """
+    check_modes()
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(plan, Plan):

@@ -17,6 +17,7 @@ from fastinit.distributed.held import held_of
 from fastinit.distributed.pieces import Held
 from fastinit.errors import ParameterError
 from fastinit.run.at_exit import waited_for_at_exit
+from fastinit.run.engine import check_modes
 from fastinit.run.index_maps import BoxIndices, whole
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_parameters
@@ -60,6 +61,7 @@ def fingerprint(
     >>> f"{fingerprint(init_model_(torch.nn.Linear(2, 2), 'ones')):016x}"
     'f620f75bbd5ce7c5'
     """
+    check_modes()
     ranks = _ranks_of(group)
     failure: Exception | None = None
     prints: list[_Print] = []

@@ -19,6 +19,7 @@ from fastinit.errors import ParameterError
 from fastinit.plans.plan import Plan
 from fastinit.plans.rows import Row
 from fastinit.run.at_exit import waited_for_at_exit
+from fastinit.run.engine import check_modes
 from fastinit.run.names import Renamer, Renaming
 from fastinit.run.progress import Progress, check_progress, metered
 from fastinit.schemes.fans import Geometry
@@ -120,5 +121,6 @@ def _reported(asked: Asked, found: Measured, row: Row | None, singular_values: b
 
 def _maps(tensor: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """A map as a matrix, or a stack of maps as a stack of matrices."""
+    check_modes()
     stacked = geometry.stacked
     return tensor.movedim(geometry.out_dim, stacked).flatten(stacked + 1)

@@ -13,6 +13,7 @@ from fastinit.errors import ParameterError
 from fastinit.plans.plan import Plan
 from fastinit.plans.rows import Row, targets_of
 from fastinit.run.at_exit import waited_for_at_exit
+from fastinit.run.engine import check_modes
 from fastinit.run.exact import safe_threads
 from fastinit.run.memory import check_readable
 from fastinit.run.names import Renamer, Renaming, named_modules, named_parameters
@@ -72,6 +73,7 @@ def verify(
     >>> verify(model, plan(model, "xavier_uniform", seed=1))
     ('weight',)
     """
+    check_modes()
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(plan, Plan):
