@@ -99,6 +99,12 @@ def factories() -> list[Callable[..., Any]]:
     return list(listed())
 
 
+def list_weights(network: nn.RNNBase) -> None:
+    """Have a recurrent network list the parameters that it has now."""
+    network._flat_weights_names, network._all_weights = list(network._parameters), [list(network._parameters)]
+    network._init_flat_weights()
+
+
 def new_storage(nbytes: int) -> torch.UntypedStorage:
     """Memory on the CPU, as it comes."""
     make: Any = torch.UntypedStorage

@@ -67,6 +67,7 @@ def report(
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan: expected a fastinit.Plan, got {type(plan).__name__}")
     check_progress(progress)
+    check_modes()
     wanted = {} if plan is None else {row.name: row for row in plan.rows}
     with unflattened(model):
         asked = list(asked_of(model, Renamer(names)))
@@ -121,6 +122,5 @@ def _reported(asked: Asked, found: Measured, row: Row | None, singular_values: b
 
 def _maps(tensor: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """A map as a matrix, or a stack of maps as a stack of matrices."""
-    check_modes()
     stacked = geometry.stacked
     return tensor.movedim(geometry.out_dim, stacked).flatten(stacked + 1)

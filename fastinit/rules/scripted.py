@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastinit._torch import list_weights
+
 
 def seen_through(model: nn.Module, modules: Iterable[nn.Module]) -> nn.Module:
     """A model of the same parameters and buffers whose modules are plain ones; the model itself if all of its are.
@@ -45,8 +47,7 @@ def _plain(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
         seen.__dict__["_parameters"] = dict(module._parameters.items())
         seen.__dict__["_buffers"] = dict(module._buffers.items())
         if isinstance(seen, nn.RNNBase):
-            seen._flat_weights_names, seen._all_weights = list(seen._parameters), [list(seen._parameters)]
-            seen._init_flat_weights()
+            list_weights(seen)
     children = {name: None if each is None else _plain(each, known) for name, each in module._modules.items()}
     seen.__dict__["_modules"] = children
     return seen
