@@ -263,6 +263,7 @@ class Scriptable(nn.Module):
         return self.norm(self.lstm(self.conv(x).transpose(1, 2) + self.table.weight.sum())[0].repeat(1, 1, 2))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("scheme", ["kaiming_normal", "own"])
@@ -280,6 +281,7 @@ def test_a_scripted_model_is_what_it_was_made_from(scheme: str, whole: bool) -> 
     assert fastinit.verify(scripted, of_scripted) == ()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_traced_model_is_refused() -> None:
     traced = torch.jit.trace(nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU()), torch.randn(2, 4, 9))
