@@ -129,6 +129,58 @@ def test_what_may_have_been_set_later_is_kept_unless_it_was_drawn() -> None:
     assert of_quietly(DrawnLater(), "inner.mixing") == "linear map of Inner"
 
 
+class Keyed(nn.Module):
+    """What is written under a key that is gone may be any of the modules there. None of these has a bias."""
+
+    def __init__(self, key: str = "a") -> None:
+        super().__init__()
+        self.maps = nn.ModuleDict()
+        self.maps[key] = nn.Linear(4, 4, bias=False)
+        self.maps[key].weight = nn.Parameter(torch.arange(16.0).view(4, 4))
+        self.scale = nn.Parameter(torch.full((3,), 2.0))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+
+
+def test_parameters_that_are_none_are_left_out() -> None:
+    model = Keyed()
+    with pytest.warns(fastinit.UncoveredWarning, match="maps.a.weight: kept") as warned:
+        plan = fastinit.plan(model, "own")
+    assert [len(warned), "cannot run" in str(warned[0].message)] == [1, False]
+    assert {row.name: row.reason for row in plan.rows}["scale"] == "own: its reset code"
+
+
+class Adapted(nn.Module):
+    """As PEFT's layers are: the reset code is one way of many, which the constructor reaches through a method."""
+
+    def __init__(self, adapter: str = "default", initial: Any = True) -> None:
+        super().__init__()
+        self.lora_A, self.lora_B, self.lora_embedding_A = nn.ModuleDict(), nn.ModuleDict(), nn.ParameterDict()
+        self.update_layer(adapter, initial)
+
+    def update_layer(self, adapter: str, initial: Any) -> None:
+        self.lora_A[adapter], self.lora_B[adapter] = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+        if initial == "structured":
+            self.lora_A[adapter].weight = nn.Parameter(torch.arange(8.0).view(2, 4))
+            self.lora_B[adapter].weight.data = torch.arange(8.0).view(4, 2)
+        elif initial:
+            self.reset_lora_parameters(adapter, initial)
+
+    def reset_lora_parameters(self, adapter: str, initial: Any) -> None:
+        nn.init.kaiming_uniform_(self.lora_A[adapter].weight, a=5**0.5)
+        nn.init.zeros_(self.lora_B[adapter].weight)
+
+
+def test_adapters_are_what_their_reset_code_gives() -> None:
+    model = Adapted()
+    nn.init.ones_(model.lora_B["default"].weight)
+    plan = fastinit.plan(model, "own")
+    plan.run_()
+    assert {row.name: str(row.distribution) for row in plan.rows} == {"lora_A.default.weight": "U[-0.5, 0.5]", "lora_B.default.weight": "0"}
+    assert not model.lora_B["default"].weight.any()
+
+
 def test_code_that_fails_when_it_is_run_again_may_have_set_anything() -> None:
     class Fails(Outer):
         def __init__(self) -> None:

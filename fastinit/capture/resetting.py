@@ -103,8 +103,11 @@ def _read(
             for module, other in reversed(copied.pairs):  # as they were constructed
                 if is_in_vain():
                     return
-                set_to(set_before(module))
                 code = _reset_code(other)
+                if code is not None and code[0] == _OF_LORA:  # what its constructor calls, among much else
+                    attempt(module, other, code)
+                    continue
+                set_to(set_before(module))
                 attempt(module, other, code)
                 for run in runs_of(module):
                     if code is None or run.path or run.code != code[0]:
@@ -162,6 +165,7 @@ def _canonical(of: NamedModule, own_name: str) -> str:
 
 
 _OF_MODULE = ("reset_parameters", "_reset_parameters")
+_OF_LORA = "reset_lora_parameters"
 _OF_MODEL = ("initialize_weights", "init_weights", "init_states", "initialize_parameters")
 
 
@@ -171,11 +175,11 @@ _Code = tuple[str, Callable[[], Any] | None]
 
 def _reset_code(module: nn.Module) -> _Code | None:
     """A module's reset code, and its name: the method of the most derived class that has one."""
-    of_lora: Any = getattr(module, "reset_lora_parameters", None)
+    of_lora: Any = getattr(module, _OF_LORA, None)
     found = _first(module, _OF_MODULE)
     if found is not None or not callable(of_lora):
         return found
-    return "reset_lora_parameters", partial(_reset_lora, module)
+    return _OF_LORA, partial(_reset_lora, module)
 
 
 def _reset_lora(module: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -103,7 +103,7 @@ def _parameters_at(module: nn.Module, path: Path) -> list[tuple[int, str]]:
     return [(id(of), name) for of, names in _reached(module, path) for name in names]
 
 
-def _reached(module: Any, path: Path) -> list[tuple[nn.Module, Collection[str]]]:
+def _reached(module: Any, path: Path) -> list[tuple[nn.Module, Sequence[str]]]:
     """The parameter at a path, or all of the module there, by modules; none if it leads elsewhere."""
     for step in path:
         if module._parameters.get(str(step)) is not None:
@@ -113,7 +113,12 @@ def _reached(module: Any, path: Path) -> list[tuple[nn.Module, Collection[str]]]
             return []
     found: dict[int, nn.Module] = {}
     _add(module, found)
-    return [(each, each._parameters) for each in found.values() if each._parameters]
+    return [(each, names) for each in found.values() if (names := _own_names(each))]
+
+
+def _own_names(module: nn.Module) -> list[str]:
+    """The names of a module's own parameters, without those registered as None."""
+    return [name for name, parameter in module._parameters.items() if parameter is not None]
 
 
 def _add(module: nn.Module, found: dict[int, nn.Module]) -> None:
