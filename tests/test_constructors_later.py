@@ -160,7 +160,8 @@ class Adapted(nn.Module):
         self.update_layer(adapter, initial)
 
     def update_layer(self, adapter: str, initial: Any) -> None:
-        self.lora_A[adapter], self.lora_B[adapter] = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+        self.lora_A[adapter] = nn.Linear(4, 2, bias=False)
+        self.lora_B[adapter] = nn.Linear(2, 4, bias=False)
         if initial == "structured":
             self.lora_A[adapter].weight = nn.Parameter(torch.arange(8.0).view(2, 4))
             self.lora_B[adapter].weight.data = torch.arange(8.0).view(4, 2)
@@ -177,7 +178,10 @@ def test_adapters_are_what_their_reset_code_gives() -> None:
     nn.init.ones_(model.lora_B["default"].weight)
     plan = fastinit.plan(model, "own")
     plan.run_()
-    assert {row.name: str(row.distribution) for row in plan.rows} == {"lora_A.default.weight": "U[-0.5, 0.5]", "lora_B.default.weight": "0"}
+    assert {row.name: str(row.distribution) for row in plan.rows} == {
+        "lora_A.default.weight": "U[-0.5, 0.5]",
+        "lora_B.default.weight": "0",
+    }
     assert not model.lora_B["default"].weight.any()
 
 
