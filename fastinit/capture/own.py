@@ -80,8 +80,7 @@ class Authors:
         """The parameters of a module of which constructors say, in so many words, that they are constant."""
         if self._constants is None:
             self._constants = {}
-            constants, _ = told_of(self._modules)
-            for (key, name), told in constants.items():
+            for (key, name), told in told_of(self._modules).items():
                 distribution = None if told.value is None else Constant(told.value)
                 reason = AS_MADE if told.made else "as its constructor is written"
                 answer = Author("unknown" if distribution is None else "constant", distribution, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from types import FunctionType
 from typing import NamedTuple
@@ -10,8 +11,9 @@ from typing import NamedTuple
 from torch import nn
 
 from fastinit.capture.constructors.contents import Content, mixed
+from fastinit.capture.constructors.parts import Parts, joined_parts, moved
 from fastinit.capture.constructors.scripts import UNKNOWN, Path, Sweep, Told, ToldOf, joined
-from fastinit.capture.constructors.text import SELF, begins, called, draws, function_draws, is_unplaced
+from fastinit.capture.constructors.text import SELF, begins, draws, function_draws, is_unplaced
 
 
 class _Copies(NamedTuple):
@@ -20,6 +22,8 @@ class _Copies(NamedTuple):
     names: dict[str, Path]
     loose: dict[str, Path]
     contents: dict[str, Content]
+    parts: dict[Path, Parts]
+    last: int
 
 
 class Facts:
@@ -32,6 +36,8 @@ class Facts:
         self._names = dict(SELF)  # what local names stand for
         self._loose: dict[str, Path] = {}  # local names for something of what is below a path
         self.contents: dict[str, Content] = {}  # what tensors hold that local names stand for
+        self._parts: dict[Path, Parts] = {}  # what containers are made of
+        self._before: dict[Path, Told | None] = {}  # what was told before code ran that can be run again
         self._unplaced = 0
 
     def path(self, node: ast.expr) -> Path | None:
@@ -44,15 +50,31 @@ class Facts:
         raise NotImplementedError
 
     def _copies(self) -> _Copies:
-        return _Copies(dict(self._told), set(self._drawn), dict(self._names), dict(self._loose), dict(self.contents))
+        return _Copies(
+            dict(self._told),
+            set(self._drawn),
+            dict(self._names),
+            dict(self._loose),
+            dict(self.contents),
+            dict(self._parts),
+            self._unplaced,
+        )
 
     def _take(self, given: _Copies) -> None:
-        self._told, self._drawn, self._names, self._loose, self.contents = given
+        self._told, self._drawn, self._names, self._loose, self.contents, self._parts, _ = given
 
-    def _join(self, one: _Copies) -> None:
-        """Two ways meet, of which one was gone."""
+    def _join(self, one: _Copies, before: _Copies) -> None:
+        """Two ways meet, of which one was gone. What was made in one of them is there if that way was gone."""
         self._drawn |= one.drawn
-        self._told = {path: joined(path, one.told, self._told, self._drawn) for path in {**one.told, **self._told}}
+        self._told = {
+            path: told if _is_made_after(path, before) else joined(path, one.told, self._told, self._drawn)
+            for path, told in {**one.told, **self._told}.items()
+        }
+        in_both = one.parts.keys() & self._parts.keys()
+        self._parts = {
+            path: joined_parts(one.parts[path], parts) if path in in_both else parts
+            for path, parts in {**one.parts, **self._parts}.items()
+        }
         self._names = {name: path for name, path in self._names.items() if one.names.get(name) == path}
         self._loose = {**one.loose, **self._loose}
         both = {**one.contents, **self.contents}
@@ -71,6 +93,7 @@ class Facts:
         if path is not None:
             self._told = {each: told for each, told in self._told.items() if not begins(each, path)}
             if path and rebound:
+                self._parts = {each: parts for each, parts in self._parts.items() if not begins(each, path)}
                 self._names = {name: each for name, each in self._names.items() if not begins(each, path)}
 
     def _swept(self, sweeps: Sequence[Sweep]) -> None:
@@ -84,29 +107,22 @@ class Facts:
 
     def _place(self, old: Path, path: Path) -> None:
         """A new module gets its place."""
-
-        def moved(each: Path) -> Path:
-            return path + each[len(old) :] if begins(each, old) else each
-
-        self._told = {moved(each): told for each, told in self._told.items()}
-        self._names = {name: moved(each) for name, each in self._names.items()}
-        self._drawn = set(map(moved, self._drawn))
-        self._sweeps = [each._replace(path=moved(each.path)) for each in self._sweeps]
-
-    def _place_parts(self, node: ast.expr, path: Path) -> None:
-        """New modules get their places in a container: `nn.Sequential(linear, nn.ReLU())`."""
-        if not isinstance(node, ast.Call) or called(node) not in ("Sequential", "ModuleList"):
+        if old == path:
             return
-        parts = node.args
-        if called(node) == "ModuleList":
-            parts = parts[0].elts if len(parts) == 1 and isinstance(parts[0], ast.List) else []
-        for position, part in enumerate(parts):
-            if isinstance(part, ast.Starred):
-                return
-            given = self.path(part)
-            if given is not None and is_unplaced(given) and len(given) == 1:
-                self._place(given, (*path, position))
-            self._place_parts(part, (*path, position))
+        self._told = {moved(each, old, path): told for each, told in self._told.items()}
+        self._before = {moved(each, old, path): told for each, told in self._before.items()}
+        self._names = {name: moved(each, old, path) for name, each in self._names.items()}
+        self._drawn = {moved(each, old, path) for each in self._drawn}
+        self._sweeps = [each._replace(path=moved(each.path, old, path)) for each in self._sweeps]
+        self._parts = {moved(each, old, path): parts.moved(old, path) for each, parts in self._parts.items()}
+
+    def _unname(self, name: str) -> None:
+        """A local name stands for something else from here on."""
+        for held in (self._names, self._loose, self.contents):
+            held.pop(name, None)
+        items = [each for each in self._names if each[-1] in "])" and re.search(rf"\b{name}\b", each)]
+        for each in items:
+            del self._names[each]
 
     def _fill(self, target: ast.expr | None, node: ast.AST) -> None:
         """A part of a tensor under a local name is written to."""
@@ -135,3 +151,7 @@ class Facts:
         while isinstance(node, ast.Subscript) and self.path(node) is None:
             node = node.value
         return node
+
+
+def _is_made_after(path: Path, before: _Copies) -> bool:
+    return is_unplaced(path) and int(str(path[0])[1:]) > before.last

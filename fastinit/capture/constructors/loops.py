@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from fastinit.capture.constructors.parts import Parts
 from fastinit.capture.constructors.scripts import Path
+from fastinit.capture.constructors.text import called
 
 
 class Seen(Protocol):
@@ -15,14 +17,26 @@ class Seen(Protocol):
 
     def path(self, node: ast.expr) -> Path | None: ...
     def at(self, path: Path) -> nn.Module | None: ...
+    def parts_at(self, path: Path) -> Parts | None: ...
 
 
 def rounds_of(loop: ast.For, seen: Seen) -> list[tuple[ast.expr, Any]] | None:
     """What the target of a loop over some modules stands for in each round; None if that is not known."""
     if loop.orelse or any(isinstance(each, (ast.Break, ast.Continue)) for each in ast.walk(loop)):
         return None
+    if (path := _all_parameters(loop, seen)) is not None:
+        return [(loop.target, path)]
     items = _items(loop.iter, seen)
     return None if items is None else [(loop.target, item) for item in items]
+
+
+def _all_parameters(loop: ast.For, seen: Seen) -> Path | None:
+    """The path of a module if the same is done to each of its parameters. A parameter's name stands for them all."""
+    of = loop.iter
+    if not isinstance(of, ast.Call) or called(of) != "parameters" or of.args or of.keywords or len(loop.body) > 1:
+        return None
+    is_one = isinstance(loop.body[0], ast.Expr) and isinstance(loop.target, ast.Name)
+    return (seen.path(of.func.value) or None) if is_one and isinstance(of.func, ast.Attribute) else None
 
 
 def _items(node: ast.expr, seen: Seen) -> list[Any] | None:
@@ -38,6 +52,9 @@ def _items(node: ast.expr, seen: Seen) -> list[Any] | None:
             return [(None, each) for each in within[0] or ()] if len(within) == 1 else None
         return list(zip(*within, strict=False))
     path = seen.path(node)
+    parts = None if path is None else seen.parts_at(path)
+    if parts is not None and parts.are_placed:
+        return [each.path for each in parts.of]
     module = None if path is None else seen.at(path)
     if path is None or not isinstance(module, (nn.Sequential, nn.ModuleList)):
         return None

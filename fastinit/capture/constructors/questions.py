@@ -15,10 +15,11 @@ class Question(NamedTuple):
     """A question about a module, whose answer can be compared.
 
     "value": the plain value of an attribute, of an attribute of that, and so on. "module": the class of the module at a
-    path, and the length of a container. "none": whether None stands there.
+    path, and the length of a container. "none": whether None stands there. "names": those of the parameters and modules
+    in the module there.
     """
 
-    about: Literal["value", "module", "none"]
+    about: Literal["value", "module", "none", "names"]
     path: Path
 
     def answer(self, module: nn.Module) -> Any:
@@ -29,6 +30,8 @@ class Question(NamedTuple):
             return (kind, found) if kind in PLAIN else kind
         if self.about == "none":
             return is_none_at(module, self.path)
+        if self.about == "names":
+            return names_at(module, self.path)
         found = module_at(module, self.path)
         return type(found), len(found) if isinstance(found, (nn.Sequential, nn.ModuleList)) else None
 
@@ -63,6 +66,12 @@ def is_none_at(module: nn.Module, path: Path) -> bool | None:
         if name in held:
             return held[name] is None
     return None
+
+
+def names_at(module: nn.Module, path: Path) -> tuple[str, ...]:
+    """The names of the parameters and modules in the module at a path."""
+    of = module_at(module, path)
+    return () if of is None else (*of._parameters, *of._modules)
 
 
 class _Fork(NamedTuple):

@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from fastinit.capture.constructors.arithmetic import Numbers
+from fastinit.capture.constructors.containers import Containers
 from fastinit.capture.constructors.contents import Content, content_of
 from fastinit.capture.constructors.effects import Effects, Scope
-from fastinit.capture.constructors.facts import Facts
 from fastinit.capture.constructors.loops import rounds_of
-from fastinit.capture.constructors.questions import Question, is_none_at, module_at, value_at
+from fastinit.capture.constructors.parts import NAMES
+from fastinit.capture.constructors.questions import Question, is_none_at, module_at, names_at, value_at
 from fastinit.capture.constructors.runs import run_of
 from fastinit.capture.constructors.scripts import NOTHING, UNKNOWN, Path, Run, Script, Sweep, Told
 from fastinit.capture.constructors.text import (
@@ -42,7 +43,7 @@ from fastinit.capture.constructors.text import (
 )
 
 
-class Reader(Facts):
+class Reader(Containers):
     """Reads the constructors of a module's class, from the first statement to the last."""
 
     def __init__(self, module: nn.Module, constructors: Sequence[Constructor]) -> None:
@@ -53,15 +54,15 @@ class Reader(Facts):
         self._code = constructors[0]  # what is read: it, or code that it calls
         self._within: list[FunctionType] = []  # the latter
         self._into: Path | None = None  # the attribute that what it returns is assigned to
-        self._perhaps = 0  # how many conditions around it are not decided
+        self._is_given = False  # whether that is known
         self._runs: list[Run] = []
-        self._before: dict[Path, Told | None] = {}
         self._functions: dict[str, ast.FunctionDef | ast.Lambda] = {}  # that are defined within
         self.asked: dict[Question, Hashable] = {}
         self.is_decided = True  # whether modules of the class that answer alike have the same script
 
     def script(self) -> Script:
         self._constructor(0)
+        self._settle()
         if not (self._told or self._sweeps or self._runs):
             return NOTHING
         return Script(self._told, tuple(dict.fromkeys(self._sweeps)), tuple(self._runs), self._before)
@@ -72,8 +73,11 @@ class Reader(Facts):
             return path
         found: Path = ()
         for step in path:  # a place has one path
-            of = self.at(found) if isinstance(step, int) and step < 0 else None
-            found = (*found, int(step) + len(of) if isinstance(of, (nn.Sequential, nn.ModuleList)) else step)
+            if isinstance(step, int) and step < 0:
+                parts = self._parts.get(found)
+                of: Any = parts.of if parts is not None and parts.are_placed else self.at(found)
+                step += len(of) if isinstance(of, (tuple, nn.Sequential, nn.ModuleList)) else 0
+            found = (*found, step)
         return found
 
     def _constructor(self, at: int) -> None:
@@ -103,7 +107,7 @@ class Reader(Facts):
                 self._statement(statement)
             elif isinstance(statement, ast.Return):
                 if self._into is not None and statement.value is not None:
-                    self._give(self._into, statement.value)
+                    self._is_given = self._give(self._into, statement.value)
                 elif isinstance(statement.value, ast.Call):
                     self._expression(statement.value)
                 return
@@ -140,16 +144,22 @@ class Reader(Facts):
             for target, item in rounds:
                 self._bind(target, item)
                 self._read(statement.body)
+        elif isinstance(statement, ast.For):
+            is_swept = may_set(statement)
+            if is_swept:
+                self._sweep(statement)
+            self._rebind(statement.target, self._below(statement.iter))
+            self._round(statement.body, is_swept=is_swept)
+        elif self._extends(statement):
+            return
         elif may_set(statement):
             self._assignment(statement)
-        elif isinstance(statement, ast.For):
-            self._rebind(statement.target, self._below(statement.iter))
-            self._either(statement.body, [])
         elif isinstance(statement, ast.Assign):  # of another module under a name
             self._assign(statement.targets, statement.value)
         elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
             self._assign([statement.target], statement.value)
         else:
+            self._lose(statement)
             self._rebind(statement)
 
     def _expression(self, call: ast.Call) -> None:
@@ -158,10 +168,10 @@ class Reader(Facts):
         if name == "__init__":
             if self._at + 1 < len(self._constructors):
                 self._constructor(self._at + 1)
-        elif name == "register_parameter":
-            self._register(call)
-        elif name == "append":
-            self._append(call)
+            elif isinstance(self._module, nn.Sequential):
+                self._fill_new((), ast.Call(ast.Name("Sequential", ast.Load()), call.args, []))
+        elif self._fills(call):
+            return
         elif sets_values(call):
             self._call(call)
         elif name not in SETS_NO_VALUES and isinstance(call.func, ast.Attribute) and self.path(call.func.value) == ():
@@ -183,7 +193,7 @@ class Reader(Facts):
         self._take(before)
         self._read(orelse)
         self._perhaps -= 1
-        self._join(one)
+        self._join(one, before)
 
     # ---- names ----
 
@@ -193,6 +203,7 @@ class Reader(Facts):
             for each, path in zip(target.elts, item, strict=True):
                 self._bind(each, path)
         elif isinstance(target, ast.Name) and item is not None:
+            self._unname(target.id)
             self._names[target.id] = item
         else:
             self._rebind(target)
@@ -202,8 +213,7 @@ class Reader(Facts):
         are something below that path."""
         for each in ast.walk(node):
             if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):
-                for held in (self._names, self._loose, self.contents):
-                    held.pop(each.id, None)
+                self._unname(each.id)
                 if below is not None:
                     self._loose[each.id] = below
             elif isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store):
@@ -236,26 +246,49 @@ class Reader(Facts):
                 self.contents |= dict.fromkeys(names, UNKNOWN if isinstance(content, Told) else content)
 
     def _given(self, node: ast.expr) -> Path | None:
-        """The path of what an expression gives. A new module gets one."""
+        """The path of what an expression gives. What is new gets one."""
         path = self.path(node)
-        return self._new_path() if path is None and self._is_new_module(node) else path
+        if path is None and (self._is_new_module(node) or self._is_new_container(node) or self._is_followed(node)):
+            path = self._new_path()
+            self._give(path, node)
+        return path
 
-    def _give(self, path: Path, value: ast.expr) -> None:
-        """An assignment to an attribute: of another module, a new one, a parameter."""
+    def _give(self, path: Path, value: ast.expr) -> bool:
+        """An assignment to an attribute: of another module, a new one, a parameter. Whether it is known what it is."""
         if (setter := self._setter(path)) is not None:
-            self._follow(setter, [value], path[:-1])
-            return
+            return self._follow(setter, [value], path[:-1])
         if any(told is not None and not told.made and begins(each, path) for each, told in self._told.items()):
             self._swept([Sweep(path)])  # what was there may have got another place below
-        given = self._given(value)
+        given = self.path(value)
         self._forget(path)
-        if given is not None and is_unplaced(given) and len(given) == 1:
-            self._place(given, path)
-        self._place_parts(value, path)
+        self._key(path)
+        if given is not None:
+            if is_unplaced(given) and len(given) == 1:
+                self._place(given, path)
+            return True
+        if self._is_new_module(value) or self._is_new_container(value):
+            if not isinstance(value, ast.Call) or called(value) in NAMES:
+                self._fill_new(path, value)
+            return True
         self._make(value, path)
         function = self.function(value) if isinstance(value, ast.Call) else None
         if function is not None and isinstance(value, ast.Call) and makes(function):
+            outer, self._is_given, count = self._is_given, False, len(self._sweeps)
             self._follow(function, value.args, self._of(value), value.keywords, into=path)
+            is_given, self._is_given = self._is_given, outer
+            swept = [each for each in self._sweeps[count:] if begins(each.path, path)]
+            if swept:
+                is_drawn = draws(value) or any(each.told is None for each in swept)
+                self._told = {path: None if is_drawn else UNKNOWN, **self._told}
+            return is_given
+        return path in self._told or path in self._drawn
+
+    def _is_followed(self, node: ast.expr) -> bool:
+        """Whether it is a call of code that sets values of what it is given, and whose text can be read."""
+        function = self.function(node) if isinstance(node, ast.Call) else None
+        if function is None or not makes(function) or function in self._within or len(self._within) == DEEP:
+            return False
+        return isinstance(node, ast.Call) and code_of(function, self._of(node) is not None) is not None
 
     def _setter(self, path: Path) -> FunctionType | None:
         """The code of a property that an assignment to an attribute runs."""
@@ -286,22 +319,6 @@ class Reader(Facts):
 
     # ---- how parameters are made ----
 
-    def _register(self, call: ast.Call) -> None:
-        name, made = argument(call, 0, "name"), argument(call, 1, "param") or argument(call, 1, "parameter")
-        of = self.path(call.func.value) if isinstance(call.func, ast.Attribute) else None
-        if of is not None and made is not None and isinstance(name, ast.Constant) and isinstance(name.value, str):
-            self._forget((*of, name.value))
-            self._make(made, (*of, name.value))
-
-    def _append(self, call: ast.Call) -> None:
-        """A parameter joins a list of them, of which one thing is told: `self.scales.append(nn.Parameter(…))`."""
-        path = self._of(call)
-        if path and call.args and isinstance(self.at(path), nn.ParameterList):
-            before = self._told.pop(path, None)
-            self._make(call.args[0], path)
-            if before is not None and path in self._told and self._told[path] != before:
-                self._told[path] = UNKNOWN
-
     def _make(self, node: ast.expr, path: Path) -> None:
         """A parameter is made: `nn.Parameter(torch.ones(3))`."""
         if isinstance(node, ast.IfExp):
@@ -316,10 +333,6 @@ class Reader(Facts):
                 self._drawn.add(path)
         elif called(node) == "requires_grad_" and isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             self._make(node.func.value, path)
-        elif called(node) in ("ParameterList", "ParameterDict"):
-            made = [each for each in ast.walk(node) if called(each) == "Parameter"]
-            for each in made[:1] if len(set(map(ast.dump, made))) == 1 else ():  # all are alike
-                self._make(each, path)  # type: ignore[arg-type]
 
     def content_at(self, path: Path) -> Content:
         """What a parameter holds, or another attribute of the module."""
@@ -350,10 +363,19 @@ class Reader(Facts):
 
     def _assignment(self, statement: ast.stmt) -> None:
         """A statement that may set values, and is no call: an assignment, or anything else."""
+        if isinstance(statement, ast.Assign) and len(statement.targets) == 1 and self._is_item(statement.targets[0]):
+            self._put(statement.targets[0], statement.value)  # type: ignore[arg-type]
+            return
         if (
             isinstance(statement, ast.Assign)
             and not any(map(_is_of_data, statement.targets))
-            and (called(statement.value) == "Parameter" or self._is_tensor(statement.value))
+            and (
+                called(statement.value) == "Parameter"
+                or self._is_tensor(statement.value)
+                or self._is_new_container(statement.value)
+                or self._is_followed(statement.value)
+                or called(statement.value) in NAMES
+            )
         ):
             self._assign(statement.targets, statement.value)
             return
@@ -443,7 +465,7 @@ class Reader(Facts):
             code = code._replace(kept={})
         given = dict(zip(code.arguments, arguments, strict=False))
         given |= {each.arg: each.value for each in keywords if each.arg}
-        names = {name: path for name, each in given.items() if (path := self.path(each)) is not None}
+        names = {name: path for name, each in given.items() if (path := self._given(each)) is not None}
         loose = {name: path for name, each in given.items() if (path := self._below(each)) is not None}
         contents = {name: content_of(each, self) for name, each in given.items()}
         if of is not None:
@@ -462,6 +484,11 @@ class Reader(Facts):
         """The module at the path."""
         self._ask(Question("module", path))
         return module_at(self._module, path)
+
+    def names_in(self, path: Path) -> tuple[str, ...]:
+        """The names of the parameters and modules in the module at a path."""
+        self._ask(Question("names", path))
+        return names_at(self._module, path)
 
     def look(self, path: Path) -> Any:
         """An attribute of the module, or of what that is."""
@@ -486,4 +513,4 @@ class Reader(Facts):
 
 
 def _is_of_data(target: ast.expr) -> bool:
-    return isinstance(target, ast.Subscript) or getattr(target, "attr", "") == "data"
+    return is_of_elements(target) or getattr(target, "attr", "") == "data"

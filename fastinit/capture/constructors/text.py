@@ -148,25 +148,52 @@ def may_set(statement: ast.AST) -> bool:
     return any(map(sets_values, ast.walk(statement)))
 
 
+def pattern_of(name: ast.expr) -> str:
+    """A regular expression for a name that is put together: `f"weight{i}"`. "": nothing of it is known."""
+    if isinstance(name, ast.JoinedStr):
+        parts: list[Any] = [each.value if isinstance(each, ast.Constant) else None for each in name.values]
+    elif isinstance(name, ast.BinOp) and isinstance(name.op, ast.Add):
+        parts = [each.value if isinstance(each, ast.Constant) else None for each in (name.left, name.right)]
+    elif isinstance(name, ast.BinOp) and isinstance(name.op, ast.Mod) and isinstance(name.left, ast.Constant):
+        parts = re.split("(%[0-9]*[sdi])", str(name.left.value))
+        parts = [None if each.startswith("%") else each for each in parts]
+    else:
+        return ""
+    found = "".join(".+" if each is None else re.escape(str(each)) for each in parts)
+    return found if any(parts) else ""
+
+
+@lru_cache(maxsize=2**14)
+def text_of(node: ast.expr) -> str:
+    return ast.unparse(node)
+
+
 SELF: Mapping[str, Path] = {"self": ()}
 
 
 def path_of(node: ast.expr, names: Mapping[str, Path]) -> Path | None:
     """The path of `self.head[-1].weight.data`; None if an expression is no such thing.
 
-    `names` has what names stand for.
+    `names` has what names stand for, and `self.heads[name]`, and `getattr(self, name)`.
     """
     if isinstance(node, ast.Name):
         return names.get(node.id)
     if isinstance(node, ast.Attribute):
         above = path_of(node.value, names)
         return above if above is None or node.attr == "data" else (*above, node.attr)
-    if isinstance(node, ast.Subscript) and (above := path_of(node.value, names)):
+    if isinstance(node, ast.Call) and not node.args and not node.keywords and called(node) == "detach":
+        return path_of(node.func.value, names) if isinstance(node.func, ast.Attribute) else None  # the same memory
+    if isinstance(node, ast.Call) and called(node) == "getattr" and len(node.args) >= 2:
+        above, name = path_of(node.args[0], names), node.args[1]
+        if above is not None and isinstance(name, ast.Constant):
+            return (*above, str(name.value))
+        return names.get(f"getattr({text_of(node.args[0])}, {text_of(name)})")
+    if isinstance(node, ast.Subscript) and (above := path_of(node.value, names)) is not None:
         try:
             index = ast.literal_eval(node.slice)
         except ValueError:
-            return None
-        return (*above, index) if type(index) is int else None
+            return names.get(text_of(node))
+        return (*above, index) if above and type(index) in (int, str) else None
     return None
 
 

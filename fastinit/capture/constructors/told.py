@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,17 +11,15 @@ from torch import nn
 from fastinit.capture.constructors.questions import Scripts
 from fastinit.capture.constructors.reader import Reader
 from fastinit.capture.constructors.scripts import ANYTHING, NOTHING, Path, Run, Script, Told, below
-from fastinit.capture.constructors.text import constructors_of, is_unplaced
+from fastinit.capture.constructors.text import constructors_of
 
 
-def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], dict[int, set[str]]]:
-    """What constructors tell: by the id of a module and the name of the parameter in it. And what they may have set by
-    statements that were not understood: by the id of a module.
+def told_of(modules: Sequence[nn.Module]) -> dict[tuple[int, str], Told]:
+    """What constructors tell: by the id of a module and the name of the parameter in it.
 
     `modules` are those of a model, each before those below it. The constructor of a module runs after theirs.
     """
     found: dict[tuple[int, str], Told | None] = {}
-    unread: defaultdict[int, set[str]] = defaultdict(set)
     silent = _silent(modules)
     for module in reversed(modules):
         if type(module) in silent:
@@ -30,11 +27,9 @@ def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], 
         script = _script_of(module)
         if script is NOTHING:
             continue
-        for sweep in script.sweeps:
+        for sweep in script.sweeps if found else ():
             for of, names in _reached(module, sweep.path):
-                reached = [name for name in names if sweep.is_for(of, name)]
-                unread[id(of)].update(reached)
-                for place in ((id(of), name) for name in reached):
+                for place in ((id(of), name) for name in names if sweep.is_for(of, name)):
                     if place in found:
                         found[place] = sweep.leaves(found[place])
         for run in script.runs if found else ():
@@ -42,15 +37,7 @@ def told_of(modules: Sequence[nn.Module]) -> tuple[dict[tuple[int, str], Told], 
                 if (told := found.get(place)) is not None:
                     found[place] = told.run_over()
         found.update(_told_by(module, script))
-        if any(told is not None and is_unplaced(path) for path, told in script.told.items()):
-            for of, names in _reached(module, ()):  # somewhere
-                unread[id(of)].update(names)
-    for (key, name), told in found.items():
-        if told is None:
-            unread[key].add(name)
-        else:
-            unread[key].discard(name)
-    return {key: told for key, told in found.items() if told is not None}, unread
+    return {place: told for place, told in found.items() if told is not None}
 
 
 def runs_of(module: nn.Module) -> tuple[Run, ...]:
