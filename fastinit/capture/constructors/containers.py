@@ -18,7 +18,7 @@ from fastinit.capture.constructors.parts import (
     parts_given,
     places_of,
 )
-from fastinit.capture.constructors.scripts import Path, Sweep
+from fastinit.capture.constructors.scripts import Path, Sweep, ToldOf
 from fastinit.capture.constructors.text import argument, begins, called, is_unplaced, pattern_of, text_of
 
 
@@ -167,7 +167,8 @@ class Containers(Facts):
         if not isinstance(call.func, ast.Attribute) or (of := self.path(call.func.value)) is None:
             return False
         if name in _NAMING:
-            key, given = argument(call, 0, "name"), argument(call, 1, _NAMING[name])
+            key = argument(call, 0, "name")
+            given = next(filter(None, (argument(call, 1, each) for each in _NAMING[name])), None)
             if of in self._parts and given is not None:
                 self._add(of, given)
             elif key is not None and given is not None:
@@ -309,12 +310,14 @@ class Containers(Facts):
 
     def _settle_names(self) -> None:
         """Give what has names that are put together its places."""
+        named: dict[Path, list[Path]] = {}
         for of, pattern, path in self._patterns:
-            module = self.at(of)
-            for name in () if module is None else self.names_in(of):
-                others = (each for each in self._patterns if each[0] == of and each[1] != pattern)
-                if re.fullmatch(pattern, name) and not any(re.fullmatch(other, name) for _, other, _ in others):
-                    self._copy(path, (*of, name))
+            for name in self.names_in(of):
+                if re.fullmatch(pattern, name):
+                    named.setdefault((*of, name), []).append(path)
+        for place, paths in named.items():
+            if all(self._told_below(path) == self._told_below(paths[0]) for path in paths[1:]):
+                self._copy(paths[0], place)
 
     def _is_to_place(self, part: Part) -> bool:
         """Whether anything is known of a part that has no place yet, or of what is below it."""
@@ -325,12 +328,12 @@ class Containers(Facts):
 
     def _of_equal_parts(self, parts: Parts, count: int) -> list[list[int]]:
         """The places of parts that are all the same: all places, of the first."""
-        told = [
-            {each[len(part.path) :]: told for each, told in self._told.items() if begins(each, part.path)}
-            for part in parts.of
-        ]
+        told = [self._told_below(part.path) for part in parts.of]
         is_known = parts.is_all and all(each == told[0] for each in told[1:])
         return [[*range(count)]] if is_known and told else []
+
+    def _told_below(self, path: Path) -> ToldOf:
+        return {each[len(path) :]: told for each, told in self._told.items() if begins(each, path)}
 
     def _copy(self, old: Path, path: Path) -> list[Path]:
         """Tell of one path what is told of another, if nothing has been told since. The containers found there."""
@@ -346,7 +349,7 @@ class Containers(Facts):
         return [*found]
 
 
-_NAMING = {"add_module": "module", "register_module": "module", "register_parameter": "param"}
+_NAMING = {"add_module": ["module"], "register_module": ["module"], "register_parameter": ["param", "parameter"]}
 _CHANGES = frozenset(
     {"append", "extend", "insert", "pop", "popitem", "remove", "clear", "reverse", "sort", "update", "add_module"}
 )

@@ -63,9 +63,10 @@ class Reader(Containers):
     def script(self) -> Script:
         self._constructor(0)
         self._settle()
-        if not (self._told or self._sweeps or self._runs):
+        told = {path: each for path, each in self._told.items() if not is_unplaced(path)}
+        if not (told or self._sweeps or self._runs):
             return NOTHING
-        return Script(self._told, tuple(dict.fromkeys(self._sweeps)), tuple(self._runs), self._before)
+        return Script(told, tuple(dict.fromkeys(self._sweeps)), tuple(self._runs), self._before)
 
     def path(self, node: ast.expr) -> Path | None:
         path = path_of(node, self._names)
@@ -272,7 +273,7 @@ class Reader(Containers):
             return True
         self._make(value, path)
         function = self.function(value) if isinstance(value, ast.Call) else None
-        if function is not None and isinstance(value, ast.Call) and makes(function):
+        if function is not None and isinstance(value, ast.Call) and self._makes(function, value):
             outer, self._is_given, count = self._is_given, False, len(self._sweeps)
             self._follow(function, value.args, self._of(value), value.keywords, into=path)
             is_given, self._is_given = self._is_given, outer
@@ -286,9 +287,14 @@ class Reader(Containers):
     def _is_followed(self, node: ast.expr) -> bool:
         """Whether it is a call of code that sets values of what it is given, and whose text can be read."""
         function = self.function(node) if isinstance(node, ast.Call) else None
-        if function is None or not makes(function) or function in self._within or len(self._within) == DEEP:
+        if function is None or not self._makes(function, node) or function in self._within or len(self._within) == DEEP:
             return False
         return isinstance(node, ast.Call) and code_of(function, self._of(node) is not None) is not None
+
+    def _makes(self, function: FunctionType, call: Any) -> bool:
+        """Whether code that is called makes parameters, or sets those of modules that it makes."""
+        of = self._of(call)
+        return makes(function, None if of is None else type(self.at(of)))
 
     def _setter(self, path: Path) -> FunctionType | None:
         """The code of a property that an assignment to an attribute runs."""

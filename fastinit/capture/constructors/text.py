@@ -42,7 +42,7 @@ def constructors_of(kind: type) -> tuple[Constructor, ...] | None:
         if read is None:
             return None
         found.append(read)
-    return tuple(found) if any(_tells(kind, read, []) for read in found) else ()
+    return tuple(found) if any(_tells(kind, read) for read in found) else ()
 
 
 def _is_silent(module: str) -> bool:
@@ -51,19 +51,16 @@ def _is_silent(module: str) -> bool:
     return root == "torch" or root in sys.stdlib_module_names
 
 
-def _tells(kind: type, code: Constructor, above: list[Constructor]) -> bool:
-    """Whether a method may make or set parameters, itself or by other methods that it calls."""
+def _tells(kind: type, code: Constructor) -> bool:
+    """Whether a constructor may make or set parameters, itself or by functions and methods that it calls."""
     nodes = [node for statement in code.body for node in ast.walk(statement)]
     if any(called(node) == "Parameter" or sets_values(node) for node in nodes):
         return True
-    if len(above) == DEEP or code in above:
-        return False
-    calls = [node.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
-    of_self = [each.func for each in calls if isinstance(each.func, ast.Attribute)]
-    names = {each.attr for each in of_self if path_of(each.value, SELF) == () and each.attr not in SETS_NO_VALUES}
-    methods = (method_of(kind, name) for name in names)
-    read = (code_of(method, True) for method in methods if method is not None)
-    return any(each is not None and _tells(kind, each, [*above, code]) for each in read)
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    names = {called(each) for each in calls if path_of(getattr(each.func, "value", each.func), SELF) == ()}
+    methods = [method for name in names - SETS_NO_VALUES if (method := method_of(kind, name)) is not None]
+    functions = (of_others(named(code.names, each.func)) for each in calls)
+    return any(makes(each, kind) for each in methods) or any(makes(each) for each in functions if each is not None)
 
 
 DEEP = 4  # methods that call one another are followed as far as this
@@ -254,11 +251,27 @@ def draws(node: ast.AST) -> bool:
     return any(_DRAWS.search(called(each)) or getattr(each, "attr", "") == "random" for each in ast.walk(node))
 
 
-def makes(function: FunctionType) -> bool:
-    """Whether a function makes parameters, or sets those of modules that it makes, as far as its text tells."""
+def makes(function: FunctionType, kind: type | None = None) -> bool:
+    """Whether a function makes parameters, or sets those of modules that it makes, as far as its text tells, and that
+    of what it calls. kind: the class of the module, of a method."""
+    return _makes(function, kind, 0)
+
+
+@lru_cache(maxsize=2**14)
+def _makes(function: FunctionType, kind: type | None, depth: int) -> bool:
     code = code_of(function, False)
-    nodes = (node for statement in (code.body if code else ()) for node in ast.walk(statement))
-    return any(called(node) == "Parameter" or sets_values(node) for node in nodes)
+    nodes = [node for statement in (code.body if code else ()) for node in ast.walk(statement)]
+    if any(called(node) == "Parameter" or sets_values(node) for node in nodes):
+        return True
+    if code is None or depth == DEEP:
+        return False
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            of_self = isinstance(node.func, ast.Attribute) and path_of(node.func.value, SELF) == ()
+            inner = method_of(kind, called(node)) if of_self and kind else of_others(named(code.names, node.func))
+            if inner is not None and _makes(inner, kind if of_self else None, depth + 1):
+                return True
+    return False
 
 
 def function_draws(function: FunctionType) -> bool:
