@@ -25,17 +25,14 @@ from fastinit.capture.constructors.text import argument, begins, called, is_unpl
 class Containers(Facts):
     """What the reader of a constructor knows, with what containers are made of."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
         self._loop: int | None = None  # the innermost one that is read
         self._loops = 0
         self._patterns: list[tuple[Path, str, Path]] = []  # modules, names in them, and what has such a name
         self._perhaps = 0  # how many conditions and loops around it are not decided
 
     def _give(self, path: Path, value: ast.expr) -> bool:
-        raise NotImplementedError
-
-    def names_in(self, path: Path) -> tuple[str, ...]:
         raise NotImplementedError
 
     def _read(self, body: Sequence[ast.stmt]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastinit.capture.constructors.contents import Content, mixed
 from fastinit.capture.constructors.parts import Parts, joined_parts, moved
+from fastinit.capture.constructors.questions import Asking
 from fastinit.capture.constructors.scripts import UNKNOWN, Path, Sweep, Told, ToldOf, joined
 from fastinit.capture.constructors.text import SELF, begins, draws, function_draws, is_unplaced
 
@@ -26,10 +27,11 @@ class _Copies(NamedTuple):
     last: int
 
 
-class Facts:
+class Facts(Asking):
     """What the reader of a constructor knows."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
         self._told: ToldOf = {}
         self._drawn: set[Path] = set()  # parameters that are made of draws, or of memory
         self._sweeps: list[Sweep] = []
@@ -41,9 +43,6 @@ class Facts:
         self._unplaced = 0
 
     def path(self, node: ast.expr) -> Path | None:
-        raise NotImplementedError
-
-    def at(self, path: Path) -> nn.Module | None:
         raise NotImplementedError
 
     def function(self, call: ast.Call) -> FunctionType | None:

@@ -74,6 +74,46 @@ def names_at(module: nn.Module, path: Path) -> tuple[str, ...]:
     return () if of is None else (*of._parameters, *of._modules)
 
 
+class Asking:
+    """Asks a module, and notes what was asked."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.asked: dict[Question, Hashable] = {}
+        self.is_decided = True  # whether modules of the class that answer alike have the same script
+
+    def at(self, path: Path) -> nn.Module | None:
+        """The module at the path."""
+        self._ask(Question("module", path))
+        return module_at(self._module, path)
+
+    def names_in(self, path: Path) -> tuple[str, ...]:
+        """The names of the parameters and modules in the module at a path."""
+        self._ask(Question("names", path))
+        return names_at(self._module, path)
+
+    def look(self, path: Path) -> Any:
+        """An attribute of the module, or of what that is."""
+        self._ask(Question("value", path))
+        value = value_at(self._module, path)
+        if isinstance(value, (int, float)) and type(value) not in PLAIN:
+            self.is_decided = False  # its type is all that is compared
+        return value
+
+    def is_none(self, path: Path) -> bool | None:
+        """Whether None stands at a path, such as the bias of a map without one; None: nothing stands there."""
+        self._ask(Question("none", path))
+        return is_none_at(self._module, path)
+
+    def note_object(self) -> None:
+        """Note that arithmetic uses an object of which only the type is compared."""
+        self.is_decided = False
+
+    def _ask(self, question: Question) -> None:
+        if question not in self.asked:
+            self.asked[question] = question.answer(self._module)
+
+
 class _Fork(NamedTuple):
     """The next question, and where each answer to it leads."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
@@ -15,12 +15,10 @@ from fastinit.capture.constructors.contents import Content, content_of
 from fastinit.capture.constructors.effects import Effects, Scope
 from fastinit.capture.constructors.loops import rounds_of
 from fastinit.capture.constructors.parts import NAMES
-from fastinit.capture.constructors.questions import Question, is_none_at, module_at, names_at, value_at
 from fastinit.capture.constructors.runs import run_of
 from fastinit.capture.constructors.scripts import NOTHING, UNKNOWN, Path, Run, Script, Sweep, Told
 from fastinit.capture.constructors.text import (
     DEEP,
-    PLAIN,
     SELF,
     SETS_NO_VALUES,
     Constructor,
@@ -47,8 +45,7 @@ class Reader(Containers):
     """Reads the constructors of a module's class, from the first statement to the last."""
 
     def __init__(self, module: nn.Module, constructors: Sequence[Constructor]) -> None:
-        super().__init__()
-        self._module = module
+        super().__init__(module)
         self._constructors = constructors
         self._at = 0  # which of them is read
         self._code = constructors[0]  # what is read: it, or code that it calls
@@ -57,8 +54,6 @@ class Reader(Containers):
         self._is_given = False  # whether that is known
         self._runs: list[Run] = []
         self._functions: dict[str, ast.FunctionDef | ast.Lambda] = {}  # that are defined within
-        self.asked: dict[Question, Hashable] = {}
-        self.is_decided = True  # whether modules of the class that answer alike have the same script
 
     def script(self) -> Script:
         self._constructor(0)
@@ -485,37 +480,6 @@ class Reader(Containers):
         self._within.pop()
         self._into = outer
         return True
-
-    def at(self, path: Path) -> nn.Module | None:
-        """The module at the path."""
-        self._ask(Question("module", path))
-        return module_at(self._module, path)
-
-    def names_in(self, path: Path) -> tuple[str, ...]:
-        """The names of the parameters and modules in the module at a path."""
-        self._ask(Question("names", path))
-        return names_at(self._module, path)
-
-    def look(self, path: Path) -> Any:
-        """An attribute of the module, or of what that is."""
-        self._ask(Question("value", path))
-        value = value_at(self._module, path)
-        if isinstance(value, (int, float)) and type(value) not in PLAIN:
-            self.is_decided = False  # its type is all that is compared
-        return value
-
-    def is_none(self, path: Path) -> bool | None:
-        """Whether None stands at a path, such as the bias of a map without one; None: nothing stands there."""
-        self._ask(Question("none", path))
-        return is_none_at(self._module, path)
-
-    def note_object(self) -> None:
-        """Note that arithmetic uses an object of which only the type is compared."""
-        self.is_decided = False
-
-    def _ask(self, question: Question) -> None:
-        if question not in self.asked:
-            self.asked[question] = question.answer(self._module)
 
 
 def _is_of_data(target: ast.expr) -> bool:
