@@ -374,7 +374,10 @@ class Made(nn.Module):
     def __init__(self, points: torch.Tensor, size: int = 4, start: float = 0.5) -> None:
         super().__init__()
         self.start = start
-        self.zeros = nn.Parameter(torch.zeros(size, size))
+        self.weight = nn.Parameter(torch.zeros(size, size))
+        self.translation = nn.Parameter(torch.zeros(size, size))
+        self.w_out = nn.Parameter(torch.empty(size, size))
+        nn.init.zeros_(self.w_out)
         self.empty = nn.Parameter(torch.empty(size, size))
         self.sized = nn.Parameter(torch.Tensor(size, size))
         self.drawn = nn.Parameter(0.1 * torch.randn(size, size))
@@ -393,7 +396,9 @@ class Made(nn.Module):
 
 
 MADE = {
-    "zeros": "linear map of Made",
+    "weight": "linear map of Made",
+    "translation": "author: zeros",
+    "w_out": "author: zeros",
     "empty": "linear map of Made",
     "sized": "linear map of Made",
     "drawn": "linear map of Made",
@@ -414,7 +419,7 @@ def test_how_parameters_are_made_is_read() -> None:
     with pytest.warns(fastinit.UncoveredWarning, match=r"points, diagonal"):
         plan = fastinit.plan(model, SCHEME, seed=0)
     assert {row.name: row.reason for row in plan.rows} == MADE
-    with pytest.warns(fastinit.ZerosWarning, match="zero, and are drawn now: zeros;"):  # it may be a placeholder
+    with pytest.warns(fastinit.ZerosWarning, match="zero, and are drawn now: weight;"):  # it may be a placeholder
         plan.run_()
     assert torch.equal(model.points, points) and torch.equal(model.diagonal, diagonal)
     assert model.drawn.std() > 0.3 and (model.ones == -2).all() and model.temperature.exp().item() == 0.25

@@ -136,6 +136,31 @@ class Named(nn.Module):
             nn.init.constant_(getattr(self, f"map_{i}").weight, 6.0)
 
 
+class OfTensors(nn.Module):
+    """As compressai's entropy models and the kernels of S4D are: local tensors, filled, under names that are passed."""
+
+    def __init__(self, depth: int = 3, size: int = 4) -> None:
+        super().__init__()
+        self.factors, self.drawn = nn.ParameterList(), nn.ParameterList()
+        for i in range(depth):
+            drawn = torch.Tensor(size, 4)
+            nn.init.uniform_(drawn, -0.5, 0.5)
+            self.drawn.append(nn.Parameter(drawn))
+            if i < depth - 1:
+                factor = torch.Tensor(size, 4)
+                factor.data.fill_(0.125)
+                self.factors.append(nn.Parameter(factor))
+        self.register("log_decay", torch.log(0.5 * torch.ones(size, 4)))
+        self.register("steps", torch.rand(size))
+
+    def register(self, name: str, tensor: torch.Tensor, rate: float | None = None) -> None:
+        if rate == 0.0:
+            self.register_buffer(name, tensor)
+        else:
+            self.register_parameter(name, nn.Parameter(tensor))
+            getattr(self, name).rate = rate
+
+
 class Registering(nn.Module):
     """As GPyTorch's modules do: with other names of arguments than torch's."""
 
@@ -155,7 +180,7 @@ def test_parameters_may_be_registered_by_other_names_of_arguments() -> None:
     assert reasons["root"].endswith("set by its constructor, and no code tells to what")
 
 
-KNOWN = [Comprehended, Appended, Listed, OfMethods, Chain, Placed, Keyed, Named]
+KNOWN = [Comprehended, Appended, Listed, OfMethods, Chain, Placed, Keyed, Named, OfTensors]
 
 
 def is_constant(tensor: torch.Tensor) -> bool:

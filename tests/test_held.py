@@ -40,7 +40,7 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(2 * ranks, width)
         self.norm = nn.LayerNorm(width)
         self.stack = nn.Module()
-        self.stack.experts = nn.Parameter(torch.empty(3, 2 * ranks, 5))
+        self.stack.experts = nn.Parameter(torch.rand(3, 2 * ranks, 5))
 
 
 RULES = [("fc1.bias", fastinit.Uniform(-1.0, 1.0))]

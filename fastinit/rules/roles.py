@@ -386,8 +386,7 @@ class Roles:
             and (constant.distribution is None or constant.reason == AS_MADE)
         ):
             constant = None  # what is published is more than a pattern, or what a parameter is made with
-        # A map that its constructor sets to zero follows the scheme, as any that is zero, and a warning names it.
-        if constant is not None and (role in ("scale", "bias") or constant.distribution != distributions.ZERO):
+        if constant is not None and (role in ("scale", "bias") or not _is_placeholder(constant, module, own_name)):
             if constant.distribution is not None:
                 return Treatment(_OWN, f"author: {_told(constant)}", role=role, told=True)
             reason = f"{found.reason}: set by its constructor, and no code tells to what"
@@ -397,6 +396,24 @@ class Roles:
 
 
 _OWN = Own()
+
+
+# What a map of plain multiplication is called. Made of zeros, others are meant to be zero: "translation", "alpha".
+_WEIGHT_NAME = re.compile(
+    r"weight|kernel|proj|matri|linear|coef|theta|basis|codebook|(^|_)(fc|conv|lin|mat|to|in|out|up|down|qkv|query|key|value|head|attn)(_|\d|$)|"
+    r"(^|_)[a-zA-Z]\d*$|^[A-Z]{2}\d*$"
+)
+
+
+def _is_placeholder(constant: Author, module: nn.Module, own_name: str) -> bool:
+    """Whether the zeros that a constructor gives a map may stand for what comes later. Such a map follows the scheme,
+    as any that is zero, and a warning names it."""
+    if constant.distribution != distributions.ZERO:
+        return False
+    kind: Any = type(module)
+    return _torch_role(kind, own_name) is not None or (
+        constant.reason == AS_MADE and _WEIGHT_NAME.search(own_name) is not None
+    )
 
 
 def _stays(role: RoleName, kind: str, given: distributions.Distribution, parameter: torch.Tensor) -> bool:

@@ -29,6 +29,7 @@ class Containers(Facts):
         super().__init__(module)
         self._loop: int | None = None  # the innermost one that is read
         self._loops = 0
+        self._texts: dict[str, str] = {}  # the strings that local names stand for
         self._patterns: list[tuple[Path, str, Path]] = []  # modules, names in them, and what has such a name
         self._perhaps = 0  # how many conditions and loops around it are not decided
 
@@ -189,8 +190,10 @@ class Containers(Facts):
         of = self.path(module)
         if of is None:
             return
-        if isinstance(name, ast.Constant):
-            self._give((*of, str(name.value)), value)
+        text = name.value if isinstance(name, ast.Constant) else self._texts.get(text_of(name))
+        if isinstance(text, str):
+            self._give((*of, text), value)
+            self._names[f"getattr({text_of(module)}, {text_of(name)})"] = (*of, text)
         elif pattern := pattern_of(name):
             path = self._part_of(value)
             self._names[f"getattr({text_of(module)}, {text_of(name)})"] = path

@@ -20,6 +20,7 @@ from fastinit.capture.constructors.text import (
     called,
     code_of,
     draws,
+    is_new_tensor,
     is_of_elements,
     is_unplaced,
     method_of,
@@ -108,6 +109,8 @@ class Effects:
 
     def below(self, node: ast.AST, scope: Scope) -> Path | None:
         """The path of a module below which an expression leads; None: it leads to no part of the module."""
+        if is_new_tensor(node, scope.names):
+            return None  # whatever it takes its size from
         paths = self._paths(node, scope)
         return None if not paths else paths.pop() if len(paths) == 1 else ()
 

@@ -28,6 +28,7 @@ from fastinit.capture.constructors.text import (
     called,
     code_of,
     draws,
+    is_new_tensor,
     is_of_elements,
     is_unplaced,
     makes,
@@ -35,6 +36,7 @@ from fastinit.capture.constructors.text import (
     method_of,
     named,
     of_others,
+    pairs_of,
     path_of,
     returns,
     sets_values,
@@ -123,6 +125,9 @@ class Reader(Containers):
     def _statement(self, statement: ast.stmt) -> None:
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
             self._expression(statement.value)
+        elif (pairs := pairs_of(statement)) is not None:
+            for target, value in pairs:
+                self._statement(ast.Assign([target], value))
         elif isinstance(statement, ast.With):
             self._read(statement.body)
         elif isinstance(statement, ast.FunctionDef):
@@ -372,7 +377,7 @@ class Reader(Containers):
             and not any(map(_is_of_data, statement.targets))
             and (
                 called(statement.value) == "Parameter"
-                or self._is_tensor(statement.value)
+                or is_new_tensor(statement.value, self._code.names)
                 or self._is_new_container(statement.value)
                 or self._is_followed(statement.value)
                 or called(statement.value) in NAMES
@@ -406,13 +411,6 @@ class Reader(Containers):
             self._sweep(statement)
             self._rebind(statement)
 
-    def _is_tensor(self, node: ast.expr) -> bool:
-        """Whether a new tensor is filled: `torch.empty(3).fill_(0.1)`."""
-        while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and self.object(node.func) is None:
-            node = node.func.value
-        found = self.object(node.func) if isinstance(node, ast.Call) else None
-        return str(getattr(found, "__module__", "")).startswith("torch") and not self._is_new_module(node)
-
     def _call(self, call: ast.Call) -> None:
         """A statement that calls what sets values."""
         function = self.function(call)
@@ -430,6 +428,8 @@ class Reader(Containers):
             and self._follow(function, call.args, self._of(call), call.keywords)
         ):
             return
+        if self._fills_local(call):
+            return
         numbers = self.numbers()
         of = self._whole(call.func.value) if isinstance(call.func, ast.Attribute) else None
         is_method = of is not None and self.path(of) is not None
@@ -445,6 +445,17 @@ class Reader(Containers):
             self._set(path, UNKNOWN if told is not None and self.path(given) is None else told)  # of some elements
         else:
             self._sweep(call)
+
+    def _fills_local(self, call: ast.Call) -> bool:
+        """Whether a call sets all of a tensor under a local name to one number."""
+        is_method = isinstance(call.func, ast.Attribute) and self.object(call.func) is None
+        of: Any = call.func.value if is_method else argument(call, 0, "tensor")  # type: ignore[attr-defined]
+        of = of.value if isinstance(of, ast.Attribute) and of.attr == "data" else of
+        told = self.numbers().constant(call, is_method)
+        if told is None or not isinstance(of, ast.Name) or of.id not in self.contents or self.path(of) is not None:
+            return False
+        self.contents[of.id] = told
+        return True
 
     def _of(self, call: ast.Call) -> Path | None:
         """The path to the module whose method is called; None: it is none."""
@@ -471,6 +482,8 @@ class Reader(Containers):
         contents = {name: content_of(each, self) for name, each in given.items()}
         if of is not None:
             names["self"] = of
+        strings = {name: each.value for name, each in given.items() if isinstance(each, ast.Constant)}
+        texts, self._texts = self._texts, {name: each for name, each in strings.items() if isinstance(each, str)}
         outer, self._into = self._into, into
         self._within.append(function)
         then = self._enter(code, names, loose, {**dict.fromkeys(code.arguments, UNKNOWN), **contents})
@@ -478,7 +491,7 @@ class Reader(Containers):
             if isinstance(each, ast.Name) and each.id in self.contents and name in then:
                 self.contents[each.id] = then[name]
         self._within.pop()
-        self._into = outer
+        self._into, self._texts = outer, texts
         return True
 
 

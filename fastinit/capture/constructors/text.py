@@ -11,6 +11,8 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from fastinit.capture.constructors.scripts import Path
 
 PLAIN = (bool, int, float, str)  # types of values that are looked at
@@ -288,6 +290,27 @@ def named(names: Mapping[str, Any], node: ast.expr) -> Any:
     if isinstance(node, ast.Attribute) and inspect.ismodule(of := named(names, node.value)):
         return getattr(of, node.attr, None)
     return None
+
+
+def is_new_tensor(node: ast.AST, names: Mapping[str, Any]) -> bool:
+    """Whether a function of torch gives a tensor, or a method of that: `torch.empty(3).fill_(0.1)`."""
+    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and named(names, node.func) is None:
+        node = node.func.value
+    found = named(names, node.func) if isinstance(node, ast.Call) else None
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        return False
+    return str(getattr(found, "__module__", "")).startswith("torch")
+
+
+def pairs_of(statement: ast.stmt) -> list[tuple[ast.expr, ast.expr]] | None:
+    """The assignments of `self.q, self.k = nn.Linear(3, 3), nn.Linear(3, 3)`; None if it is another statement."""
+    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+        return None
+    target, value = statement.targets[0], statement.value
+    if not isinstance(target, ast.Tuple) or not isinstance(value, ast.Tuple) or len(target.elts) != len(value.elts):
+        return None
+    is_new = all(isinstance(each, ast.Call) for each in value.elts)
+    return list(zip(target.elts, value.elts, strict=True)) if is_new else None
 
 
 def argument(call: ast.Call, at: int, name: str) -> ast.expr | None:
