@@ -21,7 +21,7 @@ from fastinit.run.exact import exact_arithmetic
 class StateSpace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.w, self.A_log = nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4, 4))
+        self.w, self.A_log = nn.Parameter(torch.rand(4, 4)), nn.Parameter(torch.zeros(4, 4))
         self.dt_bias = nn.Parameter(torch.zeros(4))
 
 
