@@ -3,11 +3,11 @@
 from fastinit import adapters, functional
 from fastinit._native import STREAM_VERSION
 from fastinit._version import __version__
-from fastinit.audit.distance import distance
-from fastinit.audit.fingerprint import fingerprint
-from fastinit.audit.report import report
+from fastinit.audit.distances import distance
+from fastinit.audit.fingerprints import fingerprint
+from fastinit.audit.reports import report
 from fastinit.audit.signal import trace_signal
-from fastinit.audit.verify import verify
+from fastinit.audit.verification import verify
 from fastinit.capture.contexts import deferred, fused, no_init
 from fastinit.distributed.held import register_shards
 from fastinit.distributed.megatron import tensor_parallel
@@ -43,13 +43,13 @@ from fastinit.functional import (
     zeros_,
 )
 from fastinit.model import compare, dummy_, init_, init_model_, materialize_, plan
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.plans.rows import Row
 from fastinit.recipes import presets
 from fastinit.recipes.files import Recipe, load_recipe
-from fastinit.recipes.mup import MuP, mup
 from fastinit.recipes.presets import preset, preset_names
 from fastinit.recipes.residual import deepnorm, fixup, residual_zeros, t_fixup, zer_o
+from fastinit.recipes.width_scaling import MuP, mup
 from fastinit.rules.roles import lora_rules
 from fastinit.rules.select import KEEP, Rule
 from fastinit.rules.where import Where

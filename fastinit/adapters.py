@@ -18,7 +18,7 @@ from fastinit.errors import ParameterError
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
 from fastinit.model import check_all_written, init_, materialize_, plan
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.plans.rows import Row
 from fastinit.recipes.files import Recipe
 from fastinit.rules.select import Rule, Selector

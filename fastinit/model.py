@@ -22,7 +22,7 @@ from fastinit.distributed.wrapped import packed
 from fastinit.errors import KeptWarning, UncoveredWarning, warn
 from fastinit.meta.allocation import allocate_
 from fastinit.meta.buffers import plan_restoration
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.plans.rows import Row
 from fastinit.recipes import presets
 from fastinit.recipes.files import Recipe, check_flag

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 import fastinit
 from fastinit import Held, Piece, Rule
-from fastinit.plans import plan as plan_module
+from fastinit.plans import planned as plan_module
 from fastinit.run import engine
 from fastinit.run.targets import PARTS, Target
 from fastinit.schemes.distributions import Constant, Diagonal, Distribution, Normal, Uniform

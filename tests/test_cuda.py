@@ -38,7 +38,7 @@ import fastinit
 import fastinit.run.table
 from fastinit import _native
 from fastinit.cli.demo import GPT2, Size
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.rules.lists import plan_tensors
 from fastinit.run import engine, rewriting
 from fastinit.run.streams import name_id

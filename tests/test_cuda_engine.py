@@ -18,7 +18,7 @@ from torch import nn
 
 import fastinit
 from fastinit import _native
-from fastinit.plans import plan as plan_module
+from fastinit.plans import planned as plan_module
 from fastinit.run import cuda, engine
 from fastinit.run.index_maps import BoxIndices
 from fastinit.run.matrix_table import fill_small

@@ -27,7 +27,7 @@ from torch.nn.utils import parametrizations
 import fastinit
 from fastinit import _native
 from fastinit.audit import hashing
-from fastinit.audit.fingerprint import _prints, _Ranks, _ranks_of, _reduced
+from fastinit.audit.fingerprints import _prints, _Ranks, _ranks_of, _reduced
 from fastinit.run.index_maps import BoxIndices, box_of, boxes
 
 # ---- docs/FINGERPRINT.md in NumPy ----

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor.debug import CommDebugMode
 
 import fastinit
-from fastinit.audit import fingerprint as prints
+from fastinit.audit import fingerprints as prints
 from fastinit.distributed.held import global_shape, held_of
 from fastinit.run.names import canonical_name
 from fastinit.run.streams import draw_seed

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import fastinit
-from fastinit.recipes.mup import MuPRow
+from fastinit.recipes.width_scaling import MuPRow
 from fastinit.schemes import distributions
 from fastinit.schemes.base import Scheme
 

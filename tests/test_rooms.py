@@ -100,3 +100,9 @@ def test_no_function_has_the_name_of_a_module_beside_it() -> None:
             module = importlib.import_module(f"{package.__name__}.{found.name}")
             assert isinstance(module, types.ModuleType)
             assert getattr(package, found.name) is module
+
+
+def test_no_public_function_has_the_name_of_a_module_anywhere() -> None:
+    modules = {path.stem if path.stem != "__init__" else path.parent.name for path in ROOT.rglob("*.py")}
+    functions = {name for name in fastinit.__all__ if not isinstance(getattr(fastinit, name), types.ModuleType)}
+    assert not modules & functions

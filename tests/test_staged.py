@@ -15,7 +15,7 @@ from conftest import FLOAT8_DTYPES, needs_native
 from torch import nn
 
 import fastinit
-from fastinit.plans import plan as plan_module
+from fastinit.plans import planned as plan_module
 from fastinit.run import engine, staged
 
 pytestmark = needs_native

@@ -127,7 +127,7 @@ def test_dtypes_and_memory_formats(dtype: torch.dtype) -> None:
 def test_in_pieces(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
     """A few values at a time are the same values, and no more than fit are ever there."""
     monkeypatch.setattr(scratch, "SCRATCH_BYTES", nbytes)
-    monkeypatch.setattr(sys.modules["fastinit.audit.verify"], "reads_in_place", lambda *_: False)  # as on a GPU
+    monkeypatch.setattr(sys.modules["fastinit.audit.verification"], "reads_in_place", lambda *_: False)  # as on a GPU
     model, plan = made()
     split = nn.Linear(6, 20)
     rules = [fastinit.Rule("weight", ("normal", "zeros", "ones", "kaiming_uniform"), split=4)]

@@ -15,7 +15,7 @@ import torch
 
 import fastinit
 from fastinit.cli.demo import GPT2, Size
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.rules.lists import plan_tensors
 from fastinit.run.table import Table
 from fastinit.run.targets import Target

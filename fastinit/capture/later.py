@@ -7,7 +7,7 @@ from typing import Any
 from fastinit import _torch
 from fastinit.capture.contexts import deferring
 from fastinit.errors import ParameterError
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 
 
 def run_(plan: Plan, **options: Any) -> None:

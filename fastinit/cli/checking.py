@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fastinit import _native
-from fastinit.audit.fingerprint import fingerprint
-from fastinit.audit.verify import verify
+from fastinit.audit.fingerprints import fingerprint
+from fastinit.audit.verification import verify
 from fastinit.cli.files import Entry, files_of, mapped, read_header
 from fastinit.cli.mistakes import Mistake
 from fastinit.cli.models import DTYPES, Named, planned

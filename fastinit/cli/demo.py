@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fastinit.audit.fingerprint import fingerprint
+from fastinit.audit.fingerprints import fingerprint
 from fastinit.audit.signal import text_plot
 from fastinit.audit.statistics import statistics as measure
 from fastinit.capture.contexts import fused

@@ -22,7 +22,7 @@ from fastinit.cli.mistakes import Mistake
 from fastinit.errors import ParameterError
 from fastinit.meta.allocation import buffers_like_weights
 from fastinit.model import plan
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.recipes.files import Recipe, load_recipe, recipe_from_data
 from fastinit.run.names import named_modules, named_parameters
 

@@ -26,7 +26,7 @@ from fastinit.cli.files import Entry, encoded_header
 from fastinit.cli.mistakes import Mistake
 from fastinit.cli.models import Named, Planned, planned
 from fastinit.meta.buffers import plan_restoration
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.plans.rows import Row
 from fastinit.run import engine
 from fastinit.run.index_maps import BoxIndices, boxes, whole

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastinit._torch import is_compiling
 from fastinit.distributed.held import are_plain
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.rules.depths import Depths
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Treatment

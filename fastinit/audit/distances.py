@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastinit.audit.fingerprint import device_of
-from fastinit.audit.verify import held_by, matching, split
+from fastinit.audit.fingerprints import device_of
+from fastinit.audit.verification import held_by, matching, split
 from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import held_of
 from fastinit.errors import ParameterError
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.run.at_exit import waited_for_at_exit
 from fastinit.run.engine import check_modes
 from fastinit.run.exact import safe_threads

@@ -16,7 +16,7 @@ from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import is_sharded
 from fastinit.distributed.shards import is_dtensor
 from fastinit.errors import ParameterError
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.plans.rows import Row
 from fastinit.run.at_exit import waited_for_at_exit
 from fastinit.run.engine import check_modes

@@ -10,7 +10,7 @@ from torch import nn
 from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import global_shape
 from fastinit.errors import ParameterError
-from fastinit.plans.plan import Plan
+from fastinit.plans.planned import Plan
 from fastinit.plans.rows import Row, targets_of
 from fastinit.run.at_exit import waited_for_at_exit
 from fastinit.run.engine import check_modes
