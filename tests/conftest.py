@@ -22,8 +22,8 @@ from fastinit.schemes.distributions import Distribution
 needs_native = pytest.mark.skipif(_native.module is None, reason=f"needs the native code: {_native.reason}")
 
 needs_fma = pytest.mark.skipif(
-    _native.module is None or not _native.module.orthogonal_cpu_fits(1, 1),
-    reason="without fused multiply-add, small orthogonal matrices are made as large ones are",
+    _native.module is None or not _native.module.orthogonal_cpu_fits(1024, 1024),
+    reason="without fused multiply-add, all but the smallest orthogonal matrices are made by products",
 )
 
 needs_peaks = pytest.mark.skipif(

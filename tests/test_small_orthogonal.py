@@ -18,7 +18,7 @@ from fastinit.run.orthogonal import Matrix
 SEED = 7
 SHAPES = [(1, 1), (1, 5), (5, 1), (3, 4), (31, 17), (32, 32), (33, 64), (65, 40), (100, 129), (257, 256), (1024, 40)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-# Without fused multiply-add there is nothing to compare.
+# Without fused multiply-add all but the smallest go through products.
 FUSED = [isa for isa in INSTRUCTION_SETS if isa not in ("sse2", "portable")] or ["portable"]
 
 pytestmark = [needs_native, needs_fma, pytest.mark.usefixtures("all_threads")]
@@ -54,6 +54,19 @@ def assert_same(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
 def test_instruction_sets_agree(isa: str, wanted: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTINIT_FORCE_ISA", isa)
     assert_same(filled(), wanted)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_the_smallest_are_made_alike_without_fused_multiply_add(
+    isa: str, wanted: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTINIT_FORCE_ISA", isa)
+    made = matrices()
+    left = {each.name for each in fill_small(made, SEED)}
+    assert all(each.name not in left for each in matrices() if max(each.shape) <= 32)
+    done = {each.name: each.tensor for each in made if each.name not in left}
+    for each, expected in zip(matrices(), wanted, strict=True):
+        assert each.name in left or torch.equal(done[each.name], expected), each.name
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

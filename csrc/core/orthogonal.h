@@ -39,6 +39,9 @@ constexpr int64_t kMostSharedBytes = 99 << 10;
 // by products of whole matrices.
 constexpr int64_t kMostTallRows = 1024;
 
+// The same on an x86-64 processor without fma.
+constexpr int64_t kMostTallRowsEmulated = 32;
+
 // A sum over the rows of a column is taken in one order on every device, so that it rounds alike. First the rows of
 // each remainder modulo kLanes are added up, row after row. Then these kLanes sums are added by pairs 16, 8, 4, 2 and 1
 // apart.
@@ -49,8 +52,8 @@ constexpr float kInsteadOfZero = 0x1p-40f;
 
 inline namespace FASTINIT_ISA {
 
-// a * b + c in double, rounded once. The samplers do without it, since some processors would have to emulate it. x86-64
-// processors without fma take no matrix here (orthogonal_cpu_fits).
+// a * b + c in double, rounded once. The samplers do without it, since some processors have to emulate it: they take
+// small matrices alone here (orthogonal_cpu_fits).
 FASTINIT_HD double exact_fma(double a, double b, double c) {
 #if defined(__CUDA_ARCH__)
   return __fma_rn(a, b, c);
