@@ -303,13 +303,15 @@ def is_new_tensor(node: ast.AST, names: Mapping[str, Any]) -> bool:
 
 
 def pairs_of(statement: ast.stmt) -> list[tuple[ast.expr, ast.expr]] | None:
-    """The assignments of `self.q, self.k = nn.Linear(3, 3), nn.Linear(3, 3)`; None if it is another statement."""
+    """The assignments of modules and containers in `self.q, self.k = nn.Linear(3, 3), nn.Linear(3, 3)`; None if it is
+    another statement."""
     if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
         return None
     target, value = statement.targets[0], statement.value
     if not isinstance(target, ast.Tuple) or not isinstance(value, ast.Tuple) or len(target.elts) != len(value.elts):
         return None
-    is_new = all(isinstance(each, ast.Call) for each in value.elts)
+    # Of parameters that are made in pairs nothing is told: they are kept, and named.
+    is_new = all(isinstance(each, ast.Call) and called(each) != "Parameter" for each in value.elts)
     return list(zip(target.elts, value.elts, strict=True)) if is_new else None
 
 
