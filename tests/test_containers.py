@@ -208,6 +208,23 @@ def test_parts_are_known_by_their_places(kind: Any) -> None:
             assert torch.equal(parameter, values[name]), name
 
 
+def zero_init(module: nn.Module) -> nn.Module:
+    nn.init.constant_(module.weight, 3.0)  # type: ignore[arg-type]
+    return module.to(torch.get_default_dtype())
+
+
+class NotUnderstood(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.plain = zero_init(nn.Linear(4, 4)), nn.Linear(4, 4)
+
+
+def test_what_a_function_returns_that_nobody_understands_is_kept() -> None:
+    reasons = {row.name: row.reason for row in of_quietly(NotUnderstood()).rows}
+    assert reasons["map.weight"].endswith("set by its constructor, and no code tells to what")
+    assert reasons["plain.weight"] == "linear map of Linear"
+
+
 # ---- of places that are not known: nothing is said of what may be somewhere else ----
 
 

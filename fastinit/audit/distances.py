@@ -10,13 +10,12 @@ import torch.distributed as dist
 from torch import nn
 
 from fastinit.audit.fingerprints import device_of
-from fastinit.audit.verification import held_by, matching, split
+from fastinit.audit.verification import check_comparable, held_by, matching, split
 from fastinit.distributed.flat import unflattened
 from fastinit.distributed.held import held_of
 from fastinit.errors import ParameterError
 from fastinit.plans.planned import Plan
 from fastinit.run.at_exit import waited_for_at_exit
-from fastinit.run.engine import check_modes
 from fastinit.run.exact import safe_threads
 from fastinit.run.names import Renamer, Renaming
 from fastinit.run.scratch import staged
@@ -75,13 +74,7 @@ def distance(
     How far layers move tells lazy from feature learning (Chizat, Oyallon, Bach: "On Lazy Training in Differentiable
     Programming", NeurIPS 2019).
     """
-    check_modes()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan: expected a fastinit.Plan, got {type(plan).__name__}")
-    if plan.seed is None:
-        raise ValueError("plan: expected one with a seed; without, its initial values cannot be made again")
+    seed = check_comparable(model, plan, "without, its initial values cannot be made again")
     with unflattened(model):
         held = held_by(model, Renamer(names))
     rows = [(row, matching(row, held)) for row in plan.rows if row.action == "init"]
@@ -94,9 +87,9 @@ def distance(
     in_place, others = split(rows, plan.backend)
     if in_place:
         table = Table(in_place)
-        for owner, five in zip(table.owners, table.distances_cpu(plan.seed, torch.get_num_threads()), strict=True):
+        for owner, five in zip(table.owners, table.distances_cpu(seed, torch.get_num_threads()), strict=True):
             sums[owner.name] = sums[owner.name].plus(_Sums(*five.tolist()))
-    for target, _, values in staged(others, plan.backend, plan.seed):
+    for target, _, values in staged(others, plan.backend, seed):
         sums[target.name] = sums[target.name].plus(_sums_of(target.tensor.detach(), values))
     if group is not None:
         counted = [_counts(row.name, found, group) for row, found in rows]

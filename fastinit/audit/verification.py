@@ -27,6 +27,18 @@ from fastinit.run.targets import Target
 _ROUNDING = 32.0
 
 
+def check_comparable(model: object, plan: object, without_seed: str) -> int:
+    """The plan's seed, if a model can be compared with what the plan writes. `without_seed` says why one is wanted."""
+    check_modes()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan: expected a fastinit.Plan, got {type(plan).__name__}")
+    if plan.seed is None:
+        raise ValueError(f"plan: expected one with a seed; {without_seed}")
+    return plan.seed
+
+
 @waited_for_at_exit
 @torch.no_grad()
 @safe_threads()
@@ -73,13 +85,7 @@ def verify(
     >>> verify(model, plan(model, "xavier_uniform", seed=1))
     ('weight',)
     """
-    check_modes()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan: expected a fastinit.Plan, got {type(plan).__name__}")
-    if plan.seed is None:
-        raise ValueError("plan: expected one with a seed; without, every run writes other values")
+    seed = check_comparable(model, plan, "without, every run writes other values")
     check_progress(progress)
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit: expected an int of 1 or more, got {limit!r}")
@@ -92,9 +98,9 @@ def verify(
     nbytes = sum(target.tensor.nbytes for target, _ in others) + (0 if table is None else table.nbytes)
     with metered(progress, "verifying", nbytes) as meter:
         if table is not None:
-            found = table.differs_cpu(plan.seed, torch.get_num_threads(), meter)
+            found = table.differs_cpu(seed, torch.get_num_threads(), meter)
             differing.update(owner.name for owner, differs in zip(table.owners, found, strict=True) if differs)
-        for target, computed, values in staged(others, plan.backend, plan.seed):
+        for target, computed, values in staged(others, plan.backend, seed):
             if meter is not None:
                 meter.advance(target.tensor.nbytes)
             if target.name in differing:

@@ -281,6 +281,8 @@ class Reader(Containers):
             if swept:
                 is_drawn = draws(value) or any(each.told is None for each in swept)
                 self._told = {path: None if is_drawn else UNKNOWN, **self._told}
+            elif not is_given and sets_values(value):  # what it returns is not understood
+                self._set(path, None if self._draws(value) else UNKNOWN)
             return is_given
         return path in self._told or path in self._drawn
 
@@ -422,11 +424,8 @@ class Reader(Containers):
                     self._before[place] = told
                     self._told[place] = None if told is None else told.run_over()
             return
-        if (
-            function is not None
-            and not (draws(call) and called(call).endswith("_"))
-            and self._follow(function, call.args, self._of(call), call.keywords)
-        ):
+        is_open = function is not None and not (draws(call) and called(call).endswith("_"))
+        if is_open and function is not None and self._follow(function, call.args, self._of(call), call.keywords):
             return
         if self._fills_local(call):
             return
@@ -482,7 +481,7 @@ class Reader(Containers):
         contents = {name: content_of(each, self) for name, each in given.items()}
         if of is not None:
             names["self"] = of
-        strings = {name: each.value for name, each in given.items() if isinstance(each, ast.Constant)}
+        strings = {name: getattr(each, "value", None) for name, each in given.items()}
         texts, self._texts = self._texts, {name: each for name, each in strings.items() if isinstance(each, str)}
         outer, self._into = self._into, into
         self._within.append(function)
