@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -99,3 +100,70 @@ def test_constants_of_an_author_that_the_module_does_not_hold_are_said() -> None
 
     with pytest.warns(fastinit.ConstantWarning, match=r"hold another now: norm\.weight \(1, now 0\);"):
         fastinit.init_model_(Reset(), "xavier_uniform", seed=0)
+
+
+class Empty(nn.Module):
+    """A module that makes its parameters of memory, and one that is built of such modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(8, 8))
+        data = torch.empty(8, 8)
+        self.bias = nn.Parameter(data[0])
+        self.register_parameter("table", nn.Parameter(torch.empty(16, 8)))
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Empty() for _ in range(2))
+
+
+def an_identity(*shape: int) -> torch.Tensor:
+    return torch.eye(*shape) if len(shape) > 1 else torch.ones(shape)
+
+
+def one_value(*shape: int) -> torch.Tensor:
+    return torch.full(shape, 7.0)
+
+
+HELD = an_identity, one_value
+
+
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("kind", [Empty, Several])
+def test_memory_that_no_constructor_has_written_to_tells_nothing(
+    monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], held: Callable[..., torch.Tensor]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty", held)
+        model = kind()
+    fastinit.init_model_(model, "xavier_uniform", seed=0)  # a warning is an error
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_what_was_written_to_such_memory_later_is_said(held: Callable[..., torch.Tensor]) -> None:
+    model = Several()
+    with torch.no_grad():
+        model.parts[0].weight.copy_(held(8, 8))
+    with pytest.warns(fastinit.ConstantWarning, match=r"are drawn now: parts\.0\.weight \([^)]+\);"):
+        fastinit.init_model_(model, "xavier_uniform", seed=0)
+
+
+def test_what_a_constructor_writes_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Around(nn.Module):
+        def __init__(self, spread: float) -> None:
+            super().__init__()
+            self.part = Empty()
+            for each in self.part.parameters():
+                nn.init.trunc_normal_(each.data, std=spread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty", one_value)
+        patched.setattr(nn.init, "trunc_normal_", lambda each, std: each.copy_(an_identity(*each.shape)))
+        model = Around(0.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fastinit.init_model_(model, "xavier_uniform", seed=0)
+    said = " ".join(str(each.message) for each in caught)
+    assert "part.weight (a pattern)" in said and "part.bias (1)" in said

@@ -430,7 +430,7 @@ def _with_layout(shape: tuple[int, ...], layout: str) -> torch.Tensor:
 def test_a_split_keeps_the_place_of_every_value(
     scheme: Normal | Uniform, shape: tuple[int, ...], dim: int, sizes: tuple[int, ...], layout: str
 ) -> None:
-    whole = nn.ParameterDict({"w": nn.Parameter(torch.empty(shape))})
+    whole = nn.ParameterDict({"w": nn.Parameter(torch.zeros(shape))})
     fastinit.init_model_(whole, scheme, seed=3)
     split = nn.ParameterDict({"w": nn.Parameter(_with_layout(shape, layout))})
     factors = [2.0**at for at in range(len(sizes))]

@@ -47,6 +47,7 @@ class Authors:
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
+        self._empty: set[tuple[int, str]] = set()
 
     def exactly(self) -> Authors:
         """The same, with every layer read."""
@@ -80,7 +81,9 @@ class Authors:
         """The parameters of a module of which constructors say, in so many words, that they are constant."""
         if self._constants is None:
             self._constants = {}
-            for (key, name), told in told_of(self._modules).items():
+            constructed = told_of(self._modules)
+            self._empty = constructed.empty
+            for (key, name), told in constructed.told.items():
                 distribution = None if told.value is None else Constant(told.value)
                 reason = AS_MADE if told.made else "as its constructor is written"
                 answer = Author("unknown" if distribution is None else "constant", distribution, reason)
@@ -89,7 +92,13 @@ class Authors:
 
     def constructed(self, module: nn.Module) -> Hashable:
         """What constructors tell of a module: equal where that is equal. (): nothing."""
-        return tuple(self.constants_of(module).items())
+        constants, empty = self.constants_of(module), self._empty
+        return *constants.items(), *(name for name in module._parameters if (id(module), name) in empty)
+
+    def is_empty(self, module: nn.Module, own_name: str) -> bool:
+        """Whether a parameter is made of memory that no constructor has written to."""
+        self.constants_of(module)
+        return (id(module), own_name) in self._empty
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""

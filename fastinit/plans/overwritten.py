@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +17,23 @@ from fastinit.run.memory import USUAL_TYPES
 from fastinit.schemes.distributions import Constant, Distribution
 
 
-def warn_of_overwritten(rows: Sequence[Row], tensors: Sequence[Tensor], guessed: Mapping[str, str]) -> None:
+class Guess(NamedTuple):
+    """What a parameter is taken for that no rule tells.
+
+    role: "author" if its author's code tells. is_of_zeros, is_empty: whether its constructor makes it of zeros, or of
+    memory that it does not write to. Such memory holds by chance what somebody else has left there.
+    """
+
+    role: str
+    is_of_zeros: bool = False
+    is_empty: bool = False
+
+
+def warn_of_overwritten(rows: Sequence[Row], tensors: Sequence[Tensor], guessed: Mapping[str, Guess]) -> None:
     """Warn of maps that were zero, constant or a pattern, and of constants that become other ones.
 
-    guessed: names of what is looked at, and what it is. All others are told by rules, or drawn by their authors. Only
-    values on the CPU are looked at, and nearly always no more than the first few of a tensor.
+    guessed: by the name of what is looked at. All others are told by rules, or drawn by their authors. Only values on
+    the CPU are looked at, and nearly always no more than the first few of a tensor.
     """
     zeros: list[str] = []
     drawn: list[tuple[str, str]] = []
@@ -31,34 +44,37 @@ def warn_of_overwritten(rows: Sequence[Row], tensors: Sequence[Tensor], guessed:
         guess = guessed.get(row.name)
         if guess is None or not tensor.is_cpu:
             continue
-        distribution = row.distribution
-        key = guess, id(distribution), row.dtype
+        is_new = version_of(tensor) == 0
+        if is_new and guess.is_empty:
+            continue
+        role, distribution = guess.role, row.distribution
+        key = role, id(distribution), row.dtype
         if key in usual:
             held = usual[key]
         else:
-            held = usual[key] = _usual(guess, distribution, row.dtype)
+            held = usual[key] = _usual(role, distribution, row.dtype)
         if held == b"":
             continue
         local = tensor if row.boxes is None and type(tensor) in USUAL_TYPES else local_tensor(tensor)
         if _looks_random(local) if held is None else local.numel() > 0 and _first(local) == held:
             continue  # as nearly always
-        if local.numel() == 0 or (guess == "bias" and row.place.computed is not None):
+        if local.numel() == 0 or (role == "bias" and row.place.computed is not None):
             continue  # nobody looks at the originals of a bias
         becomes = distribution.value if type(distribution) is Constant else None
         local = local.detach()
         value = _constant(local)
         if value is None:
-            if guess == "map" and _is_pattern(local, is_new=version_of(tensor) == 0):
+            if role == "map" and _is_pattern(local, is_new=is_new):
                 drawn.append((row.name, "a pattern"))
-        elif value == 0.0 and version_of(tensor) == 0 and guess != "made as zeros":
+        elif value == 0.0 and is_new and not guess.is_of_zeros:
             continue  # new memory may be zero by itself
         elif becomes is None:
             if value == 0.0:
                 zeros.append(row.name)
             else:
                 drawn.append((row.name, f"{value:.6g}"))
-        elif value != becomes and not _is_meaningless(row, guess, value):
-            if guess == "bias" and becomes == 0.0:
+        elif value != becomes and not _is_meaningless(row, role, value):
+            if role == "bias" and becomes == 0.0:
                 biases.append((row.name, f"{value:.6g}"))
             else:
                 others.append((row.name, f"{value:.6g}, now {becomes:.6g}"))
@@ -104,11 +120,11 @@ def _bytes_of(value: float, dtype: torch.dtype) -> bytes:
     return _first(held)
 
 
-def _usual(guess: str, distribution: Distribution | None, dtype: torch.dtype) -> bytes | None:
+def _usual(role: str, distribution: Distribution | None, dtype: torch.dtype) -> bytes | None:
     """The constant that what gets it holds nearly always; None: of what is drawn; empty: of what is not looked at."""
     if distribution is None or not dtype.is_floating_point:
         return b""
-    if guess in _CONSTANT:
+    if role in _CONSTANT:
         return _bytes_of(distribution.value, dtype) if type(distribution) is Constant else b""
     return None if distribution.is_random() else b""
 
@@ -167,16 +183,16 @@ def _sample(local: Tensor, most: int) -> list[float]:
     return sample
 
 
-def _is_meaningless(row: Row, guess: str, value: float) -> bool:
+def _is_meaningless(row: Row, role: str, value: float) -> bool:
     """Whether a constant tells nothing: the ones that torch gives every norm, also one that computes 1 + w; and a
     single element, if it may have been drawn, as torch draws a bias from U[-b, b] with b^-2 inputs, or trained."""
-    if guess == "scale" and value == 1.0:
+    if role == "scale" and value == 1.0:
         return True
     if row.numel > 1:
         return row.held == 1
     maps = (each for each in row.place.holder.values() if isinstance(each, Tensor) and each.dim() > 1)
     bound = max((each[0].numel() ** -0.5 for each in maps if each.numel() > 0), default=0.0)
-    return guess == "author" or abs(value) <= 1.01 * bound
+    return role == "author" or abs(value) <= 1.01 * bound
 
 
 def _are_filled(tensors: Sequence[Tensor]) -> bool:

@@ -19,7 +19,7 @@ from fastinit.distributed.held import are_plain, is_sharded, local_tensor
 from fastinit.distributed.shards import is_dtensor
 from fastinit.errors import ParameterError
 from fastinit.plans.folding import folded
-from fastinit.plans.overwritten import warn_of_overwritten
+from fastinit.plans.overwritten import Guess, warn_of_overwritten
 from fastinit.plans.rows import Action, Row, targets_of
 from fastinit.plans.seeds import meshes_of_seed, other_groups_of_seed, takes_random_numbers
 from fastinit.plans.text import as_record, as_table
@@ -77,7 +77,7 @@ class Plan:
         backend: str,
         seed_groups: Collection[Ranks] = (),
         strict: bool = False,
-        guessed: Mapping[str, str] = MappingProxyType({}),
+        guessed: Mapping[str, Guess] = MappingProxyType({}),
         modules: PlannedModules | None = None,
     ) -> None:
         self.seed = as_seed(seed)
@@ -91,7 +91,7 @@ class Plan:
         self._generator = generator
         self._seed_groups = frozenset(seed_groups)
         self._strict = strict
-        self._guessed = guessed  # names of what is looked at before a run, and what it is
+        self._guessed = guessed  # by the name of what is looked at before a run
         self._written = [row for row in self.rows if row.action == "init" and row.distribution is not None]
         self._kept = [row for row in self.rows if row.action == "keep"]
         self._ties = [row for row in self.rows if row.action == "tied" and row.place.first is not None]

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastinit.distributed.held import global_shape
 from fastinit.errors import NAMELESS, FanWarning, warn
+from fastinit.plans.overwritten import Guess
 from fastinit.plans.rows import Row, boxes_of
 from fastinit.rules.resolve import Resolver
 from fastinit.rules.roles import Treatment
@@ -106,7 +107,7 @@ class KnownRow:
         self.row = row
         self.is_settled = is_settled
         self.disagreement = disagreement
-        self.guess: str | None = None
+        self.guess: Guess | None = None
         self.is_of_any_shape = False
         self.dtype = row.dtype
         self.device = row.device

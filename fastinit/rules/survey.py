@@ -18,6 +18,7 @@ from fastinit.distributed.megatron import check_in_module
 from fastinit.distributed.shards import is_dtensor
 from fastinit.distributed.wrapped import packed
 from fastinit.errors import ParameterError, warn
+from fastinit.plans.overwritten import Guess
 from fastinit.plans.rows import Action, Row
 from fastinit.rules.asked import kind_of, own_type
 from fastinit.rules.depths import Depths
@@ -107,7 +108,7 @@ class Survey:
             each.name is not each.full_name or "parametrizations" in each.module._modules for each in self.modules
         )
         self.kept: dict[str, list[str]] = {}  # frozen and loaded parameters, and packed ones
-        self.guessed: dict[str, str] = {}  # names of what is looked at before it is written, and what it is
+        self.guessed: dict[str, Guess] = {}  # by the name of what is looked at before it is written
         self._known: dict[Any, KnownRow] = {}
         self._of_any_shape: dict[Any, KnownRow] = {}
         self._ruled_treatments: dict[Any, Treatment] = {}
@@ -258,10 +259,12 @@ class Survey:
     def _guess(self, name: str, role: RoleName, scheme: object, module: nn.Module, own_name: str) -> None:
         """Note what is written by no rule, so that its values are looked at before it is."""
         if isinstance(scheme, Own):  # what was read of its author's code may be less than what it did
-            self.guessed[name] = "author"
+            self.guessed[name] = Guess("author")
         elif scheme is not None and role in ("map", "table", "scale", "bias"):
-            told = self._roles.authors.constants_of(module).get(own_name)
-            self.guessed[name] = "made as zeros" if told is not None and told.reason == AS_MADE else role
+            authors = self._roles.authors
+            told = authors.constants_of(module).get(own_name)
+            is_of_zeros = told is not None and told.reason == AS_MADE
+            self.guessed[name] = Guess(role, is_of_zeros, authors.is_empty(module, own_name))
 
     def _ruled(self, position: int, module: nn.Module) -> Treatment:
         """The treatment that the rule at a position gives. It depends on nothing else but a padding row."""

@@ -19,7 +19,7 @@ from fastinit.capture.constructors.text import SELF, begins, draws, function_dra
 
 class _Copies(NamedTuple):
     told: ToldOf
-    drawn: set[Path]
+    drawn: dict[Path, Content]
     names: dict[str, Path]
     loose: dict[str, Path]
     contents: dict[str, Content]
@@ -33,7 +33,7 @@ class Facts(Asking):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self._told: ToldOf = {}
-        self._drawn: set[Path] = set()  # parameters that are made of draws, or of memory
+        self._drawn: dict[Path, Content] = {}  # parameters that are made of draws, or of empty memory
         self._sweeps: list[Sweep] = []
         self._names = dict(SELF)  # what local names stand for
         self._loose: dict[str, Path] = {}  # local names for something of what is below a path
@@ -51,7 +51,7 @@ class Facts(Asking):
     def _copies(self) -> _Copies:
         return _Copies(
             dict(self._told),
-            set(self._drawn),
+            dict(self._drawn),
             dict(self._names),
             dict(self._loose),
             dict(self.contents),
@@ -64,7 +64,7 @@ class Facts(Asking):
 
     def _join(self, one: _Copies, before: _Copies) -> None:
         """Two ways meet, of which one was gone. What was made in one of them is there if that way was gone."""
-        self._drawn |= one.drawn
+        self._drawn = {path: mixed(one.drawn.get(path), self._drawn.get(path)) for path in {**one.drawn, **self._drawn}}
         self._told = {
             path: told if _is_made_after(path, before) else joined(path, one.told, self._told, self._drawn)
             for path, told in {**one.told, **self._told}.items()
@@ -111,7 +111,7 @@ class Facts(Asking):
         self._told = {moved(each, old, path): told for each, told in self._told.items()}
         self._before = {moved(each, old, path): told for each, told in self._before.items()}
         self._names = {name: moved(each, old, path) for name, each in self._names.items()}
-        self._drawn = {moved(each, old, path) for each in self._drawn}
+        self._drawn = {moved(each, old, path): content for each, content in self._drawn.items()}
         self._sweeps = [each._replace(path=moved(each.path, old, path)) for each in self._sweeps]
         self._parts = {moved(each, old, path): parts.moved(old, path) for each, parts in self._parts.items()}
 

@@ -61,9 +61,10 @@ class Reader(Containers):
         self._constructor(0)
         self._settle()
         told = {path: each for path, each in self._told.items() if not is_unplaced(path)}
-        if not (told or self._sweeps or self._runs):
+        empty = frozenset(path for path, content in self._drawn.items() if content == "empty" and path not in told)
+        if not (told or empty or self._sweeps or self._runs):
             return NOTHING
-        return Script(told, tuple(dict.fromkeys(self._sweeps)), tuple(self._runs), self._before)
+        return Script(told, tuple(dict.fromkeys(self._sweeps)), tuple(self._runs), self._before, empty)
 
     def path(self, node: ast.expr) -> Path | None:
         path = path_of(node, self._names)
@@ -338,7 +339,7 @@ class Reader(Containers):
             if isinstance(content, Told):
                 self._told[path] = Told(content.value, made=True)
             else:
-                self._drawn.add(path)
+                self._drawn[path] = content
         elif called(node) == "requires_grad_" and isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             self._make(node.func.value, path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from types import FunctionType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -66,7 +67,7 @@ UNKNOWN = Told(None)
 ToldOf: TypeAlias = dict[Path, Told | None]  # None: set to random numbers, or only perhaps
 
 
-def joined(path: Path, one: ToldOf, other: ToldOf, drawn: set[Path]) -> Told | None:
+def joined(path: Path, one: ToldOf, other: ToldOf, drawn: Container[Path]) -> Told | None:
     """What is known of a parameter if one of two ways was gone. `drawn`: those that are made without values."""
     ways = [told[path] for told in (one, other) if path in told]
     known = [told for told in ways if told is not None]
@@ -107,12 +108,14 @@ class Script(NamedTuple):
     told: what they set last; None: to random numbers, or only perhaps.
     sweeps: what they may have set, before they set what `told` has.
     The constructors set `before`, then call `runs`, then set `told`.
+    empty: what they make of memory that nobody has written to, and do not set themselves.
     """
 
     told: dict[Path, Told | None]
     sweeps: tuple[Sweep, ...] = ()
     runs: tuple[Run, ...] = ()
     before: dict[Path, Told | None] = {}  # noqa: RUF012 (nobody changes it)
+    empty: frozenset[Path] = frozenset()
 
 
 NOTHING = Script({})

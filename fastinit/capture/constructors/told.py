@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
@@ -13,13 +13,26 @@ from fastinit.capture.constructors.reader import Reader
 from fastinit.capture.constructors.scripts import ANYTHING, NOTHING, Path, Run, Script, Told, below
 from fastinit.capture.constructors.text import constructors_of
 
+Parameter: TypeAlias = tuple[int, str]  # the id of a module, and the name in it
 
-def told_of(modules: Sequence[nn.Module]) -> dict[tuple[int, str], Told]:
-    """What constructors tell: by the id of a module and the name of the parameter in it.
 
-    `modules` are those of a model, each before those below it. The constructor of a module runs after theirs.
+class Constructed(NamedTuple):
+    """What constructors tell of parameters.
+
+    told: what they are set to. empty: those made of memory that no constructor has written to.
     """
-    found: dict[tuple[int, str], Told | None] = {}
+
+    told: dict[Parameter, Told]
+    empty: set[Parameter]
+
+
+def told_of(modules: Sequence[nn.Module]) -> Constructed:
+    """What constructors tell. `modules` are those of a model, each before those below it.
+
+    The constructor of a module runs after theirs.
+    """
+    found: dict[Parameter, Told | None] = {}
+    empty: set[Parameter] = set()
     silent = _silent(modules)
     for module in reversed(modules):
         if type(module) in silent:
@@ -27,17 +40,22 @@ def told_of(modules: Sequence[nn.Module]) -> dict[tuple[int, str], Told]:
         script = _script_of(module)
         if script is NOTHING:
             continue
-        for sweep in script.sweeps if found else ():
+        empty.update(place for path in script.empty for place in _parameters_at(module, path))
+        for sweep in script.sweeps if found or empty else ():
             for of, names in _reached(module, sweep.path):
                 for place in ((id(of), name) for name in names if sweep.is_for(of, name)):
+                    empty.discard(place)
                     if place in found:
                         found[place] = sweep.leaves(found[place])
-        for run in script.runs if found else ():
+        for run in script.runs if found or empty else ():
             for place in _parameters_at(module, run.path):
+                empty.discard(place)
                 if (told := found.get(place)) is not None:
                     found[place] = told.run_over()
-        found.update(_told_by(module, script))
-    return {place: told for place, told in found.items() if told is not None}
+        by_it = _told_by(module, script)
+        found.update(by_it)
+        empty.difference_update(by_it)
+    return Constructed({place: told for place, told in found.items() if told is not None}, empty)
 
 
 def runs_of(module: nn.Module) -> tuple[Run, ...]:
@@ -57,7 +75,7 @@ def _silent(modules: Sequence[nn.Module]) -> set[Any]:
     return {kind for kind in kinds if constructors_of(kind) == ()}
 
 
-def set_before(module: nn.Module) -> dict[tuple[int, str], Told | None]:
+def set_before(module: nn.Module) -> dict[Parameter, Told | None]:
     """The parameters that the constructors of one module set before code of it runs, or how they were made.
 
     By the id of a module and the name in it.
@@ -67,14 +85,14 @@ def set_before(module: nn.Module) -> dict[tuple[int, str], Told | None]:
     return _told_by(module, script._replace(told={**script.before, **made}))
 
 
-def set_after(module: nn.Module) -> dict[tuple[int, str], Told | None]:
+def set_after(module: nn.Module) -> dict[Parameter, Told | None]:
     """The parameters that the constructors of one module set last, after any such code."""
     script = _script_of(module)
     later = {path: told for path, told in script.told.items() if told is None or not (told.made or told.ran)}
     return _told_by(module, script._replace(told=later))
 
 
-def _told_by(module: nn.Module, script: Script) -> dict[tuple[int, str], Told | None]:
+def _told_by(module: nn.Module, script: Script) -> dict[Parameter, Told | None]:
     found = {key: told for path, told in script.told.items() for key in _parameters_at(module, path)}
     if any(told is not None and told.made for told in found.values()) and "Norm" in type(module).__name__:
         # Every normalisation makes its parameters as ones and zeros. Those with the usual value are left out.
@@ -86,7 +104,7 @@ def _told_by(module: nn.Module, script: Script) -> dict[tuple[int, str], Told | 
 _SHIFT = re.compile("bias|beta|shift|b_2|loc")
 
 
-def _parameters_at(module: nn.Module, path: Path) -> list[tuple[int, str]]:
+def _parameters_at(module: nn.Module, path: Path) -> list[Parameter]:
     return [(id(of), name) for of, names in _reached(module, path) for name in names]
 
 
