@@ -13,12 +13,12 @@
 namespace fastinit {
 inline namespace FASTINIT_ISA {
 
-// slope * x + offset, rounded once. For x of zero or at least 2^-50, and at most 2^4, in size. A kind of lanes without
-// fma has its own.
+// slope * x + offset, rounded once. For x of zero or at least 2^-50, and at most 2^4, in size; if `step` is not zero,
+// multiples of it, and at most 1. Lanes without fma have their own (cpu/line_without_fma.h).
 template <class L>
 class Line {
  public:
-  FASTINIT_HD Line(float slope, float offset) : slope_(L::splat(slope)), offset_(L::splat(offset)) {}
+  FASTINIT_HD Line(float slope, float offset, float /*step*/) : slope_(L::splat(slope)), offset_(L::splat(offset)) {}
   FASTINIT_HD typename L::F32 operator()(typename L::F32 x) const { return L::fma(x, slope_, offset_); }
 
  private:
@@ -31,7 +31,7 @@ template <class L>
 class UniformF32 {
  public:
   FASTINIT_HD UniformF32(const Sampler& sampler, const Stream&)
-      : line_(static_cast<float>(sampler.scale), static_cast<float>(sampler.center)),
+      : line_(static_cast<float>(sampler.scale), static_cast<float>(sampler.center), /*step=*/0x1p-31f),
         lower_(L::splat(static_cast<float>(sampler.lower))),
         upper_(L::splat(static_cast<float>(sampler.upper))) {}
 
@@ -62,7 +62,7 @@ class NormalF32 {
   FASTINIT_HD NormalF32(const Sampler& sampler, const Stream& stream, const HotQuantile& hot_quantile)
       : hot_quantile_(hot_quantile),
         mass_(sampler),
-        line_(static_cast<float>(sampler.scale), static_cast<float>(sampler.center)),
+        line_(static_cast<float>(sampler.scale), static_cast<float>(sampler.center), /*step=*/0.0f),
         stream_(stream) {}
 
   // A group of registers of words to values; index_of(i, lane) is the index of a value of register i.
@@ -148,6 +148,7 @@ class NormalF32 {
     if constexpr (L::kWidth == 1) {
       // A GPU's thread keeps all of this in registers. So no array may be indexed by a variable, and the word is drawn
       // again rather than kept.
+      static_assert(kGroup < 32, "a group's marks fit a word, and end");
       uint32_t in_tail = 0;
       FASTINIT_UNROLL
       for (int i = 0; i < kGroup; ++i) in_tail |= static_cast<uint32_t>(p[i] < kQuantileHot) << i;

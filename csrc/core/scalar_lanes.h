@@ -18,7 +18,10 @@ FASTINIT_HD To bit_cast(From from) {
   return to;
 }
 
-#if !defined(__CUDA_ARCH__) && !defined(__FMA__) && !defined(__ARM_FEATURE_FMA)
+#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
+#define FASTINIT_HAS_FMA 1
+#else
+#define FASTINIT_HAS_FMA 0
 // The float next to product + addend, given their rounded sum, which is on a tie between two floats or subnormal: the
 // sum is rounded to odd, and the second rounding sees on which side of the tie the true sum lies (Boldo, Melquiond:
 // "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", IEEE TC 2008). The error of
@@ -40,7 +43,7 @@ FASTINIT_COLD inline float rounded_by_odd(double product, double addend, double 
 FASTINIT_HD float exact_fma(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);
-#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#elif FASTINIT_HAS_FMA
   return __builtin_fmaf(a, b, c);
 #else
   // Without the instruction: the product is exact in double, and the sum is rounded there first. Rounding it again to

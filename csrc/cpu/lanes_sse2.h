@@ -10,6 +10,7 @@
 #include "core/rounding.h"
 #include "doubles_sse2.h"
 #include "hot_quantile.h"
+#include "line_without_fma.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
@@ -109,6 +110,10 @@ struct Sse2Lanes {
     const F32 maybe_subnormal = _mm_cmple_ps(size, splat(0x1p-126f));
     if (__builtin_expect(any(_mm_or_ps(halfway, maybe_subnormal)), 0)) return fma_with_care(a, b, c, rounded);
     return rounded;
+  }
+  // Rounded twice.
+  static FASTINIT_HD F32 fma_in_double(F32 a, F32 b, F32 c) {
+    return rounded_to_float(sum_in_double(a, b, c).sum, sum_in_double(upper(a), upper(b), upper(c)).sum);
   }
   static FASTINIT_HD F32 min(F32 a, F32 b) { return _mm_min_ps(a, b); }
   static FASTINIT_HD F32 max(F32 a, F32 b) { return _mm_max_ps(a, b); }
@@ -223,27 +228,13 @@ struct Sse2Lanes {
   }
 };
 
-// Most often the product or the sum is exact in float: without an offset, or where the slope is a power of two.
 template <>
-class Line<Sse2Lanes> {
- public:
-  FASTINIT_HD Line(float slope, float offset) : slope_(_mm_set1_ps(slope)), offset_(_mm_set1_ps(offset)) {
-    const uint32_t bits = bit_cast<uint32_t>(slope);
-    const bool is_power = (bits & 0x007FFFFF) == 0;
-    const float size = slope < 0.0f ? -slope : slope;
-    // No argument but zero is smaller than 2^-50, and none greater than 2^4: products stay clear of subnormals.
-    rounds_once_ = size == 0.0f || (size > 0x1p-70f && size < 0x1p100f && (is_power || offset == 0.0f));
-  }
-  FASTINIT_HD __m128 operator()(__m128 x) const {
-    return rounds_once_ ? _mm_add_ps(_mm_mul_ps(x, slope_), offset_) : Sse2Lanes::fma(x, slope_, offset_);
-  }
-
- private:
-  __m128 slope_, offset_;
-  bool rounds_once_;
+class Line<Sse2Lanes> : public LineWithoutFma<Sse2Lanes> {
+  using LineWithoutFma::LineWithoutFma;
 };
 
-// In double, each step rounded to float without a look at halfway sums: tests/cpp/sse2_test.cpp compares every p.
+// In double, each step rounded to float without a look at halfway sums: tests/cpp/without_fma_test.cpp compares every
+// p.
 template <>
 class HotQuantile<Sse2Lanes> {
  public:
