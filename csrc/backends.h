@@ -26,9 +26,9 @@ const InstructionSet* instruction_sets();  // [kInstructionSets]
 bool fill_cpu(const Task* tasks, int64_t num_tasks, uint64_t seed, int threads, const char* isa,
               const std::function<bool()>& should_stop);
 
-// Whether orthogonal_cpu takes a matrix of this size. A matrix that it does not take is for products of whole matrices
-// (fastinit/run/orthogonal.py).
-bool orthogonal_cpu_fits(int64_t rows, int64_t columns, const char* isa);
+// Whether orthogonal_cpu takes a matrix of this size and dtype. A matrix that it does not take is for products of whole
+// matrices (fastinit/run/orthogonal.py).
+bool orthogonal_cpu_fits(int64_t rows, int64_t columns, Dtype dtype, const char* isa);
 
 // Like fill_cpu, for orthogonal matrices. Throws std::bad_alloc; nothing was written then.
 bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint64_t seed, int threads, const char* isa,

@@ -294,11 +294,17 @@ py::array_t<double> distances_table(const py::buffer& buffer, uint64_t seed, int
 // Letting go of the interpreter's lock takes longer than filling so few elements.
 constexpr int64_t kFilledUnderLock = 4096;
 
-bool fits_orthogonal_cpu(int64_t rows, int64_t columns) { return orthogonal_cpu_fits(rows, columns, forced_isa()); }
+bool fits_orthogonal_cpu(int64_t rows, int64_t columns, int dtype) {
+  return orthogonal_cpu_fits(rows, columns, static_cast<Dtype>(dtype), forced_isa());
+}
 
 // Whether a tensor may be filled by a call of its own: what is captured into a graph needs more care.
 bool takes_directly(const Work& work, const Direct::Place& place) {
-  if (work.kind == Work::Kind::kOrthogonal && !fits_orthogonal_cpu(work.matrix.rows, work.matrix.columns)) return false;
+  const OrthogonalMatrix& matrix = work.matrix;
+  if (work.kind == Work::Kind::kOrthogonal &&
+      !orthogonal_cpu_fits(matrix.rows, matrix.columns, matrix.dtype, forced_isa())) {
+    return false;
+  }
 #if defined(FASTINIT_CUDA)
   if (place.on_cuda) return work.kind == Work::Kind::kFill && !is_capturing_cuda(place.device, place.stream);
 #endif
@@ -583,7 +589,7 @@ PYBIND11_MODULE(_C, module) {
       .def("fill_all", &fill_all_directly, py::arg("tensors"), py::arg("resolve"), py::arg("name_ids"), py::arg("seed"),
            py::arg("generator"));
   module.def("orthogonal_dtype", &orthogonal_dtype);
-  module.def("orthogonal_cpu_fits", &fits_orthogonal_cpu, py::arg("rows"), py::arg("columns"));
+  module.def("orthogonal_cpu_fits", &fits_orthogonal_cpu, py::arg("rows"), py::arg("columns"), py::arg("dtype"));
   module.def("orthogonal_cpu", &orthogonal_cpu_table, py::arg("table"), py::arg("seed"), py::arg("threads"));
   module.def("check_orthogonal", &check_orthogonal, py::arg("table"));
   module.attr("FINGERPRINT_VERSION") = kFingerprintVersion;

@@ -22,7 +22,8 @@ from fastinit.schemes.distributions import Distribution
 needs_native = pytest.mark.skipif(_native.module is None, reason=f"needs the native code: {_native.reason}")
 
 needs_fma = pytest.mark.skipif(
-    _native.module is None or not _native.module.orthogonal_cpu_fits(1024, 1024),
+    _native.module is None
+    or not _native.module.orthogonal_cpu_fits(1024, 1024, fastinit.run.table.DTYPES[torch.float64]),
     reason="without fused multiply-add, all but the smallest orthogonal matrices are made by products",
 )
 

@@ -39,9 +39,6 @@ constexpr int64_t kMostSharedBytes = 99 << 10;
 // by products of whole matrices.
 constexpr int64_t kMostTallRows = 1024;
 
-// The same on an x86-64 processor without fma.
-constexpr int64_t kMostTallRowsEmulated = 32;
-
 // A sum over the rows of a column is taken in one order on every device, so that it rounds alike. First the rows of
 // each remainder modulo kLanes are added up, row after row. Then these kLanes sums are added by pairs 16, 8, 4, 2 and 1
 // apart.

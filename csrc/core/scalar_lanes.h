@@ -53,7 +53,7 @@ FASTINIT_HD float exact_fma(float a, float b, float c) {
   const double sum = product + addend;
   const uint64_t bits = bit_cast<uint64_t>(sum);
   const bool on_tie = (bits & 0x1FFFFFFF) == 0x10000000;
-  const bool subnormal = (bits << 1) < (uint64_t{1023 - 126} << 53);
+  const bool subnormal = (bits << 1) - 1 < (uint64_t{1023 - 126} << 53) - 1;  // and not zero
   if (__builtin_expect(on_tie || subnormal, 0)) return rounded_by_odd(product, addend, sum);
   return static_cast<float>(sum);
 #endif

@@ -103,11 +103,12 @@ struct Sse2Lanes {
     const DoubleSum high = sum_in_double(upper(a), upper(b), upper(c));
     const F32 rounded = rounded_to_float(low.sum, high.sum);
     // A second rounding differs from a single one only where the sum is halfway between two floats. Below the least
-    // normal float, halfway lies elsewhere, and any sum may be there.
+    // normal float, halfway lies elsewhere, and any sum may be there. What rounds to zero is exact: c is zero, or takes
+    // away all of a product's upper bits.
     const __m128i last = bits(_mm_shuffle_ps(_mm_castpd_ps(low.sum), _mm_castpd_ps(high.sum), 0x88));
     const F32 halfway = from_bits(_mm_cmpeq_epi32(bit_and(last, splat(uint32_t{0x1FFFFFFF})), splat(kHalfUlp)));
     const F32 size = from_bits(bit_and(bits(rounded), splat(uint32_t{0x7FFFFFFF})));
-    const F32 maybe_subnormal = _mm_cmple_ps(size, splat(0x1p-126f));
+    const F32 maybe_subnormal = _mm_and_ps(_mm_cmple_ps(size, splat(0x1p-126f)), _mm_cmpneq_ps(size, splat(0.0f)));
     if (__builtin_expect(any(_mm_or_ps(halfway, maybe_subnormal)), 0)) return fma_with_care(a, b, c, rounded);
     return rounded;
   }

@@ -22,14 +22,16 @@ struct MatrixSteps {
   void (*make)(const MatrixWork& work, int64_t j);
   // Writes `together` columns from `first` on, as far as they are wanted. Scratch: scratch_entries().
   void (*multiply)(const MatrixWork& work, int64_t first, int together, void* scratch);
-  // How many columns it can take together: as many as there are registers for sums, or fewer, which need less cache.
-  struct Together {
-    int most, fewer;
+  // What the steps take for each type.
+  struct Limits {
+    int64_t rows;         // the most that a tall matrix may have
+    int together, fewer;  // columns: as many as there are registers for sums, or fewer, which need less cache
   } floats, doubles;
 };
 
 extern const MatrixSteps kMatrixStepsPortable;
 #if defined(__x86_64__)
+extern const MatrixSteps kMatrixStepsSse2;
 extern const MatrixSteps kMatrixStepsAvx2;
 extern const MatrixSteps kMatrixStepsAvx512;
 #elif defined(__aarch64__)

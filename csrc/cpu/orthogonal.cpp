@@ -31,7 +31,7 @@ constexpr int64_t kMostBytesAlone = int64_t{1} << 18;
 MatrixSteps steps_of(int choice) {
 #if defined(__x86_64__)
   const MatrixSteps all[kInstructionSets] = {
-      kMatrixStepsAvx512, kMatrixStepsAvx2, kMatrixStepsPortable, {}, kMatrixStepsPortable};
+      kMatrixStepsAvx512, kMatrixStepsAvx2, kMatrixStepsSse2, {}, kMatrixStepsPortable};
   return all[choice];
 #elif defined(__aarch64__)
   const MatrixSteps all[kInstructionSets] = {{}, {}, {}, kMatrixStepsNeon, kMatrixStepsPortable};
@@ -57,9 +57,9 @@ int64_t first_cache_bytes() {
 
 // Every reflector goes through all columns taken together, so they should stay in the first cache, beside two vectors.
 int columns_together(const MatrixSteps& steps, const OrthogonalMatrix& tall) {
-  const MatrixSteps::Together& together = tall.dtype == Dtype::kFloat64 ? steps.doubles : steps.floats;
+  const MatrixSteps::Limits& limits = tall.dtype == Dtype::kFloat64 ? steps.doubles : steps.floats;
   const int64_t column_bytes = row_blocks(tall) * kLanes * entry_bytes(tall);
-  return (together.most + 2) * column_bytes <= first_cache_bytes() ? together.most : together.fewer;
+  return (limits.together + 2) * column_bytes <= first_cache_bytes() ? limits.together : limits.fewer;
 }
 
 double cost(const OrthogonalMatrix& tall) {
@@ -164,15 +164,9 @@ Sampler standard_normal(Dtype dtype) {
 
 }  // namespace
 
-bool orthogonal_cpu_fits(int64_t rows, int64_t columns, const char* isa) {
-  int64_t most = kMostTallRows;
-#if defined(__x86_64__) && !defined(__FMA__)
-  // Without the instruction, std::fma may emulate each product, in some 50 ns.
-  if (steps_of(chosen_instruction_set(isa)).multiply == kMatrixStepsPortable.multiply) most = kMostTallRowsEmulated;
-#else
-  static_cast<void>(isa);
-#endif
-  return std::max(rows, columns) <= most;
+bool orthogonal_cpu_fits(int64_t rows, int64_t columns, Dtype dtype, const char* isa) {
+  const MatrixSteps steps = steps_of(chosen_instruction_set(isa));
+  return std::max(rows, columns) <= (dtype == Dtype::kFloat64 ? steps.doubles : steps.floats).rows;
 }
 
 bool orthogonal_cpu(const OrthogonalMatrix* matrices, int64_t num_matrices, uint64_t seed, int threads, const char* isa,

@@ -219,20 +219,20 @@ void multiply_columns(const MatrixWork& work, int64_t first, T* x) {
   }
 }
 
-// How many columns are taken together: the most, or half of them, which is worth code of its own if the most are many.
+// Of the columns that registers allow, half are worth code of its own if they are many.
 template <class Vector>
-constexpr MatrixSteps::Together columns_together() {
-  constexpr int kMost = Vector::kSums / (kLanes / Vector::kWidth);
-  return {kMost, kMost > 2 ? kMost / 2 : kMost};
+constexpr MatrixSteps::Limits limits() {
+  constexpr int kTogether = Vector::kSums / (kLanes / Vector::kWidth);
+  return {Vector::kMostTallRows, kTogether, kTogether > 2 ? kTogether / 2 : kTogether};
 }
 
 template <class Vector, class T>
 void multiply_together(const MatrixWork& work, int64_t first, int together, T* x) {
-  constexpr MatrixSteps::Together kTogether = columns_together<Vector>();
-  if (together == kTogether.most) {
-    multiply_columns<Vector, kTogether.most>(work, first, x);
+  constexpr MatrixSteps::Limits kLimits = limits<Vector>();
+  if (together == kLimits.together) {
+    multiply_columns<Vector, kLimits.together>(work, first, x);
   } else {
-    multiply_columns<Vector, kTogether.fewer>(work, first, x);
+    multiply_columns<Vector, kLimits.fewer>(work, first, x);
   }
 }
 
@@ -253,8 +253,8 @@ struct MatrixStepsOn {
       multiply_together<Vector<float>>(work, first, together, static_cast<float*>(scratch));
     }
   }
-  static constexpr MatrixSteps kSteps = {sample_reflectors<L>, make, multiply, columns_together<Vector<float>>(),
-                                         columns_together<Vector<double>>()};
+  static constexpr MatrixSteps kSteps = {sample_reflectors<L>, make, multiply, limits<Vector<float>>(),
+                                         limits<Vector<double>>()};
 };
 
 }  // namespace FASTINIT_ISA

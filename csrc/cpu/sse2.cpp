@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define FASTINIT_ISA sse2
 
@@ -13,10 +14,14 @@
 #include "fill_body.h"
 #include "instruction_sets.h"
 #include "lanes_sse2.h"
+#include "orthogonal_body.h"
+#include "vectors_sse2.h"
 
 namespace fastinit {
 
 const FillLoops kFillLoopsSse2 = {fill_range<Sse2Lanes>, blend_range<Sse2Lanes>};
+
+const MatrixSteps kMatrixStepsSse2 = MatrixStepsOn<Sse2Lanes, Sse2Vector>::kSteps;
 
 }  // namespace fastinit
 

@@ -2,7 +2,7 @@
 // (target.h) only.
 #pragma once
 
-#include "core/platform.h"
+#include "core/orthogonal.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
@@ -14,6 +14,7 @@ template <>
 struct Avx2Vector<float> {
   static constexpr int kWidth = 8;
   static constexpr int kSums = 8;  // registers for sums: half of those there are
+  static constexpr int64_t kMostTallRows = fastinit::kMostTallRows;
   __m256 value;
 
   static FASTINIT_HD Avx2Vector load(const float* from) { return {_mm256_loadu_ps(from)}; }
@@ -35,6 +36,7 @@ template <>
 struct Avx2Vector<double> {
   static constexpr int kWidth = 4;
   static constexpr int kSums = 8;
+  static constexpr int64_t kMostTallRows = fastinit::kMostTallRows;
   __m256d value;
 
   static FASTINIT_HD Avx2Vector load(const double* from) { return {_mm256_loadu_pd(from)}; }

@@ -2,7 +2,7 @@
 // (target.h) only.
 #pragma once
 
-#include "core/platform.h"
+#include "core/orthogonal.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
@@ -14,6 +14,7 @@ template <>
 struct Avx512Vector<float> {
   static constexpr int kWidth = 16;
   static constexpr int kSums = 16;  // registers for sums: half of those there are
+  static constexpr int64_t kMostTallRows = fastinit::kMostTallRows;
   __m512 value;
 
   static FASTINIT_HD Avx512Vector load(const float* from) { return {_mm512_loadu_ps(from)}; }
@@ -37,6 +38,7 @@ template <>
 struct Avx512Vector<double> {
   static constexpr int kWidth = 8;
   static constexpr int kSums = 16;
+  static constexpr int64_t kMostTallRows = fastinit::kMostTallRows;
   __m512d value;
 
   static FASTINIT_HD Avx512Vector load(const double* from) { return {_mm512_loadu_pd(from)}; }

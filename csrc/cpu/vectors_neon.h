@@ -1,7 +1,7 @@
 // Vectors of float and of double in NEON registers, for orthogonal_body.h. Included in neon.cpp only.
 #pragma once
 
-#include "core/platform.h"
+#include "core/orthogonal.h"
 
 namespace fastinit {
 inline namespace FASTINIT_ISA {
@@ -13,6 +13,7 @@ template <>
 struct NeonVector<float> {
   static constexpr int kWidth = 4;
   static constexpr int kSums = 16;  // registers for sums: half of those there are
+  static constexpr int64_t kMostTallRows = fastinit::kMostTallRows;
   float32x4_t value;
 
   static FASTINIT_HD NeonVector load(const float* from) { return {vld1q_f32(from)}; }
@@ -33,6 +34,7 @@ template <>
 struct NeonVector<double> {
   static constexpr int kWidth = 2;
   static constexpr int kSums = 16;
+  static constexpr int64_t kMostTallRows = fastinit::kMostTallRows;
   float64x2_t value;
 
   static FASTINIT_HD NeonVector load(const double* from) { return {vld1q_f64(from)}; }

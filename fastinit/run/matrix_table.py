@@ -48,7 +48,7 @@ def is_small(matrix: Matrix) -> bool:
     fits: bool = (
         _native.module.orthogonal_cuda_fits(*matrix.shape, DTYPES[matrix.tensor.dtype], device.index)
         if device.type == "cuda"
-        else _native.module.orthogonal_cpu_fits(*matrix.shape)
+        else _native.module.orthogonal_cpu_fits(*matrix.shape, DTYPES[matrix.tensor.dtype])
     )
     return fits
 

@@ -95,16 +95,18 @@ class Random {
   uint64_t state_ = 2026;
 };
 
-// Exponents near `exponent`, so that some sums are subnormal where it is low.
+// Products near 2^`exponent`, so that some sums are subnormal where it is low, or round to zero.
 template <class L>
 void check_fma(const char* lanes, Random& random, int exponent) {
-  int64_t twice_differs = 0, different = 0;
+  const int of_a = exponent < -126 ? exponent + 126 : 0, of_b = exponent - of_a;
+  int64_t twice_differs = 0, different = 0, zeros = 0;
   for (int i = 0; i < 1 << 21; ++i) {
     float a[L::kWidth], b[L::kWidth], c[L::kWidth], got[L::kWidth], twice[L::kWidth];
     for (int lane = 0; lane < L::kWidth; ++lane) {
-      a[lane] = random.number(0, 3);
-      b[lane] = random.number(exponent, 3);
+      a[lane] = random.number(of_a, 3);
+      b[lane] = random.number(of_b, 3);
       c[lane] = random.number(exponent + 12, 16);
+      if (exponent < -126) c[lane] *= random.number(-12, 14);  // some are subnormal, or zero
     }
     store<L>(L::fma(L::load(a), L::load(b), L::load(c)), got);
     store<L>(L::fma_in_double(L::load(a), L::load(b), L::load(c)), twice);
@@ -113,12 +115,14 @@ void check_fma(const char* lanes, Random& random, int exponent) {
       const double sum = static_cast<double>(a[lane]) * static_cast<double>(b[lane]) + static_cast<double>(c[lane]);
       different += !are_equal(got[lane], wanted) || !are_equal(twice[lane], static_cast<float>(sum));
       twice_differs += !are_equal(twice[lane], wanted);
+      zeros += wanted == 0.0f;
     }
   }
   std::printf("without_fma_test: fma of %s near 2^%d: %lld differ, where two roundings would in %lld\n", lanes,
               exponent, static_cast<long long>(different), static_cast<long long>(twice_differs));
   check(different == 0, lanes, "fma");
   check(twice_differs > 0, lanes, "arguments whose sums two roundings get wrong");
+  check(zeros > 0 || exponent >= -126, lanes, "sums that round to zero");
 }
 
 template <class L>
@@ -176,6 +180,7 @@ void check_all(const char* lanes) {
   Random random;
   check_fma<L>(lanes, random, 0);
   check_fma<L>(lanes, random, -126);
+  check_fma<L>(lanes, random, -148);
   check_line<L>(lanes, random);
   check_line_of_steps<L>(lanes, random);
 }
