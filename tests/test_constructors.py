@@ -396,7 +396,7 @@ class Made(nn.Module):
 
 
 MADE = {
-    "weight": "linear map of Made",
+    "weight": "author: zeros",
     "translation": "author: zeros",
     "w_out": "author: zeros",
     "empty": "linear map of Made",
@@ -419,13 +419,46 @@ def test_how_parameters_are_made_is_read() -> None:
     with pytest.warns(fastinit.UncoveredWarning, match=r"points, diagonal"):
         plan = fastinit.plan(model, SCHEME, seed=0)
     assert {row.name: row.reason for row in plan.rows} == MADE
-    with pytest.warns(fastinit.ZerosWarning, match="zero, and are drawn now: weight;"):  # it may be a placeholder
-        plan.run_()
+    plan.run_()
     assert torch.equal(model.points, points) and torch.equal(model.diagonal, diagonal)
     assert model.drawn.std() > 0.3 and (model.ones == -2).all() and model.temperature.exp().item() == 0.25
     around = nn.Sequential(Made(torch.rand(5, 4)))
     around.apply(lambda module: None)  # outside of any constructor: nobody sees it
     assert of_quietly(around, "0.ones") == "author: -2"
+
+
+class Zeros(nn.Module):
+    """Makes a weight as zeros, and others in some way."""
+
+    def __init__(self, others: str, size: int = 4) -> None:
+        super().__init__()
+        self.others = others
+        self.weight = nn.Parameter(torch.zeros(size, size))
+        self.bias = nn.Parameter(torch.randn(size))
+        if self.others == "empty":
+            self.kernel = nn.Parameter(torch.empty(size, size))
+        elif self.others == "drawn":
+            self.kernel = nn.Parameter(torch.randn(size, size))
+        elif self.others == "drawn later":
+            self.kernel = nn.Parameter(torch.empty(size, size))
+            nn.init.kaiming_uniform_(self.kernel)
+        elif self.others == "drawn below":
+            self.map = nn.Linear(size, size)
+            nn.init.normal_(self.map.weight)
+
+
+@pytest.mark.parametrize("others", ["none", "empty", "drawn below"])
+def test_zeros_may_be_a_placeholder(others: str) -> None:
+    plan = fastinit.plan(Zeros(others), SCHEME, seed=0)
+    with pytest.warns(fastinit.ZerosWarning, match="zero, and are drawn now: weight;"):
+        plan.run_()
+
+
+@pytest.mark.parametrize("others", ["drawn", "drawn later"])
+def test_zeros_beside_a_map_that_is_drawn_are_meant(others: str) -> None:
+    model = nn.Sequential(Zeros("none"), Zeros(others))
+    rows = {row.name: row.reason for row in fastinit.plan(model, SCHEME, seed=0).rows}
+    assert rows["0.weight"] == rows["1.kernel"] == "linear map of Zeros" and rows["1.weight"] == "author: zeros"
 
 
 def test_reset_code_comes_after_how_a_parameter_was_made() -> None:

@@ -399,3 +399,46 @@ def test_tensors_that_a_function_fills_hold_what_it_gives() -> None:
 
 def spread_(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.uniform_(-0.5, 0.5)
+
+
+def exists(value: Any) -> bool:
+    """A function that is one expression."""
+    return value is not None
+
+
+def default(value: Any, otherwise: Any) -> Any:
+    return value if exists(value) else otherwise
+
+
+class Conditional(nn.Module):
+    """Asks by functions of its author whether there is something to set."""
+
+    def __init__(self, size: int = 4, level: float | None = None, is_mixed: bool = True) -> None:
+        super().__init__()
+        self.level = level
+        self.mixing = nn.Conv1d(size, size, 3) if is_mixed else None
+        self.head = nn.Linear(size, 1)
+        self.scale = nn.Parameter(default(self.level, 0.25) * torch.ones(size))
+        if exists(self.mixing):
+            nn.init.dirac_(self.mixing.weight)
+            nn.init.ones_(self.mixing.bias)
+        if not exists(level):
+            nn.init.constant_(self.head.bias, -4.0)
+        if other.exists(self.head):  # that is another function of this name
+            nn.init.constant_(self.head.weight, 0.5)
+
+
+class other:
+    @staticmethod
+    def exists(value: Any) -> bool:
+        return isinstance(value, nn.Conv1d)
+
+
+def test_conditions_that_a_function_gives_are_known() -> None:
+    model = nn.Sequential(Conditional(), Conditional(level=2.0), Conditional(is_mixed=False))
+    with pytest.warns(fastinit.UncoveredWarning, match=r"covers 0\.mixing\.weight, 1\.mixing\.weight: kept"):
+        rows = {row.name: row.reason for row in fastinit.plan(model, SCHEME, seed=0).rows}
+    assert rows["0.mixing.bias"] == rows["1.mixing.bias"] == "author: ones" and "2.mixing.bias" not in rows
+    assert rows["0.head.bias"] == rows["2.head.bias"] == "author: -4" and rows["1.head.bias"] == "bias"
+    assert rows["0.scale"] == "author: 0.25" and rows["1.scale"] == "author: 2"
+    assert rows["0.head.weight"] == "linear map of Linear"

@@ -48,6 +48,7 @@ class Authors:
         self._known: dict[tuple[int, str], Author] = {}
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
         self._empty: set[tuple[int, str]] = set()
+        self._drawn: set[tuple[int, str]] = set()
 
     def exactly(self) -> Authors:
         """The same, with every layer read."""
@@ -82,7 +83,7 @@ class Authors:
         if self._constants is None:
             self._constants = {}
             constructed = told_of(self._modules)
-            self._empty = constructed.empty
+            self._empty, self._drawn = constructed.empty, constructed.drawn
             for (key, name), told in constructed.told.items():
                 distribution = None if told.value is None else Constant(told.value)
                 reason = AS_MADE if told.made else "as its constructor is written"
@@ -92,13 +93,19 @@ class Authors:
 
     def constructed(self, module: nn.Module) -> Hashable:
         """What constructors tell of a module: equal where that is equal. (): nothing."""
-        constants, empty = self.constants_of(module), self._empty
-        return *constants.items(), *(name for name in module._parameters if (id(module), name) in empty)
+        constants = self.constants_of(module)
+        made = ((name, self.is_empty(module, name), self.is_drawn(module, name)) for name in module._parameters)
+        return *constants.items(), *(each for each in made if True in each)
 
     def is_empty(self, module: nn.Module, own_name: str) -> bool:
         """Whether a parameter is made of memory that no constructor has written to."""
         self.constants_of(module)
         return (id(module), own_name) in self._empty
+
+    def is_drawn(self, module: nn.Module, own_name: str) -> bool:
+        """Whether the constructor of the module draws a parameter."""
+        self.constants_of(module)
+        return (id(module), own_name) in self._drawn
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""

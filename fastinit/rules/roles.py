@@ -386,13 +386,26 @@ class Roles:
             and (constant.distribution is None or constant.reason == AS_MADE)
         ):
             constant = None  # what is published is more than a pattern, or what a parameter is made with
-        if constant is not None and (role in ("scale", "bias") or not _is_placeholder(constant, module, own_name)):
+        if constant is not None and (role in ("scale", "bias") or not self._is_placeholder(constant, module, own_name)):
             if constant.distribution is not None:
                 return Treatment(_OWN, f"author: {_told(constant)}", role=role, told=True)
             reason = f"{found.reason}: set by its constructor, and no code tells to what"
             return Treatment(None, reason, covered=False, role=role)
         scheme = self._scheme if found.scheme is None else found.scheme
         return Treatment(scheme, found.reason, zero_row=found.zero_row, role=role)
+
+    def _is_placeholder(self, constant: Author, module: nn.Module, own_name: str) -> bool:
+        """Whether the zeros that a constructor gives a map may stand for what comes later. Such a map follows the
+        scheme, as any that is zero, and a warning names it. Beside maps that the constructor draws, zeros are meant."""
+        if constant.distribution != distributions.ZERO:
+            return False
+        kind: Any = type(module)
+        if _torch_role(kind, own_name) is not None:
+            return True
+        if constant.reason != AS_MADE or _WEIGHT_NAME.search(own_name) is None:
+            return False
+        maps = (name for name, each in module._parameters.items() if each is not None and len(global_shape(each)) > 1)
+        return not any(self.authors.is_drawn(module, name) for name in maps)
 
 
 _OWN = Own()
@@ -403,17 +416,6 @@ _WEIGHT_NAME = re.compile(
     r"weight|kernel|proj|matri|linear|coef|theta|basis|codebook|(^|_)(fc|conv|lin|mat|to|in|out|up|down|qkv|query|key|value|head|attn)(_|\d|$)|"
     r"(^|_)[a-zA-Z]\d*$|^[A-Z]{2}\d*$"
 )
-
-
-def _is_placeholder(constant: Author, module: nn.Module, own_name: str) -> bool:
-    """Whether the zeros that a constructor gives a map may stand for what comes later. Such a map follows the scheme,
-    as any that is zero, and a warning names it."""
-    if constant.distribution != distributions.ZERO:
-        return False
-    kind: Any = type(module)
-    return _torch_role(kind, own_name) is not None or (
-        constant.reason == AS_MADE and _WEIGHT_NAME.search(own_name) is not None
-    )
 
 
 def _stays(role: RoleName, kind: str, given: distributions.Distribution, parameter: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from fastinit.capture.constructors.scripts import UNKNOWN, Path, Told
-from fastinit.capture.constructors.text import PLAIN, Constructor, argument, called, named
+from fastinit.capture.constructors.text import PLAIN, Constructor, argument, called, expression_of, named, of_others
 
 OPERATORS: dict[type[ast.operator], Any] = {
     ast.Add: operator.add,
@@ -75,7 +75,7 @@ class Numbers:
             decisive = isinstance(node.op, ast.Or)
             return decisive if decisive in each else None if None in each else not decisive
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
-            right, path = node.comparators[0], self._seen.path(node.left)
+            right, path = node.comparators[0], self._seen.path(node.left) or self._attribute(node.left)
             if isinstance(right, ast.Constant) and right.value is None and path:
                 is_none = self._seen.is_none(path)
                 return None if is_none is None else is_none == isinstance(node.ops[0], ast.Is)
@@ -86,6 +86,8 @@ class Numbers:
             return bool(_COMPARISONS[type(node.ops[0])](left, right)) if known else None
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
             return self._is_instance(*node.args) if len(node.args) == 2 else None
+        if isinstance(node, ast.Call) and (given := self._given(node)) is not None:
+            return self.truth(given)
         found = self.value(node)
         return bool(found) if type(found) in PLAIN else None
 
@@ -96,6 +98,21 @@ class Numbers:
         if module is None or not all(isinstance(each, type) for each in kinds):
             return None
         return isinstance(module, tuple(kinds))
+
+    def _given(self, call: ast.Call) -> ast.expr | None:
+        """The expression that a call gives: `self.head is not None`, of `exists(self.head)`."""
+        function = of_others(named(self._names, call.func))
+        found = None if function is None or call.keywords else expression_of(function)
+        if function is None or found is None or len(found.arguments) != len(call.args):
+            return None
+        if not all(self._means(name, function.__globals__.get(name)) for name in found.names):
+            return None
+        return found.of(call.args)
+
+    def _means(self, name: str, what: Any) -> bool:
+        """Whether a name stands for this here, too."""
+        is_local = name in self._kept or self._seen.path(ast.Name(name, ast.Load())) is not None
+        return not is_local and self._names.get(name) is what
 
     def value(self, node: ast.expr) -> Any:
         """A plain value, or an object whose attributes are asked for; None if it is not known."""
@@ -111,6 +128,9 @@ class Numbers:
             return -self._operand(node.operand)
         if isinstance(node, ast.BinOp):
             return OPERATORS[type(node.op)](self._operand(node.left), self._operand(node.right))
+        if isinstance(node, ast.IfExp):
+            test = self.truth(node.test)
+            return None if test is None else self.value(node.body if test else node.orelse)
         if (path := self._attribute(node)) is not None:
             return self._seen.look(path)
         if isinstance(node, ast.Name):
@@ -127,6 +147,8 @@ class Numbers:
                     return getattr(math, node.func.attr)(*given)
                 if isinstance(node.func, ast.Name) and node.func.id in ("float", "int", "min", "max", "abs"):
                     return getattr(builtins, node.func.id)(*given)
+        if isinstance(node, ast.Call) and (expression := self._given(node)) is not None:
+            return self.value(expression)
         return None
 
     def _operand(self, node: ast.expr) -> Any:

@@ -59,10 +59,11 @@ def module_at(module: nn.Module, path: Path) -> nn.Module | None:
 
 
 def is_none_at(module: nn.Module, path: Path) -> bool | None:
-    """Whether None stands at a path, such as the bias of a map without one; None: nothing stands there."""
+    """Whether None stands at a path, such as the bias of a map without one, or another attribute; None: nothing stands
+    there."""
     of = module_at(module, path[:-1])
     name: Any = path[-1]
-    for held in () if of is None else (of._parameters, of._modules, of._buffers):
+    for held in () if of is None else (of._parameters, of._modules, of._buffers, of.__dict__):
         if name in held:
             return held[name] is None
     return None

@@ -62,9 +62,10 @@ class Reader(Containers):
         self._settle()
         told = {path: each for path, each in self._told.items() if not is_unplaced(path)}
         empty = frozenset(path for path, content in self._drawn.items() if content == "empty" and path not in told)
-        if not (told or empty or self._sweeps or self._runs):
+        drawn = frozenset(path for path, content in self._drawn.items() if content == "drawn" and not told.get(path))
+        if not (told or empty or drawn or self._sweeps or self._runs):
             return NOTHING
-        return Script(told, tuple(dict.fromkeys(self._sweeps)), tuple(self._runs), self._before, empty)
+        return Script(told, tuple(dict.fromkeys(self._sweeps)), tuple(self._runs), self._before, empty, drawn)
 
     def path(self, node: ast.expr) -> Path | None:
         path = path_of(node, self._names)
@@ -443,6 +444,8 @@ class Reader(Containers):
                     return
                 told = UNKNOWN
             self._set(path, UNKNOWN if told is not None and self.path(given) is None else told)  # of some elements
+            if told is None:
+                self._drawn[path] = "drawn"
         else:
             self._sweep(call)
 

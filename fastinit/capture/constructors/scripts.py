@@ -108,7 +108,7 @@ class Script(NamedTuple):
     told: what they set last; None: to random numbers, or only perhaps.
     sweeps: what they may have set, before they set what `told` has.
     The constructors set `before`, then call `runs`, then set `told`.
-    empty: what they make of memory that nobody has written to, and do not set themselves.
+    empty: what they make of memory that nobody has written to, and do not set themselves. drawn: what they draw.
     """
 
     told: dict[Path, Told | None]
@@ -116,6 +116,7 @@ class Script(NamedTuple):
     runs: tuple[Run, ...] = ()
     before: dict[Path, Told | None] = {}  # noqa: RUF012 (nobody changes it)
     empty: frozenset[Path] = frozenset()
+    drawn: frozenset[Path] = frozenset()
 
 
 NOTHING = Script({})

@@ -6,10 +6,11 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import lru_cache
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -91,6 +92,44 @@ def code_of(function: Any, is_method: bool) -> Constructor | None:
     names = tuple(arguments[1:] if is_method else arguments)
     leaves = any(map(returns, definition.body))
     return Constructor(definition.body, function.__globals__, kept, names, leaves)
+
+
+class Expression(NamedTuple):
+    """A function that consists of one expression of its arguments. names: the other names in it."""
+
+    arguments: tuple[str, ...]
+    expression: ast.expr
+    names: tuple[str, ...]
+
+    def of(self, given: Sequence[ast.expr]) -> ast.expr:
+        """The expression for arguments that are given."""
+        return cast(ast.expr, _Instead(dict(zip(self.arguments, given, strict=True))).visit(deepcopy(self.expression)))
+
+
+class _Instead(ast.NodeTransformer):
+    """Puts expressions where names were."""
+
+    def __init__(self, given: Mapping[str, ast.expr]) -> None:
+        self._given = given
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._given.get(node.id, node)
+
+
+@lru_cache(maxsize=4096)
+def expression_of(function: FunctionType) -> Expression | None:
+    """What a function returns, if it does nothing else; None if it does, or if names are bound within."""
+    code = code_of(function, False)
+    if code is None:
+        return None
+    body = [each for each in code.body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
+    if len(body) != 1 or not isinstance(body[0], ast.Return) or body[0].value is None:
+        return None
+    nodes = list(ast.walk(body[0].value))
+    if any(isinstance(each, (ast.Lambda, ast.comprehension, ast.NamedExpr)) for each in nodes):
+        return None
+    names = dict.fromkeys(each.id for each in nodes if isinstance(each, ast.Name) and each.id not in code.arguments)
+    return Expression(code.arguments, body[0].value, tuple(names))
 
 
 def _definition(function: Any) -> ast.FunctionDef | None:

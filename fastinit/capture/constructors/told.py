@@ -19,11 +19,13 @@ Parameter: TypeAlias = tuple[int, str]  # the id of a module, and the name in it
 class Constructed(NamedTuple):
     """What constructors tell of parameters.
 
-    told: what they are set to. empty: those made of memory that no constructor has written to.
+    told: what they are set to. empty: those made of memory that no constructor has written to. drawn: those that the
+    constructor of their own module draws.
     """
 
     told: dict[Parameter, Told]
     empty: set[Parameter]
+    drawn: set[Parameter]
 
 
 def told_of(modules: Sequence[nn.Module]) -> Constructed:
@@ -33,6 +35,7 @@ def told_of(modules: Sequence[nn.Module]) -> Constructed:
     """
     found: dict[Parameter, Told | None] = {}
     empty: set[Parameter] = set()
+    drawn: set[Parameter] = set()
     silent = _silent(modules)
     for module in reversed(modules):
         if type(module) in silent:
@@ -41,6 +44,7 @@ def told_of(modules: Sequence[nn.Module]) -> Constructed:
         if script is NOTHING:
             continue
         empty.update(place for path in script.empty for place in _parameters_at(module, path))
+        drawn.update((id(module), str(path[0])) for path in script.drawn if len(path) == 1)
         for sweep in script.sweeps if found or empty else ():
             for of, names in _reached(module, sweep.path):
                 for place in ((id(of), name) for name in names if sweep.is_for(of, name)):
@@ -55,7 +59,7 @@ def told_of(modules: Sequence[nn.Module]) -> Constructed:
         by_it = _told_by(module, script)
         found.update(by_it)
         empty.difference_update(by_it)
-    return Constructed({place: told for place, told in found.items() if told is not None}, empty)
+    return Constructed({place: told for place, told in found.items() if told is not None}, empty, drawn)
 
 
 def runs_of(module: nn.Module) -> tuple[Run, ...]:
