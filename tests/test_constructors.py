@@ -121,6 +121,13 @@ class InLoop(Set):
                 nn.init.zeros_(each.bias)
 
 
+class Filtered(Set):
+    def __init__(self) -> None:
+        super().__init__()
+        for each in filter(lambda module: isinstance(module, nn.Linear), self.modules()):
+            nn.init.zeros_(each.bias)
+
+
 class Applied(Set):
     def __init__(self) -> None:
         super().__init__()
@@ -171,8 +178,10 @@ class Around(nn.Module):
         (Set, "inner.1.bias", "author: 2"),
         (Set, "inner.0.bias", "bias"),
         (SetAgain, "inner.1.bias", "author: 5"),
-        (InLoop, "inner.1.bias", SET),
-        (InLoop, "inner.0.bias", "bias"),
+        (InLoop, "inner.1.bias", "author: zeros"),
+        (InLoop, "inner.0.bias", "author: zeros"),
+        (Filtered, "inner.1.bias", SET),
+        (Filtered, "inner.0.bias", "bias"),
         (Applied, "inner.1.bias", "author: zeros"),
         (Replaced, "inner.1.bias", "bias"),
         (Drawn, "inner.1.bias", "bias"),
@@ -504,9 +513,8 @@ def test_biases_that_were_constant_are_said() -> None:
         def __init__(self, size: int = 4) -> None:
             super().__init__()
             self.one, self.other = nn.Linear(size, size), nn.Linear(size, size)
-            for each in self.modules():
-                if isinstance(each, nn.Linear):
-                    nn.init.constant_(each.bias, 0.5)
+            for each in filter(lambda module: isinstance(module, nn.Linear), self.modules()):
+                nn.init.constant_(each.bias, 0.5)
             nn.init.zeros_(self.other.bias)
 
     with pytest.warns(fastinit.ConstantWarning, match=r"are zero now: one\.bias \(0\.5\);"):

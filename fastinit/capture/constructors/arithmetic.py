@@ -11,7 +11,16 @@ from typing import Any, Protocol
 from torch import nn
 
 from fastinit.capture.constructors.scripts import UNKNOWN, Path, Told
-from fastinit.capture.constructors.text import PLAIN, Constructor, argument, called, expression_of, named, of_others
+from fastinit.capture.constructors.text import (
+    PLAIN,
+    Constructor,
+    argument,
+    called,
+    expression_of,
+    instead,
+    named,
+    of_others,
+)
 
 OPERATORS: dict[type[ast.operator], Any] = {
     ast.Add: operator.add,
@@ -32,6 +41,9 @@ _COMPARISONS: dict[type[ast.cmpop], Any] = {
 }
 
 
+_OF_TEXT = frozenset({"startswith", "endswith", "lower", "upper", "find", "count"})
+
+
 class Seen(Protocol):
     """What the reader of a constructor sees of its module."""
 
@@ -40,6 +52,8 @@ class Seen(Protocol):
     def look(self, path: Path) -> Any: ...
     def note_object(self) -> None: ...
     def is_none(self, path: Path) -> bool | None: ...
+    def text(self, name: str) -> str | None: ...
+    def dimensions(self, path: Path) -> int | None: ...
 
 
 class Numbers:
@@ -71,9 +85,13 @@ class Numbers:
             of = self.truth(node.operand)
             return None if of is None else not of
         if isinstance(node, ast.BoolOp):
-            each = [self.truth(value) for value in node.values]
             decisive = isinstance(node.op, ast.Or)
-            return decisive if decisive in each else None if None in each else not decisive
+            found: bool | None = not decisive
+            for each in map(self.truth, node.values):
+                if each is decisive:
+                    return decisive
+                found = None if each is None else found
+            return found
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
             right, path = node.comparators[0], self._seen.path(node.left) or self._attribute(node.left)
             if isinstance(right, ast.Constant) and right.value is None and path:
@@ -84,8 +102,18 @@ class Numbers:
             left, right = self.value(node.left), self.value(node.comparators[0])
             known = type(left) in PLAIN and type(right) in PLAIN
             return bool(_COMPARISONS[type(node.ops[0])](left, right)) if known else None
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
-            return self._is_instance(*node.args) if len(node.args) == 2 else None
+        if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], (ast.In, ast.NotIn)):
+            left, right = self.value(node.left), self.value(node.comparators[0])
+            if not isinstance(left, str) or not isinstance(right, (str, tuple)):
+                return None
+            return (left in right) == isinstance(node.ops[0], ast.In)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+            if node.func.id == "isinstance" and len(node.args) == 2:
+                return self._is_instance(*node.args)
+            if node.func.id == "hasattr" and len(node.args) == 2:
+                return self._has(*node.args)
+            if node.func.id in ("any", "all") and len(node.args) == 1:
+                return self._of_several(node.args[0], is_any=node.func.id == "any")
         if isinstance(node, ast.Call) and (given := self._given(node)) is not None:
             return self.truth(given)
         found = self.value(node)
@@ -93,11 +121,30 @@ class Numbers:
 
     def _is_instance(self, node: ast.expr, kind: ast.expr) -> bool | None:
         path = self._seen.path(node)
-        module = self._seen.at(path) if path else None
+        module = None if path is None else self._seen.at(path)
         kinds = [named(self._names, each) for each in (kind.elts if isinstance(kind, ast.Tuple) else [kind])]
         if module is None or not all(isinstance(each, type) for each in kinds):
             return None
         return isinstance(module, tuple(kinds))
+
+    def _has(self, node: ast.expr, name: ast.expr) -> bool | None:
+        path, own_name = self._seen.path(node), self.value(name)
+        module = None if path is None else self._seen.at(path)
+        if path is None or module is None or not isinstance(own_name, str):
+            return None
+        if self._seen.is_none((*path, own_name)) is not None:
+            return True
+        return None if hasattr(type(module), own_name) else False
+
+    def _of_several(self, node: ast.expr, *, is_any: bool) -> bool | None:
+        """Whether a condition holds for any or all of some constants: `any(each in name for each in ("a", "b"))`."""
+        if not isinstance(node, ast.GeneratorExp) or len(node.generators) > 1 or node.generators[0].ifs:
+            return None
+        target, of = node.generators[0].target, self.value(node.generators[0].iter)
+        if not isinstance(target, ast.Name) or not isinstance(of, tuple):
+            return None
+        each = [self.truth(instead(node.elt, {target.id: ast.Constant(value)})) for value in of]
+        return is_any if is_any in each else None if None in each else not is_any
 
     def _given(self, call: ast.Call) -> ast.expr | None:
         """The expression that a call gives: `self.head is not None`, of `exists(self.head)`."""
@@ -124,6 +171,8 @@ class Numbers:
     def _evaluated(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Constant):
             return node.value
+        if (of := _whose_dimensions(node)) is not None and (parameter := self._seen.path(of)):
+            return self._seen.dimensions(parameter)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return -self._operand(node.operand)
         if isinstance(node, ast.BinOp):
@@ -134,9 +183,16 @@ class Numbers:
         if (path := self._attribute(node)) is not None:
             return self._seen.look(path)
         if isinstance(node, ast.Name):
+            if (text := self._seen.text(node.id)) is not None:
+                return text
             found = self._names.get(node.id)
             return found if type(found) in PLAIN else None
+        if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+            values = tuple(self.value(each) for each in node.elts)
+            return values if all(isinstance(each, str) for each in values) else None
         if isinstance(node, ast.Attribute):
+            if node.attr == "__name__" and (module := self._of_class(node.value)) is not None:
+                return type(module).__name__
             if _is_mathematics(node.value):
                 return getattr(math, node.attr)
             return getattr(self.value(node.value), node.attr)
@@ -147,9 +203,23 @@ class Numbers:
                     return getattr(math, node.func.attr)(*given)
                 if isinstance(node.func, ast.Name) and node.func.id in ("float", "int", "min", "max", "abs"):
                     return getattr(builtins, node.func.id)(*given)
+            if isinstance(node.func, ast.Attribute) and node.func.attr in _OF_TEXT:
+                of = self.value(node.func.value)
+                if isinstance(of, str) and all(isinstance(each, (str, int, tuple)) for each in given):
+                    return getattr(of, node.func.attr)(*given)
         if isinstance(node, ast.Call) and (expression := self._given(node)) is not None:
             return self.value(expression)
         return None
+
+    def _of_class(self, node: ast.expr) -> nn.Module | None:
+        """The module whose class an expression gives: `type(module)`, or `module.__class__`."""
+        of: ast.expr | None = None
+        if isinstance(node, ast.Attribute) and node.attr == "__class__":
+            of = node.value
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type":
+            of = node.args[0] if len(node.args) == 1 else None
+        path = None if of is None else self._seen.path(of)
+        return None if path is None else self._seen.at(path)
 
     def _operand(self, node: ast.expr) -> Any:
         found = self.value(node)
@@ -167,6 +237,19 @@ class Numbers:
             return (node.attr,)
         above = None if _is_mathematics(node.value) else self._attribute(node.value)
         return None if above is None else (*above, node.attr)
+
+
+def _whose_dimensions(node: ast.expr) -> ast.expr | None:
+    """The tensor whose dimensions are counted: by `tensor.dim()`, `tensor.ndim` or `len(tensor.shape)`."""
+    if isinstance(node, ast.Attribute) and node.attr == "ndim":
+        return node.value
+    if not isinstance(node, ast.Call):
+        return None
+    if isinstance(node.func, ast.Attribute) and node.func.attr in ("dim", "ndimension") and not node.args:
+        return node.func.value
+    of = node.args[0] if called(node) == "len" and len(node.args) == 1 else None
+    shape = of.func if isinstance(of, ast.Call) and called(of) == "size" and not of.args else of
+    return shape.value if isinstance(shape, ast.Attribute) and shape.attr in ("shape", "size") else None
 
 
 def _is_mathematics(node: ast.expr) -> bool:

@@ -29,7 +29,6 @@ class Containers(Facts):
         super().__init__(module)
         self._loop: int | None = None  # the innermost one that is read
         self._loops = 0
-        self._texts: dict[str, str] = {}  # the strings that local names stand for
         self._patterns: list[tuple[Path, str, Path]] = []  # modules, names in them, and what has such a name
         self._perhaps = 0  # how many conditions and loops around it are not decided
 

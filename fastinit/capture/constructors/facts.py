@@ -38,15 +38,21 @@ class Facts(Asking):
         self._names = dict(SELF)  # what local names stand for
         self._loose: dict[str, Path] = {}  # local names for something of what is below a path
         self.contents: dict[str, Content] = {}  # what tensors hold that local names stand for
+        self._texts: dict[str, str] = {}  # the strings that local names stand for
         self._parts: dict[Path, Parts] = {}  # what containers are made of
         self._before: dict[Path, Told | None] = {}  # what was told before code ran that can be run again
         self._unplaced = 0
+        self._is_over_all = False  # whether what is read is a round of a loop over all that is below a module
 
     def path(self, node: ast.expr) -> Path | None:
         raise NotImplementedError
 
     def function(self, call: ast.Call) -> FunctionType | None:
         raise NotImplementedError
+
+    def text(self, name: str) -> str | None:
+        """The string that a local name stands for."""
+        return self._texts.get(name)
 
     def _copies(self) -> _Copies:
         return _Copies(
@@ -65,8 +71,9 @@ class Facts(Asking):
     def _join(self, one: _Copies, before: _Copies) -> None:
         """Two ways meet, of which one was gone. What was made in one of them is there if that way was gone."""
         self._drawn = {path: mixed(one.drawn.get(path), self._drawn.get(path)) for path in {**one.drawn, **self._drawn}}
+        unlike = None if self._is_over_all else UNKNOWN
         self._told = {
-            path: told if _is_made_after(path, before) else joined(path, one.told, self._told, self._drawn)
+            path: told if _is_made_after(path, before) else joined(path, one.told, self._told, self._drawn, unlike)
             for path, told in {**one.told, **self._told}.items()
         }
         in_both = one.parts.keys() & self._parts.keys()
@@ -84,7 +91,9 @@ class Facts(Asking):
         return (f"={self._unplaced}",)
 
     def _set(self, path: Path, told: Told | None) -> None:
-        self._forget(path, rebound=False)
+        of = self.at(path[:-1])
+        if of is None or of._parameters.get(str(path[-1])) is None:  # below a parameter there is nothing
+            self._forget(path, rebound=False)
         self._told[path] = told
 
     def _forget(self, path: Path | None, *, rebound: bool = True) -> None:
@@ -117,7 +126,7 @@ class Facts(Asking):
 
     def _unname(self, name: str) -> None:
         """A local name stands for something else from here on."""
-        for held in (self._names, self._loose, self.contents):
+        for held in (self._names, self._loose, self.contents, self._texts):
             held.pop(name, None)
         items = [each for each in self._names if each[-1] in "])" and re.search(rf"\b{name}\b", each)]
         for each in items:

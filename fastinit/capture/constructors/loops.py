@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from fastinit.capture.constructors.parts import Parts
+from fastinit.capture.constructors.questions import Below
 from fastinit.capture.constructors.scripts import Path
 from fastinit.capture.constructors.text import called
 
@@ -18,6 +19,7 @@ class Seen(Protocol):
     def path(self, node: ast.expr) -> Path | None: ...
     def at(self, path: Path) -> nn.Module | None: ...
     def parts_at(self, path: Path) -> Parts | None: ...
+    def all_below(self, path: Path) -> tuple[Below, ...] | None: ...
 
 
 def rounds_of(loop: ast.For, seen: Seen) -> list[tuple[ast.expr, Any]] | None:
@@ -39,8 +41,45 @@ def _all_parameters(loop: ast.For, seen: Seen) -> Path | None:
     return (seen.path(of.func.value) or None) if is_one and isinstance(of.func, ast.Attribute) else None
 
 
+_LISTED = frozenset({"modules", "named_modules", "children", "named_children", "parameters", "named_parameters"})
+
+
+def is_over_all_below(loop: ast.For) -> bool:
+    """Whether it is a loop over what a module lists of itself, such as `self.modules()`."""
+    return any(called(each) in _LISTED for each in ast.walk(loop.iter))
+
+
+def _listed(call: ast.Call, seen: Seen) -> list[Any] | None:
+    """What `self.named_modules()` gives, or another of these methods."""
+    path = seen.path(call.func.value) if isinstance(call.func, ast.Attribute) else None
+    if path is None or call.args or call.keywords or seen.at(path) is None:
+        return None
+    modules = seen.all_below(path)
+    if modules is None:
+        return None
+    what = called(call).removeprefix("named_")
+    if what == "parameters":
+        items = [item for each in modules for item in _parameters_of(each)]
+    else:
+        is_child = what == "children"
+        items = [[each.name, each.path] for each in modules if not is_child or (each.name and "." not in each.name)]
+    return items if called(call) != what else [path for _, path in items]
+
+
+def _parameters_of(module: Below) -> list[list[Any]]:
+    """Names and paths of the parameters that a module holds itself."""
+    is_list = issubclass(module.kind, nn.ParameterList)
+    return [
+        [f"{module.name}.{name}" if module.name else name, (*module.path, position if is_list else name)]
+        for position, (name, dimensions) in enumerate(module.parameters)
+        if dimensions is not None
+    ]
+
+
 def _items(node: ast.expr, seen: Seen) -> list[Any] | None:
-    """Paths, or tuples of them, that are looped over."""
+    """Paths that are looped over, or lists of paths and names."""
+    if isinstance(node, ast.Call) and called(node) in _LISTED:
+        return _listed(node, seen)
     if isinstance(node, (ast.Tuple, ast.List)):
         paths = [seen.path(each) for each in node.elts]
         return None if None in paths else paths
@@ -49,8 +88,8 @@ def _items(node: ast.expr, seen: Seen) -> list[Any] | None:
         if not within or None in within or node.keywords:
             return None
         if node.func.id == "enumerate":
-            return [(None, each) for each in within[0] or ()] if len(within) == 1 else None
-        return list(zip(*within, strict=False))
+            return [[None, each] for each in within[0] or ()] if len(within) == 1 else None
+        return [list(each) for each in zip(*within, strict=False)]
     path = seen.path(node)
     parts = None if path is None else seen.parts_at(path)
     if parts is not None and parts.are_placed:

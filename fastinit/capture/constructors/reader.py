@@ -13,7 +13,7 @@ from fastinit.capture.constructors.arithmetic import Numbers
 from fastinit.capture.constructors.containers import Containers
 from fastinit.capture.constructors.contents import Content, content_of
 from fastinit.capture.constructors.effects import Effects, Scope
-from fastinit.capture.constructors.loops import rounds_of
+from fastinit.capture.constructors.loops import is_over_all_below, rounds_of
 from fastinit.capture.constructors.parts import NAMES
 from fastinit.capture.constructors.runs import run_of
 from fastinit.capture.constructors.scripts import NOTHING, UNKNOWN, Path, Run, Script, Sweep, Told
@@ -141,12 +141,8 @@ class Reader(Containers):
                 self._either(statement.body, statement.orelse)
             else:
                 self._read(statement.body if test else statement.orelse)
-        elif (
-            isinstance(statement, ast.For) and may_set(statement) and (rounds := rounds_of(statement, self)) is not None
-        ):
-            for target, item in rounds:
-                self._bind(target, item)
-                self._read(statement.body)
+        elif isinstance(statement, ast.For) and self._reads_rounds(statement):
+            return
         elif isinstance(statement, ast.For):
             is_swept = may_set(statement)
             if is_swept:
@@ -164,6 +160,21 @@ class Reader(Containers):
         else:
             self._lose(statement)
             self._rebind(statement)
+
+    def _reads_rounds(self, loop: ast.For) -> bool:
+        """Read the rounds of a loop that sets values, if it is known what they are; whether it was."""
+        rounds = rounds_of(loop, self) if may_set(loop) else None
+        if rounds is None:
+            return False
+        told, outer = dict(self._told), self._is_over_all
+        self._is_over_all = is_over_all_below(loop)
+        for target, item in rounds:
+            self._bind(target, item)
+            self._read(loop.body)
+        if self._is_over_all and self._perhaps:
+            self._told = {path: each if told.get(path, each) == each else None for path, each in self._told.items()}
+        self._is_over_all = outer
+        return True
 
     def _expression(self, call: ast.Call) -> None:
         """A call for what it does."""
@@ -201,11 +212,14 @@ class Reader(Containers):
     # ---- names ----
 
     def _bind(self, target: ast.expr, item: Any) -> None:
-        """Let a name, or a tuple of names, stand for a path, or a tuple of paths."""
-        if isinstance(target, (ast.Tuple, ast.List)) and isinstance(item, tuple) and len(item) == len(target.elts):
+        """Let a name stand for a path or a string, or several names for several of them."""
+        if isinstance(target, (ast.Tuple, ast.List)) and isinstance(item, list) and len(item) == len(target.elts):
             for each, path in zip(target.elts, item, strict=True):
                 self._bind(each, path)
-        elif isinstance(target, ast.Name) and item is not None:
+        elif isinstance(target, ast.Name) and isinstance(item, str):
+            self._unname(target.id)
+            self._texts[target.id] = item
+        elif isinstance(target, ast.Name) and isinstance(item, tuple):
             self._unname(target.id)
             self._names[target.id] = item
         else:
@@ -243,6 +257,8 @@ class Reader(Containers):
                     self._names[target.id] = given
                 if content is not None:
                     self.contents[target.id] = content
+                if isinstance(text := self.numbers().value(value), str):
+                    self._texts[target.id] = text
             elif isinstance(target, ast.Tuple):
                 content = content_of(value, self)
                 names = (each.id for each in target.elts if isinstance(each, ast.Name))

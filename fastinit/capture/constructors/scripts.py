@@ -67,12 +67,14 @@ UNKNOWN = Told(None)
 ToldOf: TypeAlias = dict[Path, Told | None]  # None: set to random numbers, or only perhaps
 
 
-def joined(path: Path, one: ToldOf, other: ToldOf, drawn: Container[Path]) -> Told | None:
-    """What is known of a parameter if one of two ways was gone. `drawn`: those that are made without values."""
+def joined(path: Path, one: ToldOf, other: ToldOf, drawn: Container[Path], unlike: Told | None) -> Told | None:
+    """What is known of a parameter if one of two ways was gone. `drawn`: those that are made without values. `unlike`:
+    if both ways give it a constant, but not the same. Of a whole model, as a loop over all modules sets it, it is
+    better to say that one of them was set perhaps: what torch makes of a norm is nearly always meant."""
     ways = [told[path] for told in (one, other) if path in told]
     known = [told for told in ways if told is not None]
     if len(known) == 2:
-        return known[0] if known[0] == known[1] else UNKNOWN
+        return known[0] if known[0] == known[1] else unlike
     # What is made in one way alone, and is there, was made in that way.
     return known[0] if len(ways) == 1 and known and known[0].made and path not in drawn else None
 

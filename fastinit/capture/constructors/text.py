@@ -103,12 +103,15 @@ class Expression(NamedTuple):
 
     def of(self, given: Sequence[ast.expr]) -> ast.expr:
         """The expression for arguments that are given."""
-        return cast(ast.expr, _Instead(dict(zip(self.arguments, given, strict=True))).visit(deepcopy(self.expression)))
+        return instead(self.expression, dict(zip(self.arguments, given, strict=True)))
+
+
+def instead(expression: ast.expr, given: Mapping[str, ast.expr]) -> ast.expr:
+    """An expression with others where names were."""
+    return cast(ast.expr, _Instead(given).visit(deepcopy(expression)))
 
 
 class _Instead(ast.NodeTransformer):
-    """Puts expressions where names were."""
-
     def __init__(self, given: Mapping[str, ast.expr]) -> None:
         self._given = given
 
