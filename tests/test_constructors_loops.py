@@ -179,6 +179,25 @@ def test_what_a_loop_sets_perhaps_is_taken_for_what_it_is_mostly() -> None:
         plan.run_()
 
 
+class Keyed(nn.Module):
+    """Its list has names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList()
+        self.parts.add_module("first", Block())
+        self.named = nn.Sequential()
+        self.named.add_module("first", Block())
+        for m in self.modules():
+            if isinstance(m, nn.BatchNorm1d):
+                nn.init.constant_(m.weight, 0.5)
+
+
+def test_modules_with_names_in_lists_are_found() -> None:
+    found = reasons(Keyed())
+    assert found["parts.first.norm.weight"] == found["named.first.last_norm.weight"] == "author: 0.5"
+
+
 class Own(nn.Module):
     """What a module of one's own holds stays as it is where a loop does not reach it."""
 
@@ -207,3 +226,63 @@ def test_loops_reach_no_further_than_their_conditions() -> None:
         "map.weight": "linear map of Linear",
         "map.bias": "author: 2",
     }
+
+
+# ---- functions that set values, whatever they are called, and numbers under local names ----
+
+
+def prior(head: nn.Linear, p: float = 0.01, *, shift: float = 0.0) -> None:
+    nn.init.constant_(head.bias, shift - math.log((1 - p) / p))
+
+
+def quiet(norm: nn.BatchNorm1d, level: float) -> None:
+    if level > 0:
+        norm.weight.data.fill_(level)
+    else:
+        nn.init.zeros_(norm.weight)
+
+
+def interpolating(up: nn.ConvTranspose2d) -> None:
+    weight = up.weight.data
+    size = weight.size(2)
+    for i in range(size):
+        for j in range(size):
+            weight[0, 0, i, j] = (1 - abs(i / 2 - 0.75)) * (1 - abs(j / 2 - 0.75))
+    for channel in range(1, weight.size(0)):
+        weight[channel, 0, :, :] = weight[0, 0, :, :]
+
+
+class Functions(nn.Module):
+    def __init__(self, size: int = 4) -> None:
+        super().__init__()
+        self.usual, self.other, self.shifted = nn.Linear(4, 1), nn.Linear(4, 1), nn.Linear(4, 1)
+        prior(self.usual)
+        prior(self.other, 0.5)
+        prior(self.shifted, p=0.5, shift=-3.0)
+        self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
+        for head in self.heads:
+            prior(head, 0.5)
+        share = 0.25
+        level = 2.0 * share
+        self.norm, self.silent = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+        quiet(self.norm, level)
+        quiet(self.silent, 0.0)
+        self.direct = nn.Linear(4, 1)
+        nn.init.constant_(self.direct.bias, -math.log((1 - share) / share))
+        if size > 4:
+            share = 0.5
+        nn.init.constant_(self.norm.bias, share)
+        for i in range(1, 3):
+            up = nn.ConvTranspose2d(size, size, 4, groups=size, bias=False)
+            interpolating(up)
+            setattr(self, f"up_{i}", up)
+
+
+def test_functions_are_followed_whatever_they_are_called() -> None:
+    found = reasons(Functions())
+    assert found["usual.bias"] == f"author: {-math.log(99):.6g}" and found["other.bias"] == "author: zeros"
+    assert found["shifted.bias"] == "author: -3" and found["heads.1.bias"] == "author: zeros"
+    assert found["norm.weight"] == "author: 0.5" and found["silent.weight"] == "author: zeros"
+    assert found["direct.bias"] == f"author: {-math.log(3):.6g}"
+    for name in ("norm.bias", "up_1.weight", "up_2.weight"):  # what is not known is kept, and named
+        assert found[name].endswith("set by its constructor, and no code tells to what"), found[name]

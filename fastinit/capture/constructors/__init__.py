@@ -2,7 +2,8 @@
 
 A constructor's arguments are gone when a model is there, so it cannot be run again. Statements that set a constant can
 be read: `nn.init.constant_(self.head.bias, -4.6)`, `self.lstm.bias_hh_l0.data[4:8].fill_(1)`. A statement is
-understood, or makes unknown what it may have set; nothing but arithmetic is executed.
+understood, or makes unknown what it may have set; nothing but arithmetic and methods of strings is executed. Loops over
+what is below a module are read round by round.
 
 How a parameter is made is read, too: `nn.Parameter(0.1 * torch.ones(size))` is constant, and `nn.Parameter(points)`
 holds what somebody gave. `torch.empty` and random draws are placeholders. For the weight of a map, `torch.zeros` may be

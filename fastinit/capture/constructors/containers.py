@@ -189,7 +189,7 @@ class Containers(Facts):
         of = self.path(module)
         if of is None:
             return
-        text = name.value if isinstance(name, ast.Constant) else self._texts.get(text_of(name))
+        text = name.value if isinstance(name, ast.Constant) else self._plain.get(text_of(name))
         if isinstance(text, str):
             self._give((*of, text), value)
             self._names[f"getattr({text_of(module)}, {text_of(name)})"] = (*of, text)

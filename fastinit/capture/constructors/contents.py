@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import nn
 
-from fastinit.capture.constructors.arithmetic import OPERATORS, Numbers
 from fastinit.capture.constructors.scripts import UNKNOWN, Path, Told
 from fastinit.capture.constructors.text import EMPTY, argument, called, draws, function_draws
+from fastinit.capture.constructors.values import OPERATORS, Values
 
 Content: TypeAlias = Told | Literal["drawn", "empty"]  # "empty": memory that nobody has written to
 
@@ -24,7 +24,7 @@ class Seen(Protocol):
 
     contents: dict[str, Content]  # of tensors that local names stand for
 
-    def numbers(self) -> Numbers: ...
+    def values(self) -> Values: ...
     def path(self, node: ast.expr) -> Path | None: ...
     def object(self, node: ast.expr) -> Any: ...
     def function(self, call: ast.Call) -> FunctionType | None: ...
@@ -33,7 +33,7 @@ class Seen(Protocol):
 
 def content_of(node: ast.expr, seen: Seen) -> Content:
     """What a tensor holds."""
-    number = seen.numbers().value(node)
+    number = seen.values().value(node)
     if type(number) in (int, float):
         return Told(float(number)) if math.isfinite(number) else UNKNOWN
     if isinstance(node, ast.Name) and node.id in seen.contents:
@@ -48,7 +48,7 @@ def content_of(node: ast.expr, seen: Seen) -> Content:
     if isinstance(node, (ast.List, ast.Tuple)):
         return _together([content_of(each, seen) for each in node.elts])
     if isinstance(node, ast.IfExp):
-        test = seen.numbers().truth(node.test)
+        test = seen.values().truth(node.test)
         if test is not None:
             return content_of(node.body if test else node.orelse, seen)
         ways = [each for each in (node.body, node.orelse) if getattr(each, "value", each) is not None]
@@ -76,7 +76,7 @@ def _of_call(call: ast.Call, seen: Seen) -> Content:
     of: Any = call.func.value if is_method else argument(call, 0, "data")  # type: ignore[attr-defined]
     if name in ("Tensor", "FloatTensor") and not _has_values(call):
         return "empty"
-    if (constant := seen.numbers().constant(call, is_method)) is not None:
+    if (constant := seen.values().constant(call, is_method)) is not None:
         return constant
     if of is None or seen.function(call) is not None:
         return _of_parts(call, seen)

@@ -14,7 +14,7 @@ from fastinit.capture.constructors.contents import Content, mixed
 from fastinit.capture.constructors.parts import Parts, joined_parts, moved
 from fastinit.capture.constructors.questions import Asking
 from fastinit.capture.constructors.scripts import UNKNOWN, Path, Sweep, Told, ToldOf, joined
-from fastinit.capture.constructors.text import SELF, begins, draws, function_draws, is_unplaced
+from fastinit.capture.constructors.text import SELF, Plain, begins, draws, function_draws, is_unplaced
 
 
 class _Copies(NamedTuple):
@@ -23,6 +23,7 @@ class _Copies(NamedTuple):
     names: dict[str, Path]
     loose: dict[str, Path]
     contents: dict[str, Content]
+    plain: dict[str, Plain]
     parts: dict[Path, Parts]
     last: int
 
@@ -38,7 +39,7 @@ class Facts(Asking):
         self._names = dict(SELF)  # what local names stand for
         self._loose: dict[str, Path] = {}  # local names for something of what is below a path
         self.contents: dict[str, Content] = {}  # what tensors hold that local names stand for
-        self._texts: dict[str, str] = {}  # the strings that local names stand for
+        self._plain: dict[str, Plain] = {}  # the numbers and strings that local names stand for
         self._parts: dict[Path, Parts] = {}  # what containers are made of
         self._before: dict[Path, Told | None] = {}  # what was told before code ran that can be run again
         self._unplaced = 0
@@ -50,9 +51,9 @@ class Facts(Asking):
     def function(self, call: ast.Call) -> FunctionType | None:
         raise NotImplementedError
 
-    def text(self, name: str) -> str | None:
-        """The string that a local name stands for."""
-        return self._texts.get(name)
+    def plain(self, name: str) -> Plain | None:
+        """The number or the string that a local name stands for."""
+        return self._plain.get(name)
 
     def _copies(self) -> _Copies:
         return _Copies(
@@ -61,12 +62,13 @@ class Facts(Asking):
             dict(self._names),
             dict(self._loose),
             dict(self.contents),
+            dict(self._plain),
             dict(self._parts),
             self._unplaced,
         )
 
     def _take(self, given: _Copies) -> None:
-        self._told, self._drawn, self._names, self._loose, self.contents, self._parts, _ = given
+        self._told, self._drawn, self._names, self._loose, self.contents, self._plain, self._parts, _ = given
 
     def _join(self, one: _Copies, before: _Copies) -> None:
         """Two ways meet, of which one was gone. What was made in one of them is there if that way was gone."""
@@ -82,6 +84,7 @@ class Facts(Asking):
             for path, parts in {**one.parts, **self._parts}.items()
         }
         self._names = {name: path for name, path in self._names.items() if one.names.get(name) == path}
+        self._plain = {name: each for name, each in self._plain.items() if one.plain.get(name) == each}
         self._loose = {**one.loose, **self._loose}
         both = {**one.contents, **self.contents}
         self.contents = {name: mixed(one.contents.get(name), self.contents.get(name)) for name in both}
@@ -126,7 +129,7 @@ class Facts(Asking):
 
     def _unname(self, name: str) -> None:
         """A local name stands for something else from here on."""
-        for held in (self._names, self._loose, self.contents, self._texts):
+        for held in (self._names, self._loose, self.contents, self._plain):
             held.pop(name, None)
         items = [each for each in self._names if each[-1] in "])" and re.search(rf"\b{name}\b", each)]
         for each in items:

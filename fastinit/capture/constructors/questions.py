@@ -110,8 +110,8 @@ def all_below(module: nn.Module, path: Path) -> tuple[Below, ...] | None:
         parameters = [(own_name, None if each is None else each.dim()) for own_name, each in of._parameters.items()]
         absent = [own_name for own_name, child in of._modules.items() if child is None] if of._modules else ()
         found.append(Below(name, at, type(of), tuple(parameters), tuple(absent)))
-        is_listed = isinstance(of, (nn.Sequential, nn.ModuleList))
         for position, (own_name, child) in enumerate(of._modules.items()):
+            is_listed = isinstance(of, nn.Sequential) or (isinstance(of, nn.ModuleList) and own_name == str(position))
             if child is not None:
                 add(child, f"{name}.{own_name}" if name else own_name, (*at, position if is_listed else own_name))
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from fastinit.capture.constructors.arithmetic import Numbers
 from fastinit.capture.constructors.containers import Containers
 from fastinit.capture.constructors.contents import Content, content_of
 from fastinit.capture.constructors.effects import Effects, Scope
@@ -19,9 +18,11 @@ from fastinit.capture.constructors.runs import run_of
 from fastinit.capture.constructors.scripts import NOTHING, UNKNOWN, Path, Run, Script, Sweep, Told
 from fastinit.capture.constructors.text import (
     DEEP,
+    PLAIN,
     SELF,
     SETS_NO_VALUES,
     Constructor,
+    Plain,
     argument,
     attribute_of,
     begins,
@@ -41,6 +42,7 @@ from fastinit.capture.constructors.text import (
     returns,
     sets_values,
 )
+from fastinit.capture.constructors.values import Values
 
 
 class Reader(Containers):
@@ -85,18 +87,24 @@ class Reader(Containers):
         code = self._constructors[at]
         # An argument may be a module. It has a place where it is kept as an attribute.
         loose: dict[str, Path] = {each: (code.kept.get(each, "?"),) for each in code.arguments}
-        self._enter(code, dict(SELF), loose, dict.fromkeys(code.arguments, UNKNOWN))
+        self._enter(code, dict(SELF), loose, dict.fromkeys(code.arguments, UNKNOWN), {})
         self._at = outer
 
     def _enter(
-        self, code: Constructor, names: dict[str, Path], loose: dict[str, Path], contents: dict[str, Content]
+        self,
+        code: Constructor,
+        names: dict[str, Path],
+        loose: dict[str, Path],
+        contents: dict[str, Content],
+        plain: dict[str, Plain],
     ) -> dict[str, Content]:
         """Read code with these names. What its tensors hold then."""
-        outer = self._code, self._names, self._loose, self.contents, self._functions
-        self._code, self._names, self._loose, self.contents, self._functions = code, names, loose, contents, {}
+        outer = self._code, self._names, self._loose, self.contents, self._plain, self._functions
+        self._code, self._names, self._loose, self.contents, self._plain = code, names, loose, contents, plain
+        self._functions = {}
         self._read(code.body)
         then = self.contents
-        self._code, self._names, self._loose, self.contents, self._functions = outer
+        self._code, self._names, self._loose, self.contents, self._plain, self._functions = outer
         return then
 
     def _read(self, body: Sequence[ast.stmt]) -> None:
@@ -113,7 +121,7 @@ class Reader(Containers):
                 return
             elif isinstance(statement, ast.If):
                 ways = [*statement.body, *rest], [*statement.orelse, *rest]
-                test = self.numbers().truth(statement.test)
+                test = self.values().truth(statement.test)
                 if test is None:
                     self._either(*ways)
                 else:
@@ -136,7 +144,7 @@ class Reader(Containers):
             self._functions[statement.name] = statement
             self.contents[statement.name] = "drawn" if draws(statement) else UNKNOWN
         elif isinstance(statement, ast.If):
-            test = self.numbers().truth(statement.test)
+            test = self.values().truth(statement.test)
             if test is None:
                 self._either(statement.body, statement.orelse)
             else:
@@ -146,7 +154,7 @@ class Reader(Containers):
         elif isinstance(statement, ast.For):
             is_swept = may_set(statement)
             if is_swept:
-                self._sweep(statement)
+                self._sweep_parameters(statement)
             self._rebind(statement.target, self._below(statement.iter))
             self._round(statement.body, is_swept=is_swept)
         elif self._extends(statement):
@@ -163,7 +171,7 @@ class Reader(Containers):
 
     def _reads_rounds(self, loop: ast.For) -> bool:
         """Read the rounds of a loop that sets values, if it is known what they are; whether it was."""
-        rounds = rounds_of(loop, self) if may_set(loop) else None
+        rounds = rounds_of(loop, self) if may_set(loop) or self._calls_for_values(loop) else None
         if rounds is None:
             return False
         told, outer = dict(self._told), self._is_over_all
@@ -175,6 +183,12 @@ class Reader(Containers):
             self._told = {path: each if told.get(path, each) == each else None for path, each in self._told.items()}
         self._is_over_all = outer
         return True
+
+    def _calls_for_values(self, loop: ast.For) -> bool:
+        """Whether the statements of a loop call code that sets values, whatever its name."""
+        calls = (each.value for each in loop.body if isinstance(each, ast.Expr) and isinstance(each.value, ast.Call))
+        functions = ((each, of_others(self.object(each.func))) for each in calls)
+        return any(function is not None and self._makes(function, each) for each, function in functions)
 
     def _expression(self, call: ast.Call) -> None:
         """A call for what it does."""
@@ -194,9 +208,18 @@ class Reader(Containers):
                 self._follow(function, call.args, self._of(call), call.keywords)
         elif isinstance(call.func, ast.Name) and call.func.id in self._functions:
             self._sweep(call)
+        elif self._is_for_parts(call):
+            self._call(call)
 
-    def numbers(self) -> Numbers:
-        return Numbers(self, self._code)
+    def _is_for_parts(self, node: ast.AST) -> bool:
+        """Whether it is a call of code that sets values, whatever its name, for a module or a parameter at a path."""
+        if not isinstance(node, ast.Call) or not any(self.path(each) for each in node.args):
+            return False
+        function = of_others(self.object(node.func))
+        return function is not None and self._makes(function, node)
+
+    def values(self) -> Values:
+        return Values(self, self._code)
 
     def _either(self, body: Sequence[ast.stmt], orelse: Sequence[ast.stmt]) -> None:
         """Read both ways, of which one was gone. What both tell alike is told."""
@@ -218,7 +241,7 @@ class Reader(Containers):
                 self._bind(each, path)
         elif isinstance(target, ast.Name) and isinstance(item, str):
             self._unname(target.id)
-            self._texts[target.id] = item
+            self._plain[target.id] = item
         elif isinstance(target, ast.Name) and isinstance(item, tuple):
             self._unname(target.id)
             self._names[target.id] = item
@@ -257,8 +280,8 @@ class Reader(Containers):
                     self._names[target.id] = given
                 if content is not None:
                     self.contents[target.id] = content
-                if isinstance(text := self.numbers().value(value), str):
-                    self._texts[target.id] = text
+                if type(plain := self.values().value(value)) in PLAIN:
+                    self._plain[target.id] = plain
             elif isinstance(target, ast.Tuple):
                 content = content_of(value, self)
                 names = (each.id for each in target.elts if isinstance(each, ast.Name))
@@ -348,7 +371,7 @@ class Reader(Containers):
     def _make(self, node: ast.expr, path: Path) -> None:
         """A parameter is made: `nn.Parameter(torch.ones(3))`."""
         if isinstance(node, ast.IfExp):
-            test = self.numbers().truth(node.test)
+            test = self.values().truth(node.test)
             self._make(node.orelse if test is False else node.body, path)
         elif isinstance(node, ast.Call) and called(node) == "Parameter":
             given = argument(node, 0, "data")
@@ -387,6 +410,21 @@ class Reader(Containers):
                 for given in each.args:
                     self._fill(given, each)
 
+    def _sweep_parameters(self, loop: ast.For) -> None:
+        """The same, of a loop. It runs, and so sets the parameters at which it is aimed, such as their elements."""
+        count = len(self._sweeps)
+        self._sweep(loop)
+        for each in self._sweeps[count:]:
+            if not each.path or each.path in self._told:
+                continue
+            if is_unplaced(each.path):  # of a new module of torch
+                is_parameter = each.path[-1] in ("weight", "bias")
+            else:
+                of = self.at(each.path[:-1])
+                is_parameter = of is not None and each.path[-1] in of._parameters
+            if is_parameter:
+                self._set(each.path, None if each.told is None else UNKNOWN)
+
     def _assignment(self, statement: ast.stmt) -> None:
         """A statement that may set values, and is no call: an assignment, or anything else."""
         if isinstance(statement, ast.Assign) and len(statement.targets) == 1 and self._is_item(statement.targets[0]):
@@ -420,7 +458,7 @@ class Reader(Containers):
         path = self.path(self._whole(target)) if target is not None and not isinstance(target, ast.Name) else None
         if path and target is not None:
             given: Any = statement
-            number: Any = self.numbers().value(given.value) if self._is_all_of(target) else None
+            number: Any = self.values().value(given.value) if self._is_all_of(target) else None
             if isinstance(statement, ast.Assign) and type(number) in (int, float):
                 self._set(path, Told(float(number)))
             elif isinstance(statement, ast.AugAssign) and not draws(statement):
@@ -447,13 +485,13 @@ class Reader(Containers):
             return
         if self._fills_local(call):
             return
-        numbers = self.numbers()
+        values = self.values()
         of = self._whole(call.func.value) if isinstance(call.func, ast.Attribute) else None
         is_method = of is not None and self.path(of) is not None
         given: Any = call.func.value if is_method else argument(call, 0, "tensor")  # type: ignore[attr-defined]
         path = None if given is None else self.path(self._whole(given))
         if path and called(call).endswith("_") and called(call) != "apply":
-            told = numbers.constant(call, is_method)
+            told = values.constant(call, is_method)
             if told is None and is_method and not draws(call):
                 if called(call) != "copy_":
                     self._swept([Sweep(path)])  # a draw that is halved is one
@@ -470,7 +508,7 @@ class Reader(Containers):
         is_method = isinstance(call.func, ast.Attribute) and self.object(call.func) is None
         of: Any = call.func.value if is_method else argument(call, 0, "tensor")  # type: ignore[attr-defined]
         of = of.value if isinstance(of, ast.Attribute) and of.attr == "data" else of
-        told = self.numbers().constant(call, is_method)
+        told = self.values().constant(call, is_method)
         if told is None or not isinstance(of, ast.Name) or of.id not in self.contents or self.path(of) is not None:
             return False
         self.contents[of.id] = told
@@ -501,16 +539,17 @@ class Reader(Containers):
         contents = {name: content_of(each, self) for name, each in given.items()}
         if of is not None:
             names["self"] = of
-        strings = {name: getattr(each, "value", None) for name, each in given.items()}
-        texts, self._texts = self._texts, {name: each for name, each in strings.items() if isinstance(each, str)}
+        plain = {name: each for name, each in code.defaults.items() if name not in given}
+        values = self.values()
+        plain |= {name: found for name, each in given.items() if type(found := values.value(each)) in PLAIN}
         outer, self._into = self._into, into
         self._within.append(function)
-        then = self._enter(code, names, loose, {**dict.fromkeys(code.arguments, UNKNOWN), **contents})
+        then = self._enter(code, names, loose, {**dict.fromkeys(code.arguments, UNKNOWN), **contents}, plain)
         for name, each in given.items():  # tensors that it was given
             if isinstance(each, ast.Name) and each.id in self.contents and name in then:
                 self.contents[each.id] = then[name]
         self._within.pop()
-        self._into, self._texts = outer, texts
+        self._into = outer
         return True
 
 

@@ -131,4 +131,7 @@ def below(module: Any, step: str | int) -> nn.Module | None:
         return module._modules.get(step)  # type: ignore[no-any-return]
     if not isinstance(module, (nn.Sequential, nn.ModuleList)) or not -len(module) <= step < len(module):
         return None
-    return module[step]
+    at = step + len(module) if step < 0 else step
+    if isinstance(module, nn.ModuleList):  # somebody may have given its modules names
+        return module._modules.get(str(at))
+    return list(module._modules.values())[at]

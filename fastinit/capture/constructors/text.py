@@ -10,24 +10,26 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from types import FunctionType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import nn
 
 from fastinit.capture.constructors.scripts import Path
 
+Plain: TypeAlias = bool | int | float | str
 PLAIN = (bool, int, float, str)  # types of values that are looked at
 
 
 class Constructor(NamedTuple):
     """A constructor's statements, the names around it, and which of its arguments are kept, as which attributes. Or
-    those of code that it calls. leaves: whether it may return before its end.
+    those of code that it calls. defaults: plain ones of arguments. leaves: whether it may return before its end.
     """
 
     body: list[ast.stmt]
     names: dict[str, Any]
     kept: dict[str, str]
     arguments: tuple[str, ...]
+    defaults: dict[str, Plain]
     leaves: bool
 
 
@@ -91,7 +93,15 @@ def code_of(function: Any, is_method: bool) -> Constructor | None:
     }
     names = tuple(arguments[1:] if is_method else arguments)
     leaves = any(map(returns, definition.body))
-    return Constructor(definition.body, function.__globals__, kept, names, leaves)
+    return Constructor(definition.body, function.__globals__, kept, names, _defaults(function), leaves)
+
+
+def _defaults(function: FunctionType) -> dict[str, Plain]:
+    code = function.__code__
+    given = code.co_varnames[: code.co_argcount]
+    found: dict[str, Any] = dict(zip(reversed(given), reversed(function.__defaults__ or ()), strict=False))
+    found |= function.__kwdefaults__ or {}
+    return {name: each for name, each in found.items() if type(each) in PLAIN}
 
 
 class Expression(NamedTuple):

@@ -1,4 +1,7 @@
-"""The values of expressions in a constructor, as far as they can be known. Nothing but arithmetic is executed."""
+"""The values of expressions in a constructor, and whether conditions hold, as far as they can be known.
+
+Nothing but arithmetic and methods of strings is executed.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from fastinit.capture.constructors.scripts import UNKNOWN, Path, Told
 from fastinit.capture.constructors.text import (
     PLAIN,
     Constructor,
+    Plain,
     argument,
     called,
     expression_of,
@@ -52,11 +56,11 @@ class Seen(Protocol):
     def look(self, path: Path) -> Any: ...
     def note_object(self) -> None: ...
     def is_none(self, path: Path) -> bool | None: ...
-    def text(self, name: str) -> str | None: ...
+    def plain(self, name: str) -> Plain | None: ...
     def dimensions(self, path: Path) -> int | None: ...
 
 
-class Numbers:
+class Values:
     """The values of expressions in a constructor, as far as they can be known."""
 
     def __init__(self, seen: Seen, constructor: Constructor) -> None:
@@ -183,8 +187,8 @@ class Numbers:
         if (path := self._attribute(node)) is not None:
             return self._seen.look(path)
         if isinstance(node, ast.Name):
-            if (text := self._seen.text(node.id)) is not None:
-                return text
+            if (plain := self._seen.plain(node.id)) is not None:
+                return plain
             found = self._names.get(node.id)
             return found if type(found) in PLAIN else None
         if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
