@@ -47,8 +47,7 @@ class Authors:
         self._failures: dict[int, str] = {}  # id of a module, or of the model -> what its code raised
         self._known: dict[tuple[int, str], Author] = {}
         self._constants: dict[int, dict[str, Author]] | None = None  # by the ids of modules
-        self._empty: set[tuple[int, str]] = set()
-        self._drawn: set[tuple[int, str]] = set()
+        self._made: dict[int, set[tuple[str, str]]] = {}  # by the ids of modules: parameters, and "empty" or "drawn"
 
     def exactly(self) -> Authors:
         """The same, with every layer read."""
@@ -83,7 +82,9 @@ class Authors:
         if self._constants is None:
             self._constants = {}
             constructed = told_of(self._modules)
-            self._empty, self._drawn = constructed.empty, constructed.drawn
+            for made, how in ((constructed.empty, "empty"), (constructed.drawn, "drawn")):
+                for key, name in made:
+                    self._made.setdefault(key, set()).add((name, how))
             for (key, name), told in constructed.told.items():
                 distribution = None if told.value is None else Constant(told.value)
                 reason = AS_MADE if told.made else "as its constructor is written"
@@ -93,19 +94,18 @@ class Authors:
 
     def constructed(self, module: nn.Module) -> Hashable:
         """What constructors tell of a module: equal where that is equal. (): nothing."""
-        constants = self.constants_of(module)
-        made = ((name, self.is_empty(module, name), self.is_drawn(module, name)) for name in module._parameters)
-        return *constants.items(), *(each for each in made if True in each)
+        constants, made = self.constants_of(module), self._made.get(id(module))
+        return tuple(constants.items()) if made is None else (*constants.items(), *sorted(made))
 
     def is_empty(self, module: nn.Module, own_name: str) -> bool:
         """Whether a parameter is made of memory that no constructor has written to."""
         self.constants_of(module)
-        return (id(module), own_name) in self._empty
+        return (own_name, "empty") in self._made.get(id(module), ())
 
     def is_drawn(self, module: nn.Module, own_name: str) -> bool:
         """Whether the constructor of the module draws a parameter."""
         self.constants_of(module)
-        return (id(module), own_name) in self._drawn
+        return (own_name, "drawn") in self._made.get(id(module), ())
 
     def of(self, module: nn.Module, own_name: str) -> Author:
         """What the code gives the parameter `own_name` of `module`."""
