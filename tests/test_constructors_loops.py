@@ -91,6 +91,24 @@ class Parameters(Net):
                 p.data.fill_(0)
 
 
+class Continuing(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        for name, m in self.named_modules():
+            if not name.startswith("layers"):
+                continue
+            if isinstance(m, nn.Conv1d):
+                nn.init.constant_(m.bias, 0.1)
+                continue
+            elif not hasattr(m, "running_mean"):
+                continue
+            nn.init.zeros_(m.bias)
+            if "last" in name:
+                nn.init.zeros_(m.weight)
+                continue
+            nn.init.constant_(m.weight, 0.5)
+
+
 SETS = {
     "layers.0.conv.weight": "linear map of Conv1d",
     "layers.1.conv.bias": "author: 0.1",
@@ -109,7 +127,7 @@ def reasons(model: nn.Module) -> dict[str, str]:
         return {row.name: row.reason for row in fastinit.plan(model, SCHEME, seed=0).rows}
 
 
-@pytest.mark.parametrize("kind", [OverModules, Named, Children, Parameters])
+@pytest.mark.parametrize("kind", [OverModules, Named, Children, Parameters, Continuing])
 def test_what_a_loop_sets_is_known(kind: Any) -> None:
     for prefix, model in (("", kind()), ("0.", nn.Sequential(kind())), ("", kind().to("meta"))):
         found = reasons(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from torch import nn
@@ -24,12 +25,29 @@ class Seen(Protocol):
 
 def rounds_of(loop: ast.For, seen: Seen) -> list[tuple[ast.expr, Any]] | None:
     """What the target of a loop over some modules stands for in each round; None if that is not known."""
-    if loop.orelse or any(isinstance(each, (ast.Break, ast.Continue)) for each in ast.walk(loop)):
+    if loop.orelse or any(isinstance(each, (ast.Break, ast.Continue)) for each in _inside(loop)):
         return None
     if (path := _all_parameters(loop, seen)) is not None:
         return [(loop.target, path)]
     items = _items(loop.iter, seen)
     return None if items is None else [(loop.target, item) for item in items]
+
+
+def body_of(loop: ast.For) -> list[ast.stmt]:
+    """What a loop does in a round. What comes after `if ...: continue` is done otherwise."""
+    return _without_continue(loop.body)
+
+
+def _without_continue(body: list[ast.stmt]) -> list[ast.stmt]:
+    for at, each in enumerate(body):
+        if isinstance(each, ast.If) and isinstance(each.body[-1], ast.Continue):
+            done: list[ast.stmt] = each.body[:-1] or [ast.Pass()]
+            return [*body[:at], ast.If(each.test, done, _without_continue([*each.orelse, *body[at + 1 :]]))]
+    return body
+
+
+def _inside(loop: ast.For) -> Iterator[ast.AST]:
+    return (node for statement in body_of(loop) for node in ast.walk(statement))
 
 
 def _all_parameters(loop: ast.For, seen: Seen) -> Path | None:

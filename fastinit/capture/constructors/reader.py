@@ -12,7 +12,7 @@ from torch import nn
 from fastinit.capture.constructors.containers import Containers
 from fastinit.capture.constructors.contents import Content, content_of
 from fastinit.capture.constructors.effects import Effects, Scope
-from fastinit.capture.constructors.loops import is_over_all_below, rounds_of
+from fastinit.capture.constructors.loops import body_of, is_over_all_below, rounds_of
 from fastinit.capture.constructors.parts import NAMES
 from fastinit.capture.constructors.runs import run_of
 from fastinit.capture.constructors.scripts import NOTHING, UNKNOWN, Path, Run, Script, Sweep, Told
@@ -174,11 +174,11 @@ class Reader(Containers):
         rounds = rounds_of(loop, self) if may_set(loop) or self._calls_for_values(loop) else None
         if rounds is None:
             return False
-        told, outer = dict(self._told), self._is_over_all
+        body, told, outer = body_of(loop), dict(self._told), self._is_over_all
         self._is_over_all = is_over_all_below(loop)
         for target, item in rounds:
             self._bind(target, item)
-            self._read(loop.body)
+            self._read(body)
         if self._is_over_all and self._perhaps:
             self._told = {path: each if told.get(path, each) == each else None for path, each in self._told.items()}
         self._is_over_all = outer
