@@ -41,8 +41,8 @@ class LineWithoutFma {
     // argument but zero is smaller than 2^-50, and none greater than 2^4: products stay clear of subnormals.
     const bool is_power = (bit_cast<uint32_t>(slope) & 0x007FFFFF) == 0;
     if (size == 0.0f || (size > 0x1p-70f && size < 0x1p100f && (is_power || offset == 0.0f))) return kInFloat;
-    // Between round bounds, the sum is exact in double. It is often halfway between floats then.
-    if (step > 0.0f && is_exact_in_double(slope, offset, step)) return kFromDouble;
+    // A product alone is exact in double. So is a sum between round bounds, where it is often halfway between floats.
+    if (offset == 0.0f || (step > 0.0f && is_exact_in_double(slope, offset, step))) return kFromDouble;
     return kWithCare;
   }
   // For arguments that are multiples of `step`, at most 1 in size. Neither number is zero.

@@ -162,7 +162,7 @@ void check_line_of_steps(const char* lanes, Random& random) {
       const uint32_t bits = bit_cast<uint32_t>(random.number(0, spread)) ^ (random.word() & 0x007FFFFF);
       return bit_cast<float>(bits & (~uint32_t{0} << random.word() % 24));
     };
-    const float slope = number(i % 2 == 0 ? 8 : 125), offset = i % 32 == 0 ? 0.0f : number(i % 2 == 0 ? 8 : 125);
+    const float slope = number(i % 2 == 0 ? 8 : 125), offset = i % 33 == 0 ? 0.0f : number(i % 2 == 0 ? 8 : 125);
     float x[L::kWidth];
     for (float& each : x) each = static_cast<float>(static_cast<int32_t>(random.word() | 1)) * 0x1p-31f;
     different += different_on_line<L>(slope, offset, 0x1p-31f, x);
